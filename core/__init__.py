@@ -1,0 +1,1 @@
+"""The library: tensors and dataclasses in, tensors and dataclasses out. Knows nothing of ComfyUI."""

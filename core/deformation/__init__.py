@@ -1,0 +1,8 @@
+"""Deformation fields: (canonical Gaussians, times) to moved Gaussians."""
+
+from .base import DeformationField, field_from_config, register_field
+from .control_nodes import ControlNodes
+from .hexplane import HexPlane
+from .mlp import DeformationMLP
+
+__all__ = ["ControlNodes", "DeformationField", "DeformationMLP", "HexPlane", "field_from_config", "register_field"]

@@ -1,0 +1,82 @@
+"""The interface of a deformation field."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..gaussians import Gaussians
+
+_FIELDS: dict[str, type[DeformationField]] = {}
+
+
+class DeformationField(nn.Module):
+    """Moves canonical Gaussians to given times. A new field moves nothing: its outputs start at zero.
+
+    A subclass keeps its constructor arguments in ``self.arguments`` (JSON values) so that a saved scene can rebuild it.
+    """
+
+    name: ClassVar[str]
+    arguments: dict[str, Any]
+
+    def forward(self, gaussians: Gaussians, tau: Tensor) -> Gaussians:
+        """The Gaussians ``(N, ...)`` at times ``tau`` (B,) in [0, 1], as a batch ``(B, N, ...)``."""
+        raise NotImplementedError
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Optimiser groups: ``params``, ``lr`` and a ``name`` each."""
+        raise NotImplementedError
+
+    def config(self) -> dict[str, Any]:
+        """What :func:`field_from_config` needs to build the same field."""
+        return {"type": self.name, **self.arguments}
+
+
+def register_field(cls: type[DeformationField]) -> type[DeformationField]:
+    """Class decorator: makes a field loadable by its name."""
+    _FIELDS[cls.name] = cls
+    return cls
+
+
+def field_from_config(config: dict[str, Any]) -> DeformationField:
+    """The field that :meth:`DeformationField.config` described, with fresh parameters.
+
+    Raises:
+        ValueError: for an unknown type.
+    """
+    arguments = dict(config)
+    kind = arguments.pop("type", None)
+    if kind not in _FIELDS:
+        raise ValueError(f"unknown deformation field {kind!r}, expected one of {', '.join(sorted(_FIELDS))}")
+    return _FIELDS[kind](**arguments)
+
+
+def apply_deltas(
+    gaussians: Gaussians,
+    means: Tensor,  # (B, N, 3)
+    log_scales: Tensor | None = None,  # (B, N, 3)
+    quats: Tensor | None = None,  # (B, N, 4)
+    opacity_logits: Tensor | None = None,  # (B, N)
+) -> Gaussians:
+    """Canonical attributes plus deltas in raw space (PLA4D: S' = S + Delta); absent deltas are zero."""
+
+    def add(base: Tensor, delta: Tensor | None) -> Tensor:
+        return base.expand(len(means), *base.shape) if delta is None else base + delta
+
+    return Gaussians(
+        means=gaussians.means + means,
+        quats=add(gaussians.quats, quats),
+        log_scales=add(gaussians.log_scales, log_scales),
+        opacity_logits=add(gaussians.opacity_logits, opacity_logits),
+        sh=gaussians.sh.expand(len(means), *gaussians.sh.shape),
+    )
+
+
+def zero_linear(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer that starts at zero."""
+    layer = nn.Linear(inputs, outputs)
+    torch.nn.init.zeros_(layer.weight)
+    torch.nn.init.zeros_(layer.bias)
+    return layer

@@ -1,0 +1,112 @@
+"""HexPlane deformation: six feature planes over pairs of (x, y, z, t), multiplied, and small residual heads.
+
+Sources: K-Planes / HexPlane as used by 4D Gaussian Splatting; sizes and zero initialisation of DreamGaussian4D.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..gaussians import Gaussians
+from .base import DeformationField, apply_deltas, register_field, zero_linear
+
+
+class _Head(nn.Module):
+    """``Linear(r + Linear(r))`` of r = ReLU(h), both layers zero at the start: no motion, yet gradients flow through r."""
+
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.residual, self.out = zero_linear(width, width), zero_linear(width, outputs)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        r = F.relu(hidden)
+        return self.out(r + self.residual(r))
+
+
+@register_field
+class HexPlane(DeformationField):
+    """DreamGaussian4D's field; PLA4D's with ``opacity=True``.
+
+    Args:
+        resolution: cells of the spatial axes at scale 1.
+        time_resolution: cells of the time axis.
+        channels: features a plane.
+        width: hidden width of the heads.
+        bounds: half-size of the box that the planes cover; points beyond it see its border.
+        multiscale: factors on ``resolution``; the features of the scales are concatenated.
+        opacity: whether opacity moves too.
+        grid_lr, mlp_lr: learning rates of the planes and of the layers.
+    """
+
+    name = "hexplane"
+
+    def __init__(
+        self,
+        resolution: int = 32,
+        time_resolution: int = 12,
+        channels: int = 32,
+        width: int = 64,
+        bounds: float = 1.6,
+        multiscale: Sequence[int] = (1,),
+        opacity: bool = True,
+        grid_lr: float = 6.4e-3,
+        mlp_lr: float = 6.4e-4,
+    ) -> None:
+        super().__init__()
+        self.arguments: dict[str, Any] = dict(
+            resolution=resolution, time_resolution=time_resolution, channels=channels, width=width, bounds=bounds,
+            multiscale=list(multiscale), opacity=opacity, grid_lr=grid_lr, mlp_lr=mlp_lr,
+        )  # fmt: skip
+        self.bounds, self.grid_lr, self.mlp_lr = bounds, grid_lr, mlp_lr
+        self.planes = nn.ParameterList()
+        for scale in multiscale:
+            sizes = [resolution * scale] * 3 + [time_resolution]
+            for a, b in combinations(range(4), 2):
+                plane = torch.ones(1, channels, sizes[b], sizes[a])
+                # Temporal planes start at one, so that the first features do not depend on time.
+                self.planes.append(nn.Parameter(plane if b == 3 else plane.uniform_(0.1, 0.5)))
+        self.trunk = nn.Linear(channels * len(multiscale), width)
+        nn.init.xavier_uniform_(self.trunk.weight)
+        self.heads = nn.ModuleDict({"means": _Head(width, 3), "log_scales": _Head(width, 3), "quats": _Head(width, 4)})
+        if opacity:
+            self.heads["opacity_logits"] = _Head(width, 1)
+
+    def features(self, points: Tensor, tau: Tensor) -> Tensor:  # (N, 3), (B,) -> (B, N, C)
+        """Plane features at canonical points and times in [0, 1]."""
+        space = points / self.bounds
+        time = (2 * tau - 1)[:, None].expand(-1, len(points))
+        scales: list[Tensor] = []
+        for first in range(0, len(self.planes), 6):
+            spatial, temporal = None, None
+            for plane, (a, b) in zip(self.planes[first : first + 6], combinations(range(4), 2)):
+                if b < 3:
+                    grid = torch.stack([space[:, a], space[:, b]], -1)[None, None]
+                    value = F.grid_sample(plane, grid, align_corners=True, padding_mode="border")[0, :, 0].T  # (N, C)
+                    spatial = value if spatial is None else spatial * value
+                else:
+                    grid = torch.stack([space[:, a].expand_as(time), time], -1)[None]
+                    value = F.grid_sample(plane, grid, align_corners=True, padding_mode="border")[0].movedim(0, -1)
+                    temporal = value if temporal is None else temporal * value
+            assert spatial is not None and temporal is not None
+            scales.append(spatial * temporal)
+        return torch.cat(scales, -1)
+
+    def forward(self, gaussians: Gaussians, tau: Tensor) -> Gaussians:
+        hidden = self.trunk(self.features(gaussians.means, tau))
+        deltas = {name: head(hidden) for name, head in self.heads.items()}
+        if "opacity_logits" in deltas:
+            deltas["opacity_logits"] = deltas["opacity_logits"][..., 0]
+        return apply_deltas(gaussians, **deltas)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        layers = list(self.trunk.parameters()) + list(self.heads.parameters())
+        return [
+            {"name": "planes", "params": list(self.planes), "lr": self.grid_lr},
+            {"name": "layers", "params": layers, "lr": self.mlp_lr},
+        ]
