@@ -1,0 +1,7 @@
+"""Rendering of Gaussians, with interchangeable backends."""
+
+from __future__ import annotations
+
+from .rasterize import Render, ScreenStatistics, available_backends, rasterize, resolve_backend
+
+__all__ = ["Render", "ScreenStatistics", "available_backends", "rasterize", "resolve_backend"]
