@@ -1,0 +1,206 @@
+"""Finding the object in pictures without alpha: a plain background is keyed, any other goes to rembg."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .files import InputError
+
+log = logging.getLogger(__name__)
+
+METHODS = ("auto", "key", "rembg")
+#: rembg's general model.
+REMBG_MODEL = "u2net"
+#: A border is plain when this share of it lies within PLAIN of its median colour; an object may touch the rest.
+PLAIN_SHARE = 0.75
+PLAIN = 12 / 255
+#: Enclosed background smaller than this share of the picture stays part of the object, as a highlight would.
+SMALLEST_WINDOW = 5e-4
+#: Parts smaller than this share of the largest one are specks.
+SMALLEST_PART = 3e-3
+#: Colour change below which a pixel counts as unmoved.
+UNMOVED = 0.06
+
+
+def estimate_masks(
+    frames: Tensor,  # (T, H, W, 3) uint8 or float in [0, 1]
+    method: str = "auto",
+    *,
+    source: str = "video",
+    download: bool = False,
+) -> tuple[Tensor, Tensor, str]:  # (T, H, W, 3), (T, H, W), method used
+    """Straight colours and masks of the object in opaque frames.
+
+    ``"key"`` removes a background of one colour (:func:`key_masks`), ``"rembg"`` asks that package's network
+    (:func:`rembg_masks`), ``"auto"`` keys where the pictures' border is plain and asks rembg elsewhere. Masks are steadied in
+    time and freed of specks.
+
+    Raises:
+        InputError: for a method that cannot work on these pictures or this machine.
+    """
+    if method not in METHODS:
+        raise InputError(f"{source}: unknown background method {method!r}, choose one of {', '.join(METHODS)}")
+    pictures = (frames if frames.dtype == torch.uint8 else (frames * 255).round().to(torch.uint8)).numpy()
+    colour = plain_border(pictures) if method != "rembg" else None
+    if colour is not None:
+        masks, method = key_masks(pictures, colour), "key"
+    elif method == "key":
+        raise InputError(f"{source}: the border is not of one colour, so it cannot be keyed; choose background rembg or give a mask")
+    else:
+        masks, method = rembg_masks(pictures, source, download), "rembg"
+    masks = steady(pictures, masks)
+    for mask in masks:
+        remove_specks(mask)
+    colors = frames.float() / 255 if frames.dtype == torch.uint8 else frames.float()
+    alpha = torch.from_numpy(masks)
+    if colour is not None:
+        # I = a F + (1 - a) B, solved for F: no rim of the old background.
+        behind = torch.from_numpy(colour)[:, None, None]
+        a = alpha[..., None]
+        colors = torch.where((a > 0) & (a < 1), ((colors - (1 - a) * behind) / a.clamp_min(1e-3)).clamp(0, 1), colors)
+    return colors, alpha, method
+
+
+def plain_border(pictures: np.ndarray) -> np.ndarray | None:  # (T, H, W, 3) uint8 -> (T, 3) in [0, 1]
+    """Each picture's background colour, if the borders of all are of nearly one and the same colour."""
+    border = np.concatenate(
+        [pictures[:, :2].reshape(len(pictures), -1, 3), pictures[:, -2:].reshape(len(pictures), -1, 3)]
+        + [pictures[:, :, side].reshape(len(pictures), -1, 3) for side in (slice(0, 2), slice(-2, None))],
+        1,
+    )
+    border = border.astype(np.float32) / 255
+    colour = np.median(border, 1)
+    near = np.abs(border - colour[:, None]).max(-1) <= PLAIN
+    same = np.abs(colour - np.median(colour, 0)).max() <= PLAIN
+    return colour if same and near.mean(1).min() >= PLAIN_SHARE else None
+
+
+def key_masks(
+    pictures: np.ndarray,  # (T, H, W, 3) uint8
+    colour: np.ndarray,  # (T, 3) in [0, 1]
+) -> np.ndarray:  # (T, H, W) float32
+    """Masks of an object in front of one colour.
+
+    The background is what a flood of that colour reaches from the border, so parts of the same colour inside the object stay;
+    enclosed windows count as background only when they are as flat as the background itself and not small. In the two
+    pixels next to the background, alpha is the distance from its colour as a share of the largest distance around: there
+    the edge's own softness and the codec's blur lie.
+    """
+    from scipy import ndimage
+
+    masks = np.empty(pictures.shape[:3], np.float32)
+    height, width = masks.shape[1:]
+    for picture, behind, mask in zip(pictures, np.round(colour * 255).astype(np.int16), masks):
+        distance = np.abs(picture.astype(np.int16) - behind).max(-1).astype(np.uint8)
+        rim = np.concatenate([distance[0], distance[-1], distance[:, 0], distance[:, -1]])
+        noise = float(np.quantile(rim[rim <= PLAIN * 255], 0.99))
+        labels, count = ndimage.label(distance <= 6 + 1.5 * noise)
+        outside = np.zeros(count + 1, bool)
+        outside[np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])] = True
+        sizes = np.bincount(labels.ravel(), minlength=count + 1)
+        flat = np.bincount(labels.ravel(), distance.ravel() <= 1 + noise, count + 1) >= 0.8 * sizes
+        outside |= flat & (sizes >= SMALLEST_WINDOW * height * width)
+        outside[0] = False
+        empty = outside[labels]
+        band = ndimage.binary_dilation(empty, np.ones((3, 3), bool), 2) & ~empty
+        strongest = ndimage.maximum_filter(distance, 5)
+        soft = distance / np.maximum(strongest, 1).astype(np.float32)
+        mask[:] = np.where(empty, 0, np.where(band, soft, 1))
+    return masks
+
+
+def steady(pictures: np.ndarray, masks: np.ndarray) -> np.ndarray:  # (T, H, W, 3), (T, H, W) -> (T, H, W)
+    """Masks without one-frame flicker: the median of three frames where the colour stays the same through all three.
+
+    Where the colour changes something moves, and the mask is left alone.
+    """
+    if len(masks) < 3:
+        return masks
+    still = np.abs(np.diff(pictures.astype(np.int16), axis=0)).max(-1) <= UNMOVED * 255
+    out = masks.copy()
+    calm = still[:-1] & still[1:]
+    out[1:-1][calm] = np.median(np.stack([masks[:-2], masks[1:-1], masks[2:]]), 0)[calm]
+    return out
+
+
+def remove_specks(mask: np.ndarray) -> None:  # (H, W)
+    """Clear, in place, every connected part smaller than a share of the largest."""
+    from scipy import ndimage
+
+    labels, count = ndimage.label(mask > 0.1, np.ones((3, 3), bool))
+    if count < 2:
+        return
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    kept = ndimage.binary_dilation((sizes >= SMALLEST_PART * sizes.max())[labels], np.ones((3, 3), bool), 2)
+    mask[~kept] = 0
+
+
+def rembg_masks(pictures: np.ndarray, source: str, download: bool = False) -> np.ndarray:  # (T, H, W, 3) uint8 -> (T, H, W)
+    """Masks by the optional package rembg and its U2-Net model, which is fetched only when ``download`` is true.
+
+    Raises:
+        InputError: where the package does not import or its model is not on this machine.
+    """
+    from PIL import Image
+
+    rembg = _import_rembg(source)
+    found = _model_file()
+    if found is None and not download:
+        raise InputError(
+            f"{source}: the background is not plain and the model {REMBG_MODEL}.onnx is not at {_model_folders()[0]}; put it "
+            "there, run `python -m anchor4d models get rembg`, or give frames with alpha or a mask"
+        )
+    session = rembg.new_session(REMBG_MODEL) if found is None else _offline_session(rembg, found)
+    masks = [rembg.remove(Image.fromarray(picture), session=session, only_mask=True) for picture in pictures]
+    out = np.stack([np.asarray(mask.convert("L"), np.float32) for mask in masks]) / 255
+    out[out < 0.05] = 0
+    return out
+
+
+def _import_rembg(source: str) -> Any:
+    try:
+        import rembg
+    except (Exception, SystemExit) as error:  # rembg ends the process where it finds no runtime
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"{source}: the background is not plain and rembg, which would remove it, does not start ({reason}); "
+            "run `pip install rembg[cpu]`, or give frames with alpha or a mask"
+        ) from None
+    return rembg
+
+
+def _model_folders() -> list[Path]:
+    """Where rembg's older and newer versions keep the model, preferred first."""
+    if os.getenv("U2NET_HOME"):
+        home = Path(os.environ["U2NET_HOME"]).expanduser()
+        return [home, home / "models" / REMBG_MODEL]
+    data = Path(os.getenv("XDG_DATA_HOME", "~")).expanduser()
+    newer = os.getenv("REMBG_HOME") or (data / "rembg" if os.getenv("XDG_DATA_HOME") else "~/.rembg")
+    return [data / ".u2net", Path(newer).expanduser() / "models" / REMBG_MODEL]
+
+
+def _model_file() -> Path | None:
+    return next((f / f"{REMBG_MODEL}.onnx" for f in _model_folders() if (f / f"{REMBG_MODEL}.onnx").is_file()), None)
+
+
+def _offline_session(rembg: Any, model: Path) -> Any:
+    """A session of a model that is here. Told to skip its checksum, rembg has no reason left to reach for the network."""
+    settings = {"U2NET_HOME": str(model.parent), "MODEL_CHECKSUM_DISABLED": "1"}
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        return rembg.new_session(REMBG_MODEL)
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
