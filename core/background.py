@@ -23,6 +23,11 @@ PLAIN_SHARE = 0.75
 PLAIN = 12 / 255
 #: Enclosed background smaller than this share of the picture stays part of the object, as a highlight would.
 SMALLEST_WINDOW = 5e-4
+#: Share of an enclosed window that must be the background's very colour, the codec's ringing around its rim aside.
+WINDOW_FLAT = 0.45
+#: A lossy codec's ringing: its amplitude as a share of the contrast beside it, and how far it reaches, pixels.
+RINGING = 0.11
+RINGING_REACH = 8
 #: Parts smaller than this share of the largest one are specks.
 SMALLEST_PART = 3e-3
 #: Colour change below which a pixel counts as unmoved.
@@ -35,12 +40,14 @@ def estimate_masks(
     *,
     source: str = "video",
     download: bool = False,
-) -> tuple[Tensor, Tensor, str]:  # (T, H, W, 3), (T, H, W), method used
-    """Straight colours and masks of the object in opaque frames.
+) -> tuple[Tensor, str]:  # (T, H, W), method used
+    """Masks of the object in opaque frames.
 
     ``"key"`` removes a background of one colour (:func:`key_masks`), ``"rembg"`` asks that package's network
     (:func:`rembg_masks`), ``"auto"`` keys where the pictures' border is plain and asks rembg elsewhere. Masks are steadied in
     time and freed of specks.
+
+    Returns masks and the method used. Colours at the object's edge still hold some background.
 
     Raises:
         InputError: for a method that cannot work on these pictures or this machine.
@@ -52,20 +59,13 @@ def estimate_masks(
     if colour is not None:
         masks, method = key_masks(pictures, colour), "key"
     elif method == "key":
-        raise InputError(f"{source}: the border is not of one colour, so it cannot be keyed; choose background rembg or give a mask")
+        raise InputError(f"{source}: the border is not of one colour and cannot be keyed, choose background rembg or give a mask")
     else:
         masks, method = rembg_masks(pictures, source, download), "rembg"
     masks = steady(pictures, masks)
     for mask in masks:
         remove_specks(mask)
-    colors = frames.float() / 255 if frames.dtype == torch.uint8 else frames.float()
-    alpha = torch.from_numpy(masks)
-    if colour is not None:
-        # I = a F + (1 - a) B, solved for F: no rim of the old background.
-        behind = torch.from_numpy(colour)[:, None, None]
-        a = alpha[..., None]
-        colors = torch.where((a > 0) & (a < 1), ((colors - (1 - a) * behind) / a.clamp_min(1e-3)).clamp(0, 1), colors)
-    return colors, alpha, method
+    return torch.from_numpy(masks), method
 
 
 def plain_border(pictures: np.ndarray) -> np.ndarray | None:  # (T, H, W, 3) uint8 -> (T, 3) in [0, 1]
@@ -89,7 +89,8 @@ def key_masks(
     """Masks of an object in front of one colour.
 
     The background is what a flood of that colour reaches from the border, so parts of the same colour inside the object stay;
-    enclosed windows count as background only when they are as flat as the background itself and not small. In the two
+    enclosed windows count as background only when they are as flat as the background itself and not small. Where a lossy
+    codec has left ringing around edges, more of it counts as background there. In the two
     pixels next to the background, alpha is the distance from its colour as a share of the largest distance around: there
     the edge's own softness and the codec's blur lie.
     """
@@ -101,17 +102,21 @@ def key_masks(
         distance = np.abs(picture.astype(np.int16) - behind).max(-1).astype(np.uint8)
         rim = np.concatenate([distance[0], distance[-1], distance[:, 0], distance[:, -1]])
         noise = float(np.quantile(rim[rim <= PLAIN * 255], 0.99))
-        labels, count = ndimage.label(distance <= 6 + 1.5 * noise)
+        plain = 6 + 1.5 * noise
+        contrast = ndimage.maximum_filter(distance, 2 * RINGING_REACH + 1)
+        beside = (contrast > 64) & (distance <= plain)
+        lossy = (distance[beside] > 1 + noise).mean() > 0.1 if beside.any() else False
+        likely = distance <= (np.maximum(plain, RINGING * contrast) if lossy else plain)
+        labels, count = ndimage.label(likely)
         outside = np.zeros(count + 1, bool)
         outside[np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])] = True
-        sizes = np.bincount(labels.ravel(), minlength=count + 1)
-        flat = np.bincount(labels.ravel(), distance.ravel() <= 1 + noise, count + 1) >= 0.8 * sizes
+        sizes = np.bincount(labels.ravel(), distance.ravel() <= plain, count + 1)
+        flat = np.bincount(labels.ravel(), distance.ravel() <= 2 + noise, count + 1) >= WINDOW_FLAT * sizes
         outside |= flat & (sizes >= SMALLEST_WINDOW * height * width)
         outside[0] = False
         empty = outside[labels]
         band = ndimage.binary_dilation(empty, np.ones((3, 3), bool), 2) & ~empty
-        strongest = ndimage.maximum_filter(distance, 5)
-        soft = distance / np.maximum(strongest, 1).astype(np.float32)
+        soft = distance / np.maximum(ndimage.maximum_filter(distance, 5), 1).astype(np.float32)
         mask[:] = np.where(empty, 0, np.where(band, soft, 1))
     return masks
 

@@ -35,6 +35,8 @@ DEFAULT_FPS = 12.0
 ORIENTATION = 0x0112
 #: Alpha from which a pixel counts towards the crop.
 VISIBLE = 0.1
+#: Alpha from which a pixel whose mask was estimated is the object's own colour.
+CORE = 0.95
 
 
 @dataclass(frozen=True)
@@ -237,7 +239,7 @@ def prepare(
     elif clip.masks is not None:
         masks, masked_by = clip.masks, "mask"
     else:
-        colors, masks, masked_by = estimate_masks(colors, background, source=clip.source, download=download)
+        masks, masked_by = estimate_masks(colors, background, source=clip.source, download=download)
     empty = (masks.flatten(1).amax(1) <= 0.5).nonzero().flatten().tolist()
     if empty:
         which = "any frame" if len(empty) == len(masks) else "frame" + "s" * (len(empty) > 1) + f" {_ranges(empty)}"
@@ -253,6 +255,9 @@ def prepare(
     x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + size, crop.width), min(y + size, crop.height)
     rgba[:, y0 - y : y1 - y, x0 - x : x1 - x, :3] = _unit(colors[:, y0:y1, x0:x1])
     rgba[:, y0 - y : y1 - y, x0 - x : x1 - x, 3] = masks[:, y0:y1, x0:x1]
+    if masked_by in ("key", "rembg"):
+        # Edge pixels mix object and background: they take the colour of the object beside them.
+        rgba[..., :3] = _bleed(rgba[..., :3], torch.where(rgba[..., 3] >= CORE, rgba[..., 3], 0.0))
     target = resolution if upsample else min(resolution, size)
     if target == size:
         colors, masks = rgba[..., :3].contiguous(), rgba[..., 3].contiguous()
@@ -502,7 +507,7 @@ def _straight(rgba: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _bleed(colors: Tensor, masks: Tensor) -> Tensor:  # (T, S, S, 3), (T, S, S) -> (T, S, S, 3)
-    """Colours continued where the mask is 0: from a pyramid of averages, each gap filled at the finest level that sees colour."""
+    """Colours continued where the mask is 0: a pyramid of averages, each gap filled at the finest level that sees colour."""
     level = torch.cat([colors * masks[..., None], masks[..., None]], -1).permute(0, 3, 1, 2)
     levels = []
     while max(level.shape[-2:]) > 1:
