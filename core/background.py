@@ -59,7 +59,7 @@ def estimate_masks(
     if colour is not None:
         masks, method = key_masks(pictures, colour), "key"
     elif method == "key":
-        raise InputError(f"{source}: the border is not of one colour and cannot be keyed, choose background rembg or give a mask")
+        raise InputError(f"{source}: the border is not of one colour and cannot be keyed, choose rembg or give a mask")
     else:
         masks, method = rembg_masks(pictures, source, download), "rembg"
     masks = steady(pictures, masks)
