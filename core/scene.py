@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
+from dataclasses import field as default
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class Scene4D:
     loop: bool = False
     front: FrontCamera | None = None
     crop: Crop | None = None
-    meta: dict[str, Any] = field(default_factory=dict)
+    meta: dict[str, Any] = default(default_factory=dict)
 
     @property
     def taus(self) -> Tensor:
