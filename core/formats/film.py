@@ -152,15 +152,8 @@ def side_by_side(
     first = next(iter(panels.values()))
     tall = first.shape[1] if height is None else height
     count = max(len(panel) for panel in panels.values())
-    titles = list(panels)
-    return np.stack(
-        [
-            np.asarray(
-                contact_sheet([[panel[min(t, len(panel) - 1)] for panel in panels.values()]], columns=titles, height=tall, gap=gap)
-            )
-            for t in range(count)
-        ]
-    )
+    rows = [[panel[min(t, len(panel) - 1)] for panel in panels.values()] for t in range(count)]
+    return np.stack([np.asarray(contact_sheet([row], columns=list(panels), height=tall, gap=gap)) for row in rows])
 
 
 def _on_paper(picture: Tensor | np.ndarray, height: int | None) -> Image.Image:

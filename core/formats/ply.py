@@ -28,7 +28,8 @@ _TYPES = {
 }  # fmt: skip
 #: A header longer than this is not one.
 _HEADER_BYTES = 1 << 16
-_REQUIRED = [*"xyz", *(f"f_dc_{i}" for i in range(3)), "opacity", *(f"scale_{i}" for i in range(3)), *(f"rot_{i}" for i in range(4))]
+_SHAPE = ["opacity", *(f"scale_{i}" for i in range(3)), *(f"rot_{i}" for i in range(4))]
+_REQUIRED = [*"xyz", *(f"f_dc_{i}" for i in range(3)), *_SHAPE]
 
 
 def half_turn(gaussians: Gaussians) -> Gaussians:
@@ -51,7 +52,7 @@ def half_turn(gaussians: Gaussians) -> Gaussians:
 
 
 def write_ply(path: str | os.PathLike[str], gaussians: Gaussians) -> None:
-    """Write unbatched Gaussians (N, ...): logs of scales, logits of opacities, quaternions wxyz, harmonics channel by channel."""
+    """Write unbatched Gaussians (N, ...): log scales, logit opacities, quaternions wxyz, harmonics channel by channel."""
     with atomic_path(path) as temporary:
         _write(temporary, gaussians)
 
@@ -66,7 +67,7 @@ def _write(path: Path, gaussians: Gaussians) -> None:
         torch.nn.functional.normalize(turned.quats, dim=-1),
     ]  # fmt: skip
     names = [*"xyz", "nx", "ny", "nz", *(f"f_dc_{i}" for i in range(3)), *(f"f_rest_{i}" for i in range(rest.shape[1]))]
-    names += ["opacity", *(f"scale_{i}" for i in range(3)), *(f"rot_{i}" for i in range(4))]
+    names += _SHAPE
     header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(turned)}"]
     header += [f"property float {name}" for name in names] + ["end_header", ""]
     with open(path, "wb") as file:
