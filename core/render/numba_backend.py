@@ -1,17 +1,179 @@
-"""The rasteriser in numba: multi-threaded on the CPU, float32."""
+"""The rasteriser in numba: multi-threaded on the CPU, float32, hand-written backward pass, the same bits every time.
+
+This file is torch's side of it: the kernels are in ``_kernels.py``, which alone imports numba.
+"""
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
+import tempfile
+import threading
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 import torch
+from torch import Tensor
+
+from ..cameras import Cameras
+from ..files import InputError
+from .torch_backend import require_finite
+
+if TYPE_CHECKING:
+    from .rasterize import ScreenStatistics
+
+logger = logging.getLogger(__name__)
+
+# One call at a time: numba's fallback threading layer aborts the process on concurrent entry, and calls would only share cores.
+_lock = threading.Lock()
+_failure = ""
+
+
+@cache
+def _kernels() -> ModuleType | None:
+    """The compiled kernels, or None where numba does not work; whatever its import raises only switches this backend off."""
+    global _failure
+    folder = Path(__file__).parent
+    if "NUMBA_CACHE_DIR" not in os.environ and not os.access(folder, os.W_OK):
+        os.environ["NUMBA_CACHE_DIR"] = str(_user_cache() / "anchor4d" / "numba")
+    try:
+        from . import _kernels as module
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # numba raises SystemExit, SystemError or ImportError when numpy does not suit it
+        _failure = f"numba does not work here ({type(error).__name__}: {error})".splitlines()[0]
+        logger.warning("The fast CPU renderer is off, PyTorch draws instead: %s", _failure)
+        return None
+    return module
+
+
+def _user_cache() -> Path:
+    """The user's folder for caches, by each system's custom."""
+    home = Path.home()
+    if sys.platform == "win32":
+        choice = Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        choice = home / "Library" / "Caches"
+    else:
+        choice = Path(os.environ.get("XDG_CACHE_HOME", home / ".cache"))
+    try:
+        choice.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        pass
+    return choice if os.access(choice, os.W_OK) else Path(tempfile.gettempdir())
 
 
 def available() -> bool:
-    return False
+    """Whether numba works here."""
+    return _kernels() is not None
 
 
 def why_not(device: torch.device) -> str:
-    return "numba is not installed"
+    """The reason why this backend cannot draw on a device."""
+    return "draws on the CPU only" if device.type != "cpu" else _failure
 
 
-def draw(*args, **kwargs):
-    raise NotImplementedError
+@cache
+def threads() -> int:
+    """How many threads draw: all cores up to two, else all but one."""
+    import numba
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(min(cores if cores <= 2 else cores - 1, numba.config.NUMBA_NUM_THREADS), 1)
+
+
+def draw(
+    means: Tensor,  # (B or 1, N, 3)
+    quats: Tensor,  # (B or 1, N, 4) wxyz
+    log_scales: Tensor,  # (B or 1, N, 3)
+    opacity_logits: Tensor,  # (B or 1, N)
+    colors: Tensor,  # (B or 1 or V, N, 3)
+    cameras: Cameras,  # (V,), item-major
+    items: int,  # B
+    statistics: ScreenStatistics | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`torch_backend.draw`."""
+    return _Draw.apply(means, quats, log_scales, opacity_logits, colors, cameras, items, statistics)  # pyright: ignore
+
+
+class _Draw(torch.autograd.Function):
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any,
+        means: Tensor,
+        quats: Tensor,
+        log_scales: Tensor,
+        opacity_logits: Tensor,
+        colors: Tensor,
+        cameras: Cameras,
+        items: int,
+        statistics: ScreenStatistics | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        tensors = [x.detach().contiguous() for x in (means, quats, log_scales, opacity_logits, colors)]
+        K = cameras.K
+        parts = [cameras.world_to_camera[:, :3].flatten(1), K[:, 0, 0, None], K[:, 1, 1, None], K[:, :2, 2]]
+        rows = torch.cat(parts, 1).detach().double().contiguous().numpy()
+        radii = np.zeros((len(rows), means.shape[1]) if statistics is not None else (0, 0), np.float32)
+        code, color, alpha, depth, saved = _call(
+            "forward", *(x.numpy() for x in tensors), rows, items, cameras.width, cameras.height, radii
+        )
+        if code == 1:
+            require_finite(means=means, quats=quats, log_scales=log_scales, opacity_logits=opacity_logits, colors=colors)
+            raise InputError("gaussians: positions or scales overflow, lower the learning rate or check the input")
+        if code == 2:
+            raise InputError("gaussians: too large and too many for one call, draw fewer views at once or check the scales")
+        if statistics is not None:
+            statistics.radii = torch.from_numpy(radii)
+            statistics.visible = statistics.radii > 0
+        pictures = tuple(torch.from_numpy(x) for x in (color, alpha, depth))
+        ctx.save_for_backward(*tensors, *pictures)
+        ctx.rest = rows, items, cameras.width, cameras.height, saved, statistics
+        ctx.set_materialize_grads(False)
+        return pictures
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        rows, items, width, height, saved, statistics = ctx.rest
+        *tensors, color, alpha, depth = ctx.saved_tensors
+        pictures = [x.numpy() for x in (color, alpha, depth)]
+        incoming = [p[:0] if g is None else g.contiguous().numpy() for p, g in zip(pictures, grads, strict=True)]
+        screen = np.zeros((len(rows), tensors[0].shape[1]) if statistics is not None else (0, 0), np.float32)
+        result = _call(
+            "backward", *(x.numpy() for x in tensors), rows, items, width, height, saved, *pictures, *incoming, screen
+        )
+        if statistics is not None:
+            statistics.gradient = torch.from_numpy(screen)
+        return (*map(torch.from_numpy, result), None, None, None)
+
+
+_scratch = np.empty(0, np.float32)
+
+
+def _call(name: str, *arguments: Any) -> Any:
+    """Run a kernel alone, on our number of threads."""
+    global _scratch
+    import numba
+
+    kernels = _kernels()
+    assert kernels is not None
+    with _lock:
+        before = numba.get_num_threads()
+        numba.set_num_threads(threads())
+        try:
+            if name == "forward":
+                return kernels.forward(*arguments, threads(), kernels._LANE_X, kernels._LANE_Y)
+            *first, saved, color, alpha, depth, g_color, g_alpha, g_depth, screen = arguments
+            room = int(saved[2][-1]) * kernels.LANES
+            if len(_scratch) < room:
+                _scratch = np.empty(room + room // 4, np.float32)
+            return kernels.backward(
+                *first, threads(), kernels._LANE_X, kernels._LANE_Y,
+                saved, color, alpha, depth, g_color, g_alpha, g_depth, _scratch, screen,
+            )  # fmt: skip
+        finally:
+            numba.set_num_threads(before)
