@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from anchor4d.core.cameras import quaternion_to_matrix
+from anchor4d.core.files import InputError
+from anchor4d.core.formats import (
+    contact_sheet,
+    film,
+    read_ply,
+    side_by_side,
+    write_frames,
+    write_mp4,
+    write_ply,
+    write_ply_sequence,
+    write_png,
+)
+from anchor4d.core.formats.ply import half_turn
+from anchor4d.core.gaussians import Gaussians
+from anchor4d.core.scene import Scene4D
+
+
+def some_gaussians(count: int = 7, degree: int = 0) -> Gaussians:
+    g = torch.Generator().manual_seed(1)
+    return Gaussians(
+        means=torch.randn(count, 3, generator=g),
+        quats=torch.nn.functional.normalize(torch.randn(count, 4, generator=g), dim=-1),
+        log_scales=torch.randn(count, 3, generator=g) - 4,
+        opacity_logits=torch.randn(count, generator=g),
+        sh=torch.randn(count, (degree + 1) ** 2, 3, generator=g),
+    )
+
+
+def same_up_to_quaternion_sign(a: Gaussians, b: Gaussians) -> None:
+    for name in ("means", "log_scales", "opacity_logits", "sh"):
+        torch.testing.assert_close(getattr(a, name), getattr(b, name), rtol=0, atol=1e-6)
+    torch.testing.assert_close(quaternion_to_matrix(a.quats), quaternion_to_matrix(b.quats), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("degree", [0, 1, 3])
+def test_ply_round_trip(tmp_path: Path, degree: int) -> None:
+    gaussians = some_gaussians(degree=degree)
+    write_ply(tmp_path / "a.ply", gaussians)
+    same_up_to_quaternion_sign(read_ply(tmp_path / "a.ply"), gaussians)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.ply"]
+
+
+def test_ply_golden_values_through_an_independent_reader(tmp_path: Path) -> None:
+    plyfile = pytest.importorskip("plyfile")
+    s = math.sqrt(0.5)
+    gaussians = Gaussians(
+        means=torch.tensor([[1.0, 2.0, 3.0]]),
+        quats=torch.tensor([[2 * s, 0.0, 0.0, 2 * s]]),  # a quarter turn about Z, not normalised
+        log_scales=torch.tensor([[-1.0, -2.0, -3.0]]),
+        opacity_logits=torch.tensor([0.25]),
+        sh=torch.arange(12.0).reshape(1, 4, 3),
+    )
+    write_ply(tmp_path / "a.ply", gaussians)
+    vertex = plyfile.PlyData.read(tmp_path / "a.ply")["vertex"]
+    rest = [f"f_rest_{i}" for i in range(9)]
+    names = [*"xyz", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2", *rest, "opacity"]
+    names += ["scale_0", "scale_1", "scale_2", "rot_0", "rot_1", "rot_2", "rot_3"]
+    assert [p.name for p in vertex.properties] == names
+    assert all(p.val_dtype == "f4" for p in vertex.properties)
+    value = {n: float(vertex[n][0]) for n in names}
+    assert [value[n] for n in "xyz"] == [1, -2, -3]
+    assert [value[f"f_dc_{i}"] for i in range(3)] == [0, 1, 2]
+    # Channel by channel; of the degree-1 harmonics (~ y, z, x) the first two change sign with their axes.
+    assert [value[n] for n in rest] == [-3, -6, 9, -4, -7, 10, -5, -8, 11]
+    assert [value[n] for n in ("opacity", "scale_0", "scale_1", "scale_2")] == [0.25, -1, -2, -3]
+    # diag(1, -1, -1) times the quarter turn about Z.
+    matrix = quaternion_to_matrix(torch.tensor([value[f"rot_{i}"] for i in range(4)]))
+    expected = torch.tensor([[0.0, -1, 0], [-1, 0, 0], [0, 0, -1]])
+    torch.testing.assert_close(matrix, expected, rtol=0, atol=1e-6)
+
+
+def test_half_turn_keeps_view_dependent_colours() -> None:
+    directions = torch.nn.functional.normalize(torch.randn(50, 3, generator=torch.Generator().manual_seed(0)), dim=-1)
+
+    def basis(d: torch.Tensor) -> torch.Tensor:  # 3DGS's real harmonics to degree 3, up to positive constants
+        x, y, z = d.unbind(-1)
+        xx, yy, zz = x * x, y * y, z * z
+        values = [torch.ones_like(x), -y, z, -x, x * y, -y * z, 2 * zz - xx - yy, -x * z, xx - yy]
+        values += [-y * (3 * xx - yy), x * y * z, -y * (4 * zz - xx - yy), z * (2 * zz - 3 * xx - 3 * yy)]
+        values += [-x * (4 * zz - xx - yy), z * (xx - yy), -x * (xx - 3 * yy)]
+        return torch.stack(values, -1)
+
+    gaussians = some_gaussians(degree=3)
+    before = basis(directions) @ gaussians.sh[0]
+    after = basis(directions * torch.tensor([1.0, -1, -1])) @ half_turn(gaussians).sh[0]
+    torch.testing.assert_close(after, before)
+    same_up_to_quaternion_sign(half_turn(half_turn(gaussians)), gaussians)
+
+
+def test_ply_written_elsewhere_in_another_order_and_type_is_read(tmp_path: Path) -> None:
+    plyfile = pytest.importorskip("plyfile")
+    gaussians = some_gaussians(3)
+    write_ply(tmp_path / "a.ply", gaussians)
+    table = plyfile.PlyData.read(tmp_path / "a.ply")["vertex"].data
+    names = [n for n in reversed(table.dtype.names) if not n.startswith("n")]
+    other = np.empty(3, [(n, "f8") for n in names] + [("red", "u1")])
+    for n in names:
+        other[n] = table[n]
+    faces = plyfile.PlyElement.describe(np.array([([0, 1, 2],)], [("vertex_indices", "i4", (3,))]), "face")
+    plyfile.PlyData([plyfile.PlyElement.describe(other, "vertex"), faces], byte_order="<", comments=["made elsewhere"]).write(
+        tmp_path / "b.ply"
+    )
+    same_up_to_quaternion_sign(read_ply(tmp_path / "b.ply"), gaussians)
+
+
+def test_bad_ply_files_are_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "bad.ply"
+    write_ply(path, some_gaussians())
+    good = path.read_bytes()
+    head = good[: good.index(b"end_header") + 11]
+    cases = {
+        "cut short": good[:-3],
+        "not a ply": b"glTF" + good,
+        "not a ply file": good[:40],
+        "cut short ": good.replace(b"vertex 7", b"vertex 4000000000"),
+        "no Gaussians": head.replace(b"vertex 7", b"vertex 0"),
+        "ascii": good.replace(b"binary_little_endian", b"ascii"),
+        "has no f_dc_0": good.replace(b"f_dc_0", b"f_xx_0"),
+        "garbled": good.replace(b"float opacity", b"flout opacity"),
+        "compressed": head.replace(b"float f_dc_0", b"uint packed_position"),
+        "NaN": head + np.full(7 * 17, np.nan, "<f4").tobytes(),
+    }
+    for message, content in cases.items():
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=f"bad.ply.*{message.strip()}"):
+            read_ply(path)
+    with pytest.raises(InputError, match="no such ply"):
+        read_ply(tmp_path / "missing.ply")
+
+
+def test_ply_sequence_with_manifest(tmp_path: Path) -> None:
+    scene = Scene4D(some_gaussians(), frames=4, fps=8.0, loop=True)
+    folder = tmp_path / "walk"
+    folder.mkdir()
+    (folder / "old.txt").write_text("from before")
+    files = write_ply_sequence(folder, scene, 6)
+    assert [f.name for f in files] == [f"frame{i:04}.ply" for i in range(6)]
+    assert sorted(p.name for p in folder.iterdir()) == [*(f.name for f in files), "manifest.json"]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["version"] == 1
+    assert manifest["fps"] == 12.0
+    assert manifest["loop"] is True
+    assert manifest["frames"] == {"pattern": "frame{frame:04}.ply", "start": 0, "count": 6}
+    same_up_to_quaternion_sign(read_ply(files[5]), scene.gaussians)
+
+
+def flat_frames(count: int = 6, height: int = 32, width: int = 48) -> np.ndarray:
+    colours = np.random.default_rng(0).integers(20, 236, (count, 1, 1, 3))
+    return np.broadcast_to(colours, (count, height, width, 3)).astype(np.uint8)
+
+
+def decode(path: Path) -> tuple[np.ndarray, float, str]:
+    av = pytest.importorskip("av")
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        frames = np.stack([f.to_ndarray(format="rgb24") for f in container.decode(stream)])
+        return frames, float(stream.average_rate), stream.codec_context.name
+
+
+def test_mp4_keeps_frames_rate_and_colours(tmp_path: Path) -> None:
+    frames = flat_frames()
+    write_mp4(tmp_path / "a.mp4", torch.from_numpy(frames).float() / 255, 13.813, loops=2)
+    decoded, rate, codec = decode(tmp_path / "a.mp4")
+    assert decoded.shape == (12, 32, 48, 3)
+    assert codec == "h264"
+    assert rate == pytest.approx(13.813, abs=1e-3)
+    assert np.abs(decoded.astype(int) - np.concatenate([frames, frames])).max() <= 5
+    content = (tmp_path / "a.mp4").read_bytes()
+    assert content.index(b"moov") < content.index(b"mdat")
+
+
+def test_mp4_pads_odd_sizes(tmp_path: Path) -> None:
+    write_mp4(tmp_path / "a.mp4", flat_frames(height=31, width=45), 12)
+    assert decode(tmp_path / "a.mp4")[0].shape == (6, 32, 46, 3)
+
+
+def test_mp4_without_x264(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    av = pytest.importorskip("av")
+    monkeypatch.setattr(av, "codecs_available", {"mpeg4"})
+    write_mp4(tmp_path / "a.mp4", flat_frames(), 12)
+    assert "no x264" in caplog.text
+    decoded, _, codec = decode(tmp_path / "a.mp4")
+    assert codec == "mpeg4"
+    assert decoded.shape == (6, 32, 48, 3)
+
+
+def test_a_failed_film_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="broadcast"):
+        write_mp4(tmp_path / "a.mp4", [np.zeros((16, 16, 3), np.uint8), np.zeros((16, 16), np.uint8)], 12)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_round_to_the_nearest_and_replace_a_folder(tmp_path: Path) -> None:
+    from PIL import Image
+
+    values = torch.tensor([-0.5, 0.4 / 255, 0.6 / 255, 127.5001 / 255, 254.6 / 255, 2.0, float("nan"), 1.0])
+    image = values.reshape(2, 1, 4).repeat(1, 3, 1)
+    write_png(tmp_path / "a.png", image)
+    assert np.asarray(Image.open(tmp_path / "a.png"))[:, 0].tolist() == [[0, 0, 1, 128], [255, 255, 0, 255]]
+    write_frames(tmp_path / "f", torch.zeros(12, 4, 4, 4))
+    files = write_frames(tmp_path / "f", torch.zeros(11, 4, 4, 4))
+    assert sorted((tmp_path / "f").iterdir()) == files
+    assert files[10].name == "010.png"
+    assert Image.open(files[0]).mode == "RGBA"
+
+
+def test_contact_sheet_places_pictures_on_white() -> None:
+    red = torch.tensor([1.0, 0, 0, 0.5]).expand(20, 30, 4)
+    grey = np.full((20, 10), 128, np.uint8)
+    plain = contact_sheet([[red, grey], [grey]], gap=2)
+    pixels = np.asarray(plain)
+    assert pixels.shape == (2 + 2 * 22, 2 + 32 + 12, 3)
+    assert pixels[12, 10].tolist() == [255, 127, 127]
+    assert pixels[12, 38].tolist() == [128] * 3
+    assert (pixels[24:44, 14:] == 255).all()
+    labelled = contact_sheet([[red, grey], [grey]], ["first", "second"], columns=["a", "b"], height=40)
+    assert labelled.width > plain.width
+    assert labelled.height > 2 * 40
+    assert (np.asarray(labelled)[:, :8] < 100).any()
+
+
+def test_side_by_side_holds_the_last_frame_of_a_shorter_panel() -> None:
+    frames = flat_frames(3, 20, 20)
+    film_frames = side_by_side({"video": frames, "result": frames[:2]})
+    assert film_frames.shape[0] == 3
+    assert film_frames.dtype == np.uint8
+    assert (film_frames[2, -8, -8] == frames[1, 0, 0]).all()
+    assert (film_frames[2, -8, 8] == frames[2, 0, 0]).all()
+    assert film.to_uint8(film_frames) is film_frames
