@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..fit.optimiser import Group
 from ..gaussians import Gaussians
 
 _FIELDS: dict[str, type[DeformationField]] = {}
@@ -25,9 +26,17 @@ class DeformationField(nn.Module):
         """The Gaussians ``(N, ...)`` at times ``tau`` (B,) in [0, 1], as a batch ``(B, N, ...)``."""
         raise NotImplementedError
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Optimiser groups: ``params``, ``lr`` and a ``name`` each."""
+    def parameter_groups(self, whole_clip: bool = True) -> list[Group]:
+        """Parameters with their learning rates; ``whole_clip`` is False while frames are tracked one by one."""
         raise NotImplementedError
+
+    def continue_motion(self, frame: int, source: int, before: int, momentum: float) -> None:
+        """Sets a frame's pose to its tracked neighbour's plus ``momentum`` times that one's own last move.
+
+        Raises:
+            ValueError: for fields that have no pose of their own at each frame.
+        """
+        raise ValueError(f"the {self.name} field cannot be tracked frame by frame; choose control nodes or set tracking to 0 steps")
 
     def config(self) -> dict[str, Any]:
         """What :func:`field_from_config` needs to build the same field."""

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..fit.optimiser import Group
 from ..gaussians import Gaussians
 from .base import DeformationField, apply_deltas, register_field, zero_linear
 
@@ -104,9 +105,7 @@ class HexPlane(DeformationField):
             deltas["opacity_logits"] = deltas["opacity_logits"][..., 0]
         return apply_deltas(gaussians, **deltas)
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        layers = list(self.trunk.parameters()) + list(self.heads.parameters())
-        return [
-            {"name": "planes", "params": list(self.planes), "lr": self.grid_lr},
-            {"name": "layers", "params": layers, "lr": self.mlp_lr},
-        ]
+    def parameter_groups(self, whole_clip: bool = True) -> list[Group]:
+        planes = [Group(f"planes.{i}", plane, self.grid_lr) for i, plane in enumerate(self.planes)]
+        layers = [(n, p) for n, p in self.named_parameters() if not n.startswith("planes.")]
+        return planes + [Group(name, parameter, self.mlp_lr) for name, parameter in layers]

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..fit.optimiser import Group
 from ..gaussians import Gaussians
 from .base import DeformationField, apply_deltas, register_field, zero_linear
 
@@ -63,8 +64,8 @@ class DeformationMLP(DeformationField):
             deltas["opacity_logits"] = deltas["opacity_logits"][..., 0]
         return apply_deltas(gaussians, **deltas)
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        return [{"name": "mlp", "params": list(self.parameters()), "lr": self.lr}]
+    def parameter_groups(self, whole_clip: bool = True) -> list[Group]:
+        return [Group(name, parameter, self.lr) for name, parameter in self.named_parameters()]
 
 
 def _encode(x: Tensor, bands: int) -> Tensor:  # (..., D) -> (..., D (1 + 2 bands))

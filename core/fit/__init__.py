@@ -1,0 +1,1 @@
+"""Fitting: the loop, its optimiser, density control and checkpoints."""

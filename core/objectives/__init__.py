@@ -1,0 +1,1 @@
+"""Objectives: one file each. A fit minimises their sum."""

@@ -1,0 +1,279 @@
+"""Sparse control nodes: keyframed rigid motions on the surface, blended linearly onto the Gaussians.
+
+A few hundred nodes carry the motion of any number of Gaussians: what makes the CPU path fast and rigidity cheap.
+Source of the idea: embedded deformation graphs; SC-GS for Gaussians.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..cameras import quaternion_multiply, quaternion_to_matrix
+from ..fit.optimiser import Group
+from ..gaussians import Gaussians
+from ..mesh import Mesh
+from .base import DeformationField, register_field
+from .graph import SurfaceGraph, graph_from_mesh, graph_from_points, spaced_binding
+
+
+@register_field
+class ControlNodes(DeformationField):
+    """Nodes with a translation, rotation, log-scale change and optionally an opacity change at each key time.
+
+    Key times are the clip's frame times; between them values follow a Catmull-Rom spline. A Gaussian moves by the blend of
+    its nodes' rigid motions: ``x' = sum_k w_k (R_k (x - p_k) + p_k + t_k)``.
+
+    Use :meth:`build` to place nodes on a surface; the constructor only makes an unplaced field of given sizes.
+
+    Args:
+        nodes, points, edges: numbers of nodes, of bound Gaussians and of node pairs.
+        keys: number of key times.
+        neighbours: nodes that each Gaussian is bound to.
+        loop: key ``keys`` is key 0 again.
+        opacity: whether opacity moves too.
+        anchored: key 0 never moves: the object at tau = 0 is the canonical one exactly.
+        lr: learning rate of translations, in world units; rotations take ``rotation_lr`` radians.
+        smooth_space, smooth_time: how far a step on one node spreads over the surface and over time, see :class:`Group`.
+    """
+
+    name = "control-nodes"
+    node_positions: Tensor  # (M, 3)
+    bind_index: Tensor  # (N, K)
+    bind_weight: Tensor  # (N, K)
+    pairs: Tensor  # (E, 2)
+    pair_weight: Tensor  # (E,)
+
+    def __init__(
+        self,
+        nodes: int,
+        points: int,
+        edges: int,
+        keys: int,
+        neighbours: int = 4,
+        loop: bool = False,
+        opacity: bool = False,
+        anchored: bool = True,
+        spacing: float = 0.05,
+        lr: float = 2e-3,
+        rotation_lr: float = 2e-2,
+        smooth_space: float = 8.0,
+        smooth_time: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.arguments: dict[str, Any] = dict(
+            nodes=nodes, points=points, edges=edges, keys=keys, neighbours=neighbours, loop=loop, opacity=opacity,
+            anchored=anchored, spacing=spacing, lr=lr, rotation_lr=rotation_lr, smooth_space=smooth_space, smooth_time=smooth_time,
+        )  # fmt: skip
+        self.keys, self.loop, self.anchored, self.spacing = keys, loop, anchored, spacing
+        self.lr, self.rotation_lr = lr, rotation_lr
+        self.smooth_space, self.smooth_time = smooth_space, smooth_time
+        self.translations = nn.Parameter(torch.zeros(keys, nodes, 3))
+        self.rotations = nn.Parameter(torch.zeros(keys, nodes, 3))  # rotation vectors, radians
+        self.log_scales = nn.Parameter(torch.zeros(keys, nodes, 3))
+        self.opacity_logits = nn.Parameter(torch.zeros(keys, nodes)) if opacity else None
+        self.register_buffer("node_positions", torch.zeros(nodes, 3))
+        self.register_buffer("bind_index", torch.zeros(points, neighbours, dtype=torch.int64))
+        self.register_buffer("bind_weight", torch.zeros(points, neighbours))
+        self.register_buffer("pairs", torch.zeros(edges, 2, dtype=torch.int64))
+        self.register_buffer("pair_weight", torch.ones(edges))
+        self._blend: tuple[Any, tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+
+    @staticmethod
+    def build(
+        gaussians: Gaussians,
+        keys: int,
+        *,
+        mesh: Mesh | None = None,
+        faces: Tensor | None = None,  # (N,)
+        nodes: int = 300,
+        neighbours: int = 4,
+        **arguments: Any,
+    ) -> ControlNodes:
+        """Nodes spread over the object's surface, every Gaussian bound to the nearest along it.
+
+        Args:
+            gaussians: the canonical set.
+            keys: number of key times.
+            mesh: the surface; without one the Gaussians' own neighbourhoods stand in.
+            faces: the face that each Gaussian was sampled from, (N,); keeps touching parts apart.
+            nodes: how many; fewer where the surface has fewer points.
+        """
+        component = None
+        if mesh is not None:
+            graph, face_component = graph_from_mesh(mesh)
+            if faces is not None:
+                component = face_component[faces.cpu().numpy()]
+        else:
+            graph = graph_from_points(gaussians.means)
+        chosen = graph.spread(nodes)
+        index, weight, pairs, spacing = spaced_binding(graph, chosen, gaussians.means, component, neighbours)
+        field = ControlNodes(
+            nodes=len(chosen), points=len(gaussians), edges=len(pairs), keys=keys, neighbours=index.shape[1],
+            spacing=spacing, **arguments,
+        )  # fmt: skip
+        field.node_positions.copy_(torch.from_numpy(graph.points[chosen]))
+        field.bind_index.copy_(index)
+        field.bind_weight.copy_(weight)
+        field.pairs.copy_(pairs)
+        return field.to(gaussians.device)
+
+    def key_weights(self, tau: Tensor) -> Tensor:  # (B,) -> (B, keys)
+        """Catmull-Rom weights of the keys at times in [0, 1]; exactly one key at its own time."""
+        span = self.keys if self.loop else max(self.keys - 1, 1)
+        u = tau.detach() * span
+        left = u.floor().clamp(max=span - 1) if not self.loop else u.floor()
+        f = (u - left)[:, None]
+        basis = torch.cat(
+            [-f + 2 * f**2 - f**3, 2 - 5 * f**2 + 3 * f**3, f + 4 * f**2 - 3 * f**3, -(f**2) + f**3], 1
+        ) / 2  # fmt: skip
+        index = left.long()[:, None] + torch.arange(-1, 3, device=tau.device)
+        index = index % self.keys if self.loop else index.clamp(0, self.keys - 1)
+        return torch.zeros(len(tau), self.keys, device=tau.device).scatter_add_(1, index, basis)
+
+    def _keyed(self, parameter: Tensor, weights: Tensor) -> Tensor:  # (keys, M, C), (B, keys) -> (B, M, C)
+        return torch.tensordot(weights[:, 1:], parameter[1:], 1) if self.anchored else torch.tensordot(weights, parameter, 1)
+
+    def node_motion(self, tau: Tensor) -> tuple[Tensor, Tensor]:  # (B,) -> (B, M, 3), (B, M, 4)
+        """Moved node positions and rotations (unit quaternions wxyz) at given times."""
+        weights = self.key_weights(tau)
+        return (
+            self.node_positions + self._keyed(self.translations, weights),
+            rotation_vector_to_quaternion(self._keyed(self.rotations, weights)),
+        )
+
+    def forward(self, gaussians: Gaussians, tau: Tensor) -> Gaussians:
+        if len(gaussians) != self.bind_index.shape[0]:
+            raise ValueError(f"control nodes were bound to {self.bind_index.shape[0]} Gaussians, not {len(gaussians)}; build the field again")
+        weights = self.key_weights(tau)
+        batch, nodes = len(tau), len(self.node_positions)
+        positions = self.node_positions + self._keyed(self.translations, weights)
+        quats = rotation_vector_to_quaternion(self._keyed(self.rotations, weights))
+        matrices = quaternion_to_matrix(quats)
+        offsets = positions - (matrices @ self.node_positions[:, :, None])[..., 0]
+        # x' = sum_k w_k (R_k x + o_k) is linear in R and o: with w x folded into the sparse matrix it is one product.
+        motions = torch.cat([matrices, offsets[..., None]], -1)  # (B, M, 3, 4)
+        affine, plain = self._blend_matrices(gaussians.means)
+        if gaussians.means.requires_grad:
+            blend = _Blend.apply(motions.movedim(0, 1).reshape(nodes, -1), *plain).reshape(-1, batch, 3, 4)
+            moved = (blend[..., :3] * gaussians.means[:, None, None, :]).sum(-1) + blend[..., 3]
+        else:
+            moved = _Blend.apply(motions.permute(3, 1, 0, 2).reshape(4 * nodes, batch * 3), *affine)
+        others = [quats, self._keyed(self.log_scales, weights)]
+        if self.opacity_logits is not None:
+            others.append(self._keyed(self.opacity_logits[..., None], weights))
+        blended = [
+            _Blend.apply(x.movedim(0, 1).reshape(nodes, -1), *plain).reshape(-1, batch, x.shape[-1]).movedim(1, 0)
+            for x in others
+        ]
+        return Gaussians(
+            means=moved.reshape(-1, batch, 3).movedim(1, 0),
+            quats=quaternion_multiply(F.normalize(blended[0], dim=-1), gaussians.quats),
+            log_scales=gaussians.log_scales + blended[1],
+            opacity_logits=(
+                gaussians.opacity_logits.expand(batch, -1)
+                if self.opacity_logits is None
+                else gaussians.opacity_logits + blended[2][..., 0]
+            ),
+            sh=gaussians.sh.expand(batch, *gaussians.sh.shape),
+        )
+
+    def _blend_matrices(self, means: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """The binding as sparse matrices with their transposes: (N, 4 M) with homogeneous positions folded in, and (N, M)."""
+        key = (means.data_ptr(), means._version, means.device)
+        if self._blend is None or self._blend[0] != key:
+            points, k = self.bind_index.shape
+            nodes = len(self.node_positions)
+            rows = torch.arange(points, device=means.device).repeat_interleave(k)
+            columns, value = self.bind_index.reshape(-1), self.bind_weight.reshape(-1)
+            homogeneous = torch.cat([means.detach(), torch.ones_like(means[:, :1])], -1)[rows]  # (N K, 4)
+            plain = _sparse(rows, columns, value, (points, nodes))
+            affine = _sparse(
+                rows.repeat(4),
+                (columns + nodes * torch.arange(4, device=means.device)[:, None]).reshape(-1),
+                (homogeneous * value[:, None]).T.reshape(-1),
+                (points, 4 * nodes),
+            )
+            self._blend = key, affine, plain
+        return self._blend[1], self._blend[2]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._blend = None
+        return super()._apply(fn, recurse)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        self._blend = None
+        return super().load_state_dict(*args, **kwargs)
+
+    def parameter_groups(self, whole_clip: bool = True) -> list[Group]:
+        space, time = self._smoothing()
+
+        def smooth(x: Tensor) -> Tensor:  # (keys, M, ...)
+            y = torch.einsum("mn,tn...->tm...", space, x)
+            return torch.einsum("st,tm...->sm...", time, y) if whole_clip else y
+
+        groups = [
+            Group("translations", self.translations, self.lr, smooth),
+            Group("rotations", self.rotations, self.rotation_lr, smooth),
+            Group("log_scales", self.log_scales, self.rotation_lr / 4, smooth),
+        ]
+        if self.opacity_logits is not None:
+            groups.append(Group("opacity_logits", self.opacity_logits, 5e-2, smooth))
+        return groups
+
+    def _smoothing(self) -> tuple[Tensor, Tensor]:
+        """Inverses of (I + s L) over the node graph (M, M) and over the keys (keys, keys), an anchored key held still."""
+        nodes, device = len(self.node_positions), self.pairs.device
+        i, j = self.pairs.unbind(1)
+        laplacian = torch.zeros(nodes, nodes, device=device)
+        laplacian[i, j] = laplacian[j, i] = -1.0
+        laplacian.diagonal().copy_(-laplacian.sum(1))
+        laplacian /= laplacian.diagonal().mean()
+        space = torch.linalg.inv(torch.eye(nodes, device=device) + self.smooth_space * laplacian)
+        step = torch.eye(self.keys, device=device) - torch.eye(self.keys, device=device).roll(1, 1)
+        if not self.loop:
+            step = step[:-1]
+        time = torch.eye(self.keys, device=device) + self.smooth_time * step.T @ step
+        if self.anchored:
+            time[0], time[:, 0] = 0, 0
+            time[0, 0] = 1
+        return space, torch.linalg.inv(time)
+
+    @torch.no_grad()
+    def continue_motion(self, frame: int, source: int, before: int, momentum: float) -> None:
+        for parameter in (self.translations, self.rotations, self.log_scales):
+            parameter[frame] = parameter[source] + momentum * (parameter[source] - parameter[before])
+
+def _sparse(rows: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """A compressed sparse matrix and its transpose."""
+    index = torch.stack([rows, columns])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch announces that its CSR support is in beta
+        matrix = torch.sparse_coo_tensor(index, values, shape, check_invariants=False)
+        return matrix.coalesce().to_sparse_csr(), matrix.t().coalesce().to_sparse_csr()
+
+
+class _Blend(torch.autograd.Function):
+    """Sparse matrix product whose backward uses the stored transpose: fast and the same on every run."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, matrix: Tensor, transpose: Tensor) -> Tensor:
+        ctx.transpose = transpose
+        return matrix @ values
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.transpose @ gradient.contiguous(), None, None
+
+
+def rotation_vector_to_quaternion(vector: Tensor) -> Tensor:  # (..., 3) radians -> (..., 4) wxyz
+    """Exponential map; smooth at zero."""
+    half = vector / 2
+    angle = (half.square().sum(-1, keepdim=True) + 1e-12).sqrt()
+    return torch.cat([angle.cos(), half * (angle.sin() / angle)], -1)
+
+

@@ -1,0 +1,97 @@
+"""Density control: Gaussians are cloned or split where the picture pulls hardest, and removed where they do nothing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..cameras import quaternion_to_matrix
+from ..gaussians import Gaussians
+from ..render import ScreenStatistics
+from .optimiser import Adam
+
+
+@dataclass
+class DensityControl:
+    """Clone, split and prune, up to a fixed budget. Works with every renderer, from its screen gradients.
+
+    Source: 3D Gaussian Splatting's rule (clone small, split large by 1.6, prune the transparent) with a budget: of those above
+    the threshold the strongest come first until the budget is full.
+
+    Args:
+        every, start, stop: steps between changes, first step, and the progress rho after which nothing changes.
+        threshold: mean screen gradient (half-picture units, for a loss summed over a view) above which a Gaussian grows.
+        large: standard deviation above which it splits instead of being cloned, world units.
+        min_opacity: below it a Gaussian is removed.
+        budget: most Gaussians there may be.
+        share: at most this part of the set grows at a time.
+    """
+
+    every: int = 100
+    start: int = 100
+    stop: float = 0.7
+    threshold: float = 2e-4
+    large: float = 0.01
+    min_opacity: float = 0.01
+    budget: int = 100_000
+    share: float = 0.1
+    _gradient: Tensor = field(default_factory=lambda: torch.zeros(0))
+    _seen: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+    def update(
+        self, index: int, total: int, gaussians: Gaussians, optimiser: Adam, statistics: list[ScreenStatistics], generator: torch.Generator
+    ) -> Gaussians:
+        """Accumulates this step's statistics and, when it is time, returns a changed set with the optimiser's state to match."""
+        for seen_by in statistics:
+            if seen_by.gradient is None or seen_by.visible is None:
+                continue
+            gradient, seen = seen_by.gradient.sum(0), seen_by.visible.sum(0).to(torch.float32)
+            if len(self._gradient) != len(gradient):
+                self._gradient, self._seen = torch.zeros_like(gradient), torch.zeros_like(seen)
+            self._gradient, self._seen = self._gradient + gradient, self._seen + seen
+        step = index + 1
+        if step < self.start or step % self.every or step > self.stop * total or not len(self._gradient):
+            return gaussians
+        mean = self._gradient / self._seen.clamp_min(1)
+        self._gradient, self._seen = self._gradient.new_zeros(0), self._seen.new_zeros(0)
+        with torch.no_grad():
+            return self._change(gaussians.detach(), mean, optimiser, generator)
+
+    def _change(self, old: Gaussians, gradient: Tensor, optimiser: Adam, generator: torch.Generator) -> Gaussians:
+        keep = old.opacities > self.min_opacity
+        room = min(self.budget - int(keep.sum()), math.floor(self.share * len(old)))
+        strength = torch.where(keep & (gradient > self.threshold), gradient, torch.zeros_like(gradient))
+        order = strength.argsort(descending=True, stable=True)[: max(room, 0)]
+        grow = torch.zeros_like(keep)
+        grow[order[strength[order] > 0]] = True
+        split = grow & (old.scales.amax(-1) > self.large)
+        parents = old.select(split)
+        noise = torch.randn(2, len(parents), 3, generator=generator).to(old.device) * parents.scales
+        offset = (quaternion_to_matrix(parents.quats) @ noise[..., None])[..., 0]
+        smaller = parents.log_scales - math.log(1.6)
+        children = [
+            Gaussians(parents.means + offset[i], parents.quats, smaller, parents.opacity_logits, parents.sh) for i in range(2)
+        ]
+        stay = keep & ~split
+        new = Gaussians.cat([old.select(stay), old.select(grow & ~split), *children])
+        kept = stay.nonzero()[:, 0]
+        for group in optimiser.groups:
+            tensor = new.tensors()[group.name].clone().requires_grad_(True)
+            group.parameter = tensor
+            for state in (optimiser.first, optimiser.second):
+                fresh = torch.zeros_like(tensor)
+                fresh[: len(kept)] = state[group.name][kept]
+                state[group.name] = fresh
+            new = Gaussians(**(new.tensors() | {group.name: tensor}))
+        return new
+
+    def state(self) -> dict[str, Tensor]:
+        """Running statistics, for a checkpoint."""
+        return {"gradient": self._gradient, "seen": self._seen}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Takes back what :meth:`state` gave."""
+        self._gradient, self._seen = state["gradient"], state["seen"]

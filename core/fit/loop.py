@@ -1,0 +1,265 @@
+"""The training loop: a sum of objectives, a schedule, and what every long fit owes its user.
+
+Progress with a preview, interruption at any step, checkpoints, and a resumed run equal to an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..cameras import FrontCamera
+from ..deformation import DeformationField
+from ..gaussians import Gaussians
+from ..mesh import Mesh
+from ..objectives.base import FitStep, Objective
+from ..render import ScreenStatistics
+from ..video import DrivingVideo
+from .checkpoint import load_checkpoint, save_checkpoint
+from .density import DensityControl
+from .optimiser import Adam, Group
+
+log = logging.getLogger(__name__)
+
+
+class Progress(Protocol):
+    """Called after every step; interrupts the fit by raising.
+
+    ``preview()`` draws a small picture (H, W, 3) of the present state and costs a render, so call it only now and then.
+    """
+
+    def __call__(self, stage: str, step: int, steps: int, losses: dict[str, float], preview: Callable[[], Tensor]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how large.
+
+    Args:
+        steps: iterations.
+        resolutions: pairs (until rho, pixels): the first pair whose rho is not yet passed sets the picture size.
+        frames: frames a step, drawn at random; 0 takes all.
+        lr_final: learning rates fall log-linearly to this factor.
+        background: "white", or "random": a new solid colour each step, the same for renders and targets, which sharpens alpha.
+        one_by_one: 0, or the steps spent on each frame in turn, starting from its neighbour (see :func:`tracking_order`);
+            ``steps`` is then that times the frames tracked.
+        momentum: share of the last frame's motion that the next one starts with when tracking.
+    """
+
+    steps: int
+    resolutions: tuple[tuple[float, int], ...] = ((1.0, 256),)
+    frames: int = 0
+    lr_final: float = 0.1
+    background: str = "white"
+    one_by_one: int = 0
+    momentum: float = 0.8
+
+    def resolution(self, rho: float) -> int:
+        """Picture size at a progress."""
+        return next((pixels for until, pixels in self.resolutions if rho < until), self.resolutions[-1][1])
+
+
+@dataclass
+class FitState:
+    """What a fit changes.
+
+    Args:
+        gaussians: the canonical set.
+        field: deformation, or None in the static stage.
+    """
+
+    gaussians: Gaussians
+    field: DeformationField | None = None
+    losses: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a fit looks at: see :class:`FitStep`."""
+
+    video: DrivingVideo
+    taus: Tensor
+    fronts: list[FrontCamera]
+    meshes: list[Mesh] = dataclasses.field(default_factory=list)
+    loop: bool = False
+    backend: str = "auto"
+
+
+#: Learning rates of the static stage (DreamGaussian4D's, positions falling to 2 %).
+GAUSSIAN_LR = {"means": 1e-3, "sh": 1e-2, "opacity_logits": 5e-2, "log_scales": 5e-3, "quats": 5e-3}
+
+
+def run_fit(
+    stage: str,
+    state: FitState,
+    objectives: Sequence[Objective],
+    schedule: Schedule,
+    inputs: Inputs,
+    *,
+    train: str = "field",
+    seed: int = 0,
+    density: DensityControl | None = None,
+    gaussian_lr: dict[str, float] | None = None,
+    progress: Progress | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_seconds: float = 30.0,
+    key: str = "",
+) -> FitState:
+    """Minimise the sum of the objectives.
+
+    Args:
+        stage: its name, shown in progress and kept in checkpoints.
+        state: where to start; not changed.
+        objectives: the terms; an empty list is an error, since nothing would be learnt.
+        train: "field", or "gaussians" for the canonical set.
+        density: adds and removes Gaussians while the canonical set is trained.
+        checkpoint: file to write every ``checkpoint_seconds`` and on interruption, and to resume from where it exists.
+        key: identifies the inputs; a checkpoint with another key is ignored.
+
+    Returns:
+        the state with every tensor detached.
+
+    Raises:
+        whatever ``progress`` raises to interrupt, after the checkpoint is written.
+    """
+    if not objectives:
+        raise ValueError(f"{stage}: no objectives, so there is nothing to fit; connect at least one")
+    generator = torch.Generator().manual_seed(seed)
+    gaussians, deformation = state.gaussians.detach().clone(), state.field
+    losses: dict[str, list[float]] = {}
+    rates = GAUSSIAN_LR if gaussian_lr is None else gaussian_lr
+
+    if train == "field" and deformation is None:
+        raise ValueError(f"{stage}: there is no deformation field to train")
+
+    def optimiser_for(gaussians: Gaussians) -> Adam:
+        if train == "gaussians":
+            return Adam([Group(n, t.requires_grad_(True), rates[n]) for n, t in gaussians.tensors().items() if rates.get(n, 0) > 0])
+        assert deformation is not None
+        return Adam(deformation.parameter_groups(whole_clip=schedule.one_by_one == 0))
+
+    path = None if checkpoint is None else Path(checkpoint)
+    first, resumed = 0, None
+    if path is not None and path.is_file():
+        tensors, header = load_checkpoint(path)
+        if header["stage"] == stage and header["key"] == key:
+            first, resumed, losses = header["step"], tensors, header["losses"]
+            gaussians = Gaussians(**{k: tensors[f"gaussians.{k}"] for k in gaussians.tensors()}).to(gaussians.device)
+            if deformation is not None:
+                deformation.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("field.")})
+            generator.set_state(tensors["generator"])
+            log.info("%s: resumed at step %d of %d", stage, first, schedule.steps)
+    optimiser = optimiser_for(gaussians)
+    if resumed is not None:
+        optimiser.load({k[10:]: v for k, v in resumed.items() if k.startswith("optimiser.")})
+        if density is not None:
+            density.load({k[8:]: v for k, v in resumed.items() if k.startswith("density.")})
+
+    def save(step: int) -> None:
+        if path is None:
+            return
+        tensors = {f"gaussians.{k}": v for k, v in gaussians.tensors().items()}
+        tensors |= {f"optimiser.{k}": v for k, v in optimiser.state().items()}
+        tensors["generator"] = generator.get_state()
+        if deformation is not None:
+            tensors |= {f"field.{k}": v for k, v in deformation.state_dict().items()}
+        if density is not None:
+            tensors |= {f"density.{k}": v for k, v in density.state().items()}
+        save_checkpoint(path, tensors, {"stage": stage, "key": key, "step": step, "losses": losses})
+
+    count = len(inputs.taus)
+    order = tracking_order(count, inputs.loop) if schedule.one_by_one else []
+    device = gaussians.device
+    saved = time.monotonic()
+    done = first
+    try:
+        for index in range(first, schedule.steps):
+            rows, turn = None, 0
+            if schedule.one_by_one:
+                turn, within = divmod(index, schedule.one_by_one)
+                frame, source, before = order[turn]
+                rows = torch.tensor([frame])
+                if within == 0:
+                    deformation.continue_motion(frame, source, before, schedule.momentum)
+                    optimiser.reset()
+                factor = schedule.lr_final ** (within / schedule.one_by_one)
+                frames = rows
+            else:
+                factor = schedule.lr_final ** (index / schedule.steps)
+                frames = torch.arange(count)
+                if schedule.frames:
+                    frames = torch.randperm(count, generator=generator)[: schedule.frames].sort().values
+            background = torch.rand(3, generator=generator) if schedule.background == "random" else torch.ones(3)
+            statistics: list[ScreenStatistics] | None = [] if density is not None else None
+            step = FitStep(
+                index=index, total=schedule.steps, canonical=gaussians, field=deformation, frames=frames,
+                taus=inputs.taus[frames].to(device), video=inputs.video, fronts=inputs.fronts,
+                resolution=schedule.resolution(index / schedule.steps), background=background.to(device), generator=generator,
+                meshes=inputs.meshes, loop=inputs.loop, tracking=order[turn] if order else None, backend=inputs.backend, statistics=statistics,
+            )  # fmt: skip
+            terms = {objective.name: objective(step) for objective in objectives}
+            total = torch.stack([term for term in terms.values()]).sum()
+            if total.requires_grad:
+                total.backward()
+            optimiser.step(factor, rows)
+            if density is not None and statistics is not None:
+                gaussians = density.update(index, schedule.steps, gaussians, optimiser, statistics, generator)
+            done = index + 1
+            if index % 10 == 0 or done == schedule.steps:
+                values = {name: float(term.detach()) for name, term in terms.items()}
+                for name, value in values.items():
+                    losses.setdefault(name, []).append(value)
+                if not all(map(_finite, values.values())):
+                    worst = next(name for name, value in values.items() if not _finite(value))
+                    raise FloatingPointError(f"{stage}: the loss {worst!r} is not finite at step {index}; lower its weight or the learning rate")
+            if progress is not None:
+                progress(stage, done, schedule.steps, {k: v[-1] for k, v in losses.items()}, lambda: _preview(step))  # noqa: B023
+            if path is not None and time.monotonic() - saved > checkpoint_seconds:
+                save(done)
+                saved = time.monotonic()
+    except FloatingPointError:
+        raise
+    except BaseException:
+        save(done)
+        raise
+    if done > first:
+        # The finished stage is kept too: a run that is interrupted in a later stage resumes behind this one.
+        save(done)
+    return FitState(gaussians.detach(), deformation, losses)
+
+
+def tracking_order(frames: int, loop: bool) -> list[tuple[int, int, int]]:
+    """The order in which frames are tracked: (frame, the neighbour it starts from, the neighbour before that).
+
+    A clip that loops is followed from frame 0 both ways, so that nothing is tracked further than half the clip.
+    """
+    if not loop:
+        return [(t, t - 1, max(t - 2, 0)) for t in range(1, frames)]
+    order: list[tuple[int, int, int]] = []
+    ahead, back = 1, frames - 1
+    while ahead <= back:
+        order.append((ahead, ahead - 1, max(ahead - 2, 0)))
+        if back > ahead:
+            order.append((back, (back + 1) % frames, (back + 2) % frames if back + 1 < frames else 0))
+        ahead, back = ahead + 1, back - 1
+    return order
+
+
+def _finite(value: float) -> bool:
+    return value == value and abs(value) != float("inf")
+
+
+@torch.no_grad()
+def _preview(step: FitStep) -> Tensor:
+    """Target and render of one frame side by side, (H, 2 W, 3)."""
+    target, _ = step.target
+    return torch.cat([target[-1, 0], step.front.color[-1, 0].detach().clamp(0, 1)], 1)

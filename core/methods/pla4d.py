@@ -1,0 +1,310 @@
+"""PLA4D: pixel-level alignment for video (or text) to 4D. Liang et al., arXiv 2405.19957. First open implementation.
+
+Three stages, each a function that the nodes and the command line call: the camera is aligned (Eq. 4), Gaussians are fitted to
+the mesh and the first frame (Eq. 5-9), and a deformation field is fitted to the clip (Eq. 10; Eq. 11 needs a prior).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..align import FocalAlignment, align_camera, color_from_frame
+from ..cameras import FrontCamera
+from ..deformation import ControlNodes, DeformationField, DeformationMLP, HexPlane
+from ..fit.checkpoint import fingerprint
+from ..fit.density import DensityControl
+from ..fit.loop import FitState, Inputs, Progress, Schedule, run_fit
+from ..gaussians import Gaussians, from_points, neighbour_distances
+from ..mesh import Mesh, sample_surface
+from ..objectives.base import Objective, constant, linear
+from ..objectives.first_frame import FirstFrame
+from ..objectives.front import FrontMatch
+from ..objectives.mesh import MeshMatch
+from ..objectives.reference import ReferenceRefinement, ScoreDistillation
+from ..objectives.rigidity import Rigidity, Smoothness
+from ..scene import Scene4D, frame_times
+from ..video import DrivingVideo, looks_looping
+
+
+@dataclass(frozen=True)
+class StaticConfig:
+    """Frame-to-3D: Gaussians from the mesh and the first frame.
+
+    Args:
+        gaussians: sampled on the mesh's surface.
+        schedule: of the fit.
+        objectives: its terms.
+        density: clone, split and prune, or None.
+    """
+
+    gaussians: int
+    schedule: Schedule
+    objectives: tuple[Objective, ...]
+    density: DensityControl | None = None
+
+
+@dataclass(frozen=True)
+class MotionConfig:
+    """3D-to-4D: the deformation field from the clip.
+
+    Args:
+        field: "control-nodes", "hexplane" or "mlp".
+        tracking: schedule of the pass that follows the object frame by frame, or None.
+        schedule: of the pass over all frames.
+        objectives: terms of both passes.
+        nodes: control nodes.
+        opacity: whether opacity moves.
+    """
+
+    field: Literal["control-nodes", "hexplane", "mlp"]
+    schedule: Schedule
+    objectives: tuple[Objective, ...]
+    tracking: Schedule | None = None
+    nodes: int = 300
+    opacity: bool = False
+
+
+@dataclass(frozen=True)
+class PLA4DConfig:
+    """The whole method: ``preset()`` gives the named ones."""
+
+    name: str
+    alignment: Literal["robust", "literal"]
+    resolution: int
+    static: StaticConfig
+    motion: MotionConfig
+
+
+def preset(name: str, prior: ScoreDistillation | None = None) -> PLA4DConfig:
+    """"paper", "standard" or "draft", with reference refinement (Eq. 11) where a prior is given.
+
+    ``paper`` is the paper's text; what it leaves open is marked. ``draft`` and ``standard`` were chosen by measurement
+    (docs/benchmarks.md) and are iteration counts, never time budgets.
+    """
+    refinement: tuple[Objective, ...] = () if prior is None else (ReferenceRefinement(prior),)
+    if name == "paper":
+        sizes = ((0.5, 128), (0.7, 256), (1.0, 512))  # App. A: 128 until 50 %, 256 until 70 %, then 512
+        return PLA4DConfig(
+            name="paper",
+            alignment="literal",  # Eq. 4
+            resolution=512,  # 5.1: videos of 512 x 512
+            static=StaticConfig(
+                gaussians=40_000,  # open in the paper; 30 to 50 thousand surface points
+                schedule=Schedule(steps=1000, resolutions=sizes, lr_final=0.02),  # App. A: 1000 iterations; rates open
+                objectives=(
+                    FrontMatch(weight=linear(0.98, 0.02, 1e4), mask=0.1, perceptual=1e3),  # Eq. 5-8; lambda 0.98 -> 0.02; gamma open
+                    MeshMatch(weight=linear(0.98, 0.02, 1e4), views=6, mask=0.1, perceptual=1e3, elevation=(-30.0, 30.0)),  # Eq. 9, N_c' = 6
+                ),
+                density=DensityControl(every=100, start=100, stop=0.7),  # open in the paper; DreamGaussian's rhythm
+            ),
+            motion=MotionConfig(
+                field="mlp",  # 5.4: an MLP on time
+                opacity=True,  # 5.4: position, rotation, scale and opacity
+                schedule=Schedule(steps=65, resolutions=sizes, lr_final=1.0),  # App. A: 65 iterations; all frames a step is our reading of batch 6
+                objectives=(
+                    FrontMatch(weight=linear(0.5, 0.02, 1e4), mask=0.1, perceptual=1e3),  # Eq. 10; lambda_t 0.5 -> 0.02
+                    FirstFrame(weight=constant(1e4), views=1),  # Eq. 10, second term
+                    *refinement,  # Eq. 11
+                ),
+            ),
+        )
+    if name not in _OURS:
+        raise ValueError(f"preset {name!r}: unknown, choose paper, standard or draft")
+    return _OURS[name](refinement)
+
+
+def _standard(refinement: tuple[Objective, ...]) -> PLA4DConfig:
+    return PLA4DConfig(
+        name="standard",
+        alignment="robust",
+        resolution=256,
+        static=StaticConfig(
+            gaussians=12_000,
+            schedule=Schedule(steps=200, resolutions=((0.5, 128), (1.0, 256)), lr_final=0.1),
+            objectives=(
+                FrontMatch(weight=constant(1e4), mask=0.3, perceptual=0.0),
+                MeshMatch(weight=constant(1e4), views=4, mask=0.3, perceptual=0.0),
+            ),
+        ),
+        motion=MotionConfig(
+            field="control-nodes",
+            nodes=300,
+            tracking=Schedule(steps=60, one_by_one=60, resolutions=((1.0, 96),), background="random"),
+            schedule=Schedule(steps=400, resolutions=((0.4, 96), (1.0, 192)), background="random"),
+            objectives=(
+                FrontMatch(weight=constant(1.0), mask=3.0, perceptual=0.0, levels=4),
+                Rigidity(weight=constant(1.0)),
+                Smoothness(weight=constant(20.0)),
+                *refinement,
+            ),
+        ),
+    )
+
+
+def _draft(refinement: tuple[Objective, ...]) -> PLA4DConfig:
+    standard = _standard(refinement)
+    static, motion = standard.static, standard.motion
+    assert motion.tracking is not None
+    return replace(
+        standard,
+        name="draft",
+        static=replace(static, gaussians=5000, schedule=replace(static.schedule, steps=60)),
+        motion=replace(
+            motion,
+            tracking=replace(motion.tracking, one_by_one=15),
+            schedule=replace(motion.schedule, steps=80, resolutions=((1.0, 128),)),
+        ),
+    )
+
+
+_OURS = {"standard": _standard, "draft": _draft}
+
+
+def align(
+    video: DrivingVideo, mesh: Mesh, *, mode: Literal["robust", "literal"] = "robust", yaw: Literal["auto"] | float = "auto", progress: Any = None
+) -> FocalAlignment:
+    """Focal alignment (Eq. 4): the camera of the first frame, and the mesh normalised and turned to face it.
+
+    A mesh without colours is given the first frame's, filled in where the frame does not see.
+    """
+    aligned = align_camera(mesh, video, yaw=yaw, mode=mode, progress=progress)
+    if not aligned.mesh.has_color:
+        colored = color_from_frame(aligned.mesh, video.frames[0], video.masks[0], aligned.front.cropped(video.crop, video.resolution))
+        aligned = replace(aligned, mesh=colored)
+    return aligned
+
+
+def gaussians_on_mesh(mesh: Mesh, count: int, seed: int = 0) -> tuple[Gaussians, Tensor]:
+    """Flat Gaussians on the surface, coloured from the texture, and the face that each lies on, (N,).
+
+    Each is a disc across the surface normal about as wide as its neighbours are apart, and nearly opaque.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    samples = sample_surface(mesh, count, generator)
+    normals = F.normalize(samples.normals, dim=-1)
+    width = neighbour_distances(samples.points, 6).mean(-1).clamp_min(1e-4)
+    scales = width[:, None] * torch.tensor([0.55, 0.55, 0.12])
+    # The shortest rotation from +Z, the discs' thin axis, to the normal.
+    z = torch.tensor([0.0, 0.0, 1.0]).expand_as(normals)
+    quats = torch.cat([1 + normals[:, 2:], torch.linalg.cross(z, normals)], -1)
+    quats = torch.where(quats.norm(dim=-1, keepdim=True) < 1e-4, quats.new_tensor([0.0, 1.0, 0.0, 0.0]), quats)
+    return from_points(samples.points, samples.colors, scales=scales, quats=F.normalize(quats, dim=-1), opacity=0.95), samples.face
+
+
+def fit_static(
+    video: DrivingVideo,
+    mesh: Mesh,
+    front: FrontCamera,
+    config: StaticConfig,
+    *,
+    seed: int = 0,
+    backend: str = "auto",
+    progress: Progress | None = None,
+    checkpoint: str | Path | None = None,
+) -> Scene4D:
+    """Frame-to-3D: Gaussians on the mesh, fitted to the first frame and to renders of the mesh (Eq. 5-9).
+
+    Args:
+        video: driving video; its first frame is the reference.
+        mesh: aligned, see :func:`align`.
+        front: the aligned camera.
+
+    Returns:
+        a scene of one still object with the video's timing.
+    """
+    gaussians, face = gaussians_on_mesh(mesh, config.gaussians, seed)
+    state = FitState(gaussians)
+    if config.objectives:
+        inputs = Inputs(video=video, taus=torch.zeros(1), fronts=[front], meshes=[mesh], backend=backend)
+        state = run_fit(
+            "frame to 3D", state, config.objectives, config.schedule, inputs, train="gaussians", seed=seed,
+            density=None if config.density is None else replace(config.density), progress=progress, checkpoint=checkpoint,
+            key=fingerprint(video.frames, video.masks, mesh.vertices, asdict(front), repr(config), seed),
+        )  # fmt: skip
+    loop = looks_looping(video)
+    return Scene4D(
+        state.gaussians, None, frames=len(video), fps=video.fps, loop=loop, front=front, crop=video.crop,
+        meta={"method": "pla4d", "losses": {"frame to 3D": state.losses}},
+    )  # fmt: skip
+
+
+def build_field(config: MotionConfig, scene: Scene4D, mesh: Mesh | None = None, seed: int = 0) -> DeformationField:
+    """A deformation field at rest for a scene's Gaussians.
+
+    Args:
+        mesh: its surface tells control nodes which parts belong together; without one, neighbourhoods in space do.
+    """
+    torch.manual_seed(seed)
+    if config.field == "control-nodes":
+        return ControlNodes.build(
+            scene.gaussians, scene.frames, mesh=mesh, nodes=config.nodes, loop=scene.loop, opacity=config.opacity
+        )
+    if config.field == "hexplane":
+        return HexPlane(time_resolution=max(2, math.ceil(0.85 * scene.frames)), opacity=config.opacity)
+    if config.field == "mlp":
+        return DeformationMLP(opacity=config.opacity)
+    raise ValueError(f"field {config.field!r}: unknown, choose control-nodes, hexplane or mlp")
+
+
+def fit_motion(
+    video: DrivingVideo,
+    scene: Scene4D,
+    config: MotionConfig,
+    *,
+    mesh: Mesh | None = None,
+    meshes: Sequence[Mesh] = (),
+    fronts: Sequence[FrontCamera] = (),
+    seed: int = 0,
+    backend: str = "auto",
+    progress: Progress | None = None,
+    checkpoint: str | Path | None = None,
+) -> Scene4D:
+    """3D-to-4D: a deformation field that makes the scene's object follow the video (Eq. 10, and 11 with a prior).
+
+    Args:
+        video: driving video.
+        scene: a still object with its aligned camera, see :func:`fit_static`.
+        mesh: the aligned mesh: the surface for control nodes, and the target of mesh objectives.
+        meshes: one aligned mesh a frame instead (variant v4).
+        fronts: one camera a frame instead of the scene's (variant v4).
+    """
+    if scene.front is None:
+        raise ValueError("motion: the scene has no aligned camera; align it with the driving video first")
+    if len(video) != scene.frames:
+        raise ValueError(f"motion: the video has {len(video)} frames but the scene {scene.frames}; prepare both from the same clip")
+    field = build_field(config, scene, mesh, seed)
+    inputs = Inputs(
+        video=video, taus=scene.taus, fronts=list(fronts) or [scene.front],
+        meshes=list(meshes) or ([] if mesh is None else [mesh]), loop=scene.loop, backend=backend,
+    )  # fmt: skip
+    key = fingerprint(
+        video.frames, video.masks, scene.gaussians.tensors(), [asdict(f) for f in inputs.fronts],
+        [m.vertices for m in inputs.meshes], repr(config), seed,
+    )  # fmt: skip
+    state = FitState(scene.gaussians, field)
+    losses = dict(scene.meta.get("losses", {}))
+    passes = [("follow frame by frame", config.tracking), ("3D to 4D", config.schedule)]
+    for stage, schedule in passes:
+        if schedule is None or not config.objectives or schedule.steps == 0:
+            continue
+        if schedule.one_by_one:
+            schedule = replace(schedule, steps=schedule.one_by_one * (len(video) - 1))
+        path = None if checkpoint is None else _with_stage(checkpoint, stage)
+        state = run_fit(
+            stage, state, config.objectives, schedule, inputs, train="field", seed=seed, progress=progress, checkpoint=path, key=key
+        )
+        losses[stage] = state.losses
+    return replace(scene, field=state.field, meta={**scene.meta, "losses": losses})
+
+
+def _with_stage(checkpoint: str | Path, stage: str) -> Path:
+    path = Path(checkpoint)
+    return path.with_name(f"{path.stem}-{stage.replace(' ', '-')}{path.suffix}")

@@ -1,0 +1,149 @@
+"""What an objective is: a weight schedule and a scalar of the step's renders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..cameras import Cameras, FrontCamera
+from ..gaussians import Gaussians
+from ..mesh import Mesh
+from ..render import Render, ScreenStatistics, rasterize
+from ..video import DrivingVideo
+
+if TYPE_CHECKING:
+    from ..deformation import DeformationField
+
+#: A weight as a function of rho = step / steps in [0, 1].
+Weight = Callable[[float], float]
+
+
+def constant(value: float) -> Weight:
+    """The same weight throughout."""
+    return lambda rho: value
+
+
+def linear(start: float, end: float, scale: float = 1.0) -> Weight:
+    """From ``scale * start`` at the first step to ``scale * end`` at the last (PLA4D's lambda: 0.98 to 0.02)."""
+    return lambda rho: scale * (start + (end - start) * rho)
+
+
+class Objective(Protocol):
+    """One term of a fit. Implementations are small dataclasses; their fields are their settings."""
+
+    name: ClassVar[str]
+
+    def __call__(self, step: FitStep) -> Tensor:
+        """The weighted loss at this step, a scalar."""
+        ...
+
+
+@dataclass(eq=False)
+class FitStep:
+    """What a step shows its objectives. Renders are made when first asked for and shared between objectives.
+
+    Args:
+        index, total: this step and the number of steps.
+        canonical: the canonical Gaussians.
+        field: the deformation field; None in the static stage.
+        frames: the clip's frames of this step, (B,).
+        taus: their times, (B,).
+        video: the driving video.
+        fronts: the aligned front camera of each frame of the clip; one for all where its length is 1.
+        resolution: of this step's front renders, pixels.
+        background: colour behind this step's renders and targets, (3,).
+        generator: source of every random choice.
+        meshes: the object's mesh, or one of each frame of the clip; empty where there is none.
+        loop: whether the clip's last frame is followed by its first.
+        tracking: while frames are tracked one by one: this frame, its tracked neighbour, and the one before that.
+        backend: renderer.
+        statistics: one is added by every render of the step, for density control; None where nobody asks.
+    """
+
+    index: int
+    total: int
+    canonical: Gaussians
+    field: DeformationField | None
+    frames: Tensor
+    taus: Tensor
+    video: DrivingVideo
+    fronts: list[FrontCamera]
+    resolution: int
+    background: Tensor
+    generator: torch.Generator
+    meshes: list[Mesh] = dataclasses.field(default_factory=list)
+    loop: bool = False
+    tracking: tuple[int, int, int] | None = None
+    backend: str = "auto"
+    statistics: list[ScreenStatistics] | None = None
+
+    @property
+    def rho(self) -> float:
+        """Progress in [0, 1]: 0 at the first step, 1 at the last."""
+        return self.index / max(self.total - 1, 1)
+
+    @property
+    def frame_count(self) -> int:
+        """Frames of the whole clip."""
+        return len(self.video)
+
+    @cached_property
+    def gaussians(self) -> Gaussians:
+        """The object at this step's frames, (B, N, ...)."""
+        if self.field is None:
+            return self.canonical.map(lambda t: t.expand(len(self.taus), *t.shape))
+        return self.field(self.canonical, self.taus)
+
+    @cached_property
+    def front_cameras(self) -> Cameras:
+        """The front camera of each of this step's frames, (B, 1)."""
+        if len(self.fronts) == 1:
+            camera = self.fronts[0].cropped(self.video.crop, self.resolution)
+            cameras = Cameras(
+                camera.world_to_camera.expand(len(self.frames), 4, 4),
+                camera.K.expand(len(self.frames), 3, 3),
+                camera.width,
+                camera.height,
+            )
+        else:
+            cameras = Cameras.cat([self.fronts[int(t)].cropped(self.video.crop, self.resolution) for t in self.frames])
+        return cameras.to(self.canonical.device).reshape(len(self.frames), 1)
+
+    def render(self, gaussians: Gaussians, cameras: Cameras) -> Render:
+        """:func:`rasterize` on this step's background, with its renderer and statistics."""
+        statistics = None
+        if self.statistics is not None:
+            statistics = ScreenStatistics()
+            self.statistics.append(statistics)
+        return rasterize(gaussians, cameras, self.background, backend=self.backend, statistics=statistics)
+
+    @cached_property
+    def front(self) -> Render:
+        """The object seen by the front camera at each of this step's frames, (B, 1, H, W, ...)."""
+        return self.render(self.gaussians, self.front_cameras)
+
+    @cached_property
+    def target(self) -> tuple[Tensor, Tensor]:
+        """The driving video on this step's background and its masks, (B, 1, H, W, 3) and (B, 1, H, W)."""
+        color, mask = video_pyramid(self.video, self.resolution)
+        color, mask = color[self.frames][:, None], mask[self.frames][:, None]
+        return color + (1 - mask[..., None]) * self.background, mask
+
+
+def video_pyramid(video: DrivingVideo, resolution: int) -> tuple[Tensor, Tensor]:
+    """The video's premultiplied colours (T, R, R, 3) and masks (T, R, R) at a resolution, resampled by area, kept for next time."""
+    cache: dict[int, tuple[Tensor, Tensor]] = video.__dict__.setdefault("_pyramid", {})
+    if resolution not in cache:
+        rgba = torch.cat([video.frames * video.masks[..., None], video.masks[..., None]], -1).movedim(-1, 1)
+        if resolution != video.resolution:
+            rgba = F.interpolate(rgba, size=(resolution, resolution), mode="bilinear", antialias=True, align_corners=False)
+        rgba = rgba.movedim(1, -1).contiguous()
+        cache[resolution] = rgba[..., :3].contiguous(), rgba[..., 3].contiguous()
+    return cache[resolution]

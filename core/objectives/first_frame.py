@@ -1,0 +1,36 @@
+"""The moving object must equal the static one at the first frame (second term of PLA4D Eq. 10)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .base import FitStep, Weight, constant
+from .mesh import framing_cameras
+
+
+@dataclass(frozen=True)
+class FirstFrame:
+    """MSE between the object at tau = 0 and the canonical object from random views.
+
+    Args:
+        weight: of the MSE.
+        views: cameras a step.
+    """
+
+    name: ClassVar[str] = "first_frame"
+    weight: Weight = constant(1e4)  # noqa: RUF009
+    views: int = 1
+
+    def __call__(self, step: FitStep) -> Tensor:
+        if step.field is None:
+            raise ValueError("first-frame objective: it belongs to the motion stage, the static stage has no field")
+        device = step.canonical.device
+        cameras = framing_cameras(step.fronts[0], self.views, step.resolution, step.generator).to(device)
+        moved = step.field(step.canonical, torch.zeros(1, device=device))
+        with torch.no_grad():
+            still = step.render(step.canonical, cameras)
+        return self.weight(step.rho) * (step.render(moved, cameras).color[0] - still.color).square().mean()

@@ -1,0 +1,73 @@
+"""Texture alignment: the front view must look like the driving video (PLA4D Eq. 5-8, and Eq. 10 over time)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .base import FitStep, Weight, linear
+from .perceptual import perceptual_distance
+
+
+def image_loss(
+    color: Tensor,  # (..., H, W, 3)
+    alpha: Tensor,  # (..., H, W)
+    target: Tensor,  # (..., H, W, 3)
+    mask: Tensor,  # (..., H, W)
+    *,
+    weight: float,
+    mask_weight: float = 0.1,
+    levels: int = 1,
+    perceptual: float = 0.0,
+    network: str = "auto",
+) -> Tensor:
+    """``weight (MSE + mask_weight MSE_mask) + perceptual distance``: PLA4D's three terms with means in place of its sums.
+
+    With several ``levels`` the squared errors are summed over an image pyramid. Each level halves the picture and doubles its
+    weight, up to 8: a coarse level pulls a limb that is still far from its place, where the fine picture has no gradient.
+    """
+    color, target = color.reshape(-1, *color.shape[-3:]), target.reshape(-1, *target.shape[-3:])
+    alpha, mask = alpha.reshape(-1, *alpha.shape[-2:]), mask.reshape(-1, *mask.shape[-2:])
+    difference = torch.cat([color - target, (alpha - mask)[..., None]], -1).movedim(-1, 1)
+    loss = color.new_zeros(())
+    for level in range(levels):
+        if level:
+            difference = F.avg_pool2d(difference, 2)
+        square = difference.square().mean((0, 2, 3))
+        loss = loss + min(2.0**level, 8.0) * (square[:3].mean() + mask_weight * square[3])
+    loss = weight * loss
+    if perceptual > 0:
+        distance, _ = perceptual_distance(network, color.device.type)
+        loss = loss + perceptual * distance(color, target)
+    return loss
+
+
+@dataclass(frozen=True)
+class FrontMatch:
+    """L_TA of PLA4D: lambda (MSE + mask) + gamma LPIPS between the front render and the driving video's frames.
+
+    Args:
+        weight: lambda as a function of rho.
+        mask: mask term relative to the colour term.
+        perceptual: gamma; 0 = off.
+        network: see :func:`perceptual_distance`.
+        levels: pyramid levels, see :func:`image_loss`.
+    """
+
+    name: ClassVar[str] = "front"
+    weight: Weight = linear(0.98, 0.02, 1e4)  # noqa: RUF009
+    mask: float = 0.1
+    perceptual: float = 1e3
+    network: str = "auto"
+    levels: int = 1
+
+    def __call__(self, step: FitStep) -> Tensor:
+        target, mask = step.target
+        return image_loss(
+            step.front.color, step.front.alpha, target, mask, weight=self.weight(step.rho), mask_weight=self.mask,
+            levels=self.levels, perceptual=self.perceptual, network=self.network,
+        )  # fmt: skip

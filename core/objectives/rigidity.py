@@ -1,0 +1,134 @@
+"""As-rigid-as-possible motion: neighbours on the surface keep their distances up to one rotation each.
+
+What holds together the sides that no camera sees. Absent from PLA4D's text. Sources: Sorkine and Alexa 2007 on the control
+nodes, the neighbour rigidity of Dynamic 3D Gaussians for other fields.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..cameras import quaternion_multiply, quaternion_to_matrix
+from ..deformation import ControlNodes
+from ..gaussians import neighbours
+from .base import FitStep, Weight, constant
+
+
+@dataclass(frozen=True)
+class Rigidity:
+    """Mean squared strain of the edges between neighbours, each seen from both ends' rotations.
+
+    Args:
+        weight: of the strain.
+        rotation: weight of neighbours' difference in rotation, relative to the strain.
+        joints: 0 spreads bending evenly; above 0, edges that strain throughout the clip are softened (weights
+            1 / (strain + joints), renewed every 20 steps), so that bending gathers in joints and limbs stay rigid.
+        k: neighbours of each Gaussian for fields without control nodes.
+    """
+
+    name: ClassVar[str] = "rigidity"
+    weight: Weight = constant(1.0)  # noqa: RUF009
+    rotation: float = 0.05
+    joints: float = 0.01
+    k: int = 6
+
+    def __call__(self, step: FitStep) -> Tensor:
+        if isinstance(step.field, ControlNodes):
+            field = step.field
+            positions, quats = field.node_motion(step.taus)
+            strain, bend = edge_strain(field.node_positions, positions, quats, field.pairs)
+            if self.joints > 0 and len(step.frames) > 1 and step.index % 20 == 0:
+                soften(field.pair_weight, strain, self.joints)
+            edge_weight = field.pair_weight if self.joints > 0 else torch.ones_like(field.pair_weight)
+        elif step.field is not None:
+            # A random part of the Gaussians stands for all of them.
+            chosen = torch.randperm(len(step.canonical), generator=step.generator)[:2048].to(step.canonical.device)
+            near = _neighbours(step, self.k)[chosen]
+            pairs = torch.stack([chosen[:, None].expand_as(near), near], -1).flatten(0, 1)
+            rotations = quaternion_multiply(step.gaussians.quats, step.canonical.quats * step.canonical.quats.new_tensor([1, -1, -1, -1]))
+            strain, bend = edge_strain(step.canonical.means, step.gaussians.means, rotations, pairs)
+            edge_weight = torch.ones_like(strain[0])
+        else:
+            raise ValueError("rigidity objective: it belongs to the motion stage, the static stage has no field")
+        return self.weight(step.rho) * ((strain + self.rotation * bend) * edge_weight).mean()
+
+
+def edge_strain(
+    rest: Tensor,  # (M, 3)
+    positions: Tensor,  # (B, M, 3)
+    quats: Tensor,  # (B, M, 4) wxyz
+    pairs: Tensor,  # (E, 2)
+) -> tuple[Tensor, Tensor]:
+    """Squared relative strain of each edge (B, E), averaged over its ends' rotations, and squared difference of the rotations."""
+    i, j = pairs.unbind(1)
+    edge = rest[j] - rest[i]
+    matrices = quaternion_to_matrix(quats)
+    moved = positions[:, j] - positions[:, i]
+    from_i = moved - (matrices[:, i] @ edge[..., None])[..., 0]
+    from_j = moved - (matrices[:, j] @ edge[..., None])[..., 0]
+    length = edge.square().sum(-1).clamp_min(1e-10)
+    strain = (from_i.square().sum(-1) + from_j.square().sum(-1)) / (2 * length)
+    return strain, (matrices[:, i] - matrices[:, j]).square().sum((-1, -2)) / 8
+
+
+@torch.no_grad()
+def soften(edge_weight: Tensor, strain: Tensor, floor: float) -> None:
+    """Renews edge weights in place: 1 / (mean strain over the clip + floor), mean 1, within [0.1, 5]."""
+    weight = 1 / (strain.mean(0) + floor)
+    edge_weight.copy_((weight / weight.mean()).clamp(0.1, 5.0))
+
+
+def _neighbours(step: FitStep, k: int) -> Tensor:
+    """Nearest neighbours of the canonical Gaussians, kept with the field as long as their number stays."""
+    kept = step.field.__dict__.get("_rigidity_neighbours")
+    if kept is None or kept.shape != (len(step.canonical), k):
+        kept = neighbours(step.canonical.means, k)
+        step.field.__dict__["_rigidity_neighbours"] = kept
+    return kept
+
+
+@dataclass(frozen=True)
+class Smoothness:
+    """Mean squared acceleration between successive frames, relative to the object's size (its longest side is 1).
+
+    Args:
+        weight: of the acceleration.
+    """
+
+    name: ClassVar[str] = "smoothness"
+    weight: Weight = constant(20.0)  # noqa: RUF009
+
+    def __call__(self, step: FitStep) -> Tensor:
+        if step.field is None:
+            raise ValueError("smoothness objective: it belongs to the motion stage, the static stage has no field")
+        span = max(step.frame_count - (0 if step.loop else 1), 1)
+        if step.tracking is not None:
+            before, source, frame = (_positions(step, torch.tensor([t / span])) for t in reversed(step.tracking))
+            acceleration = frame - 2 * source.detach() + before.detach()
+            return self.weight(step.rho) * acceleration.square().sum(-1).mean()
+        if len(step.frames) == step.frame_count:
+            positions = _positions(step, step.taus)
+            if step.loop:
+                positions = torch.cat([positions[-1:], positions, positions[:1]])
+        else:
+            # A random run of three frames stands for the clip.
+            last = step.frame_count - (0 if step.loop else 2)
+            start = int(torch.randint(max(last, 1), (1,), generator=step.generator))
+            positions = _positions(step, (start + torch.arange(3)) % step.frame_count / span)
+        if len(positions) < 3:
+            return positions.new_zeros(())
+        acceleration = positions[2:] - 2 * positions[1:-1] + positions[:-2]
+        return self.weight(step.rho) * acceleration.square().sum(-1).mean()
+
+
+def _positions(step: FitStep, taus: Tensor) -> Tensor:
+    """Where nodes (or Gaussians, for fields without nodes) are at given times, (B, M, 3)."""
+    taus = taus.to(step.canonical.device)
+    if isinstance(step.field, ControlNodes):
+        return step.field.node_motion(taus)[0]
+    assert step.field is not None
+    return step.gaussians.means if taus is step.taus else step.field(step.canonical, taus).means
