@@ -16,7 +16,7 @@ import re
 import struct
 import urllib.parse
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ _GLTF_COMPONENT_BYTES = {5120: 1, 5121: 1, 5122: 2, 5123: 2, 5125: 4, 5126: 4}
 _GLTF_COMPONENTS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Mesh:
     """A triangle mesh, all parts joined, in the world frame (+Y up).
 
@@ -108,7 +108,7 @@ class Mesh:
 
     def to(self, device: torch.device | str) -> Mesh:
         """The mesh with its tensors on ``device``."""
-        moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        moved = {f.name: v.to(device) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
         return replace(self, **moved, textures=tuple(t.to(device) for t in self.textures))
 
     def transformed(self, matrix: Tensor) -> Mesh:  # (4, 4)
@@ -170,12 +170,22 @@ def linear_to_srgb(x: Tensor) -> Tensor:
     return torch.where(x <= 0.0031308, x * 12.92, 1.055 * x.clamp_min(0.0031308) ** (1 / 2.4) - 0.055)
 
 
+def decoded(rgba: Tensor) -> Tensor:  # (..., 4)
+    """sRGB colours with alpha in linear light."""
+    return torch.cat([srgb_to_linear(rgba[..., :3]), rgba[..., 3:]], -1)
+
+
+def encoded(rgba: Tensor) -> Tensor:  # (..., 4)
+    """Linear colours with alpha as sRGB."""
+    return torch.cat([linear_to_srgb(rgba[..., :3]), rgba[..., 3:]], -1)
+
+
 @dataclass(frozen=True)
 class TextureAtlas:
     """All textures with their halved levels in one flat buffer: what one gather, or one kernel, can sample.
 
     Args:
-        texels: all levels of all textures, row-major, one after the other.
+        texels: all levels of all textures, row-major, one after the other; RGB in linear light, so that filters average light.
         table: start, height and width of each level; unused levels repeat the last one.
         levels: number of levels of each texture.
     """
@@ -198,7 +208,7 @@ def texture_atlas(textures: Sequence[Tensor]) -> TextureAtlas:
         return found[1]
     chunks, rows, start = [], [], 0
     for texture in textures:
-        level, table = texture.float(), []
+        level, table = decoded(texture.float()), []
         while True:
             height, width = level.shape[:2]
             table.append((start, height, width))
@@ -226,7 +236,7 @@ def sample_atlas(
     uv: Tensor,  # (N, 2) v down
     level: Tensor | None = None,  # (N,) int64, clamped to what exists; 0 where None
 ) -> Tensor:  # (N, 4)
-    """Bilinear samples with repeat; texel centres lie at (i + 0.5) / size."""
+    """Bilinear samples with repeat, linear light; texel centres lie at (i + 0.5) / size."""
     level = torch.zeros_like(texture) if level is None else torch.minimum(level, atlas.levels[texture] - 1)
     start, height, width = atlas.table[texture, level].unbind(-1)
     x = (uv[:, 0] - uv[:, 0].floor()) * width - 0.5
@@ -241,28 +251,29 @@ def sample_atlas(
     return torch.lerp(top, bottom, fy)
 
 
-def surface_color(
+def surface_light(
     mesh: Mesh,
     face: Tensor,  # (N,) int64
     barycentric: Tensor,  # (N, 3)
     level: Tensor | None = None,  # (N,) texture level, 0 where None
-) -> Tensor:  # (N, 4) sRGB, straight alpha
-    """Unlit colour of surface points: texture times base colour factor times vertex colour, multiplied in linear light."""
-    color = mesh.face_color[face]
+) -> Tensor:  # (N, 4) linear RGB, straight alpha
+    """Unlit colour of surface points in linear light: texture times base colour factor times vertex colour (glTF 2.0, 3.9.2)."""
     corners = mesh.faces[face]
-    texture = mesh.face_texture[face]
-    which = (texture >= 0).nonzero()[:, 0] if mesh.uvs is not None else texture[:0]
-    texel = torch.ones_like(color)
-    if len(which):
-        uv = (mesh.uvs[corners[which]] * barycentric[which, :, None]).sum(1)
-        texel[which] = sample_atlas(texture_atlas(mesh.textures), texture[which], uv, None if level is None else level[which])
-    rgb = srgb_to_linear(color[:, :3]) * srgb_to_linear(texel[:, :3])
-    alpha = color[:, 3:] * texel[:, 3:]
+    color = decoded(mesh.face_color[face])
     if mesh.vertex_colors is not None:
-        own = mesh.vertex_colors[corners]
-        rgb = rgb * (srgb_to_linear(own[..., :3]) * barycentric[..., None]).sum(1)
-        alpha = alpha * (own[..., 3:] * barycentric[..., None]).sum(1)
-    return torch.cat([linear_to_srgb(rgb), alpha], -1)
+        color = color * (decoded(mesh.vertex_colors[corners]) * barycentric[..., None]).sum(1)
+    texture = mesh.face_texture[face]
+    which = (texture >= 0).nonzero()[:, 0]
+    if mesh.uvs is not None and len(which):
+        uv = (mesh.uvs[corners[which]] * barycentric[which, :, None]).sum(1)
+        level = None if level is None else level[which]
+        color[which] = color[which] * sample_atlas(texture_atlas(mesh.textures), texture[which], uv, level)
+    return color
+
+
+def surface_color(mesh: Mesh, face: Tensor, barycentric: Tensor) -> Tensor:  # (N,), (N, 3) -> (N, 4)
+    """sRGB colour with straight alpha of surface points."""
+    return encoded(surface_light(mesh, face, barycentric))
 
 
 def surface_normal(mesh: Mesh, face: Tensor, barycentric: Tensor) -> Tensor:  # (N,), (N, 3) -> (N, 3)
@@ -496,8 +507,7 @@ def _rgba(color: Any) -> np.ndarray:  # (N, 3 or 4) of any type -> (N, 4) float
 
 def _encoded(rgba: Any) -> np.ndarray:
     """Linear RGBA as sRGB."""
-    rgba = torch.as_tensor(np.asarray(rgba, np.float64)).clamp(0, 1)
-    return torch.cat([linear_to_srgb(rgba[..., :3]), rgba[..., 3:]], -1).numpy()
+    return encoded(torch.as_tensor(np.asarray(rgba, np.float64)).clamp(0, 1)).numpy()
 
 
 def _gltf_parts(path: Path, files: _Folder) -> Iterator[_Part]:

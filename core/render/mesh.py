@@ -1,19 +1,25 @@
 """Rendering textured meshes: colour, alpha, depth and normal of a batch of cameras in one call, unlit, antialiased.
 
-A z-buffer finds the face under each sample, then only what is visible is shaded. ``supersample``² samples a pixel lie on a
-regular grid and are averaged, colour premultiplied. Two backends compute the same: PyTorch, on any device and the
-reference, and numba on the CPU (``mesh_numba``).
+A z-buffer finds the face under each sample, then only what is visible is shaded. A pixel has ``supersample``² samples on a
+regular grid; the covered ones are averaged in linear light, as a camera would. Two backends compute the same: PyTorch, on any
+device and the reference, and numba on the CPU.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..cameras import Cameras
-from ..mesh import Mesh, surface_color, surface_normal, texture_atlas
+from ..files import InputError
+from ..mesh import Mesh, decoded, linear_to_srgb, surface_light, surface_normal, texture_atlas
+from . import numba_support
 
 #: Nearer surface is not drawn, world units.
 NEAR = 0.01
@@ -45,53 +51,140 @@ def render_mesh(
     background: Tensor | None = None,  # (3,) or (C, 3)
     *,
     supersample: int = 2,
+    mipmaps: bool = True,
     backend: str = "auto",
     near: float = NEAR,
 ) -> MeshRender:
     """Draws ``mesh`` from each camera, both sides of its faces, on the mesh's device.
 
-    ``supersample``: samples per pixel side; 1 leaves hard edges. ``backend``: "auto", "numba" or "torch".
+    ``supersample``: samples per pixel side; 1 leaves hard edges. ``mipmaps``: textures finer than the samples are averaged
+    (nearer to the true picture at any number of samples) instead of hit at points. ``backend``: "auto", "numba" or "torch".
 
     Raises:
-        ValueError: for cameras that are not one batch dimension, an unknown backend, or numba where it cannot run.
+        InputError: for an unknown backend, or numba where it cannot run.
+        ValueError: for cameras that are not one batch dimension, no samples, or values that are not finite.
     """
     if len(cameras.batch) != 1:
         raise ValueError(f"render_mesh: cameras need one batch dimension, not {cameras.batch}")
     if supersample < 1:
         raise ValueError(f"render_mesh: supersample must be at least 1, not {supersample}")
     device = mesh.vertices.device
-    cameras = cameras.to(device)
-    if backend not in ("auto", "torch"):
-        raise ValueError(f"render_mesh: unknown backend {backend!r}, choose auto, numba or torch")
-    images = [_render_torch(mesh, cameras[i : i + 1], supersample, near) for i in range(len(cameras))]
+    cameras = cameras.to(device, torch.float32)
+    if not (cameras.world_to_camera.isfinite().all() and cameras.K.isfinite().all() and mesh.vertices.isfinite().all()):
+        raise ValueError("render_mesh: cameras and vertices must be finite numbers")
+    if background is not None:
+        background = background.to(device, torch.float32).expand(len(cameras), 3)
+    if resolve_backend(backend, device) == "numba":
+        return _render_numba(mesh, cameras, background, supersample, mipmaps, near)
+    images = [_render_torch(mesh, cameras[i : i + 1], supersample, mipmaps, near) for i in range(len(cameras))]
     color, alpha, depth, normal = (torch.stack(x) for x in zip(*images))
     if background is not None:
-        background = background.to(color).reshape(-1, 1, 1, 3)
-        color = color + (1 - alpha[..., None]) * background
+        color = color + (1 - alpha[..., None]) * background[:, None, None]
     return MeshRender(color, alpha, depth, normal)
 
 
-def _render_torch(mesh: Mesh, camera: Cameras, supersample: int, near: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def resolve_backend(name: str, device: torch.device | str = "cpu") -> str:
+    """The backend that draws meshes on a device: "auto" is numba on a CPU that has it, else torch.
+
+    Raises:
+        InputError: for an unknown name, or numba where it cannot run.
+    """
+    if name not in ("auto", "numba", "torch"):
+        raise InputError(f"mesh renderer {name!r}: unknown, choose auto, numba or torch")
+    if name == "torch" or torch.device(device).type != "cpu":
+        problem = "draws on the CPU only"
+    else:
+        kernels = numba_support.load(_KERNELS)
+        problem = kernels if isinstance(kernels, str) else None
+    if name == "numba" and problem:
+        raise InputError(f"mesh renderer 'numba': {problem}, choose auto")
+    return "torch" if problem else "numba"
+
+
+# --- numba --------------------------------------------------------------------------------------------------------------
+
+_KERNELS = __package__ + ".mesh_numba"  # type: ignore[operator]
+_surfaces: WeakKeyDictionary[Mesh, tuple[Any, ...]] = WeakKeyDictionary()
+
+
+def _surface(mesh: Mesh) -> tuple[Any, ...]:
+    """What the kernel reads of a mesh beside its vertices, made once: normals, cutoffs and the material of its faces."""
+    if mesh not in _surfaces:
+        atlas = texture_atlas(mesh.textures)
+        texture = mesh.face_texture if mesh.uvs is not None else torch.full_like(mesh.face_texture, -1)
+        _surfaces[mesh] = (
+            _array(mesh.normals, 3),
+            _array(mesh.face_alpha_cutoff),
+            (
+                mesh.faces.int().numpy(),
+                _array(mesh.uvs, 2),
+                _array(None if mesh.vertex_colors is None else decoded(mesh.vertex_colors), 4),
+                _array(decoded(mesh.face_color)),
+                texture.int().numpy(),
+                _array(_face_texels(mesh)),
+                _array(atlas.texels),
+                atlas.table.numpy(),
+                atlas.levels.numpy(),
+            ),
+        )
+    return _surfaces[mesh]
+
+
+def _array(tensor: Tensor | None, width: int = 0) -> np.ndarray:
+    return np.zeros((0, width), np.float32) if tensor is None else tensor.float().contiguous().numpy()
+
+
+def _render_numba(
+    mesh: Mesh, cameras: Cameras, background: Tensor | None, supersample: int, mipmaps: bool, near: float
+) -> MeshRender:
+    count, height, width = len(cameras), cameras.height, cameras.width
+    normals, cutoffs, surface = _surface(mesh)
+    if not mipmaps:
+        surface = (*surface[:5], np.zeros_like(surface[5]), *surface[6:])
+    cameras = cameras.resized(width * supersample, height * supersample)
+    pose = cameras.world_to_camera
+    rays = (pose[:, :3, :3].transpose(-1, -2) @ torch.linalg.inv(cameras.K)).transpose(-1, -2)
+    color, alpha = torch.empty(count, height, width, 3), torch.empty(count, height, width)
+    normal, depth = torch.empty_like(color), torch.empty_like(alpha)
+    if background is None:
+        background = torch.zeros(count, 3)
+    with numba_support.running() as threads:
+        bands = min(max(-(-2 * threads // count), 1) if threads > 1 else 1, height)
+        sys.modules[_KERNELS].draw(
+            _array(mesh.vertices), normals, cutoffs, surface,
+            _array(pose[:, :3]), _array(cameras.K), _array(cameras.positions), _array(rays),
+            np.float32(near), _array(background), supersample, bands,
+            color.numpy(), alpha.numpy(), depth.numpy(), normal.numpy(),
+        )  # fmt: skip
+    return MeshRender(color, alpha, depth, normal)
+
+
+# --- PyTorch ------------------------------------------------------------------------------------------------------------
+
+
+def _render_torch(mesh: Mesh, camera: Cameras, supersample: int, mipmaps: bool, near: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Colour premultiplied, alpha, depth and normal of one camera."""
     height, width = camera.height * supersample, camera.width * supersample
     camera = camera.resized(width, height)
     pose, K = camera.world_to_camera[0], camera.K[0]
+    texels = _face_texels(mesh) if mipmaps else None
     points = mesh.vertices @ pose[:3, :3].T + pose[:3, 3]  # (V, 3) OpenCV camera frame
-    nearest = _visible_faces(mesh, points, K, width, height, near)  # (h * w,) face or -1
+    nearest = _visible_faces(mesh, points, texels, K, width, height, near)  # (h * w,) face or -1
     covered = (nearest >= 0).nonzero()[:, 0]
     face = nearest[covered]
     rays = _rays(covered, K, width)
     barycentric, depth, determinant = _intersect(points[mesh.faces[face]], rays)
-    color = surface_color(mesh, face, barycentric, _texture_level(mesh, face, depth, determinant, K))[:, :3]
-    normal = surface_normal(mesh, face, barycentric) * -determinant.sign()[:, None]
+    light = surface_light(mesh, face, barycentric, _texture_level(texels, face, depth, determinant, K))[:, :3]
+    normal = surface_normal(mesh, face, barycentric) * determinant.sign()[:, None]
     samples = torch.zeros(height * width, 8, device=points.device)
-    samples[covered] = torch.cat([color, torch.ones_like(depth)[:, None], depth[:, None], normal], -1)
+    samples[covered] = torch.cat([light, torch.ones_like(depth)[:, None], depth[:, None], normal], -1)
     pixels = samples.reshape(camera.height // supersample, supersample, -1, supersample, 8).mean((1, 3))
-    color, alpha, depth, normal = pixels.split([3, 1, 1, 3], -1)
+    light, alpha, depth, normal = pixels.split([3, 1, 1, 3], -1)
+    covered = alpha.clamp_min(1e-9)
     return (
-        color,
+        linear_to_srgb(light / covered) * alpha,
         alpha[..., 0],
-        torch.where(alpha > 0, depth / alpha.clamp_min(1e-9), 0)[..., 0],
+        (depth / covered)[..., 0],
         torch.nn.functional.normalize(normal, dim=-1),
     )
 
@@ -119,23 +212,31 @@ def _intersect(corners: Tensor, rays: Tensor) -> tuple[Tensor, Tensor, Tensor]: 
     return barycentric / barycentric.sum(-1, keepdim=True), depth, determinant
 
 
-def _texture_level(mesh: Mesh, face: Tensor, depth: Tensor, determinant: Tensor, K: Tensor) -> Tensor | None:
-    """Texture level whose texels are nearest to a sample's size on the surface, by area.
+def _face_texels(mesh: Mesh) -> Tensor:  # (F,)
+    """Area in texels of the parallelogram that a face's edges span in its texture, 0 where it has none."""
+    if mesh.uvs is None or not mesh.textures:
+        return torch.zeros_like(mesh.face_alpha_cutoff)
+    a, b, c = mesh.uvs[mesh.faces].unbind(1)
+    size = texture_atlas(mesh.textures).table[mesh.face_texture.clamp_min(0), 0, 1:].prod(-1)
+    return _cross(b - a, c - a).abs() * size * (mesh.face_texture >= 0)
+
+
+def _texture_level(texels: Tensor | None, face: Tensor, depth: Tensor, determinant: Tensor, K: Tensor) -> Tensor | None:
+    """The finest texture level of which a sample covers less than four texels.
 
     A sample covers z^3 / (|n . p| fx fy) of a plane at distance n . p, where n . p = z n . ray; so it covers
-    ``A z^2 / (|det| fx fy)`` texels, A being the face's parallelogram in texels and det that of :func:`_intersect`.
+    ``A z^2 / (|det| fx fy)`` texels, A being the face's parallelogram in texels and det that of :func:`_intersect`. Measured
+    on textured models, a level coarser or finer than this one is further from the picture of many samples.
     """
-    if mesh.uvs is None or not mesh.textures:
+    if texels is None:
         return None
-    atlas = texture_atlas(mesh.textures)
-    a, b, c = mesh.uvs[mesh.faces[face]].unbind(1)
-    (ux, uy), (vx, vy) = (b - a).unbind(-1), (c - a).unbind(-1)
-    size = atlas.table[mesh.face_texture[face].clamp_min(0), 0, 1:].prod(-1)
-    texels = (ux * vy - uy * vx).abs() * size * depth**2 / (determinant.abs() * (K[0, 0] * K[1, 1]).abs())
-    return (0.5 * texels.clamp_min(1).log2()).round().long()
+    covered = texels[face] * depth**2 / (determinant.abs() * (K[0, 0] * K[1, 1]).abs())
+    return (0.5 * covered.clamp_min(1).log2()).floor().long()
 
 
-def _visible_faces(mesh: Mesh, points: Tensor, K: Tensor, width: int, height: int, near: float) -> Tensor:  # (h * w,)
+def _visible_faces(
+    mesh: Mesh, points: Tensor, texels: Tensor | None, K: Tensor, width: int, height: int, near: float
+) -> Tensor:  # (h * w,)
     """Index of the nearest face at each sample, -1 where there is none."""
     corners, owner = _clipped(points, mesh.faces, near)
     homogeneous = corners @ K.T
@@ -166,7 +267,7 @@ def _visible_faces(mesh: Mesh, points: Tensor, K: Tensor, width: int, height: in
         triangle, weight, sample = triangle[inside], weight[inside], (y * width + x)[inside]
         nearness = (weight * inverse_z[triangle]).sum(-1) / weight.sum(-1)
         face = owner[triangle]
-        solid = _solid(mesh, points, face, sample, K, width)
+        solid = _solid(mesh, points, texels, face, sample, K, width)
         face, sample, nearness = face[solid], sample[solid], nearness[solid]
         key = (nearness.view(torch.int32).long() << 32) | (0xFFFFFFFF - face)
         best.scatter_reduce_(0, sample, key, "amax")
@@ -178,7 +279,9 @@ def _cross(a: Tensor, b: Tensor) -> Tensor:
     return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
 
 
-def _solid(mesh: Mesh, points: Tensor, face: Tensor, sample: Tensor, K: Tensor, width: int) -> Tensor:
+def _solid(
+    mesh: Mesh, points: Tensor, texels: Tensor | None, face: Tensor, sample: Tensor, K: Tensor, width: int
+) -> Tensor:  # (M,)
     """Where the faces' alpha leaves surface at the samples, as indices."""
     cutoff = mesh.face_alpha_cutoff[face]
     solid = torch.ones_like(face, dtype=torch.bool)
@@ -186,7 +289,7 @@ def _solid(mesh: Mesh, points: Tensor, face: Tensor, sample: Tensor, K: Tensor, 
     if len(masked):
         face = face[masked]
         barycentric, depth, determinant = _intersect(points[mesh.faces[face]], _rays(sample[masked], K, width))
-        color = surface_color(mesh, face, barycentric, _texture_level(mesh, face, depth, determinant, K))
+        light = surface_light(mesh, face, barycentric, _texture_level(texels, face, depth, determinant, K))
         solid[masked] = color[:, 3] >= cutoff[masked]
     return solid
 
