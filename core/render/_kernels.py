@@ -17,6 +17,7 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import njit, prange, types, uintp
+from numba.core import cgutils
 from numba.core.errors import RequireLiteralValue
 from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
@@ -140,6 +141,17 @@ def some(typingctx, condition):
 
 
 @intrinsic
+def root(typingctx, x):
+    """Square roots."""
+
+    def codegen(context, builder, sig, args):
+        kind = ir.FunctionType(_VECTOR, [_VECTOR])
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.sqrt.v{LANES}f32"), args)
+
+    return lanes(lanes), codegen
+
+
+@intrinsic
 def minus_abs(typingctx, x):
     """-|x|."""
 
@@ -180,11 +192,12 @@ def take(typingctx, counter):
 # ---- geometry -----------------------------------------------------------------------------------------------------------------
 
 _lane = np.arange(LANES)
-_LANE_X = (_lane % COLUMNS + 0.5).astype(np.float32)
-_LANE_Y = (_lane // COLUMNS + 0.5).astype(np.float32)
+LANE_X = (_lane % COLUMNS + 0.5).astype(np.float32)
+LANE_Y = (_lane // COLUMNS + 0.5).astype(np.float32)
 _P0, _P1, _P2 = np.float32(0.9999999315344229), np.float32(-0.9999913493878236), np.float32(0.49986970907913036)
 _P3, _P4, _P5 = np.float32(-0.16592801676753474), np.float32(0.039704766170988254), np.float32(-0.005811119279843886)
 _ALPHA_MAX, _TRANSMITTANCE_MIN = np.float32(ALPHA_MAX), np.float32(TRANSMITTANCE_MIN)
+_NEAR, _EPS2D, _TINY, _BIG = np.float32(NEAR), np.float32(EPS2D), np.float32(1e-12), np.float32(1e38)
 _SLACK = 0.01  # pixels: rounding of the row spans
 
 
@@ -197,77 +210,87 @@ def _exp8(t):
     return e * e
 
 
-@njit(cache=True)
-def _axes(quats, log_scales, axes, i, j, k):
-    """Rotation times scales, row-major, of quaternion row i and scale row j into row k of axes; False where not finite."""
-    w, x, y, z = float(quats[i, 0]), float(quats[i, 1]), float(quats[i, 2]), float(quats[i, 3])
-    norm = max(math.sqrt(w * w + x * x + y * y + z * z), 1e-12)
-    w, x, y, z = w / norm, x / norm, y / norm, z / norm
-    s0, s1, s2 = math.exp(log_scales[j, 0]), math.exp(log_scales[j, 1]), math.exp(log_scales[j, 2])
-    axes[k, 0] = (1 - 2 * (y * y + z * z)) * s0
-    axes[k, 1] = 2 * (x * y - w * z) * s1
-    axes[k, 2] = 2 * (x * z + w * y) * s2
-    axes[k, 3] = 2 * (x * y + w * z) * s0
-    axes[k, 4] = (1 - 2 * (x * x + z * z)) * s1
-    axes[k, 5] = 2 * (y * z - w * x) * s2
-    axes[k, 6] = 2 * (x * z - w * y) * s0
-    axes[k, 7] = 2 * (y * z + w * x) * s1
-    axes[k, 8] = (1 - 2 * (x * x + y * y)) * s2
-    return math.isfinite(norm + s0 + s1 + s2)
-
-
 @njit(inline="always")
-def _camera(camera, width, height):
-    """Limits of x/z and y/z for the Jacobian: the picture plus 15 % a side."""
-    fx, fy, cx, cy = camera[12], camera[13], camera[14], camera[15]
-    mx, my = 0.15 * width / fx, 0.15 * height / fy
-    return -cx / fx - mx, (width - cx) / fx + mx, -cy / fy - my, (height - cy) / fy + my
+def _geometry(means, quats, scales, stride, g, camera):
+    """Projection of 16 Gaussians from ``g`` on, and what its derivative needs.
+
+    Args:
+        means, quats, scales: planes (3 or 4, stride) of the item's Gaussians.
+        camera: three rows of world-to-camera, fx, fy, cx, cy, and the limits of x/z and y/z in the Jacobian.
+    """
+    one, two = splat(np.float32(1)), splat(np.float32(2))
+    r00, r01, r02, r03 = splat(camera[0]), splat(camera[1]), splat(camera[2]), splat(camera[3])
+    r10, r11, r12, r13 = splat(camera[4]), splat(camera[5]), splat(camera[6]), splat(camera[7])
+    r20, r21, r22, r23 = splat(camera[8]), splat(camera[9]), splat(camera[10]), splat(camera[11])
+    X, Y, Z = load(means, g), load(means, g + stride), load(means, g + uintp(2) * stride)
+    x = r00 * X + r01 * Y + r02 * Z + r03
+    y = r10 * X + r11 * Y + r12 * Z + r13
+    z = r20 * X + r21 * Y + r22 * Z + r23
+    near = splat(_NEAR) <= z
+    z = select(near, z, one)
+    inverse = one / z
+    qw, qx, qy, qz = load(quats, g), load(quats, g + stride), load(quats, g + uintp(2) * stride), load(quats, g + uintp(3) * stride)
+    norm = root(qw * qw + qx * qx + qy * qy + qz * qz)
+    norm = one / select(norm > splat(_TINY), norm, splat(_TINY))
+    qw, qx, qy, qz = qw * norm, qx * norm, qy * norm, qz * norm
+    s0, s1, s2 = load(scales, g), load(scales, g + stride), load(scales, g + uintp(2) * stride)
+    # Rotation times scales: the standard deviations along the Gaussian's axes.
+    m00, m01, m02 = (one - two * (qy * qy + qz * qz)) * s0, two * (qx * qy - qw * qz) * s1, two * (qx * qz + qw * qy) * s2
+    m10, m11, m12 = two * (qx * qy + qw * qz) * s0, (one - two * (qx * qx + qz * qz)) * s1, two * (qy * qz - qw * qx) * s2
+    m20, m21, m22 = two * (qx * qz - qw * qy) * s0, two * (qy * qz + qw * qx) * s1, (one - two * (qx * qx + qy * qy)) * s2
+    u, v = x * inverse, y * inverse
+    uc = select(u > splat(camera[17]), splat(camera[17]), select(u > splat(camera[16]), u, splat(camera[16])))
+    vc = select(v > splat(camera[19]), splat(camera[19]), select(v > splat(camera[18]), v, splat(camera[18])))
+    jx, jy = splat(camera[12]) * inverse, splat(camera[13]) * inverse
+    # Rows of Jacobian times world-to-camera, then of that times rotation times scales, in pixels.
+    p0, p1, p2 = jx * (r00 - uc * r20), jx * (r01 - uc * r21), jx * (r02 - uc * r22)
+    q0, q1, q2 = jy * (r10 - vc * r20), jy * (r11 - vc * r21), jy * (r12 - vc * r22)
+    t0, t1, t2 = p0 * m00 + p1 * m10 + p2 * m20, p0 * m01 + p1 * m11 + p2 * m21, p0 * m02 + p1 * m12 + p2 * m22
+    w0, w1, w2 = q0 * m00 + q1 * m10 + q2 * m20, q0 * m01 + q1 * m11 + q2 * m21, q0 * m02 + q1 * m12 + q2 * m22
+    eps = splat(_EPS2D)
+    a, b, c = t0 * t0 + t1 * t1 + t2 * t2, t0 * w0 + t1 * w1 + t2 * w2, w0 * w0 + w1 * w1 + w2 * w2
+    # The determinant of (t, w) (t, w)^T + eps without the cancellation of a c - b^2.
+    k0, k1, k2 = t1 * w2 - t2 * w1, t2 * w0 - t0 * w2, t0 * w1 - t1 * w0
+    determinant = k0 * k0 + k1 * k1 + k2 * k2 + eps * (a + c + eps)
+    a, c = a + eps, c + eps
+    rotation = (m00, m01, m02, m10, m11, m12, m20, m21, m22)
+    return x, y, z, near, inverse, u, v, uc, vc, (qw, qx, qy, qz, norm), (s0, s1, s2), rotation, (
+        p0, p1, p2, q0, q1, q2), (t0, t1, t2, w0, w1, w2), a, b, c, determinant  # fmt: skip
 
 
 @njit(cache=True)
-def _project(means, i, axes, k, opacity, camera, width, height, record, r):
-    """Project one Gaussian into its record. Returns its radius in pixels, 0 where it cannot be seen, -1 where not finite."""
-    X, Y, Z = float(means[i, 0]), float(means[i, 1]), float(means[i, 2])
-    x = camera[0] * X + camera[1] * Y + camera[2] * Z + camera[3]
-    y = camera[4] * X + camera[5] * Y + camera[6] * Z + camera[7]
-    z = camera[8] * X + camera[9] * Y + camera[10] * Z + camera[11]
-    if not math.isfinite(x + y + z + opacity):
-        return -1.0
-    if z < NEAR or opacity < ALPHA_MIN:
-        return 0.0
-    fx, fy = camera[12], camera[13]
-    low_u, high_u, low_v, high_v = _camera(camera, width, height)
-    u, v = x / z, y / z
-    mx, my = fx * u + camera[14], fy * v + camera[15]
-    u, v = min(max(u, low_u), high_u), min(max(v, low_v), high_v)
-    jx, jy = fx / z, fy / z
-    # Rows of J W, then of J W (R S): the standard deviations along the three axes, in pixels.
-    p0, p1, p2 = jx * (camera[0] - u * camera[8]), jx * (camera[1] - u * camera[9]), jx * (camera[2] - u * camera[10])
-    q0, q1, q2 = jy * (camera[4] - v * camera[8]), jy * (camera[5] - v * camera[9]), jy * (camera[6] - v * camera[10])
-    t0 = p0 * axes[k, 0] + p1 * axes[k, 3] + p2 * axes[k, 6]
-    t1 = p0 * axes[k, 1] + p1 * axes[k, 4] + p2 * axes[k, 7]
-    t2 = p0 * axes[k, 2] + p1 * axes[k, 5] + p2 * axes[k, 8]
-    w0 = q0 * axes[k, 0] + q1 * axes[k, 3] + q2 * axes[k, 6]
-    w1 = q0 * axes[k, 1] + q1 * axes[k, 4] + q2 * axes[k, 7]
-    w2 = q0 * axes[k, 2] + q1 * axes[k, 5] + q2 * axes[k, 8]
-    a, b, c = t0 * t0 + t1 * t1 + t2 * t2 + EPS2D, t0 * w0 + t1 * w1 + t2 * w2, w0 * w0 + w1 * w1 + w2 * w2 + EPS2D
-    determinant = a * c - b * b
-    reach = 2 * math.log(opacity / ALPHA_MIN)
-    ex, ey = math.sqrt(reach * a), math.sqrt(reach * c)
-    if not (determinant > 0 and mx + ex > 0 and mx - ex < width and my + ey > 0 and my - ey < height):
-        return 0.0
-    record[r + MX], record[r + MY] = mx, my
-    record[r + QA] = c / determinant / 16
-    record[r + QB] = -b / determinant / 8
-    record[r + QC] = a / determinant / 16
-    record[r + OPACITY] = opacity
-    record[r + DEPTH] = z
-    record[r + TMAX] = reach / 16
-    record[r + EX], record[r + EY] = ex, ey
-    record[r + XTOP] = b / c * ey
-    record[r + SLOPE] = b / a
-    record[r + ROOT] = math.sqrt(determinant) / a
-    return math.ceil(max(ex, ey))
+def _project(means, quats, scales, opacity, reach, stride, g, camera, width, height, out):
+    """Project 16 Gaussians into the planes of ``out``, in the order of a record; RED holds 1 where one may be seen, else 0.
+
+    Returns False where a Gaussian is not finite. One whose covariance overflows is not drawn.
+    """
+    x, y, z, near, inverse, u, v, uc, vc, q, s, m, _, _, a, b, c, determinant = _geometry(means, quats, scales, stride, g, camera)
+    zero, one, big = splat(np.float32(0)), splat(np.float32(1)), splat(_BIG)
+    room = load(reach, g)
+    check = x + y + z + q[4] + s[0] + s[1] + s[2] + room
+    finite = (check <= big) & (zero - big <= check)
+    ex, ey = root(room * a), root(room * c)
+    mx, my = splat(camera[12]) * u + splat(camera[14]), splat(camera[13]) * v + splat(camera[15])
+    seen = near & finite & (zero <= room) & (determinant <= big) & (a <= big) & (c <= big)
+    seen = seen & (mx + ex > zero) & (splat(np.float32(width)) > mx - ex)
+    seen = seen & (my + ey > zero) & (splat(np.float32(height)) > my - ey)
+    inverse = one / determinant
+    n = uintp(LANES)
+    store(out, uintp(MX) * n, mx)
+    store(out, uintp(MY) * n, my)
+    store(out, uintp(QA) * n, c * inverse * splat(np.float32(1 / 16)))
+    store(out, uintp(QB) * n, b * inverse * splat(np.float32(-1 / 8)))
+    store(out, uintp(QC) * n, a * inverse * splat(np.float32(1 / 16)))
+    store(out, uintp(OPACITY) * n, load(opacity, g))
+    store(out, uintp(RED) * n, select(seen, one, zero))
+    store(out, uintp(DEPTH) * n, z)
+    store(out, uintp(TMAX) * n, room * splat(np.float32(1 / 16)))
+    store(out, uintp(EX) * n, ex)
+    store(out, uintp(EY) * n, ey)
+    store(out, uintp(XTOP) * n, b / c * ey)
+    store(out, uintp(SLOPE) * n, b / a)
+    store(out, uintp(ROOT) * n, root(determinant) / a)
+    return not some(select(finite, zero, one) > zero)
 
 
 @njit(inline="always")
@@ -506,22 +529,27 @@ def _backward_tile(record, members, slots, span_of, begin, end, x0, y0, lane_x, 
 
 
 @njit(parallel=True, cache=True, nogil=True)
-def forward(means, quats, log_scales, logits, colors, cameras, items, width, height, radii, workers, lane_x, lane_y):
-    """Draw V views. Attributes are (B or 1, N, ...), colours also (V, N, 3); cameras (V, 16) are three rows of world-to-camera
-    and fx, fy, cx, cy, float64; radii is (V, N) or (0, 0).
+def forward(means, quats, scales, opacity, reach, colors, cameras, items, width, height, radii, workers, lane_x, lane_y):
+    """Draw V views of B items, V / B views each.
+
+    Args:
+        means, quats, scales: planes (B or 1, 3 or 4, P), float32, P >= N a multiple of 16.
+        opacity, reach: (B or 1, P), reach = 2 ln(255 opacity), negative where there is no Gaussian.
+        colors: (B or 1 or V, N, 3).
+        cameras: (V, 20), see _geometry.
+        radii: (V, N), filled, or (0, 0).
+        lane_x, lane_y: LANE_X, LANE_Y.
 
     Returns a code (0 fine, 1 not finite, 2 too many intersections), the pictures (V, H, W, 3), (V, H, W), (V, H, W), and what
     the backward pass needs.
     """
-    views, count = len(cameras), means.shape[1]
+    views, count, padded = len(cameras), colors.shape[1], means.shape[2]
     per_item = views // items
-    sets = max(len(quats), len(log_scales))
     chunks = (count + CHUNK - 1) // CHUNK
     across, down = (width + COLUMNS - 1) // COLUMNS, (height + 2 * PAIRS - 1) // (2 * PAIRS)
     tiles = across * down
     counter = np.zeros(1, np.int64)
     bad = np.zeros(1, np.int64)
-    axes = np.empty((sets, count, 9), np.float32)
     record = np.empty(views * count * LANES, np.float32)
     base = np.zeros(views * count + 1, np.int64)
     color = np.empty((views, height, width, 3), np.float32)
@@ -531,36 +559,34 @@ def forward(means, quats, log_scales, logits, colors, cameras, items, width, hei
     tile_start = np.zeros((views, tiles + 1), np.int64)
 
     for worker in prange(workers):
-        while True:
-            unit = take(counter)
-            if unit >= sets * chunks:
-                break
-            k, chunk = unit // chunks, unit % chunks
-            i, j = min(k, len(quats) - 1), min(k, len(log_scales) - 1)
-            for g in range(chunk * CHUNK, min(chunk * CHUNK + CHUNK, count)):
-                if not _axes(quats[i], log_scales[j], axes[k], g, g, g):
-                    bad[0] = 1
-    counter[0] = 0
-    for worker in prange(workers):
+        out = np.zeros(LANES * LANES, np.float32)
         while True:
             unit = take(counter)
             if unit >= views * chunks:
                 break
             view, chunk = unit // chunks, unit % chunks
             item = view // per_item
-            i, k, o = min(item, len(means) - 1), min(item, sets - 1), min(item, len(logits) - 1)
+            i, j, k, o = min(item, len(means) - 1), min(item, len(quats) - 1), min(item, len(scales) - 1), min(item, len(reach) - 1)
             s = view if len(colors) == views else min(item, len(colors) - 1)
-            for g in range(chunk * CHUNK, min(chunk * CHUNK + CHUNK, count)):
-                r = (view * count + g) * LANES
-                opacity = 1 / (1 + math.exp(-float(logits[o, g])))
-                radius = _project(means[i], g, axes[k], g, opacity, cameras[view], width, height, record, r)
-                if radius > 0:
-                    record[r + RED], record[r + GREEN], record[r + BLUE] = colors[s, g, 0], colors[s, g, 1], colors[s, g, 2]
-                    base[view * count + g + 1] = _count_tiles(record, r, width, height)
-                if radius < 0 or not math.isfinite(colors[s, g, 0] + colors[s, g, 1] + colors[s, g, 2]):
+            for block in range(chunk * CHUNK, min(chunk * CHUNK + CHUNK, count), LANES):
+                if not _project(
+                    means[i], quats[j], scales[k], opacity[o], reach[o], uintp(padded), uintp(block), cameras[view], width, height, out
+                ):
                     bad[0] = 1
-                if len(radii):
-                    radii[view, g] = radius
+                for lane in range(min(LANES, count - block)):
+                    seen = out[RED * LANES + lane] > 0
+                    g = view * count + block + lane
+                    if seen:
+                        r = g * LANES
+                        for field in range(LANES):
+                            record[r + field] = out[field * LANES + lane]
+                        for channel in range(3):
+                            record[r + RED + channel] = colors[s, block + lane, channel]
+                        if not math.isfinite(record[r + RED] + record[r + GREEN] + record[r + BLUE]):
+                            bad[0] = 1
+                        base[g + 1] = _count_tiles(record, r, width, height)
+                    if len(radii):
+                        radii[view, block + lane] = math.ceil(max(record[g * LANES + EX], record[g * LANES + EY])) if seen else 0.0
     for g in range(views * count):
         base[g + 1] += base[g]
     total = base[views * count]
@@ -611,129 +637,102 @@ def forward(means, quats, log_scales, logits, colors, cameras, items, width, hei
                         color[view, y, x, 2] = buffer[k + 3 * _AREA]
                         depth[view, y, x] = buffer[k + 4 * _AREA]
                         alpha[view, y, x] = np.float32(1) - abs(buffer[k])
-    return bad[0], color, alpha, depth, (axes, record, base, span_of, members, slots, tile_start, needed)
+    return bad[0], color, alpha, depth, (record, base, span_of, members, slots, tile_start, needed)
+
+
+@njit(inline="always")
+def _accumulate(planes, at, x):
+    store(planes, at, load(planes, at) + x)
 
 
 @njit(cache=True)
-def _pull_back(partial, begin, end, means, i, axes, k, opacity, camera, width, height, d_axes, d_mean, d_color):
-    """Sum one Gaussian's slots in one view and pull the gradient back through the projection.
+def _pull_back(means, quats, scales, opacity, stride, g, camera, sums, d_means, d_quats, d_scales, d_logits, d_center):
+    """Pull the gradients of 16 Gaussians in one view back through the projection, adding to the planes d_*.
 
-    Adds to d_axes (9,), d_mean (3,), d_color (3,); returns the gradients by the opacity's logit and by the centre's pixel x, y.
+    ``sums`` has the planes of the summed slots (see _backward_tile) and, last, 1 where the Gaussian was drawn; d_center receives
+    the gradients by the centre in pixels, x then y.
     """
-    total = load(partial, uintp(begin) * uintp(LANES))
-    for e in range(begin + 1, end):
-        total = total + load(partial, uintp(e) * uintp(LANES))
-    sums = np.empty(LANES, np.float32)
-    store(sums, uintp(0), total)
-    h, hx, hxx, hy, hxy, hyy = sums[0], sums[1], sums[2], sums[3], sums[4], sums[5]
-    d_color[0] += sums[6]
-    d_color[1] += sums[7]
-    d_color[2] += sums[8]
-
-    X, Y, Z = float(means[i, 0]), float(means[i, 1]), float(means[i, 2])
-    x = camera[0] * X + camera[1] * Y + camera[2] * Z + camera[3]
-    y = camera[4] * X + camera[5] * Y + camera[6] * Z + camera[7]
-    z = camera[8] * X + camera[9] * Y + camera[10] * Z + camera[11]
-    fx, fy = camera[12], camera[13]
-    low_u, high_u, low_v, high_v = _camera(camera, width, height)
-    u, v = min(max(x / z, low_u), high_u), min(max(y / z, low_v), high_v)
-    jx, jy = fx / z, fy / z
-    p0, p1, p2 = jx * (camera[0] - u * camera[8]), jx * (camera[1] - u * camera[9]), jx * (camera[2] - u * camera[10])
-    q0, q1, q2 = jy * (camera[4] - v * camera[8]), jy * (camera[5] - v * camera[9]), jy * (camera[6] - v * camera[10])
-    t0 = p0 * axes[k, 0] + p1 * axes[k, 3] + p2 * axes[k, 6]
-    t1 = p0 * axes[k, 1] + p1 * axes[k, 4] + p2 * axes[k, 7]
-    t2 = p0 * axes[k, 2] + p1 * axes[k, 5] + p2 * axes[k, 8]
-    w0 = q0 * axes[k, 0] + q1 * axes[k, 3] + q2 * axes[k, 6]
-    w1 = q0 * axes[k, 1] + q1 * axes[k, 4] + q2 * axes[k, 7]
-    w2 = q0 * axes[k, 2] + q1 * axes[k, 5] + q2 * axes[k, 8]
-    a, b, c = t0 * t0 + t1 * t1 + t2 * t2 + EPS2D, t0 * w0 + t1 * w1 + t2 * w2, w0 * w0 + w1 * w1 + w2 * w2 + EPS2D
-    determinant = a * c - b * b
-    A, B, C = c / determinant, -b / determinant, a / determinant
+    x, y, z, near, inverse, u, v, uc, vc, q, s, m, pq, tw, a, b, c, determinant = _geometry(means, quats, scales, stride, g, camera)
+    qw, qx, qy, qz, norm = q
+    m00, m01, m02, m10, m11, m12, m20, m21, m22 = m
+    p0, p1, p2, q0, q1, q2 = pq
+    t0, t1, t2, w0, w1, w2 = tw
+    zero, one, two, n = splat(np.float32(0)), splat(np.float32(1)), splat(np.float32(2)), uintp(LANES)
+    drawn = load(sums, uintp(15) * n) > zero
+    h, hx, hxx = load(sums, uintp(0)), load(sums, n), load(sums, uintp(2) * n)
+    hy, hxy, hyy = load(sums, uintp(3) * n), load(sums, uintp(4) * n), load(sums, uintp(5) * n)
+    k = one / determinant
+    A, B, C = c * k, zero - b * k, a * k
 
     # sigma = A dx^2 / 2 + B dx dy + C dy^2 / 2 with dx = pixel - centre, and h = -dL/dsigma.
     d_mx, d_my = A * hx + B * hy, B * hx + C * hy
-    # dL/dCov = -Q G Q with G = dL/dQ = -(hxx, hxy; hxy, hyy) / 2; times 2 for d(T T^t) = 2 dCov T.
-    m00, m01, m10, m11 = A * hxx + B * hxy, A * hxy + B * hyy, B * hxx + C * hxy, B * hxy + C * hyy
-    g00, g01, g11 = m00 * A + m01 * B, m00 * B + m01 * C, m10 * B + m11 * C
+    # dL/dCov = -Q G Q with Q the conic and G = dL/dQ = -(hxx, hxy; hxy, hyy) / 2; times 2 for d(T T^t) = 2 dCov T.
+    n00, n01, n10, n11 = A * hxx + B * hxy, A * hxy + B * hyy, B * hxx + C * hxy, B * hxy + C * hyy
+    g00, g01, g11 = n00 * A + n01 * B, n00 * B + n01 * C, n10 * B + n11 * C
     dt0, dt1, dt2 = g00 * t0 + g01 * w0, g00 * t1 + g01 * w1, g00 * t2 + g01 * w2
     dw0, dw1, dw2 = g01 * t0 + g11 * w0, g01 * t1 + g11 * w1, g01 * t2 + g11 * w2
-    d_axes[0] += p0 * dt0 + q0 * dw0
-    d_axes[1] += p0 * dt1 + q0 * dw1
-    d_axes[2] += p0 * dt2 + q0 * dw2
-    d_axes[3] += p1 * dt0 + q1 * dw0
-    d_axes[4] += p1 * dt1 + q1 * dw1
-    d_axes[5] += p1 * dt2 + q1 * dw2
-    d_axes[6] += p2 * dt0 + q2 * dw0
-    d_axes[7] += p2 * dt1 + q2 * dw1
-    d_axes[8] += p2 * dt2 + q2 * dw2
-    dp0 = dt0 * axes[k, 0] + dt1 * axes[k, 1] + dt2 * axes[k, 2]
-    dp1 = dt0 * axes[k, 3] + dt1 * axes[k, 4] + dt2 * axes[k, 5]
-    dp2 = dt0 * axes[k, 6] + dt1 * axes[k, 7] + dt2 * axes[k, 8]
-    dq0 = dw0 * axes[k, 0] + dw1 * axes[k, 1] + dw2 * axes[k, 2]
-    dq1 = dw0 * axes[k, 3] + dw1 * axes[k, 4] + dw2 * axes[k, 5]
-    dq2 = dw0 * axes[k, 6] + dw1 * axes[k, 7] + dw2 * axes[k, 8]
-    # J W rows are jx (W0 - u W2) and jy (W1 - v W2), with jx = fx / z, jy = fy / z.
-    d_u = -jx * (dp0 * camera[8] + dp1 * camera[9] + dp2 * camera[10])
-    d_v = -jy * (dq0 * camera[8] + dq1 * camera[9] + dq2 * camera[10])
-    d_z = float(sums[9]) - (dp0 * p0 + dp1 * p1 + dp2 * p2 + dq0 * q0 + dq1 * q1 + dq2 * q2) / z
-    if not low_u <= x / z <= high_u:
-        d_u = 0.0
-    if not low_v <= y / z <= high_v:
-        d_v = 0.0
-    d_u += fx * d_mx
-    d_v += fy * d_my
-    d_x, d_y = d_u / z, d_v / z
-    d_z -= (d_u * x + d_v * y) / (z * z)
-    d_mean[0] += camera[0] * d_x + camera[4] * d_y + camera[8] * d_z
-    d_mean[1] += camera[1] * d_x + camera[5] * d_y + camera[9] * d_z
-    d_mean[2] += camera[2] * d_x + camera[6] * d_y + camera[10] * d_z
-    return h * (1 - opacity), d_mx, d_my
+    dp0, dp1, dp2 = dt0 * m00 + dt1 * m01 + dt2 * m02, dt0 * m10 + dt1 * m11 + dt2 * m12, dt0 * m20 + dt1 * m21 + dt2 * m22
+    dq0, dq1, dq2 = dw0 * m00 + dw1 * m01 + dw2 * m02, dw0 * m10 + dw1 * m11 + dw2 * m12, dw0 * m20 + dw1 * m21 + dw2 * m22
+    # J W has the rows jx (W0 - u W2) and jy (W1 - v W2) with jx = fx / z, jy = fy / z; u and v are fixed where clamped.
+    r20, r21, r22 = splat(camera[8]), splat(camera[9]), splat(camera[10])
+    fx, fy = splat(camera[12]), splat(camera[13])
+    d_u = zero - fx * inverse * (dp0 * r20 + dp1 * r21 + dp2 * r22)
+    d_v = zero - fy * inverse * (dq0 * r20 + dq1 * r21 + dq2 * r22)
+    d_u = fx * d_mx + select((u <= uc) & (uc <= u), d_u, zero)
+    d_v = fy * d_my + select((v <= vc) & (vc <= v), d_v, zero)
+    along = dp0 * p0 + dp1 * p1 + dp2 * p2 + dq0 * q0 + dq1 * q1 + dq2 * q2
+    d_z = load(sums, uintp(9) * n) - inverse * (along + d_u * u + d_v * v)
+    d_x, d_y = d_u * inverse, d_v * inverse
+    store(d_center, uintp(0), select(drawn, d_mx, zero))
+    store(d_center, n, select(drawn, d_my, zero))
+    for axis in range(uintp(3)):
+        d = splat(camera[axis]) * d_x + splat(camera[axis + uintp(4)]) * d_y + splat(camera[axis + uintp(8)]) * d_z
+        _accumulate(d_means, g + axis * stride, select(drawn, d, zero))
+    _accumulate(d_logits, g, select(drawn, h * (one - load(opacity, g)), zero))
 
-
-@njit(cache=True)
-def _axes_backward(quats, i, log_scales, j, d_axes, d_quats, d_scales):
-    """Pull the gradient by rotation times scales back; adds to d_quats (4,) and d_scales (3,), the latter by the logarithms."""
-    w, x, y, z = float(quats[i, 0]), float(quats[i, 1]), float(quats[i, 2]), float(quats[i, 3])
-    norm = max(math.sqrt(w * w + x * x + y * y + z * z), 1e-12)
-    w, x, y, z = w / norm, x / norm, y / norm, z / norm
-    s0, s1, s2 = math.exp(log_scales[j, 0]), math.exp(log_scales[j, 1]), math.exp(log_scales[j, 2])
-    r0, r3, r6 = d_axes[0] * s0, d_axes[3] * s0, d_axes[6] * s0
-    r1, r4, r7 = d_axes[1] * s1, d_axes[4] * s1, d_axes[7] * s1
-    r2, r5, r8 = d_axes[2] * s2, d_axes[5] * s2, d_axes[8] * s2
-    d_scales[0] += (1 - 2 * (y * y + z * z)) * r0 + 2 * (x * y + w * z) * r3 + 2 * (x * z - w * y) * r6
-    d_scales[1] += 2 * (x * y - w * z) * r1 + (1 - 2 * (x * x + z * z)) * r4 + 2 * (y * z + w * x) * r7
-    d_scales[2] += 2 * (x * z + w * y) * r2 + 2 * (y * z - w * x) * r5 + (1 - 2 * (x * x + y * y)) * r8
-    dw = 2 * (x * (r7 - r5) + y * (r2 - r6) + z * (r3 - r1))
-    dx = 2 * (y * (r1 + r3) + z * (r2 + r6) + w * (r7 - r5) - 2 * x * (r4 + r8))
-    dy = 2 * (x * (r1 + r3) + z * (r5 + r7) + w * (r2 - r6) - 2 * y * (r0 + r8))
-    dz = 2 * (x * (r2 + r6) + y * (r5 + r7) + w * (r3 - r1) - 2 * z * (r0 + r4))
-    along = dw * w + dx * x + dy * y + dz * z
-    d_quats[0] += (dw - along * w) / norm
-    d_quats[1] += (dx - along * x) / norm
-    d_quats[2] += (dy - along * y) / norm
-    d_quats[3] += (dz - along * z) / norm
+    # By rotation times scales, then by the scales' logarithms and the rotation.
+    e00, e01, e02 = p0 * dt0 + q0 * dw0, p0 * dt1 + q0 * dw1, p0 * dt2 + q0 * dw2
+    e10, e11, e12 = p1 * dt0 + q1 * dw0, p1 * dt1 + q1 * dw1, p1 * dt2 + q1 * dw2
+    e20, e21, e22 = p2 * dt0 + q2 * dw0, p2 * dt1 + q2 * dw1, p2 * dt2 + q2 * dw2
+    _accumulate(d_scales, g, select(drawn, e00 * m00 + e10 * m10 + e20 * m20, zero))
+    _accumulate(d_scales, g + stride, select(drawn, e01 * m01 + e11 * m11 + e21 * m21, zero))
+    _accumulate(d_scales, g + uintp(2) * stride, select(drawn, e02 * m02 + e12 * m12 + e22 * m22, zero))
+    s0, s1, s2 = s
+    e00, e10, e20 = e00 * s0, e10 * s0, e20 * s0
+    e01, e11, e21 = e01 * s1, e11 * s1, e21 * s1
+    e02, e12, e22 = e02 * s2, e12 * s2, e22 * s2
+    dqw = two * (qx * (e21 - e12) + qy * (e02 - e20) + qz * (e10 - e01))
+    dqx = two * (qy * (e01 + e10) + qz * (e02 + e20) + qw * (e21 - e12) - two * qx * (e11 + e22))
+    dqy = two * (qx * (e01 + e10) + qz * (e12 + e21) + qw * (e02 - e20) - two * qy * (e00 + e22))
+    dqz = two * (qx * (e02 + e20) + qy * (e12 + e21) + qw * (e10 - e01) - two * qz * (e00 + e11))
+    along = dqw * qw + dqx * qx + dqy * qy + dqz * qz
+    _accumulate(d_quats, g, select(drawn, (dqw - along * qw) * norm, zero))
+    _accumulate(d_quats, g + stride, select(drawn, (dqx - along * qx) * norm, zero))
+    _accumulate(d_quats, g + uintp(2) * stride, select(drawn, (dqy - along * qy) * norm, zero))
+    _accumulate(d_quats, g + uintp(3) * stride, select(drawn, (dqz - along * qz) * norm, zero))
 
 
 @njit(parallel=True, cache=True, nogil=True)
 def backward(
-    means, quats, log_scales, logits, colors, cameras, items, width, height, workers, lane_x, lane_y,
+    means, quats, scales, opacity, reach, colors, cameras, items, width, height, workers, lane_x, lane_y,
     saved, color, alpha, depth, g_color, g_alpha, g_depth, partial, screen,
 ):  # fmt: skip
-    """Gradients by means, quats, log_scales, logits and colours, of their shapes.
+    """Gradients by means, quats, the scales' logarithms, the opacities' logits (planes, as passed to forward) and the colours.
 
-    ``saved`` and the pictures are the forward pass's, g_color, g_alpha, g_depth the loss gradients by the pictures, each
-    (0, ...) where there is none; partial has room for 16 numbers an intersection; screen, (V, N) or (0, 0), receives the
-    gradient norm by the centre in half pictures.
+    Args:
+        saved, color, alpha, depth: the forward pass's.
+        g_color, g_alpha, g_depth: loss gradients by the pictures, each (0, ...) where there is none.
+        partial: scratch, 16 numbers an intersection.
+        screen: (V, N), receives the gradient norm by the centre in half pictures, or (0, 0).
     """
-    axes, record, base, span_of, members, slots, tile_start, needed = saved
-    views, count = len(cameras), means.shape[1]
+    record, base, span_of, members, slots, tile_start, needed = saved
+    views, count, padded = len(cameras), colors.shape[1], means.shape[2]
     per_item = views // items
-    sets = len(axes)
     chunks = (count + CHUNK - 1) // CHUNK
     across = (width + COLUMNS - 1) // COLUMNS
     tiles = tile_start.shape[1] - 1
-    d_means, d_quats = np.zeros_like(means), np.zeros_like(quats)
-    d_scales, d_logits, d_colors = np.zeros_like(log_scales), np.zeros_like(logits), np.zeros_like(colors)
+    d_means, d_quats, d_scales = np.zeros_like(means), np.zeros_like(quats), np.zeros_like(scales)
+    d_logits, d_colors = np.zeros_like(opacity), np.zeros_like(colors)
     counter = np.zeros(1, np.int64)
 
     for worker in prange(workers):
@@ -771,34 +770,43 @@ def backward(
 
     counter[0] = 0
     for worker in prange(workers):
-        d_axes, d_mean, d_color = np.zeros((sets, 9)), np.zeros(3), np.zeros(3)
+        rows, sums = np.zeros(LANES * LANES, np.float32), np.zeros(LANES * LANES, np.float32)
+        center = np.zeros(2 * LANES, np.float32)
         while True:
             chunk = take(counter)
             if chunk >= chunks:
                 break
-            for g in range(chunk * CHUNK, min(chunk * CHUNK + CHUNK, count)):
-                d_axes[:] = 0
-                for view in range(views):
-                    item = view // per_item
-                    i, k, o = min(item, len(means) - 1), min(item, sets - 1), min(item, len(logits) - 1)
-                    s = view if len(colors) == views else min(item, len(colors) - 1)
-                    begin, end = base[view * count + g], base[view * count + g + 1]
-                    d_mx, d_my = 0.0, 0.0
-                    if begin < end:
-                        d_mean[:] = 0
-                        d_color[:] = 0
-                        opacity = float(record[(view * count + g) * LANES + OPACITY])
-                        d_logit, d_mx, d_my = _pull_back(
-                            partial, begin, end, means[i], g, axes[k], g, opacity, cameras[view], width, height,
-                            d_axes[k], d_mean, d_color,
+            for view in range(views):
+                item = view // per_item
+                i, j, k = min(item, len(means) - 1), min(item, len(quats) - 1), min(item, len(scales) - 1)
+                o = min(item, len(reach) - 1)
+                s = view if len(colors) == views else min(item, len(colors) - 1)
+                for block in range(chunk * CHUNK, min(chunk * CHUNK + CHUNK, count), LANES):
+                    inside = min(LANES, count - block)
+                    first = view * count + block
+                    if base[first] < base[first + inside]:
+                        for lane in range(LANES):
+                            total = splat(np.float32(0))
+                            drawn = False
+                            if lane < inside:
+                                drawn = base[first + lane] < base[first + lane + 1]
+                                for e in range(base[first + lane], base[first + lane + 1]):
+                                    total = total + load(partial, uintp(e) * uintp(LANES))
+                            store(rows, uintp(lane) * uintp(LANES), total)
+                            rows[lane * LANES + 15] = np.float32(1 if drawn else 0)
+                            if drawn:
+                                for channel in range(3):
+                                    d_colors[s, block + lane, channel] += rows[lane * LANES + 6 + channel]
+                        for field in range(LANES):
+                            for lane in range(LANES):
+                                sums[field * LANES + lane] = rows[lane * LANES + field]
+                        _pull_back(
+                            means[i], quats[j], scales[k], opacity[o], uintp(padded), uintp(block), cameras[view], sums,
+                            d_means[i], d_quats[j], d_scales[k], d_logits[o], center,
                         )  # fmt: skip
-                        d_logits[o, g] += d_logit
-                        for axis in range(3):
-                            d_means[i, g, axis] += d_mean[axis]
-                            d_colors[s, g, axis] += d_color[axis]
+                    else:
+                        center[:] = 0
                     if len(screen):
-                        screen[view, g] = math.hypot(d_mx * width / 2, d_my * height / 2)
-                for k in range(sets):
-                    i, j = min(k, len(quats) - 1), min(k, len(log_scales) - 1)
-                    _axes_backward(quats[i], g, log_scales[j], g, d_axes[k], d_quats[i, g], d_scales[j, g])
+                        for lane in range(inside):
+                            screen[view, block + lane] = math.hypot(center[lane] * width / 2, center[LANES + lane] * height / 2)
     return d_means, d_quats, d_scales, d_logits, d_colors

@@ -113,17 +113,28 @@ class _Draw(torch.autograd.Function):
         items: int,
         statistics: ScreenStatistics | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        tensors = [x.detach().contiguous() for x in (means, quats, log_scales, opacity_logits, colors)]
-        K = cameras.K
-        parts = [cameras.world_to_camera[:, :3].flatten(1), K[:, 0, 0, None], K[:, 1, 1, None], K[:, :2, 2]]
-        rows = torch.cat(parts, 1).detach().double().contiguous().numpy()
-        radii = np.zeros((len(rows), means.shape[1]) if statistics is not None else (0, 0), np.float32)
+        views, count = len(cameras), means.shape[1]
+        padded = -(-count // 16) * 16
+
+        def planes(x: Tensor) -> Tensor:  # (B, N, k) -> (B, k, padded)
+            return torch.nn.functional.pad(x.transpose(1, 2), (0, padded - count)).contiguous()
+
+        opacities = opacity_logits.sigmoid()
+        reach = torch.nn.functional.pad(2 * (opacities * 255).log(), (0, padded - count), value=-1.0)
+        opacities = torch.nn.functional.pad(opacities, (0, padded - count))
+        tensors = [planes(means), planes(quats), planes(log_scales.exp()), opacities, reach, colors.contiguous()]
+        fx, fy, cx, cy = (cameras.K[:, i, j].double() for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))
+        mx, my = 0.15 * cameras.width / fx, 0.15 * cameras.height / fy
+        limits = [-cx / fx - mx, (cameras.width - cx) / fx + mx, -cy / fy - my, (cameras.height - cy) / fy + my]
+        lens = torch.stack([fx, fy, cx, cy, *limits], 1).float()
+        rows = torch.cat([cameras.world_to_camera[:, :3].flatten(1), lens], 1).detach().numpy()
+        radii = np.zeros((views, count) if statistics is not None else (0, 0), np.float32)
         code, color, alpha, depth, saved = _call(
-            "forward", *(x.numpy() for x in tensors), rows, items, cameras.width, cameras.height, radii
+            "forward", *(x.detach().numpy() for x in tensors), rows, items, cameras.width, cameras.height, radii
         )
         if code == 1:
             require_finite(means=means, quats=quats, log_scales=log_scales, opacity_logits=opacity_logits, colors=colors)
-            raise InputError("gaussians: positions or scales overflow, lower the learning rate or check the input")
+            raise InputError("gaussians: log_scales or means overflow, lower the learning rate or check the input")
         if code == 2:
             raise InputError("gaussians: too large and too many for one call, draw fewer views at once or check the scales")
         if statistics is not None:
@@ -142,13 +153,16 @@ class _Draw(torch.autograd.Function):
         *tensors, color, alpha, depth = ctx.saved_tensors
         pictures = [x.numpy() for x in (color, alpha, depth)]
         incoming = [p[:0] if g is None else g.contiguous().numpy() for p, g in zip(pictures, grads, strict=True)]
-        screen = np.zeros((len(rows), tensors[0].shape[1]) if statistics is not None else (0, 0), np.float32)
+        views, count = len(rows), tensors[-1].shape[1]
+        screen = np.zeros((views, count) if statistics is not None else (0, 0), np.float32)
         result = _call(
             "backward", *(x.numpy() for x in tensors), rows, items, width, height, saved, *pictures, *incoming, screen
         )
         if statistics is not None:
             statistics.gradient = torch.from_numpy(screen)
-        return (*map(torch.from_numpy, result), None, None, None)
+        d_means, d_quats, d_scales, d_logits, d_colors = map(torch.from_numpy, result)
+        by_attribute = (x[..., :count].transpose(1, 2) for x in (d_means, d_quats, d_scales))
+        return (*by_attribute, d_logits[:, :count], d_colors, None, None, None)
 
 
 _scratch = np.empty(0, np.float32)
@@ -166,13 +180,13 @@ def _call(name: str, *arguments: Any) -> Any:
         numba.set_num_threads(threads())
         try:
             if name == "forward":
-                return kernels.forward(*arguments, threads(), kernels._LANE_X, kernels._LANE_Y)
+                return kernels.forward(*arguments, threads(), kernels.LANE_X, kernels.LANE_Y)
             *first, saved, color, alpha, depth, g_color, g_alpha, g_depth, screen = arguments
-            room = int(saved[2][-1]) * kernels.LANES
+            room = int(saved[1][-1]) * kernels.LANES
             if len(_scratch) < room:
                 _scratch = np.empty(room + room // 4, np.float32)
             return kernels.backward(
-                *first, threads(), kernels._LANE_X, kernels._LANE_Y,
+                *first, threads(), kernels.LANE_X, kernels.LANE_Y,
                 saved, color, alpha, depth, g_color, g_alpha, g_depth, _scratch, screen,
             )  # fmt: skip
         finally:
