@@ -180,9 +180,10 @@ def run_fit(
     order = tracking_order(count, inputs.loop) if schedule.one_by_one else []
     device = gaussians.device
     saved = time.monotonic()
-    done = first
+    done, between_steps = first, True
     try:
         for index in range(first, schedule.steps):
+            between_steps = False
             rows, turn = None, 0
             if schedule.one_by_one:
                 turn, within = divmod(index, schedule.one_by_one)
@@ -213,7 +214,7 @@ def run_fit(
             optimiser.step(factor, rows)
             if density is not None and statistics is not None:
                 gaussians = density.update(index, schedule.steps, gaussians, optimiser, statistics, generator)
-            done = index + 1
+            done, between_steps = index + 1, True
             if index % 10 == 0 or done == schedule.steps:
                 values = {name: float(term.detach()) for name, term in terms.items()}
                 for name, value in values.items():
@@ -229,7 +230,9 @@ def run_fit(
     except FloatingPointError:
         raise
     except BaseException:
-        save(done)
+        # A step cut short has moved the generator and perhaps half the parameters: the last checkpoint is the one to keep.
+        if between_steps:
+            save(done)
         raise
     if done > first:
         # The finished stage is kept too: a run that is interrupted in a later stage resumes behind this one.

@@ -25,14 +25,25 @@ if TYPE_CHECKING:
 Weight = Callable[[float], float]
 
 
+@dataclass(frozen=True)
+class Ramp:
+    """A weight that changes evenly. A value, not a function: its repr names a run's settings, in checkpoints and reports."""
+
+    start: float
+    end: float
+
+    def __call__(self, rho: float) -> float:
+        return self.start + (self.end - self.start) * rho
+
+
 def constant(value: float) -> Weight:
     """The same weight throughout."""
-    return lambda rho: value
+    return Ramp(value, value)
 
 
 def linear(start: float, end: float, scale: float = 1.0) -> Weight:
     """From ``scale * start`` at the first step to ``scale * end`` at the last (PLA4D's lambda: 0.98 to 0.02)."""
-    return lambda rho: scale * (start + (end - start) * rho)
+    return Ramp(scale * start, scale * end)
 
 
 class Objective(Protocol):
