@@ -14,7 +14,7 @@ from numba import float32, int32, njit, prange, uintp
 
 # Not "nnan" and "ninf": comparisons with the projections of points at the camera's plane must stay false.
 _JIT = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract", "arcp", "nsz", "afn"}}
-_SLACK = np.float32(1e-4)  # px: neighbours overlap by this, so that rounding opens no crack between them
+_SLACK = np.float32(2e-5)  # px: neighbours overlap by this, so that rounding opens no crack between them
 
 _s = np.linspace(0, 1, 2049)
 #: sRGB encoding of the squares of evenly spaced numbers: the curve is smooth in them.
@@ -32,6 +32,15 @@ def _encode(x):
 @njit(forceinline=True, **_JIT)
 def _cross(ax, ay, az, bx, by, bz):
     return ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx
+
+
+@njit(forceinline=True, **_JIT)
+def _dots(rays, x, y, z):
+    return (
+        rays[0, 0] * x + rays[0, 1] * y + rays[0, 2] * z,
+        rays[1, 0] * x + rays[1, 1] * y + rays[1, 2] * z,
+        rays[2, 0] * x + rays[2, 1] * y + rays[2, 2] * z,
+    )
 
 
 @njit(forceinline=True, **_JIT)
@@ -59,58 +68,61 @@ def _clamped(u, v):
 
 
 @njit(forceinline=True, **_JIT)
-def _light(surface, face, u, v, footprint):
-    """Linear colour and alpha at barycentrics u, v; ``footprint``: z^2 / (|d.n| fx fy), the face's share that a sample covers."""
-    faces, uvs, vertex_light, face_light, face_texture, face_texels, texels, table, levels = surface
-    i, j, k = uintp(faces[face, 0]), uintp(faces[face, 1]), uintp(faces[face, 2])
-    r, g, b, a = face_light[face, 0], face_light[face, 1], face_light[face, 2], face_light[face, 3]
-    w = float32(1) - u - v
-    if vertex_light.shape[0]:
-        r *= w * vertex_light[i, 0] + u * vertex_light[j, 0] + v * vertex_light[k, 0]
-        g *= w * vertex_light[i, 1] + u * vertex_light[j, 1] + v * vertex_light[k, 1]
-        b *= w * vertex_light[i, 2] + u * vertex_light[j, 2] + v * vertex_light[k, 2]
-        a *= w * vertex_light[i, 3] + u * vertex_light[j, 3] + v * vertex_light[k, 3]
-    if face_texture[face] >= 0:
-        texture = uintp(face_texture[face])
-        size = face_texels[face] * footprint
-        level, last = uintp(0), uintp(levels[texture] - 1)
-        while size >= float32(4) and level < last:
-            size *= float32(0.25)
-            level += uintp(1)
-        start, height, width = uintp(table[texture, level, 0]), int32(table[texture, level, 1]), int32(table[texture, level, 2])
-        s = w * uvs[i, 0] + u * uvs[j, 0] + v * uvs[k, 0]
-        t = w * uvs[i, 1] + u * uvs[j, 1] + v * uvs[k, 1]
-        x = (s - np.floor(s)) * float32(width) - float32(0.5)
-        y = (t - np.floor(t)) * float32(height) - float32(0.5)
-        x0, y0 = int32(np.floor(x)), int32(np.floor(y))
-        fx, fy = x - float32(x0), y - float32(y0)
-        x1, y1 = x0 + int32(1), y0 + int32(1)
-        x0 = x0 + width if x0 < 0 else min(x0, width - int32(1))
-        y0 = y0 + height if y0 < 0 else min(y0, height - int32(1))
-        x1 = int32(0) if x1 >= width else x1
-        y1 = int32(0) if y1 >= height else y1
-        p, q = start + uintp(y0) * uintp(width), start + uintp(y1) * uintp(width)
-        p0, p1, q0, q1 = p + uintp(x0), p + uintp(x1), q + uintp(x0), q + uintp(x1)
-        w00, w01 = (float32(1) - fx) * (float32(1) - fy), fx * (float32(1) - fy)
-        w10, w11 = (float32(1) - fx) * fy, fx * fy
-        r *= w00 * texels[p0, 0] + w01 * texels[p1, 0] + w10 * texels[q0, 0] + w11 * texels[q1, 0]
-        g *= w00 * texels[p0, 1] + w01 * texels[p1, 1] + w10 * texels[q0, 1] + w11 * texels[q1, 1]
-        b *= w00 * texels[p0, 2] + w01 * texels[p1, 2] + w10 * texels[q0, 2] + w11 * texels[q1, 2]
-        a *= w00 * texels[p0, 3] + w01 * texels[p1, 3] + w10 * texels[q0, 3] + w11 * texels[q1, 3]
-    return r, g, b, a
+def _mix(values, column, i, j, k, u, v):
+    """A vertex attribute at barycentrics."""
+    first = values[i, column]
+    return first + u * (values[j, column] - first) + v * (values[k, column] - first)
+
+
+@njit(forceinline=True, **_JIT)
+def _texel(texels, table, levels, texture, s, t, size):
+    """Bilinear sample, linear light; ``size``: texels of the finest level that the sample covers."""
+    level, last = uintp(0), uintp(levels[texture] - 1)
+    while size >= float32(4) and level < last:
+        size *= float32(0.25)
+        level += uintp(1)
+    start, height, width = uintp(table[texture, level, 0]), int32(table[texture, level, 1]), int32(table[texture, level, 2])
+    x = (s - np.floor(s)) * float32(width) - float32(0.5)
+    y = (t - np.floor(t)) * float32(height) - float32(0.5)
+    x0, y0 = int32(np.floor(x)), int32(np.floor(y))
+    fx, fy = x - float32(x0), y - float32(y0)
+    x1, y1 = x0 + int32(1), y0 + int32(1)
+    x0 = x0 + width if x0 < 0 else min(x0, width - int32(1))
+    y0 = y0 + height if y0 < 0 else min(y0, height - int32(1))
+    x1 = int32(0) if x1 >= width else x1
+    y1 = int32(0) if y1 >= height else y1
+    p, q = start + uintp(y0) * uintp(width), start + uintp(y1) * uintp(width)
+    p0, p1, q0, q1 = p + uintp(x0), p + uintp(x1), q + uintp(x0), q + uintp(x1)
+    w00, w01 = (float32(1) - fx) * (float32(1) - fy), fx * (float32(1) - fy)
+    w10, w11 = (float32(1) - fx) * fy, fx * fy
+    return (
+        w00 * texels[p0, 0] + w01 * texels[p1, 0] + w10 * texels[q0, 0] + w11 * texels[q1, 0],
+        w00 * texels[p0, 1] + w01 * texels[p1, 1] + w10 * texels[q0, 1] + w11 * texels[q1, 1],
+        w00 * texels[p0, 2] + w01 * texels[p1, 2] + w10 * texels[q0, 2] + w11 * texels[q1, 2],
+        w00 * texels[p0, 3] + w01 * texels[p1, 3] + w10 * texels[q0, 3] + w11 * texels[q1, 3],
+    )
 
 
 @njit(**_JIT)
 def _is_solid(vertices, surface, face, x, y, eye, ray, focal, cutoff):
     """Whether the face's alpha leaves surface at the sample (x, y)."""
-    nx, ny, nz, ux, uy, uz, vx, vy, vz, an = _plane(vertices, surface[0], face, eye)
+    faces, uvs, vertex_light, face_light, face_texture, face_texels, texels, table, levels = surface
+    nx, ny, nz, ux, uy, uz, vx, vy, vz, an = _plane(vertices, faces, face, eye)
     dx = ray[0, 0] * x + ray[1, 0] * y + ray[2, 0]
     dy = ray[0, 1] * x + ray[1, 1] * y + ray[2, 1]
     dz = ray[0, 2] * x + ray[1, 2] * y + ray[2, 2]
     dn = dx * nx + dy * ny + dz * nz
     u, v = _clamped((dx * ux + dy * uy + dz * uz) / dn, (dx * vx + dy * vy + dz * vz) / dn)
     z = an / dn
-    return _light(surface, face, u, v, z * z / (abs(dn) * focal))[3] >= cutoff
+    i, j, k = uintp(faces[face, 0]), uintp(faces[face, 1]), uintp(faces[face, 2])
+    alpha = face_light[face, 3]
+    if vertex_light.shape[0]:
+        alpha *= _mix(vertex_light, 3, i, j, k, u, v)
+    if face_texture[face] >= 0:
+        s, t = _mix(uvs, 0, i, j, k, u, v), _mix(uvs, 1, i, j, k, u, v)
+        size = face_texels[face] * z * z / (abs(dn) * focal)
+        alpha *= _texel(texels, table, levels, uintp(face_texture[face]), s, t, size)[3]
+    return alpha >= cutoff
 
 
 @njit(forceinline=True, **_JIT)
@@ -193,7 +205,8 @@ def draw(
     vertices,  # (V, 3)
     normals,  # (V, 3) or (0, 3)
     cutoffs,  # (F,)
-    surface,  # see _light
+    surface,  # faces (F, 3), uvs (V, 2), linear vertex colours (V, 4) and face colours (F, 4), texture of each face (F,),
+    # texels that its edges span (F,), and the atlas: texels (P, 4), table (T, L, 3), levels (T,); (0, ...) where absent
     poses,  # (C, 3, 4) OpenCV world to camera
     Ks,  # (C, 3, 3) in samples
     eyes,  # (C, 3)
@@ -207,7 +220,7 @@ def draw(
     depth,
     normal,
 ):
-    faces = surface[0]
+    faces, uvs, vertex_light, face_light, face_texture, face_texels, texels, table, levels = surface
     cameras, height, width = alpha.shape
     screen = np.empty((cameras, len(vertices), 4), np.float32)  # x, y in samples, 1 / z, z
     blocks = (len(vertices) + 2047) // 2048
@@ -265,52 +278,77 @@ def draw(
                         buffer, indices, window_left, window_top, cutoffs[f], eye, ray, focal,
                     )  # fmt: skip
         red, green, blue = background[c, 0], background[c, 1], background[c, 2]
-        face = int32(-1)
-        nx = ny = nz = ux = uy = uz = vx = vy = vz = an = length = float32(0)
+        face, texture, needs_uv = int32(-1), int32(-1), len(normals) > 0 or len(vertex_light) > 0
+        kx = ky = kz = ux = uy = uz = vx = vy = vz = an = texels_share = float32(0)
+        n0 = n1 = n2 = s0 = s1 = s2 = t0 = t1 = t2 = float32(0)
+        fr = fg = fb = float32(0)
+        i = j = k = uintp(0)
         for y in range(first, last):
             for x in range(width):
                 count = 0
                 sr = sg = sb = sz = mx = my = mz = float32(0)
                 if top <= y < bottom and left <= x < right:
-                    for sy in range(s):
-                        for sx in range(s):
-                            row, column = uintp((y - top) * s + sy), uintp((x - left) * s + sx)
-                            if not buffer[row, column] > float32(0):
-                                continue
-                            f = indices[row, column]
-                            if f != face:
-                                face = f
-                                nx, ny, nz, ux, uy, uz, vx, vy, vz, an = _plane(vertices, faces, uintp(face), eye)
-                                length = float32(1) / np.sqrt(nx * nx + ny * ny + nz * nz)
-                            px, py = float32(x * s + sx) + float32(0.5), float32(y * s + sy) + float32(0.5)
+                    for sample in range(s * s):
+                        sy, sx = sample // s, sample % s
+                        row, column = uintp((y - top) * s + sy), uintp((x - left) * s + sx)
+                        if not buffer[row, column] > float32(0):
+                            continue
+                        if indices[row, column] != face:
+                            # d.n, and texture coordinates times d.n, are linear in the sample's place: three numbers each.
+                            face = indices[row, column]
+                            f = uintp(face)
+                            i, j, k = uintp(faces[f, 0]), uintp(faces[f, 1]), uintp(faces[f, 2])
+                            kx, ky, kz, ux, uy, uz, vx, vy, vz, an = _plane(vertices, faces, f, eye)
+                            n0, n1, n2 = _dots(ray, kx, ky, kz)
+                            fr, fg, fb, texture = face_light[f, 0], face_light[f, 1], face_light[f, 2], face_texture[f]
+                            if texture >= 0:
+                                texels_share = face_texels[f] / focal
+                                c0, c1, c2 = uvs[i, 0], uvs[j, 0] - uvs[i, 0], uvs[k, 0] - uvs[i, 0]
+                                s0, s1, s2 = _dots(
+                                    ray, kx * c0 + ux * c1 + vx * c2, ky * c0 + uy * c1 + vy * c2, kz * c0 + uz * c1 + vz * c2
+                                )
+                                c0, c1, c2 = uvs[i, 1], uvs[j, 1] - uvs[i, 1], uvs[k, 1] - uvs[i, 1]
+                                t0, t1, t2 = _dots(
+                                    ray, kx * c0 + ux * c1 + vx * c2, ky * c0 + uy * c1 + vy * c2, kz * c0 + uz * c1 + vz * c2
+                                )
+                            length = float32(1) / np.sqrt(kx * kx + ky * ky + kz * kz)
+                            kx, ky, kz = kx * length, ky * length, kz * length
+                        px, py = float32(x * s + sx) + float32(0.5), float32(y * s + sy) + float32(0.5)
+                        dn = px * n0 + py * n1 + n2
+                        inverse = float32(1) / dn
+                        z = an * inverse
+                        side = float32(-1) if dn > float32(0) else float32(1)
+                        r, g, b, hx, hy, hz = fr, fg, fb, kx * side, ky * side, kz * side
+                        if needs_uv:
                             dx = ray[0, 0] * px + ray[1, 0] * py + ray[2, 0]
                             dy = ray[0, 1] * px + ray[1, 1] * py + ray[2, 1]
                             dz = ray[0, 2] * px + ray[1, 2] * py + ray[2, 2]
-                            dn = dx * nx + dy * ny + dz * nz
-                            inverse = float32(1) / dn
-                            z = an * inverse
                             u, v = _clamped((dx * ux + dy * uy + dz * uz) * inverse, (dx * vx + dy * vy + dz * vz) * inverse)
-                            r, g, b, _ = _light(surface, uintp(face), u, v, z * z * abs(inverse) / focal)
-                            count += 1
-                            sr += r
-                            sg += g
-                            sb += b
-                            sz += z
-                            side = -length if dn > float32(0) else length
-                            kx, ky, kz = nx * side, ny * side, nz * side
+                            if len(vertex_light):
+                                r *= _mix(vertex_light, 0, i, j, k, u, v)
+                                g *= _mix(vertex_light, 1, i, j, k, u, v)
+                                b *= _mix(vertex_light, 2, i, j, k, u, v)
                             if len(normals):
-                                i, j, k = uintp(faces[face, 0]), uintp(faces[face, 1]), uintp(faces[face, 2])
-                                w = float32(1) - u - v
-                                hx = w * normals[i, 0] + u * normals[j, 0] + v * normals[k, 0]
-                                hy = w * normals[i, 1] + u * normals[j, 1] + v * normals[k, 1]
-                                hz = w * normals[i, 2] + u * normals[j, 2] + v * normals[k, 2]
-                                size = np.sqrt(hx * hx + hy * hy + hz * hz)
+                                qx, qy, qz = _mix(normals, 0, i, j, k, u, v), _mix(normals, 1, i, j, k, u, v), _mix(normals, 2, i, j, k, u, v)
+                                size = np.sqrt(qx * qx + qy * qy + qz * qz)
                                 if size > float32(1e-6):
-                                    size = (float32(-1) if hx * kx + hy * ky + hz * kz < float32(0) else float32(1)) / size
-                                    kx, ky, kz = hx * size, hy * size, hz * size
-                            mx += kx
-                            my += ky
-                            mz += kz
+                                    size = (float32(-1) if qx * hx + qy * hy + qz * hz < float32(0) else float32(1)) / size
+                                    hx, hy, hz = qx * size, qy * size, qz * size
+                        if texture >= 0:
+                            tr, tg, tb, _ = _texel(
+                                texels, table, levels, uintp(texture),
+                                (px * s0 + py * s1 + s2) * inverse, (px * t0 + py * t1 + t2) * inverse,
+                                texels_share * z * z * abs(inverse),
+                            )  # fmt: skip
+                            r, g, b = r * tr, g * tg, b * tb
+                        count += 1
+                        sr += r
+                        sg += g
+                        sb += b
+                        sz += z
+                        mx += hx
+                        my += hy
+                        mz += hz
                 a = float32(count) / float32(s * s)
                 share = float32(1) / float32(max(count, 1))
                 b = float32(1) - a
