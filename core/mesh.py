@@ -7,7 +7,6 @@ defines it; vertex colours and factors are stored sRGB-encoded here, like every 
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import logging
 import math
@@ -26,7 +25,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
-from trimesh.resolvers import Resolver
 
 from .files import InputError, atomic_path
 
@@ -257,7 +255,7 @@ def surface_light(
     barycentric: Tensor,  # (N, 3)
     level: Tensor | None = None,  # (N,) texture level, 0 where None
 ) -> Tensor:  # (N, 4) linear RGB, straight alpha
-    """Unlit colour of surface points in linear light: texture times base colour factor times vertex colour (glTF 2.0, 3.9.2)."""
+    """Unlit colour of surface points in linear light: texture times factor times vertex colour (glTF 2.0, 3.9.2)."""
     corners = mesh.faces[face]
     color = decoded(mesh.face_color[face])
     if mesh.vertex_colors is not None:
@@ -277,7 +275,7 @@ def surface_color(mesh: Mesh, face: Tensor, barycentric: Tensor) -> Tensor:  # (
 
 
 def surface_normal(mesh: Mesh, face: Tensor, barycentric: Tensor) -> Tensor:  # (N,), (N, 3) -> (N, 3)
-    """Unit normals of surface points: interpolated vertex normals on the winding's side, the face's own where there are none."""
+    """Unit normals of surface points: interpolated vertex normals on the winding's side, else the face's own."""
     flat = mesh.face_normals()[face]
     if mesh.normals is None:
         return flat
@@ -379,7 +377,7 @@ class _Part:
     alpha_cutoff: float = 0.0
 
 
-class _Folder(Resolver):
+class _Folder:
     """Files beside a mesh, as its reader asks for them; keeps the first refusal, since readers swallow what is raised."""
 
     def __init__(self, path: Path) -> None:
@@ -409,25 +407,19 @@ class _Folder(Resolver):
         try:
             image = Image.open(BytesIO(data))
             self.pixels += image.width * image.height
+            if self.pixels <= MAX_TEXTURE_PIXELS:
+                return image
         except Image.DecompressionBombError:
-            self.pixels = MAX_TEXTURE_PIXELS + 1
+            pass
         except (OSError, ValueError, SyntaxError):
             raise self.refuse(f"texture {name} is not a picture that can be read, convert it to PNG") from None
-        if self.pixels > MAX_TEXTURE_PIXELS:
-            raise self.refuse(f"texture {name} exceeds the {MAX_TEXTURE_PIXELS >> 20} million pixels a mesh may have, reduce it")
-        return image
+        raise self.refuse(f"texture {name} exceeds the {MAX_TEXTURE_PIXELS >> 20} million pixels a mesh may have, reduce it")
 
-    def keys(self) -> list[str]:
-        return [p.name for p in self.path.parent.iterdir()]
-
-    def namespaced(self, namespace: str) -> _Folder:
-        raise NotImplementedError
-
-    def write(self, name: str, data: Any) -> None:
-        raise NotImplementedError
+    def __getitem__(self, key: str) -> bytes:
+        return self.get(key)
 
 
-def _scene_parts(source: Any, file_type: str, files: _Folder) -> Iterator[tuple[Any, np.ndarray]]:
+def _scene_parts(source: Any, file_type: str, files: Any) -> Iterator[tuple[Any, np.ndarray]]:
     """Every triangle geometry of a file with its world transform, the total size checked before anything is copied."""
     import trimesh
 
@@ -514,15 +506,14 @@ def _gltf_parts(path: Path, files: _Folder) -> Iterator[_Part]:
     """Parts of a glTF 2.0 file. trimesh reads geometry and nodes; materials are read here, since they are linear and exact."""
     header, buffers = _read_gltf(path, files)
     materials = [*header.get("materials", []), {}]
-    accessors = header.get("accessors", [])
     for mesh in header.get("meshes", []):
         for primitive in mesh["primitives"]:
             index = primitive.setdefault("material", len(materials) - 1)
             attributes = primitive["attributes"]
             texture = _base_color(materials[index])[1]
-            coordinates = texture.get("extensions", {}).get("KHR_texture_transform", {}).get("texCoord", texture.get("texCoord", 0))
-            if f"TEXCOORD_{coordinates}" in attributes:
-                attributes["TEXCOORD_0"] = attributes[f"TEXCOORD_{coordinates}"]
+            chosen = _placing(texture).get("texCoord", texture.get("texCoord", 0))
+            if texture:
+                attributes["TEXCOORD_0"] = attributes[f"TEXCOORD_{chosen}"]
     # trimesh hands a material's name through: the index of the original one.
     slim = {k: header[k] for k in ("asset", "scene", "scenes", "nodes", "meshes", "accessors", "bufferViews") if k in header}
     slim["materials"] = [{"name": str(i)} for i in range(len(materials))]
@@ -541,7 +532,7 @@ def _gltf_parts(path: Path, files: _Folder) -> Iterator[_Part]:
         part["alpha_cutoff"] = {"MASK": float(material.get("alphaCutoff", 0.5)), "BLEND": 0.5}.get(mode, 0.0)
         if texture and geometry.visual.uv is not None:
             uvs = np.asarray(geometry.visual.uv, np.float64) * [1, -1] + [0, 1]
-            placing = texture.get("extensions", {}).get("KHR_texture_transform", {})
+            placing = _placing(texture)
             angle = placing.get("rotation", 0.0)
             turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])  # rows times R^T
             part["uvs"] = (uvs * placing.get("scale", [1, 1])) @ turn + placing.get("offset", [0, 0])
@@ -561,6 +552,10 @@ def _base_color(material: dict[str, Any]) -> tuple[list[float], dict[str, Any]]:
         return glossy.get("diffuseFactor", [1, 1, 1, 1]), glossy.get("diffuseTexture", {})
     pbr = pbr or {}
     return pbr.get("baseColorFactor", [1, 1, 1, 1]), pbr.get("baseColorTexture", {})
+
+
+def _placing(texture: dict[str, Any]) -> dict[str, Any]:
+    return texture.get("extensions", {}).get("KHR_texture_transform", {})
 
 
 class _Buffers(_Folder):
@@ -619,8 +614,8 @@ def _read_gltf(path: Path, files: _Folder) -> tuple[dict[str, Any], list[bytes]]
     for index, accessor in enumerate(header.get("accessors", [])):
         count = accessor["count"]
         size = _GLTF_COMPONENT_BYTES[accessor["componentType"]] * _GLTF_COMPONENTS[accessor["type"]]
-        if count > 3 * MAX_ELEMENTS:
-            raise InputError(f"{path}: accessor {index} has {count:,} elements, more than {3 * MAX_ELEMENTS:,}, reduce the mesh")
+        if count > 3 * MAX_ELEMENTS:  # indices come in threes
+            raise InputError(f"{path}: {count:,} elements in accessor {index}, reduce the mesh")
         if "bufferView" in accessor:
             view = views[accessor["bufferView"]]
             stride = view.get("byteStride", size)
@@ -764,30 +759,25 @@ def mesh_from_arrays(
     if vertices.dim() == 3 and index >= len(vertices):
         raise InputError(f"{name}: has {len(vertices)} items, choose an index below that, not {index}")
 
-    def item(value: Tensor | None, counts: Tensor | None, dims: int) -> np.ndarray | None:
-        if value is None:
-            return None
-        value = value.detach()
+    def item(value: Tensor, counts: Tensor | None = None, dims: int = 2) -> np.ndarray:
+        value = value.detach().cpu()
         if value.dim() > dims:
             value = value[min(index, len(value) - 1)]
-        if counts is not None:
-            value = value[: int(counts[index])]
-        return value.cpu().double().numpy() if value.is_floating_point() else value.cpu().numpy()
+        return (value if counts is None else value[: int(counts[index])]).numpy()
 
-    points, corners = item(vertices, vertex_counts, 2), item(faces, face_counts, 2)
-    assert points is not None and corners is not None
+    points, corners = item(vertices, vertex_counts), item(faces, face_counts)
     if not len(points) or not len(corners):
         raise InputError(f"{name}: has no faces, choose a surface mesh")
-    colors = item(vertex_colors, vertex_counts, 2)
-    picture = None if uvs is None else item(texture, None, 3)
-    textures = () if picture is None else (torch.from_numpy(_rgba(picture)).float().clamp(0, 1),)
+    textures: tuple[Tensor, ...] = ()
+    if uvs is not None and texture is not None:
+        textures = (torch.from_numpy(_rgba(item(texture, None, 3))).float().clamp(0, 1),)
     count = len(corners)
     return _cleaned(
         {
             "vertices": points,
-            "normals": item(normals, vertex_counts, 2),
-            "uvs": item(uvs, vertex_counts, 2),
-            "vertex_colors": None if colors is None else _encoded(_rgba(colors)),
+            "normals": None if normals is None else item(normals, vertex_counts),
+            "uvs": None if uvs is None else item(uvs, vertex_counts),
+            "vertex_colors": None if vertex_colors is None else _encoded(_rgba(item(vertex_colors, vertex_counts))),
         },
         corners.astype(np.int64),
         np.full(count, 0 if textures else -1),
@@ -796,3 +786,74 @@ def mesh_from_arrays(
         textures,
         name,
     )
+
+
+def mesh_to_arrays(mesh: Mesh) -> dict[str, Tensor]:
+    """The host's MESH members, a batch of one: vertices, faces and, where there is colour, uvs and texture or vertex_colors.
+
+    That type holds one texture and no factors. A mesh of several materials gets three vertices of its own for each face and the
+    surface's colours at them (linear, RGBA).
+    """
+    single = len(mesh.textures) == 1 and mesh.uvs is not None and bool((mesh.face_texture == 0).all())
+    if single and mesh.vertex_colors is None and bool((mesh.face_color[:, :3] == 1).all()):
+        assert mesh.uvs is not None
+        arrays = {"vertices": mesh.vertices, "faces": mesh.faces, "uvs": mesh.uvs, "texture": mesh.textures[0][..., :3]}
+    elif mesh.has_color:
+        count = len(mesh.faces)
+        corner = torch.eye(3, device=mesh.faces.device).repeat(count, 1)
+        face = torch.arange(count, device=mesh.faces.device)
+        arrays = {
+            "vertices": mesh.vertices[mesh.faces.reshape(-1)],
+            "faces": torch.arange(3 * count, device=mesh.faces.device).reshape(-1, 3),
+            "vertex_colors": surface_light(mesh, face.repeat_interleave(3), corner),
+        }
+    else:
+        arrays = {"vertices": mesh.vertices, "faces": mesh.faces}
+    return {k: v[None] for k, v in arrays.items()}
+
+
+def write_glb(path: str | os.PathLike[str], mesh: Mesh) -> None:
+    """Writes a GLB file, one part for each material, through a temporary name.
+
+    Colour factors become part of the textures, as 8-bit factors in linear light would band; vertex colours are stored in 8 bits
+    of linear light.
+    """
+    import trimesh
+    from trimesh.exchange.gltf import export_glb
+    from trimesh.visual import TextureVisuals
+    from trimesh.visual.material import PBRMaterial
+
+    scene = trimesh.Scene()
+    keys = torch.cat([mesh.face_texture[:, None].double(), mesh.face_color, mesh.face_alpha_cutoff[:, None]], -1)
+    materials, member = keys.unique(dim=0, return_inverse=True)
+    for index, key in enumerate(materials.tolist()):
+        faces = mesh.faces[member == index]
+        used, inverse = faces.unique(return_inverse=True)
+        picture = decoded(mesh.textures[int(key[0])] if key[0] >= 0 else torch.ones(1, 1, 4))
+        picture = encoded(picture * decoded(torch.tensor([key[1:5]]))[0].to(picture))
+        image = Image.fromarray((picture.clamp(0, 1) * 255).round().byte().cpu().numpy())
+        cutoff = key[5]
+        if cutoff == 0:
+            image = image.convert("RGB")
+        uvs = torch.full((len(used), 2), 0.5) if mesh.uvs is None else mesh.uvs[used]
+        visual = TextureVisuals(
+            uv=(uvs.cpu().double() * torch.tensor([1.0, -1.0]) + torch.tensor([0.0, 1.0])).numpy(),
+            material=PBRMaterial(
+                name=f"material_{index}",
+                baseColorTexture=image,
+                baseColorFactor=[255, 255, 255, 255],
+                metallicFactor=0.0,
+                roughnessFactor=1.0,
+                doubleSided=True,
+                alphaMode="MASK" if cutoff > 0 else "OPAQUE",
+                alphaCutoff=cutoff if cutoff > 0 else None,
+            ),
+        )
+        if mesh.vertex_colors is not None:
+            visual.vertex_attributes["color"] = (decoded(mesh.vertex_colors[used]) * 255).round().byte().cpu().numpy()
+        part = trimesh.Trimesh(mesh.vertices[used].cpu().numpy(), inverse.cpu().numpy(), visual=visual, process=False)
+        if mesh.normals is not None and bool((mesh.normals[used].norm(dim=-1) > 0.5).all()):
+            part.vertex_normals = mesh.normals[used].cpu().numpy()
+        scene.add_geometry(part, geom_name=f"part_{index}")
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(export_glb(scene))

@@ -162,7 +162,9 @@ def _render_numba(
 # --- PyTorch ------------------------------------------------------------------------------------------------------------
 
 
-def _render_torch(mesh: Mesh, camera: Cameras, supersample: int, mipmaps: bool, near: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _render_torch(
+    mesh: Mesh, camera: Cameras, supersample: int, mipmaps: bool, near: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Colour premultiplied, alpha, depth and normal of one camera."""
     height, width = camera.height * supersample, camera.width * supersample
     camera = camera.resized(width, height)
@@ -290,7 +292,7 @@ def _solid(
         face = face[masked]
         barycentric, depth, determinant = _intersect(points[mesh.faces[face]], _rays(sample[masked], K, width))
         light = surface_light(mesh, face, barycentric, _texture_level(texels, face, depth, determinant, K))
-        solid[masked] = color[:, 3] >= cutoff[masked]
+        solid[masked] = light[:, 3] >= cutoff[masked]
     return solid
 
 

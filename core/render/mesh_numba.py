@@ -16,9 +16,10 @@ from numba import float32, int32, njit, prange, uintp
 _JIT = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract", "arcp", "nsz", "afn"}}
 _SLACK = np.float32(2e-5)  # px: neighbours overlap by this, so that rounding opens no crack between them
 
-_s = np.linspace(0, 1, 2049)
 #: sRGB encoding of the squares of evenly spaced numbers: the curve is smooth in them.
-_ENCODED = np.where(_s**2 <= 0.0031308, _s**2 * 12.92, 1.055 * np.maximum(_s**2, 0.0031308) ** (1 / 2.4) - 0.055).astype(np.float32)
+_ENCODED = np.linspace(0, 1, 2049, dtype=np.float32) ** 2
+_ENCODED = np.where(_ENCODED <= 0.0031308, _ENCODED * 12.92, 1.055 * np.maximum(_ENCODED, 1e-3) ** (1 / 2.4) - 0.055)
+_ENCODED = _ENCODED.astype(np.float32)
 
 
 @njit(forceinline=True, **_JIT)
@@ -329,7 +330,8 @@ def draw(
                                 g *= _mix(vertex_light, 1, i, j, k, u, v)
                                 b *= _mix(vertex_light, 2, i, j, k, u, v)
                             if len(normals):
-                                qx, qy, qz = _mix(normals, 0, i, j, k, u, v), _mix(normals, 1, i, j, k, u, v), _mix(normals, 2, i, j, k, u, v)
+                                qx, qy = _mix(normals, 0, i, j, k, u, v), _mix(normals, 1, i, j, k, u, v)
+                                qz = _mix(normals, 2, i, j, k, u, v)
                                 size = np.sqrt(qx * qx + qy * qy + qz * qz)
                                 if size > float32(1e-6):
                                     size = (float32(-1) if qx * hx + qy * hy + qz * hz < float32(0) else float32(1)) / size

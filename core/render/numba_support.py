@@ -52,8 +52,7 @@ def default_threads() -> int:
 @contextmanager
 def running() -> Iterator[int]:
     """The lock, and numba's threads set to the default, around kernel calls; yields the number of threads."""
-    import numba
-
+    numba = importlib.import_module("numba")
     with LOCK:
         before = numba.get_num_threads()
         threads = min(default_threads(), numba.config.NUMBA_NUM_THREADS)
