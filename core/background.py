@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -97,7 +97,7 @@ def key_masks(
     from scipy import ndimage
 
     masks = np.empty(pictures.shape[:3], np.float32)
-    height, width = masks.shape[1:]
+    height, width = pictures.shape[1:3]
     for picture, behind, mask in zip(pictures, np.round(colour * 255).astype(np.int16), masks):
         distance = np.abs(picture.astype(np.int16) - behind).max(-1).astype(np.uint8)
         rim = np.concatenate([distance[0], distance[-1], distance[:, 0], distance[:, -1]])
@@ -107,9 +107,10 @@ def key_masks(
         beside = (contrast > 64) & (distance <= plain)
         lossy = (distance[beside] > 1 + noise).mean() > 0.1 if beside.any() else False
         likely = distance <= (np.maximum(plain, RINGING * contrast) if lossy else plain)
-        labels, count = ndimage.label(likely)
+        labels, count = _parts(likely)
         outside = np.zeros(count + 1, bool)
-        outside[np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])] = True
+        for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
+            outside[edge] = True
         sizes = np.bincount(labels.ravel(), distance.ravel() <= plain, count + 1)
         flat = np.bincount(labels.ravel(), distance.ravel() <= 2 + noise, count + 1) >= WINDOW_FLAT * sizes
         outside |= flat & (sizes >= SMALLEST_WINDOW * height * width)
@@ -119,6 +120,14 @@ def key_masks(
         soft = distance / np.maximum(ndimage.maximum_filter(distance, 5), 1).astype(np.float32)
         mask[:] = np.where(empty, 0, np.where(band, soft, 1))
     return masks
+
+
+def _parts(inside: np.ndarray, neighbours: np.ndarray | None = None) -> tuple[np.ndarray, int]:
+    """Connected parts: a number for each pixel, 0 outside, and how many there are."""
+    from scipy import ndimage
+
+    labels = np.empty(inside.shape, np.int32)
+    return labels, int(cast(int, ndimage.label(inside, neighbours, output=labels)))
 
 
 def steady(pictures: np.ndarray, masks: np.ndarray) -> np.ndarray:  # (T, H, W, 3), (T, H, W) -> (T, H, W)
@@ -139,13 +148,13 @@ def remove_specks(mask: np.ndarray) -> None:  # (H, W)
     """Clear, in place, every connected part smaller than a share of the largest."""
     from scipy import ndimage
 
-    labels, count = ndimage.label(mask > 0.1, np.ones((3, 3), bool))
+    labels, count = _parts(mask > 0.1, np.ones((3, 3), bool))
     if count < 2:
         return
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
     kept = ndimage.binary_dilation((sizes >= SMALLEST_PART * sizes.max())[labels], np.ones((3, 3), bool), 2)
-    mask[~kept] = 0
+    mask[np.logical_not(kept)] = 0
 
 
 def rembg_masks(pictures: np.ndarray, source: str, download: bool = False) -> np.ndarray:  # (T, H, W, 3) uint8 -> (T, H, W)
@@ -157,43 +166,48 @@ def rembg_masks(pictures: np.ndarray, source: str, download: bool = False) -> np
     from PIL import Image
 
     rembg = _import_rembg(source)
-    found = _model_file()
+    found = rembg_model()
     if found is None and not download:
         raise InputError(
-            f"{source}: the background is not plain and the model {REMBG_MODEL}.onnx is not at {_model_folders()[0]}; put it "
-            "there, run `python -m anchor4d models get rembg`, or give frames with alpha or a mask"
+            f"{source}: the background is not plain and the model {REMBG_MODEL}.onnx that rembg needs is not in "
+            f"{rembg_folders()[0]}; put it there (it is fetched only on request), or give frames with alpha or a mask"
         )
-    session = rembg.new_session(REMBG_MODEL) if found is None else _offline_session(rembg, found)
+    try:
+        session = rembg.new_session(REMBG_MODEL) if found is None else _offline_session(rembg, found)
+    except Exception as error:  # onnxruntime's and the network's errors share no base
+        which = "could not be fetched" if found is None else f"at {found} does not load"
+        raise InputError(f"{source}: the model {REMBG_MODEL}.onnx {which} ({_reason(error)}), fetch it again") from None
     masks = [rembg.remove(Image.fromarray(picture), session=session, only_mask=True) for picture in pictures]
     out = np.stack([np.asarray(mask.convert("L"), np.float32) for mask in masks]) / 255
     out[out < 0.05] = 0
     return out
 
 
+def rembg_folders() -> list[Path]:
+    """Where older and newer versions of rembg keep the model, preferred first."""
+    if os.getenv("U2NET_HOME"):
+        home = Path(os.environ["U2NET_HOME"]).expanduser()
+        return [home, home / "models" / REMBG_MODEL]
+    data = os.getenv("XDG_DATA_HOME")
+    newer = os.getenv("REMBG_HOME") or (f"{data}/rembg" if data else "~/.rembg")
+    return [Path(data or "~").expanduser() / ".u2net", Path(newer).expanduser() / "models" / REMBG_MODEL]
+
+
+def rembg_model() -> Path | None:
+    """The model's file, if it is on this machine."""
+    files = [folder / f"{REMBG_MODEL}.onnx" for folder in rembg_folders()]
+    return next((file for file in files if file.is_file()), None)
+
+
 def _import_rembg(source: str) -> Any:
     try:
         import rembg
     except (Exception, SystemExit) as error:  # rembg ends the process where it finds no runtime
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
-            f"{source}: the background is not plain and rembg, which would remove it, does not start ({reason}); "
+            f"{source}: the background is not plain and rembg, which would remove it, does not start ({_reason(error)}); "
             "run `pip install rembg[cpu]`, or give frames with alpha or a mask"
         ) from None
     return rembg
-
-
-def _model_folders() -> list[Path]:
-    """Where rembg's older and newer versions keep the model, preferred first."""
-    if os.getenv("U2NET_HOME"):
-        home = Path(os.environ["U2NET_HOME"]).expanduser()
-        return [home, home / "models" / REMBG_MODEL]
-    data = Path(os.getenv("XDG_DATA_HOME", "~")).expanduser()
-    newer = os.getenv("REMBG_HOME") or (data / "rembg" if os.getenv("XDG_DATA_HOME") else "~/.rembg")
-    return [data / ".u2net", Path(newer).expanduser() / "models" / REMBG_MODEL]
-
-
-def _model_file() -> Path | None:
-    return next((f / f"{REMBG_MODEL}.onnx" for f in _model_folders() if (f / f"{REMBG_MODEL}.onnx").is_file()), None)
 
 
 def _offline_session(rembg: Any, model: Path) -> Any:
@@ -209,3 +223,8 @@ def _offline_session(rembg: Any, model: Path) -> Any:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"it ended with {text}" if isinstance(error, SystemExit) else text or type(error).__name__

@@ -347,7 +347,8 @@ def _read_folder(path: Path, frames: int | None) -> tuple[np.ndarray, int, float
     sizes: list[tuple[int, int]] = []
     for name in names:
         with _readable(name), Image.open(name) as image:
-            sizes.append(image.size if image.getexif().get(ORIENTATION, 1) < 5 else image.size[::-1])
+            width, height = image.size
+            sizes.append((width, height) if image.getexif().get(ORIENTATION, 1) < 5 else (height, width))
         if sizes[-1] != sizes[0]:
             odd, first = "x".join(map(str, sizes[-1])), "x".join(map(str, sizes[0]))
             raise InputError(f"{name}: {odd} pixels where {names[0].name} has {first}, give all frames one size")
@@ -376,7 +377,10 @@ def _read_animation(path: Path, frames: int | None) -> tuple[np.ndarray, int, fl
 
 def _read_film(path: Path, frames: int | None) -> tuple[np.ndarray, int, float | None]:
     import av
+    from av.error import FFmpegError
 
+    picks: list[int] = []
+    pictures: dict[int, np.ndarray] = {}
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
@@ -388,7 +392,7 @@ def _read_film(path: Path, frames: int | None) -> tuple[np.ndarray, int, float |
         # A packet is nearly always one frame; where it is not, the second turn knows the true number.
         for _ in range(2):
             picks = _picks(path, count, frames, width, height)
-            pictures: dict[int, np.ndarray] = {}
+            pictures.clear()
             decoded = 0
             for frame in _decode(path):
                 if decoded in picks and (frame.width, frame.height) != (width, height):
@@ -398,14 +402,17 @@ def _read_film(path: Path, frames: int | None) -> tuple[np.ndarray, int, float |
                     )
                 if decoded in picks:
                     alpha = any(component.is_alpha for component in frame.format.components)
-                    array = frame.to_ndarray(format="rgba" if alpha else "rgb24")
+                    # 1 is BT.709. Older PyAV heeds it only where the target, meaningless for RGB, is another.
+                    matrix = "itu709" if frame.colorspace == 1 else None
+                    pixels = frame.reformat(format="rgba" if alpha else "rgb24", src_colorspace=matrix, dst_colorspace="itu601")
+                    array = pixels.to_ndarray()
                     # The display matrix turns in multiples of 90 degrees, counter-clockwise.
                     pictures[decoded] = np.rot90(array, round(frame.rotation / 90))
                 decoded += 1
             if decoded == count:
                 break
             count = decoded
-    except (av.FFmpegError, OSError) as error:
+    except (FFmpegError, OSError) as error:
         raise InputError(f"{path}: not a readable video, it is damaged or of another kind ({_one_line(error)})") from None
     return _stack([pictures[i] for i in picks]), count, float(rate) if rate else None
 
@@ -419,7 +426,7 @@ def _decode(path: Path) -> Iterator[Any]:
         library = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.name)
         has_alpha = {key.lower(): value for key, value in stream.metadata.items()}.get("alpha_mode") == "1"
         if has_alpha and library in av.codecs_available:
-            decoder = av.CodecContext.create(library, "r")
+            decoder: Any = av.CodecContext.create(library, "r")
             for packet in container.demux(stream):
                 yield from decoder.decode(packet if packet.size else None)
         else:

@@ -403,7 +403,7 @@ def test_the_rembg_model_is_never_fetched_silently(tmp_path: Path, monkeypatch: 
     )
     monkeypatch.setenv("U2NET_HOME", str(tmp_path / "models"))
     monkeypatch.delenv("MODEL_CHECKSUM_DISABLED", raising=False)
-    with pytest.raises(InputError, match=r"u2net.onnx is not at .*models"):
+    with pytest.raises(InputError, match=r"u2net\.onnx that rembg needs is not in .*models"):
         load_video(textured())
     rembg = sys.modules["rembg"]
     assert rembg.seen == []

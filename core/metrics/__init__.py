@@ -42,7 +42,7 @@ def ssim(images: np.ndarray, truth: np.ndarray) -> np.ndarray:  # (T, H, W, C), 
         raise ValueError(f"ssim needs pictures of at least 7x7 pixels, not {images.shape[2]}x{images.shape[1]}")
 
     def mean(x: np.ndarray) -> np.ndarray:
-        return uniform_filter(x, (7, 7, 1))[3:-3, 3:-3]
+        return uniform_filter(x, 7, axes=(0, 1))[3:-3, 3:-3]
 
     sample = 49 / 48
     scores = []
