@@ -78,7 +78,7 @@ class Scene4D:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the whole scene to one safetensors file (temporary name first, then renamed)."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         tensors = {f"gaussians.{k}": v for k, v in self.gaussians.tensors().items()}
         header: dict[str, Any] = {
@@ -96,7 +96,8 @@ class Scene4D:
             tensors |= {f"field.{k}": v for k, v in self.field.state_dict().items()}
         tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
         with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata={"anchor4d": json.dumps(header)})
+            # Not save_file: it leaves the file readable by its owner alone.
+            temporary.write_bytes(save(tensors, metadata={"anchor4d": json.dumps(header)}))
 
     @staticmethod
     def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Scene4D:

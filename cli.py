@@ -1,0 +1,424 @@
+"""The command line: python -m anchor4d COMMAND.
+
+Exit codes: 0 done, 2 bad input (one line on stderr), 130 interrupted (checkpoints kept). Whatever is heavy is imported inside the
+commands, so that help is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from . import __version__
+from .core.files import InputError, atomic_path
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LATER_METHODS = ("align4d", "stag4d", "ayg", "dg4d")
+LATER_FORMATS = ("spz", "glb", "html", "usd")
+#: Seconds between preview pictures, and between progress lines where standard error is not a terminal.
+PREVIEW_SECONDS, LINE_SECONDS = 10.0, 10.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    args = _parser().parse_args(argv)
+    console = Console()
+    handler = _ConsoleLog(console)
+    log = logging.getLogger(__package__)
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG if args.verbose else logging.INFO)
+    try:
+        with console.interruptible():
+            return args.run(args, console)
+    except KeyboardInterrupt:
+        console.line("interrupted" + (f"; {args.again}" if hasattr(args, "again") else ""))
+        return 130
+    except (InputError, OSError) as error:
+        return _refuse(console, " ".join(str(error).split()))
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package == __package__:
+            raise
+        return _refuse(
+            console, f"the Python package {package!r} is missing; run: python -m pip install \"anchor4d[torch,cpu]\" (or, beside ComfyUI, "
+            "its own Python with this folder's requirements.txt)"
+        )  # fmt: skip
+    finally:
+        log.removeHandler(handler)
+
+
+def _refuse(console: Console, message: str) -> int:
+    console.line(f"error: {message}")
+    return 2
+
+
+# Commands
+
+
+def demo(args: argparse.Namespace, console: Console) -> int:
+    from .core.demo import make_demo
+
+    made = make_demo(args.out, seed=args.seed, progress=console.watch(args.out))
+    print(made.table)
+    print(f"film: {args.out / 'demo.mp4'}\nsheet: {args.out / 'sheet.png'}\nscene: {args.out / 'scene.safetensors'}")
+    return 0
+
+
+def fit(args: argparse.Namespace, console: Console) -> int:
+    if args.method in LATER_METHODS:
+        raise InputError(f"method {args.method!r}: comes in a later release; choose pla4d")
+    _check_prior(args.prior, console)
+    for name in ("image", "prompt"):
+        if getattr(args, name) is not None:
+            raise InputError(f"--{name}: making a video or an object from it comes in a later release; give --video and --object")
+    if args.video is None or args.object is None:
+        raise InputError(f"{'--video' if args.video is None else '--object'}: missing; {args.method} needs a driving video and a mesh")
+    from .core.methods.run import run_in_folder
+
+    done = run_in_folder(args.video, args.object, args.out, _settings(args), fps=args.fps, resume=args.resume, progress=console.watch(args.out))
+    if done is None:
+        console.line("already finished with these inputs and settings")
+    print(args.out / "scene.safetensors")
+    return 0
+
+
+def render(args: argparse.Namespace, console: Console) -> int:
+    azimuths = [_number("--azimuths", text) for text in args.azimuths]
+    if args.frames is not None and args.frames < 1:
+        raise InputError(f"--frames {args.frames}: choose at least 1")
+    if args.size is not None and not 1 <= args.size <= 8192:
+        raise InputError(f"--size {args.size}: choose 1 to 8192 pixels")
+    from .core.formats import write_frames
+    from .core.scene import Scene4D, frame_times
+    from .core.views import render_frames, scene_cameras
+
+    scene = Scene4D.load(args.scene)
+    for text in args.azimuths:
+        _our_folder(args.out / text, r"\d+\.png")
+    taus = scene.taus if args.frames is None else frame_times(args.frames, scene.loop)
+    # One azimuth at a time bounds memory: a long clip at full size is gigabytes.
+    for text, azimuth in zip(args.azimuths, azimuths):
+        pictures = render_frames(
+            scene, scene_cameras(scene, azimuth, args.elevation, args.size), taus, backend=args.renderer,
+            progress=console.counting(f"azimuth {text}"),
+        )[0]  # fmt: skip
+        write_frames(args.out / text, _on(pictures, args.background))
+    print(args.out)
+    return 0
+
+
+def export(args: argparse.Namespace, console: Console) -> int:
+    if args.format in LATER_FORMATS:
+        raise InputError(f"format {args.format!r}: comes in a later release; choose ply, mp4 or png")
+    azimuths = [_number("--azimuths", text) for text in args.azimuths]
+    if args.out.is_dir() and args.out.suffix in (".ply", ".zip", ".mp4"):
+        raise InputError(f"{args.out}: is a folder, choose another name for the file")
+    if args.format == "mp4" and args.out.suffix != ".mp4":
+        raise InputError(f"{args.out}: give a name that ends in .mp4")
+    from .core.formats import side_by_side, write_frames, write_mp4, write_ply, write_ply_sequence
+    from .core.scene import Scene4D, frame_times
+    from .core.views import render_frames, scene_cameras
+
+    scene = Scene4D.load(args.scene)
+    count = args.frames or scene.frames
+    if args.format == "ply":
+        if args.out.suffix == ".ply":
+            write_ply(args.out, scene.at(args.time))
+        elif args.out.suffix == ".zip":
+            with atomic_path(args.out) as temporary:
+                folder = temporary.with_suffix("")
+                try:
+                    write_ply_sequence(folder, scene, count, title=args.out.stem)
+                    os.replace(shutil.make_archive(str(folder), "zip", folder), temporary)
+                finally:
+                    shutil.rmtree(folder, ignore_errors=True)
+        else:
+            _our_folder(args.out, r"frame\d+\.ply|manifest\.json")
+            write_ply_sequence(args.out, scene, count)
+    else:
+        background = args.background or ("white" if args.format == "mp4" else "none")
+        if args.format == "mp4" and background == "none":
+            raise InputError("--background none: a film has no transparency; choose white or black, or --format png")
+        if args.format == "png":
+            _our_folder(args.out, r"\d+\.png")
+        pictures = render_frames(
+            scene, scene_cameras(scene, azimuths, args.elevation, args.size), frame_times(count, scene.loop),
+            backend=args.renderer, progress=console.counting("render"),
+        )  # fmt: skip
+        if args.format == "png":
+            write_frames(args.out, _on(pictures[0], background))
+        else:
+            panels = {text: _on(view, background) for text, view in zip(args.azimuths, pictures)}
+            frames = panels[args.azimuths[0]] if len(panels) == 1 else side_by_side(panels)
+            write_mp4(args.out, frames, scene.fps * count / scene.frames, loops=args.loops)
+    print(args.out)
+    return 0
+
+
+def bench(args: argparse.Namespace, console: Console) -> int:
+    if args.method in LATER_METHODS:
+        raise InputError(f"method {args.method!r}: comes in a later release; choose pla4d")
+    _check_prior(args.prior, console)
+    from .bench.cases import run_cases
+
+    print(run_cases(args.cases, args.out, _settings(args), only=args.only, console=console))
+    return 0
+
+
+def models(args: argparse.Namespace, console: Console) -> int:
+    from .core.models import download, table
+
+    if args.action == "list":
+        print(table())
+        return 0
+    if args.action == "convert":
+        raise InputError("models convert: there is nothing to convert yet; priors come in a later release")
+    print(download(args.name, progress=console.counting(f"download {args.name}")))
+    return 0
+
+
+def _settings(args: argparse.Namespace) -> Any:
+    from .core.methods.run import Settings
+
+    if args.frames is not None and args.frames < 2:
+        raise InputError(f"--frames {args.frames}: a moving object needs at least 2")
+    yaw = args.yaw if args.yaw == "auto" else _number("--yaw", args.yaw)
+    return Settings(
+        method=args.method, preset=args.preset, seed=args.seed, yaw=yaw, frames=args.frames, device=args.device, renderer=args.renderer
+    )
+
+
+def _check_prior(prior: str, console: Console) -> None:
+    if prior == "auto":
+        console.line("prior: none (diffusion priors come in a later release)")
+    elif prior != "none":
+        raise InputError(f"prior {prior!r}: diffusion priors are not in this release; choose none or auto")
+
+
+def _number(option: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not -1e6 < value < 1e6:
+        raise InputError(f"{option} {text}: not a number of degrees")
+    return value
+
+
+def _our_folder(folder: Path, pattern: str) -> None:
+    """A folder that is about to be replaced must hold nothing but what we write."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file, choose a folder to write to")
+    foreign = [p.name for p in folder.iterdir() if not re.fullmatch(pattern, p.name)] if folder.is_dir() else []
+    if foreign:
+        raise InputError(f"{folder}: holds other files ({foreign[0]}); choose a new folder")
+
+
+def _on(pictures: Tensor, background: str) -> Tensor:  # straight (..., 4) -> (..., 4) or composited (..., 3)
+    if background == "none":
+        return pictures
+    alpha = pictures[..., 3:]
+    return pictures[..., :3] * alpha + (1 - alpha) * (1.0 if background == "white" else 0.0)
+
+
+# Progress
+
+
+class Console:
+    """Standard error: one line that updates itself on a terminal, a plain line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self.terminal = sys.stderr.isatty()
+        self.shown = False
+        self.stage, self.began, self.first, self.told = "", 0.0, 0, 0.0
+        self.fitting = self.stopping = False
+
+    def line(self, text: str) -> None:
+        """A line that stays."""
+        self._clear()
+        print(text, file=sys.stderr, flush=True)
+
+    def update(self, text: str, last: bool = False) -> None:
+        """A line that the next one replaces, unless it is the ``last`` of its kind."""
+        if self.terminal:
+            width = shutil.get_terminal_size().columns - 1
+            print("\r" + text[:width].ljust(width), end="\n" if last else "", file=sys.stderr, flush=True)
+            self.shown = not last
+        elif last or time.monotonic() - self.told > LINE_SECONDS:
+            self.told = time.monotonic()
+            print(text, file=sys.stderr, flush=True)
+
+    def _clear(self) -> None:
+        if self.shown:
+            print("\r" + " " * (shutil.get_terminal_size().columns - 1) + "\r", end="", file=sys.stderr)
+            self.shown = False
+
+    def step(self, stage: str, step: int, steps: int, note: str = "") -> None:
+        """Progress of a stage, with the time left."""
+        now = time.monotonic()
+        if stage != self.stage:
+            self.stage, self.began, self.first, self.told = stage, now, step, now
+        done = step - self.first
+        left = f"  {_clock((now - self.began) / done * (steps - step))} left" if 0 < done and step < steps else ""
+        self.update(f"{stage}  {step}/{steps}{note}{left}", last=step >= steps)
+        if step >= steps:
+            self.stage = ""
+
+    def counting(self, stage: str) -> Callable[[int, int], None]:
+        """Progress of something without losses."""
+        return lambda step, steps: self.step(stage, step, steps)
+
+    def watch(self, out: Path, label: str = "") -> Callable[..., None]:
+        """Progress of a fit: a line with the loss, ``preview.png`` in ``out`` now and then, and interruption between steps."""
+        drawn = time.monotonic()
+
+        def progress(stage: str, step: int, steps: int, losses: dict[str, float], preview: Callable[[], Tensor]) -> None:
+            nonlocal drawn
+            loss = sum(losses.values())
+            self.step(label + stage, step, steps, f"  loss {loss:.4g}" if losses else "")
+            self.fitting = bool(losses) and step < steps
+            if time.monotonic() - drawn > PREVIEW_SECONDS:
+                from .core.formats import write_png
+
+                write_png(out / "preview.png", preview())
+                drawn = time.monotonic()
+            if self.stopping:
+                raise KeyboardInterrupt
+
+        return progress
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM end a fit between two steps, so that its checkpoint is exact; elsewhere, and again, at once."""
+
+        def stop(number: int, frame: Any) -> None:
+            if not self.fitting or self.stopping:
+                raise KeyboardInterrupt
+            self.stopping = True
+            self.line("stopping after this step")
+
+        try:
+            before = [(number, signal.signal(number, stop)) for number in (signal.SIGINT, signal.SIGTERM)]
+        except ValueError:  # not the main thread: whoever runs us handles signals
+            before = []
+        try:
+            yield
+        finally:
+            for number, handler in before:
+                signal.signal(number, handler)
+
+
+class _ConsoleLog(logging.Handler):
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        self.console.line(prefix + record.getMessage())
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes}:{seconds:02}"
+
+
+# Arguments
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="anchor4d", description="Turn a driving video and a 3D model into a moving object made of Gaussians.")
+    parser.add_argument("--version", action="version", version=f"anchor4d {__version__}")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--verbose", action="store_true", help="also tell what matters only when something goes wrong")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, run: Callable[[argparse.Namespace, Console], int], text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", parents=[common])
+        made.set_defaults(run=run)
+        return made
+
+    renderers = ("auto", "gsplat", "nvrtc", "numba", "torch")
+    made = command("demo", demo, "make the bundled sample, fit it with PLA4D and score it; no downloads")
+    made.add_argument("--out", type=Path, default=Path("anchor4d-demo"), help="folder (default: %(default)s)")
+    made.add_argument("--seed", type=int, default=0)
+
+    made = command("fit", fit, "make a moving object from a video and a model")
+    made.set_defaults(again="run the same command with --resume to go on")
+    _method(made, renderers)
+    made.add_argument("--video", metavar="DIR|FILE", help="driving video: a folder of pictures, a film or an animated picture")
+    made.add_argument("--object", "--mesh", metavar="FILE", help="mesh of the object: .glb, .gltf, .obj, .ply or .stl")
+    made.add_argument("--image", metavar="FILE", help="later release: what is missing is made from it")
+    made.add_argument("--prompt", metavar="TEXT", help="later release: what is missing is made from it")
+    made.add_argument("--fps", type=float, help="frames a second (default: the video's own, else 12)")
+    made.add_argument("--resume", action="store_true", help="go on where an interrupted run in OUT stopped, to the same result")
+    made.add_argument(
+        "--out", type=Path, required=True,
+        help="folder for scene.safetensors, report.json and preview.mp4; files of these names are replaced, others left alone",
+    )  # fmt: skip
+
+    made = command("render", render, "draw a scene as pictures with alpha from the driving video's camera, turned to each azimuth")
+    made.add_argument("scene", type=Path, metavar="SCENE")
+    made.add_argument("--azimuths", nargs="+", required=True, metavar="A", help="degrees; 0 = the driving video's view, 90 = from +X")
+    made.add_argument("--elevation", type=float, metavar="E", help="degrees, positive = from above (default: the aligned camera's)")
+    made.add_argument("--frames", type=int, metavar="N", help="spread the motion over N frames (default: the scene's own)")
+    made.add_argument("--size", type=int, metavar="PX", help="longer side of the pictures (default: the driving video's size)")
+    made.add_argument("--background", choices=("none", "white", "black"), default="none", help="none = transparent")
+    made.add_argument("--renderer", choices=renderers, default="auto")
+    made.add_argument("--out", type=Path, required=True, help="folder; pictures go to OUT/<azimuth>/NNN.png")
+
+    made = command("export", export, "write a scene for other programs")
+    made.add_argument("scene", type=Path, metavar="SCENE")
+    made.add_argument("--format", choices=("ply", "mp4", "png", *LATER_FORMATS), required=True)
+    made.add_argument("--frames", type=int, metavar="N", help="spread the motion over N frames (default: the scene's own)")
+    made.add_argument("--time", type=float, default=0.0, metavar="TAU", help="ply: moment of a single .ply file, 0 to 1 (default: 0)")
+    made.add_argument("--azimuths", nargs="+", default=["0"], metavar="A", help="mp4, png: degrees; several = side by side in a film")
+    made.add_argument("--elevation", type=float, metavar="E", help="mp4, png: degrees, positive = from above")
+    made.add_argument("--size", type=int, metavar="PX", help="mp4, png: longer side of the pictures")
+    made.add_argument("--background", choices=("none", "white", "black"), help="mp4: white (default) or black; png: none (default)")
+    made.add_argument("--loops", type=int, default=1, help="mp4: how often the clip plays (default: 1)")
+    made.add_argument("--renderer", choices=renderers, default="auto")
+    made.add_argument(
+        "--out", type=Path, required=True, metavar="PATH",
+        help="ply: a folder or .zip for one file a frame, or one .ply; mp4: a film; png: a folder of pictures",
+    )  # fmt: skip
+
+    made = command("bench", bench, "fit and score every case of a folder; goes on where it was stopped")
+    made.set_defaults(again="run the same command to go on")
+    _method(made, renderers)
+    made.add_argument("--cases", type=Path, required=True, metavar="DIR", help="folder of cases, each with case.json, front, views, mesh.glb")
+    made.add_argument("--only", nargs="+", metavar="NAME", help="names of the cases to run (default: all)")
+    made.add_argument("--out", type=Path, default=Path("anchor4d-bench"), help="folder (default: %(default)s)")
+
+    made = command("models", models, "optional models: what is here, and where each file is expected")
+    made.add_argument("action", choices=("list", "get", "convert"))
+    made.add_argument("name", nargs="?", metavar="NAME", help="get: name in the list")
+    return parser
+
+
+def _method(made: argparse.ArgumentParser, renderers: Sequence[str]) -> None:
+    made.add_argument("--method", choices=("pla4d", *LATER_METHODS), default="pla4d")
+    made.add_argument("--prior", default="auto", metavar="auto|none", help="diffusion prior; none in this release")
+    made.add_argument("--preset", choices=("draft", "standard", "paper"), default="standard")
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
+    made.add_argument("--renderer", choices=renderers, default="auto")
+    made.add_argument("--frames", type=int, metavar="N", help="frames of the video to keep (default: all)")
+    made.add_argument("--yaw", default="auto", metavar="auto|DEG", help="turn of the object about +Y that brings its front to +Z")

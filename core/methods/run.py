@@ -1,0 +1,345 @@
+"""A whole method, from a driving video and an object to a scene: what the command line, the demo and the benchmark call."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ... import __version__
+from ..align import FocalAlignment
+from ..files import InputError, atomic_path
+from ..fit.checkpoint import fingerprint
+from ..fit.loop import Progress
+from ..formats import side_by_side, write_mp4
+from ..mesh import Mesh, load_mesh
+from ..objectives.perceptual import perceptual_distance
+from ..render import available_backends, resolve_backend
+from ..scene import Scene4D
+from ..video import DrivingVideo, load_video
+from ..views import render_frames, turning_cameras
+from . import pla4d
+
+METHODS = ("pla4d",)
+PRESETS = ("draft", "standard", "paper")
+
+#: What :func:`run_in_folder` leaves in its folder.
+SCENE, REPORT, FILM, CHECKPOINTS = "scene.safetensors", "report.json", "preview.mp4", "checkpoints"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run's result depends on, its inputs aside.
+
+    Args:
+        method: one of :data:`METHODS`.
+        preset: one of :data:`PRESETS`.
+        seed: of every random choice.
+        yaw: degrees to turn the object about +Y so that its front faces +Z, or "auto" to detect them.
+        frames: frames of the video to keep; all where None.
+        device: "auto", "cpu", "cuda" or "mps".
+        renderer: see :func:`anchor4d.core.render.rasterize`.
+    """
+
+    method: str = "pla4d"
+    preset: str = "standard"
+    seed: int = 0
+    yaw: Literal["auto"] | float = "auto"
+    frames: int | None = None
+    device: str = "auto"
+    renderer: str = "auto"
+
+    def resolved(self) -> Settings:
+        """The same with the device and renderer that "auto" means on this machine.
+
+        Raises:
+            InputError: for an unknown name, or a device or renderer that is not there.
+        """
+        for name, value, known in (("method", self.method, METHODS), ("preset", self.preset, PRESETS)):
+            if value not in known:
+                raise InputError(f"{name} {value!r}: unknown, choose one of {', '.join(known)}")
+        device = resolve_device(self.device)
+        return Settings(**(asdict(self) | {"device": device, "renderer": resolve_backend(self.renderer, device)}))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Args:
+        scene: the moving object.
+        video: the driving video as it was fitted.
+        alignment: the camera and how it was found.
+        report: JSON-serialisable; see :func:`run`.
+    """
+
+    scene: Scene4D
+    video: DrivingVideo
+    alignment: FocalAlignment
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+def resolve_device(name: str) -> str:
+    """The device that a name means here. "auto" is CUDA where a renderer made for it is installed, else the CPU.
+
+    Raises:
+        InputError: for a device that this machine or this PyTorch lacks.
+    """
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return "cuda" if there["cuda"] and available_backends("cuda")[0] != "torch" else "cpu"
+    if name not in there:
+        raise InputError(f"device {name!r}: unknown, choose one of auto, {', '.join(there)}")
+    if not there[name]:
+        raise InputError(f"device {name!r}: not available to this PyTorch ({torch.__version__}); choose auto or cpu")
+    return name
+
+
+def run(
+    video: DrivingVideo,
+    mesh: Mesh,
+    settings: Settings,
+    *,
+    progress: Progress | None = None,
+    checkpoints: str | os.PathLike[str] | None = None,
+) -> Run:
+    """Align, fit and animate: one method with a named preset.
+
+    Args:
+        video: driving video on the CPU.
+        mesh: any size, place and turn about +Y.
+        progress: called in every stage; interrupts by raising.
+        checkpoints: folder to keep checkpoints in, and to resume from where it holds some of the same run.
+
+    Returns:
+        the scene and a report: settings, versions, seconds a stage, aligned camera, search curves, losses over time, peak memory.
+    """
+    settings = settings.resolved()
+    config = pla4d.preset(settings.preset)
+    clock = _Clock(progress)
+    folder = None if checkpoints is None else Path(checkpoints)
+    alignment = pla4d.align(video, mesh, mode=config.alignment, yaw=settings.yaw, progress=clock.aligning)
+    clock.stop("align camera")
+    on_device = video.to(settings.device)
+    still = pla4d.fit_static(
+        on_device, alignment.mesh, alignment.front, config.static, seed=settings.seed, backend=settings.renderer,
+        progress=clock, checkpoint=None if folder is None else folder / "object.safetensors",
+    )  # fmt: skip
+    scene = pla4d.fit_motion(
+        on_device, still, config.motion, mesh=alignment.mesh, seed=settings.seed, backend=settings.renderer,
+        progress=clock, checkpoint=None if folder is None else folder / "motion.safetensors",
+    )  # fmt: skip
+    scene = scene.to("cpu")
+    scene.meta.update(program=f"anchor4d {__version__}", method=settings.method, preset=settings.preset, seed=settings.seed, prior="none")
+    report = {
+        "method": settings.method,
+        "preset": settings.preset,
+        "seed": settings.seed,
+        "prior": "none",
+        "settings": asdict(settings),
+        "config": repr(config),
+        "versions": _versions(),
+        "device": _device_name(settings.device),
+        "renderer": settings.renderer,
+        "threads": torch.get_num_threads(),
+        "video": {
+            "source": video.source,
+            "frames": len(video),
+            "fps": video.fps,
+            "picture": [video.picture_width, video.picture_height],
+            "crop": asdict(video.crop),
+            "resolution": video.resolution,
+            "foreground": video.masked_by,
+            "loops": scene.loop,
+        },
+        "object": {"name": mesh.name, "vertices": len(mesh.vertices), "faces": len(mesh.faces), "coloured": mesh.has_color},
+        "camera": asdict(alignment.front) | {"yaw": alignment.yaw},
+        "alignment": alignment.report | {"curves": [_curve(curve) for curve in alignment.curves]},
+        "gaussians": len(scene.gaussians),
+        "perceptual": _perceptual(config, settings.device),
+        "seconds": {name: round(value, 3) for name, value in clock.seconds.items()},
+        "memory_peak_mb": memory_peak_mb(settings.device),
+        "losses": scene.meta.get("losses", {}),
+    }
+    return Run(scene, video, alignment, report)
+
+
+def run_in_folder(
+    video: str | os.PathLike[str],
+    mesh: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    settings: Settings,
+    *,
+    fps: float | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Run | None:
+    """:func:`run` from files to files: leaves the scene, ``report.json`` and ``preview.mp4`` in ``out``.
+
+    Inputs are read before anything is written. Files of an earlier run in ``out`` are replaced once the new ones are whole;
+    nothing else there is touched. Checkpoints are kept in ``out`` until the run is done.
+
+    Args:
+        resume: go on from the checkpoints in ``out``; to the same result, bit by bit on a CPU, as a run without interruption.
+
+    Returns:
+        the run, or None where ``resume`` finds it finished.
+
+    Raises:
+        InputError: for unreadable inputs, or checkpoints of another run.
+    """
+    started = time.perf_counter()
+    settings = settings.resolved()
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file, choose a folder to write to")
+    config = pla4d.preset(settings.preset)
+    clip = load_video(video, fps=fps, frames=settings.frames, resolution=config.resolution)
+    model = load_mesh(mesh)
+    key = fingerprint(clip.frames, clip.masks, model.vertices, model.faces, repr(config), repr(settings), __version__)
+    checkpoints, label = out / CHECKPOINTS, out / CHECKPOINTS / "run.json"
+    if resume and not label.is_file() and _finished(out, key):
+        return None
+    if resume and label.is_file() and _read_json(label).get("key") != key:
+        raise InputError(f"{checkpoints}: belongs to a run of other inputs or settings; give the same ones, or leave --resume away")
+    if not resume:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    resumed = label.is_file()
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    write_json(label, {"key": key, "settings": asdict(settings)})
+    read = time.perf_counter() - started
+    result = run(clip, model, settings, progress=progress, checkpoints=checkpoints)
+    started = time.perf_counter()
+    result.scene.save(out / SCENE)
+    write_mp4(out / FILM, preview_film(result, settings.renderer), result.scene.fps)
+    seconds = {"read": round(read, 3)} | result.report["seconds"] | {"write": round(time.perf_counter() - started, 3)}
+    result.report.update(key=key, resumed=resumed, seconds=seconds | {"total": round(sum(seconds.values()), 3)})
+    write_json(out / REPORT, result.report)
+    shutil.rmtree(checkpoints)
+    return result
+
+
+def preview_film(run: Run, backend: str = "auto", *, height: int = 256, turns: int = 4) -> Any:  # (T, H, W, 3) uint8
+    """The driving video beside the object from its front camera and from a camera that circles it, on white."""
+    scene, video = run.scene, run.video
+    backend = "auto" if backend == "gsplat" else backend  # the scene is on the CPU by now
+    video = video.resized(min(height, video.resolution))
+    size = video.resolution
+    front = render_frames(scene, run.alignment.front.cropped(video.crop, size), backend=backend)[0]
+    around = render_frames(scene, *turning_cameras(scene, size, turns), backend=backend)[0]
+    driving = torch.cat([video.frames, video.masks[..., None]], -1)
+    panels = {"driving video": driving.repeat(turns, 1, 1, 1), "same camera": front.repeat(turns, 1, 1, 1), "all around": around}
+    return side_by_side(panels, height=height)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write JSON in one step; numbers that JSON lacks become null."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(_plain(value), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def memory_peak_mb(device: str = "cpu") -> dict[str, float | None]:
+    """The most memory that this process has held so far, megabytes, on the host and on a CUDA device."""
+    peak: dict[str, float | None] = {"host": None}
+    try:
+        import resource
+    except ImportError:  # Windows
+        pass
+    else:
+        unit = 2**20 if sys.platform == "darwin" else 2**10
+        peak["host"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
+    if device == "cuda":
+        peak["cuda"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    return peak
+
+
+class _Clock:
+    """Hands progress on and takes each stage's time."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress, self.seconds, self.last = progress, {}, time.perf_counter()
+
+    def stop(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self.last
+        self.last = now
+
+    def __call__(self, stage: str, step: int, steps: int, losses: dict[str, float], preview: Callable[[], Tensor]) -> None:
+        self.stop(stage)
+        if self.progress is not None:
+            self.progress(stage, step, steps, losses, preview)
+
+    def aligning(self, fraction: float, picture: Tensor | None) -> None:
+        if self.progress is not None:
+            blank = torch.ones(8, 8, 3)
+            self.progress("align camera", round(100 * fraction), 100, {}, lambda: blank if picture is None else picture)
+
+
+def _finished(out: Path, key: str) -> bool:
+    return (out / SCENE).is_file() and (out / REPORT).is_file() and _read_json(out / REPORT).get("key") == key
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, Tensor):
+        return _plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (str, int)) else str(value)
+
+
+def _curve(curve: Any) -> dict[str, Any]:
+    return {
+        "name": curve.name,
+        "x_label": curve.x_label,
+        "x": [round(v, 6) for v in curve.x.tolist()],
+        "y": [round(v, 8) for v in curve.y.tolist()],
+        "chosen": curve.chosen,
+    }
+
+
+def _perceptual(config: Any, device: str) -> str:
+    """Which perceptual distance the objectives used on this machine."""
+    used = {
+        perceptual_distance(objective.network, device)[1]
+        for objective in (*config.static.objectives, *config.motion.objectives)
+        if getattr(objective, "perceptual", 0.0) > 0
+    }
+    return ", ".join(sorted(used)) or "not used by this preset"
+
+
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {"anchor4d": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    for name in ("torch", "numpy", "numba", "gsplat", "lpips"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def _device_name(device: str) -> str:
+    return torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine() if device == "cpu" else device
