@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from pathlib import Path
@@ -135,12 +136,11 @@ def steady(pictures: np.ndarray, masks: np.ndarray) -> np.ndarray:  # (T, H, W, 
 
     Where the colour changes something moves, and the mask is left alone.
     """
-    if len(masks) < 3:
-        return masks
-    still = np.abs(np.diff(pictures.astype(np.int16), axis=0)).max(-1) <= UNMOVED * 255
     out = masks.copy()
-    calm = still[:-1] & still[1:]
-    out[1:-1][calm] = np.median(np.stack([masks[:-2], masks[1:-1], masks[2:]]), 0)[calm]
+    still = [np.abs(np.subtract(a, b, dtype=np.int16)).max(-1) <= UNMOVED * 255 for a, b in itertools.pairwise(pictures)]
+    for t in range(1, len(masks) - 1):
+        calm = still[t - 1] & still[t]
+        out[t][calm] = np.median(masks[t - 1 : t + 2, calm], 0)
     return out
 
 

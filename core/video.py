@@ -27,10 +27,12 @@ log = logging.getLogger(__name__)
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 #: Pictures that may hold a whole animation, read with Pillow; every other single file goes to PyAV.
 ANIMATIONS = PICTURES | {".gif", ".apng"}
-#: Frames times pixels read at once: 1 GiB as 8-bit RGBA.
-MAX_PIXELS = 2**28
+#: Frames times pixels read at once: 64 frames of 1920x1080, about 2 GiB while they are cut out.
+MAX_PIXELS = 2**27
 #: Frame rate of a folder of pictures or of tensors where none is given; that of Scene4D.
 DEFAULT_FPS = 12.0
+#: Frames that are cropped and resampled together.
+CHUNK = 16
 #: The EXIF tag of a picture's orientation; values of 5 and more lie on their side.
 ORIENTATION = 0x0112
 #: Alpha from which a pixel counts towards the crop.
@@ -244,31 +246,23 @@ def prepare(
     if empty:
         which = "any frame" if len(empty) == len(masks) else "frame" + "s" * (len(empty) > 1) + f" {_ranges(empty)}"
         remedy = {
-            "alpha": "the alpha channel is empty there, leave those frames out or give a mask",
+            "alpha": "the alpha channel is empty there, leave those frames out",
             "mask": "the mask is empty there, it must be 1 on the object (invert it if it is the other way round)",
         }.get(masked_by, "give frames with alpha or a mask, or leave those frames out")
         raise InputError(f"{clip.source}: no foreground in {which} (counted from 0); {remedy}")
     crop = _crop_around(masks, fill)
-    size = int(crop.size)
-    rgba = torch.zeros(len(masks), size, size, 4)
-    x, y = int(crop.x), int(crop.y)
-    x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + size, crop.width), min(y + size, crop.height)
-    rgba[:, y0 - y : y1 - y, x0 - x : x1 - x, :3] = _unit(colors[:, y0:y1, x0:x1])
-    rgba[:, y0 - y : y1 - y, x0 - x : x1 - x, 3] = masks[:, y0:y1, x0:x1]
-    if masked_by in ("key", "rembg"):
-        # Edge pixels mix object and background: they take the colour of the object beside them.
-        rgba[..., :3] = _bleed(rgba[..., :3], torch.where(rgba[..., 3] >= CORE, rgba[..., 3], 0.0))
-    target = resolution if upsample else min(resolution, size)
-    if target == size:
-        colors, masks = rgba[..., :3].contiguous(), rgba[..., 3].contiguous()
-    else:
-        rgba[..., :3] *= rgba[..., 3:]
-        colors, masks = _straight(_resample(rgba, target))
+    target = resolution if upsample else min(resolution, int(crop.size))
+    # A few frames at a time: whole pictures in floating point would take most of the memory.
+    parts = [
+        _cut(colors[i : i + CHUNK], masks[i : i + CHUNK], crop, target, decontaminate=masked_by in ("key", "rembg"))
+        for i in range(0, len(masks), CHUNK)
+    ]
     log.info(
         "%s: %d frames of %dx%d, foreground by %s, crop of %d px at (%d, %d) drawn at %d px",
-        clip.source, len(masks), crop.width, crop.height, masked_by, size, x, y, target,
+        clip.source, len(masks), crop.width, crop.height, masked_by, crop.size, crop.x, crop.y, target,
     )  # fmt: skip
-    return DrivingVideo(_bleed(colors, masks), masks, float(clip.fps), crop, clip.source, masked_by)
+    cut, alphas = (torch.cat(part) for part in zip(*parts))
+    return DrivingVideo(cut, alphas, float(clip.fps), crop, clip.source, masked_by)
 
 
 def looks_looping(video: DrivingVideo) -> bool:
@@ -488,6 +482,30 @@ def _crop_around(masks: Tensor, fill: float) -> Crop:
     size = 2 * math.ceil(max(bottom - top, right - left) / fill / 2)
     height, width = masks.shape[1:]
     return Crop((left + right - size) // 2, (top + bottom - size) // 2, size, width, height)
+
+
+def _cut(
+    colors: Tensor,  # (T, H, W, 3)
+    masks: Tensor,  # (T, H, W)
+    crop: Crop,
+    target: int,
+    decontaminate: bool,
+) -> tuple[Tensor, Tensor]:  # (T, target, target, 3), (T, target, target)
+    """Colours and masks through the crop."""
+    x, y, size = int(crop.x), int(crop.y), int(crop.size)
+    rgba = torch.zeros(len(masks), size, size, 4)
+    x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + size, crop.width), min(y + size, crop.height)
+    rgba[:, y0 - y : y1 - y, x0 - x : x1 - x, :3] = _unit(colors[:, y0:y1, x0:x1])
+    rgba[:, y0 - y : y1 - y, x0 - x : x1 - x, 3] = masks[:, y0:y1, x0:x1]
+    if decontaminate:
+        # Edge pixels mix object and background: they take the colour of the object beside them.
+        rgba[..., :3] = _bleed(rgba[..., :3], torch.where(rgba[..., 3] >= CORE, rgba[..., 3], 0.0))
+    if target == size:
+        colors, masks = rgba[..., :3].contiguous(), rgba[..., 3].contiguous()
+    else:
+        rgba[..., :3] *= rgba[..., 3:]
+        colors, masks = _straight(_resample(rgba, target))
+    return _bleed(colors, masks), masks
 
 
 def _resample(rgba: Tensor, size: int) -> Tensor:  # premultiplied (T, S, S, 4) -> (T, size, size, 4)

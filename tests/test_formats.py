@@ -163,7 +163,8 @@ def decode(path: Path) -> tuple[np.ndarray, float, str]:
     av = pytest.importorskip("av")
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
-        frames = np.stack([f.to_ndarray(format="rgb24") for f in container.decode(stream)])
+        as_rgb = {"format": "rgb24", "src_colorspace": "itu709", "dst_colorspace": "itu601"}
+        frames = np.stack([f.reformat(**as_rgb).to_ndarray() for f in container.decode(stream)])
         return frames, float(stream.average_rate), stream.codec_context.name
 
 

@@ -118,6 +118,7 @@ def contact_sheet(
 
     drawn = [[_on_paper(picture, height) for picture in row] for row in rows]
     font = _font(max(11, min(20, max(p.height for row in drawn for p in row) // 12)))
+    titles = _font(_fitting(font.size, columns, [picture.width for picture in drawn[0]]))
     left = gap + max((round(font.getlength(label)) + 2 * gap for label in labels), default=0)
     line = round(font.getbbox("Ag")[3]) + 2 * gap
     width = left + max(sum(p.width + gap for p in row) for row in drawn)
@@ -132,7 +133,7 @@ def contact_sheet(
         for column, picture in enumerate(row):
             sheet.paste(picture, (x, y))
             if index == 0 and column < len(columns):
-                draw.text((x + picture.width / 2, top / 2), columns[column], fill=INK, font=font, anchor="mm")
+                draw.text((x + picture.width / 2, top / 2), columns[column], fill=INK, font=titles, anchor="mm")
             x += picture.width + gap
         y += tall + gap
     return sheet
@@ -169,7 +170,13 @@ def _on_paper(picture: Tensor | np.ndarray, height: int | None) -> Image.Image:
     return image.resize((max(1, round(image.width * height / image.height)), height), Image.Resampling.LANCZOS)
 
 
-def _font(size: int) -> Any:
+def _fitting(size: float, titles: Sequence[str], widths: Sequence[int]) -> float:
+    """The largest font size up to ``size`` at which each title fits its width, but still legible."""
+    needed = [_font(size).getlength(title) / width for title, width in zip(titles, widths)]
+    return max(8.0, size / max([1.0, *needed]))
+
+
+def _font(size: float) -> Any:
     from PIL import ImageFont
 
     return ImageFont.load_default(size)
