@@ -1,0 +1,12 @@
+"""ComfyUI nodes: one file a pipeline step. They convert, report and cache; everything else is in ``core``."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import align, fit, measure, objectives, prepare, view
+
+
+class Anchor4DExtension(ComfyExtension):
+    """All nodes of the pack, in the order of the pipeline."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [*prepare.NODES, *align.NODES, *objectives.NODES, *fit.NODES, *view.NODES, *measure.NODES]

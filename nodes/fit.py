@@ -1,0 +1,287 @@
+"""3 Fit: Gaussians to the mesh and the first frame, then a deformation field to the clip."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..core.align import FocalAlignment
+from ..core.fit.loop import Schedule
+from ..core.formats import side_by_side
+from ..core.methods import pla4d
+from ..core.scene import Scene4D
+from ..core.video import DrivingVideo
+from ..core.views import DEFAULT_FRONT, render_frames
+from . import host
+from .objectives import Terms, describe
+
+CATEGORY = "Anchor4D/3 Fit"
+FIELDS = ["control-nodes", "hexplane", "mlp"]
+
+
+def _objectives(standing: str) -> io.Input:
+    return host.Objectives.Input(
+        "objectives",
+        optional=True,
+        tooltip="What to minimise: PLA4D's set, or single objectives in a chain. "
+        f"Nothing connected = no objectives: {standing}.",
+    )
+
+
+def _preset(what: str) -> io.Input:
+    return io.Combo.Input(
+        "preset",
+        options=host.PRESETS,
+        default="standard",
+        tooltip=f"{what} standard = good on any computer. draft = fast, coarse. paper = as published, needs a GPU. "
+        "The objectives' own preset is chosen in their node.",
+    )
+
+
+def _seed() -> io.Input:
+    return io.Int.Input(
+        "seed", default=0, min=0, max=2**32 - 1, control_after_generate=True, tooltip="Same seed = same result."
+    )
+
+
+def _steps(what: str = "Steps.") -> io.Input:
+    return io.Int.Input(
+        "steps",
+        default=0,
+        min=0,
+        max=100_000,
+        optional=True,
+        advanced=True,
+        tooltip=f"{what} More = finer, slower. 0 = the preset's.",
+    )
+
+
+def _resolution() -> io.Input:
+    return io.Int.Input(
+        "resolution",
+        default=0,
+        min=0,
+        max=1024,
+        step=16,
+        optional=True,
+        advanced=True,
+        tooltip="Largest picture compared, in pixels. Lower = faster, higher = finer. 0 = the preset's.",
+    )
+
+
+def _changed(schedule: Schedule, steps: int, resolution: int) -> Schedule:
+    """A schedule with the user's number of steps and largest picture, where given."""
+    largest = max(pixels for _, pixels in schedule.resolutions)
+    if resolution:
+        sizes = tuple((until, max(8, round(pixels * resolution / largest))) for until, pixels in schedule.resolutions)
+        schedule = replace(schedule, resolutions=sizes)
+    return replace(schedule, steps=steps or schedule.steps)
+
+
+def _say_objectives(objectives: Terms, standing: str) -> None:
+    if objectives:
+        host.log.info("objectives: %s", "; ".join(map(describe, objectives)))
+    else:
+        host.log.warning("no objectives connected: %s", standing)
+        host.say(f"No objectives connected: {standing}")
+
+
+def _finish(scene: Scene4D) -> Scene4D:
+    """What leaves a fit: on the CPU, as the host keeps values, and nothing asks for gradients."""
+    if scene.field is not None:
+        scene.field.requires_grad_(False)
+    return scene.to("cpu")
+
+
+class Anchor4DFitGaussians(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        standing = "the Gaussians stay as they were sampled on the mesh"
+        return io.Schema(
+            node_id="Anchor4DFitGaussians",
+            display_name="Fit Gaussians to Mesh and Frame",
+            category=CATEGORY,
+            description="Frame to 3D: covers the aligned mesh with Gaussians and fits them to the video's first frame and "
+            "to the mesh.",
+            search_aliases=["frame to 3d", "image to 3d", "static", "gaussian splatting", "gs-mesh", "pla4d", "4dgs", "train"],
+            inputs=[
+                host.Video.Input("driving_video", tooltip="The same clip that was aligned."),
+                host.Alignment.Input("alignment", tooltip="From Focal Alignment."),
+                _objectives(standing),
+                _preset("How many Gaussians and steps."),
+                _seed(),
+                io.Int.Input(
+                    "gaussians",
+                    default=0,
+                    min=0,
+                    max=500_000,
+                    step=1000,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Number of Gaussians. More = finer, slower, larger files. 0 = the preset's.",
+                ),
+                _steps(),
+                _resolution(),
+                *host.device_inputs(),
+            ],
+            outputs=[host.Scene.Output("scene", tooltip="The still object, with the clip's timing and camera.")],
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        driving_video: DrivingVideo,
+        alignment: FocalAlignment,
+        preset: str,
+        seed: int,
+        gaussians: int = 0,
+        steps: int = 0,
+        resolution: int = 0,
+        device: str = "auto",
+        renderer: str = "auto",
+        objectives: Terms = (),
+    ) -> io.NodeOutput:
+        with host.work(cls, gradients=True):
+            config = pla4d.preset(preset).static
+            config = replace(
+                config,
+                gaussians=gaussians or config.gaussians,
+                schedule=_changed(config.schedule, steps, resolution),
+                objectives=tuple(objectives),
+            )
+            _say_objectives(config.objectives, "Gaussians as sampled on the mesh, unfitted")
+            video = driving_video.to(host.device_for(device, renderer))
+            with host.checkpoint(
+                "object", video.frames, alignment.mesh.vertices, repr(alignment.front), repr(config), seed
+            ) as path:
+                scene = pla4d.fit_static(
+                    video, alignment.mesh, alignment.front, config, seed=seed, backend=renderer,
+                    progress=host.Report().fit, checkpoint=path,
+                )  # fmt: skip
+            scene = _finish(scene)
+            return io.NodeOutput(scene, ui=_look(scene, driving_video, scene.taus[:1]))
+
+
+class Anchor4DMotionAlignment(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        standing = "the object stays still"
+        return io.Schema(
+            node_id="Anchor4DMotionAlignment",
+            display_name="Motion Alignment",
+            category=CATEGORY,
+            description="3D to 4D: fits a deformation field that makes the object follow the driving video.",
+            search_aliases=["3d to 4d", "video to 4d", "animate", "deformation", "dynamic", "pla4d", "4dgs", "train"],
+            inputs=[
+                host.Video.Input("driving_video", tooltip="The same clip that the scene was fitted to."),
+                host.Scene.Input("scene", tooltip="The still object, from Fit Gaussians to Mesh and Frame."),
+                host.Alignment.Input(
+                    "alignment",
+                    optional=True,
+                    tooltip="From Focal Alignment: its mesh tells which parts belong together. Recommended.",
+                ),
+                _objectives(standing),
+                _preset("How long and how fine."),
+                io.Combo.Input(
+                    "field",
+                    options=["preset", *FIELDS],
+                    default="preset",
+                    tooltip="How motion is stored. control-nodes = a skeleton of a few hundred points, fast, keeps limbs "
+                    "stiff. hexplane = a grid over space and time. mlp = a neural network, as in the paper. preset = the "
+                    "preset's.",
+                ),
+                _seed(),
+                _steps("Steps over the whole clip."),
+                io.Int.Input(
+                    "tracking_steps",
+                    default=-1,
+                    min=-1,
+                    max=10_000,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Steps on each frame while the object is first followed frame by frame (control nodes only). "
+                    "More = quick motion is followed better, slower. 0 = off. -1 = the preset's.",
+                ),
+                io.Int.Input(
+                    "control_nodes",
+                    default=0,
+                    min=0,
+                    max=5000,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Number of control nodes. More = finer motion, less of it where the video does not look. 0 = "
+                    "the preset's.",
+                ),
+                _resolution(),
+                *host.device_inputs(),
+            ],
+            outputs=[host.Scene.Output("scene", tooltip="The moving object.")],
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        driving_video: DrivingVideo,
+        scene: Scene4D,
+        preset: str,
+        field: str,
+        seed: int,
+        steps: int = 0,
+        tracking_steps: int = -1,
+        control_nodes: int = 0,
+        resolution: int = 0,
+        device: str = "auto",
+        renderer: str = "auto",
+        alignment: FocalAlignment | None = None,
+        objectives: Terms = (),
+    ) -> io.NodeOutput:
+        with host.work(cls, gradients=True):
+            config = pla4d.preset(preset).motion
+            config = replace(
+                config,
+                field=config.field if field == "preset" else field,  # pyright: ignore[reportArgumentType]
+                schedule=_changed(config.schedule, steps, resolution),
+                tracking=_tracking(config.tracking, tracking_steps, resolution),
+                nodes=control_nodes or config.nodes,
+                objectives=tuple(objectives),
+            )
+            if config.field != "control-nodes":
+                config = replace(config, tracking=None)
+            _say_objectives(config.objectives, "the object stays still")
+            where = host.device_for(device, renderer)
+            video, still = driving_video.to(where), scene.to(where)
+            mesh = None if alignment is None else alignment.mesh
+            with host.checkpoint("motion", video.frames, still.gaussians.tensors(), repr(config), mesh is None, seed) as path:
+                moving = pla4d.fit_motion(
+                    video, still, config, mesh=mesh, seed=seed, backend=renderer, progress=host.Report().fit, checkpoint=path
+                )
+            moving = _finish(moving)
+            return io.NodeOutput(moving, ui=_look(moving, driving_video, moving.taus))
+
+
+def _tracking(schedule: Schedule | None, steps: int, resolution: int) -> Schedule | None:
+    if steps == 0 or (schedule is None and steps < 0):
+        return None
+    schedule = schedule or Schedule(steps=1, one_by_one=1, resolutions=((1.0, 96),), background="random")
+    largest = max(pixels for _, pixels in schedule.resolutions)
+    schedule = _changed(schedule, 0, min(resolution, largest))
+    return replace(schedule, one_by_one=steps) if steps > 0 else schedule
+
+
+def _look(scene: Scene4D, video: DrivingVideo, taus: Tensor, size: int = 192) -> dict[str, object]:
+    """The driving video beside the object from the front, a side and the back, as the node shows it."""
+    with torch.no_grad():
+        front = scene.front or DEFAULT_FRONT
+        seen = render_frames(scene, front.cropped(video.crop, size), taus)
+        around = render_frames(scene, front.centred(size, [90.0, 180.0]), taus)
+        panels = {"video": video.composited()[: len(taus)], "front": seen[0], "side": around[0], "back": around[1]}
+        pictures = side_by_side(panels, height=size)
+        return host.film(pictures, scene.fps) if len(taus) > 1 else host.stills(torch.from_numpy(pictures).float() / 255)
+
+
+NODES = [Anchor4DFitGaussians, Anchor4DMotionAlignment]

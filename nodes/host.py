@@ -1,0 +1,187 @@
+"""What all nodes share: socket types, ordinary tensors and named errors, progress, previews, device and checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import numpy as np
+import torch
+from comfy_api.latest import io, ui
+from comfy_execution.utils import get_executing_context
+from PIL import Image
+from server import PromptServer
+from torch import Tensor
+
+from ..core.fit.checkpoint import fingerprint
+from ..core.formats.film import to_uint8
+from ..core.render import available_backends
+
+log = logging.getLogger(__name__)
+
+# A4D_PRIOR is reserved for diffusion priors.
+Video = io.Custom("A4D_VIDEO")  # core.video.DrivingVideo
+Mesh = io.Custom("A4D_MESH")  # core.mesh.Mesh
+Alignment = io.Custom("A4D_ALIGNMENT")  # core.align.FocalAlignment
+Objectives = io.Custom("A4D_OBJECTIVES")  # tuple of objectives
+Scene = io.Custom("A4D_SCENE")  # core.scene.Scene4D
+
+PRESETS = ["standard", "draft", "paper"]
+#: Of a list of files: nothing chosen.
+NONE = "none"
+#: Seconds between live previews, and days that the checkpoint of a run nobody took up again is kept.
+PREVIEW_EVERY, CHECKPOINT_DAYS = 0.5, 14
+
+
+@contextmanager
+def work(node: type[io.ComfyNode], gradients: bool = False) -> Iterator[None]:
+    """What every node works in: ordinary tensors in place of the host's inference tensors, and errors that name the node.
+
+    Values on our own sockets are always made in here, so they never hold inference tensors; the host's must be cloned.
+    """
+    with torch.inference_mode(False), torch.set_grad_enabled(gradients):
+        try:
+            yield
+        except (ValueError, FloatingPointError) as error:
+            raise ValueError(f"{node.define_schema().display_name}: {error}") from error
+
+
+def owned(tensor: Tensor | None) -> Tensor | None:
+    """The node's own copy of a host tensor; no inference tensor when called inside :func:`work`."""
+    return None if tensor is None else tensor.detach().clone()
+
+
+def say(text: str) -> None:
+    """A line of text in the running node."""
+    context = get_executing_context()
+    server = getattr(PromptServer, "instance", None)
+    if context is not None and server is not None:
+        server.send_progress_text(text, context.node_id)
+
+
+class Report:
+    """A core loop's progress as the host's bar with a live preview; raises when the user interrupts."""
+
+    def __init__(self, total: int = 100) -> None:
+        self.bar, self.shown = comfy.utils.ProgressBar(total), 0.0
+
+    def show(self, step: int, total: int, picture: Callable[[], Tensor | None] | None = None, text: str = "") -> bool:
+        """Moves the bar, and where the last preview is long enough ago, draws ``picture`` (H, W, 3)."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        due = time.monotonic() - self.shown > PREVIEW_EVERY or step == total
+        drawn = picture() if due and picture is not None else None
+        preview = None if drawn is None else ("JPEG", Image.fromarray(to_uint8(drawn)), 512)
+        self.bar.update_absolute(step, total, preview)
+        if due:
+            self.shown = time.monotonic()
+            if text:
+                say(text)
+        return due
+
+    def fit(self, stage: str, step: int, steps: int, losses: dict[str, float], preview: Callable[[], Tensor]) -> None:
+        """:class:`core.fit.loop.Progress`."""
+        terms = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+        self.show(step, steps, preview, f"{stage}: step {step} of {steps}\n{terms}")
+
+    def align(self, fraction: float, picture: Tensor | None) -> None:
+        """:data:`core.align.focal.Progress`."""
+        self.show(round(100 * fraction), 100, None if picture is None else lambda: picture)
+
+
+def stills(images: Tensor) -> dict[str, Any]:  # (T, H, W, 3)
+    """Pictures shown in the node."""
+    return ui.PreviewImage(images).as_dict()
+
+
+def film(frames: Tensor | np.ndarray, fps: float) -> dict[str, Any]:  # (T, H, W, 3)
+    """A film that plays in the node."""
+    images = torch.from_numpy(np.ascontiguousarray(to_uint8(frames))).float() / 255
+    saved = ui.ImageSaveHelper.save_animated_webp(images, "anchor4d_preview", io.FolderType.temp, None, fps, False, 85, 0)
+    return {"images": [saved], "animated": (True,)}
+
+
+def device_inputs() -> list[io.Input]:
+    """The advanced inputs of every node that draws Gaussians."""
+    return [
+        io.Combo.Input(
+            "device",
+            options=["auto", "cpu", "gpu"],
+            default="auto",
+            optional=True,
+            advanced=True,
+            tooltip="Where to compute. auto = the GPU when gsplat is installed for it, otherwise the CPU when numba is "
+            "installed (fast), otherwise whatever ComfyUI uses.",
+        ),
+        io.Combo.Input(
+            "renderer",
+            options=["auto", "gsplat", "numba", "torch"],
+            default="auto",
+            optional=True,
+            advanced=True,
+            tooltip="How Gaussians are drawn. auto = the fastest one installed. gsplat: NVIDIA GPU. numba: CPU. torch: "
+            "anywhere, slow.",
+        ),
+    ]
+
+
+def device_for(choice: str, renderer: str) -> torch.device:
+    """The device that the two advanced inputs mean."""
+    host = comfy.model_management.get_torch_device()
+    if choice == "gpu" or renderer == "gsplat":
+        return host
+    if choice == "cpu" or renderer == "numba":
+        return torch.device("cpu")
+    if renderer == "torch" or "gsplat" in available_backends(host):
+        return host
+    return torch.device("cpu") if "numba" in available_backends("cpu") else host
+
+
+@contextmanager
+def checkpoint(stage: str, *inputs: Any) -> Iterator[Path]:
+    """Where a fit of these inputs keeps its checkpoint: it stays when the fit is interrupted, so that the next run goes on."""
+    folder = Path(folder_paths.get_user_directory()) / "anchor4d" / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.safetensors"):
+        if time.time() - old.stat().st_mtime > CHECKPOINT_DAYS * 86400:
+            old.unlink(missing_ok=True)
+    name = f"{stage}-{fingerprint(*inputs)}"
+    yield folder / f"{name}.safetensors"
+    for done in folder.glob(f"{name}*.safetensors"):
+        done.unlink(missing_ok=True)
+
+
+def listed(folder: Path, suffixes: Sequence[str], base: Path) -> list[str]:
+    """Files below a folder with one of the suffixes, named as the host names them: from ``base``, with forward slashes."""
+    if not folder.is_dir():
+        return []
+    return sorted(p.relative_to(base).as_posix() for p in folder.rglob("*") if p.suffix.lower() in suffixes)
+
+
+def valid_choice(name: str | None, path: str | None, remedy: str) -> bool | str:
+    """The host's validation of :func:`chosen_path`'s inputs; None is a value that comes over a link and is known later."""
+    if path or path is None or name is None:
+        return True
+    if name == NONE:
+        return remedy
+    return folder_paths.exists_annotated_filepath(name) or f"{name}: not there any more, {remedy}"
+
+
+def chosen_path(name: str, path: str) -> Path:
+    """The file or folder that a list of files and a text field name; the text field wins, relative to the input folder."""
+    if path.strip():
+        return Path(folder_paths.get_input_directory()) / Path(path.strip().strip('"')).expanduser()
+    return Path(folder_paths.get_annotated_filepath(name))
+
+
+def changed(path: Path) -> float:
+    """Modification time of a file, or of the newest file of a folder."""
+    return max(
+        [path.stat().st_mtime, *(p.stat().st_mtime for p in path.iterdir())] if path.is_dir() else [path.stat().st_mtime]
+    )

@@ -1,0 +1,345 @@
+"""1 Prepare: the driving video, the mesh, and the demo's own sample of both."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import torch
+from comfy_api.latest import Input, Types, io
+from torch import Tensor
+
+from ..core import mesh as meshes
+from ..core.cameras import orbit
+from ..core.files import InputError
+from ..core.render.mesh import render_mesh
+from ..core.sample import FPS, FRAMES, TEST_AZIMUTHS, sample_case
+from ..core.video import ANIMATIONS, PICTURES, load_video
+from . import host
+
+CATEGORY = "Anchor4D/1 Prepare"
+#: What the host's own types and 3D files are called on a socket that also takes an Anchor4D mesh.
+MESH_TYPES = [io.Mesh, io.File3DAny, io.File3DGLB, io.File3DGLTF, io.File3DOBJ, io.File3DPLY, io.File3DSTL]
+
+
+def _clip_inputs() -> list[io.Input]:
+    """How a clip is cut out, cropped and sampled."""
+    return [
+        io.Int.Input(
+            "frames",
+            default=0,
+            min=0,
+            max=1000,
+            tooltip="Number of frames to keep, evenly spaced. 0 = all. Fewer = faster; 12 to 32 suit most clips.",
+        ),
+        io.Float.Input(
+            "fps",
+            default=0.0,
+            min=0.0,
+            max=240.0,
+            step=0.5,
+            tooltip="Frames a second of the source. 0 = the video's own, or 12 for images.",
+        ),
+        io.Int.Input(
+            "resolution",
+            default=512,
+            min=64,
+            max=2048,
+            step=16,
+            tooltip="Largest side of the cut-out, in pixels. Lower = faster, higher = finer. It is never enlarged.",
+        ),
+        io.Combo.Input(
+            "background",
+            options=["auto", "key", "rembg"],
+            default="auto",
+            tooltip="How to find the object when there is neither a mask nor transparency. key = the backdrop has one colour. "
+            "rembg = a neural network (needs the rembg package). auto = key where the backdrop is plain, else rembg.",
+        ),
+        io.Float.Input(
+            "fill",
+            default=0.85,
+            min=0.3,
+            max=1.0,
+            step=0.01,
+            optional=True,
+            advanced=True,
+            tooltip="Share of the picture that the object fills, over the whole clip. Lower = more room around it.",
+        ),
+        io.Boolean.Input(
+            "download_model",
+            default=False,
+            optional=True,
+            advanced=True,
+            tooltip="Allow rembg to download its network (176 MB) once when it is not on this computer yet.",
+        ),
+    ]
+
+
+def _video_outputs() -> list[io.Output]:
+    return [
+        host.Video.Output("driving_video", tooltip="The object of the video, cut out and cropped: what the other steps take."),
+        io.Image.Output("images", tooltip="The cut-out frames on white."),
+        io.Mask.Output("masks", tooltip="Where the object is, 1 = object."),
+        io.Float.Output("fps", tooltip="Frames a second of the prepared clip."),
+    ]
+
+
+def _prepared(
+    source: Any,
+    mask: Tensor | None,
+    frames: int,
+    fps: float,
+    resolution: int,
+    background: str,
+    fill: float,
+    download_model: bool,
+) -> io.NodeOutput:
+    video = load_video(
+        source, mask, fps=fps or None, frames=frames or None, resolution=resolution, fill=fill, background=background,
+        download=download_model,
+    )  # fmt: skip
+    on_white = video.composited()
+    found = {"alpha": "transparency", "mask": "the mask", "key": "the plain backdrop", "rembg": "rembg"}[video.masked_by]
+    host.say(f"{len(video)} frames at {video.fps:g} fps, {video.resolution} px, object found by {found}")
+    return io.NodeOutput(video, on_white, video.masks.clone(), video.fps, ui=host.film(_small(on_white), video.fps))
+
+
+def _small(images: Tensor, side: int = 256) -> Tensor:  # (T, H, W, 3)
+    step = max(1, images.shape[1] // side)
+    return images[:, ::step, ::step]
+
+
+class Anchor4DPrepareVideo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Anchor4DPrepareVideo",
+            display_name="Prepare Driving Video",
+            category=CATEGORY,
+            description="Cuts the moving object out of a video or image batch and crops all frames alike.",
+            search_aliases=["driving video", "anchor video", "remove background", "crop video", "pla4d", "4d", "4dgs"],
+            inputs=[
+                io.MultiType.Input(
+                    "source",
+                    types=[io.Image, io.Video],
+                    tooltip="The video to follow: images or a video, one object, filmed from one side with a still camera.",
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Where the object is, 1 = object: one mask a frame, or one for all. Invert it if it comes from "
+                    "Load Image.",
+                ),
+                *_clip_inputs(),
+            ],
+            outputs=_video_outputs(),
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def execute(
+        cls, source: Tensor | Input.Video, mask: Tensor | None = None, fps: float = 0.0, **settings: Any
+    ) -> io.NodeOutput:
+        with host.work(cls):
+            if not isinstance(source, Tensor):
+                clip = source.get_components()
+                fps = fps or float(clip.frame_rate)
+                alpha = getattr(clip, "alpha", None)
+                if mask is None and alpha is not None:
+                    mask = alpha.reshape(alpha.shape[:3])
+                source = clip.images
+            return _prepared(host.owned(source), host.owned(mask), fps=fps, **settings)
+
+
+class Anchor4DLoadVideo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        base = Path(folder_paths.get_input_directory())
+        files = [p.name for p in base.iterdir() if p.is_file()] if base.is_dir() else []
+        films = set(folder_paths.filter_files_content_types(files, ["video"])) | {
+            name for name in files if Path(name).suffix.lower() in ANIMATIONS - PICTURES | {".webp"}
+        }
+        folders = {p.name for p in base.iterdir() if p.is_dir() and any(q.suffix.lower() in PICTURES for q in p.iterdir())}
+        return io.Schema(
+            node_id="Anchor4DLoadVideo",
+            display_name="Load Driving Video",
+            category=CATEGORY,
+            description="Reads a video file, an animated picture or a folder of frames, cuts out the object and crops all "
+            "frames alike.",
+            search_aliases=["driving video", "frame folder", "png sequence", "image sequence", "load frames", "pla4d", "4d"],
+            inputs=[
+                io.Combo.Input(
+                    "video",
+                    options=[host.NONE, *sorted(films | folders)],
+                    upload=io.UploadType.video,
+                    tooltip="A video, or a folder of frames, in ComfyUI's input folder.",
+                ),
+                io.String.Input(
+                    "path",
+                    default="",
+                    tooltip="A video file or folder of frames anywhere on this computer. Used instead of the list above "
+                    "when not empty.",
+                ),
+                *_clip_inputs(),
+            ],
+            outputs=_video_outputs(),
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, video: str | None = None, path: str | None = None) -> bool | str:
+        return host.valid_choice(video, path, "choose a video in the list, upload one, or fill in path")
+
+    @classmethod
+    def fingerprint_inputs(cls, video: str, path: str, **settings: Any) -> float:
+        return host.changed(host.chosen_path(video, path))
+
+    @classmethod
+    def execute(cls, video: str, path: str = "", **settings: Any) -> io.NodeOutput:
+        with host.work(cls):
+            return _prepared(host.chosen_path(video, path), None, **settings)
+
+
+class Anchor4DLoadMesh(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        base = Path(folder_paths.get_input_directory())
+        return io.Schema(
+            node_id="Anchor4DLoadMesh",
+            display_name="Load Mesh",
+            category=CATEGORY,
+            description="Reads a 3D model (GLB, GLTF, OBJ, PLY or STL) with its textures. Size, place and turn do not matter.",
+            search_aliases=["load 3d model", "import glb", "import obj", "object", "pla4d", "4d"],
+            inputs=[
+                io.Combo.Input(
+                    "mesh",
+                    options=[host.NONE, *host.listed(base / "3d", meshes.SUFFIXES, base)],
+                    tooltip="A 3D model in ComfyUI's input/3d folder. Press R after adding one.",
+                ),
+                io.String.Input(
+                    "path",
+                    default="",
+                    tooltip="A 3D model anywhere on this computer. Used instead of the list above when not empty.",
+                ),
+            ],
+            outputs=[host.Mesh.Output("mesh", tooltip="The model, as it is in the file.")],
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, mesh: str | None = None, path: str | None = None) -> bool | str:
+        return host.valid_choice(mesh, path, "put a model into input/3d and choose it, or fill in path")
+
+    @classmethod
+    def fingerprint_inputs(cls, mesh: str, path: str) -> float:
+        return host.changed(host.chosen_path(mesh, path))
+
+    @classmethod
+    def execute(cls, mesh: str, path: str = "") -> io.NodeOutput:
+        with host.work(cls):
+            return _mesh_output(meshes.load_mesh(host.chosen_path(mesh, path)))
+
+
+class Anchor4DConvertMesh(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Anchor4DConvertMesh",
+            display_name="Convert Mesh",
+            category=CATEGORY,
+            description="Takes a MESH or 3D file from ComfyUI's own nodes (Hunyuan3D, Trellis, Load 3D, Tripo, ...) into "
+            "Anchor4D.",
+            search_aliases=["mesh to anchor4d", "hunyuan3d", "trellis", "file3d", "glb", "pla4d", "4d"],
+            inputs=[
+                io.MultiType.Input(
+                    "mesh", types=MESH_TYPES, tooltip="A mesh or a 3D file. It may have textures, vertex colours or neither."
+                ),
+                io.Int.Input(
+                    "index", default=0, min=0, max=4095, optional=True, advanced=True, tooltip="Which mesh of a batch."
+                ),
+            ],
+            outputs=[host.Mesh.Output("mesh", tooltip="The mesh for Focal Alignment.")],
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def execute(cls, mesh: Types.MESH | Types.File3D, index: int = 0) -> io.NodeOutput:
+        with host.work(cls):
+            return _mesh_output(convert_mesh(mesh, index))
+
+
+def convert_mesh(value: meshes.Mesh | Types.MESH | Types.File3D, index: int = 0) -> meshes.Mesh:
+    """Our mesh from whatever a mesh socket carries. Called inside :func:`host.work`."""
+    if isinstance(value, meshes.Mesh):
+        return value
+    if isinstance(value, Types.File3D):
+        if f".{value.format}" not in meshes.SUFFIXES:
+            raise InputError(f"3D file: .{value.format} is not read, give one of {', '.join(meshes.SUFFIXES)}")
+        source = value.get_source()
+        if isinstance(source, str):
+            return meshes.load_mesh(source)
+        with tempfile.TemporaryDirectory() as folder:
+            return meshes.load_mesh(value.save_to(str(Path(folder) / f"model.{value.format}")))
+    return meshes.mesh_from_arrays(
+        value.vertices, value.faces, uvs=value.uvs, vertex_colors=value.vertex_colors, texture=value.texture,
+        normals=value.normals, vertex_counts=value.vertex_counts, face_counts=value.face_counts, index=index,
+    )  # fmt: skip
+
+
+def _mesh_output(mesh: meshes.Mesh) -> io.NodeOutput:
+    color = "coloured" if mesh.has_color else "without colour: it will be coloured from the video's first frame"
+    host.say(f"{len(mesh.vertices)} vertices, {len(mesh.faces)} faces, {color}")
+    views = render_mesh(mesh.normalized()[0], orbit([0.0, 90.0, 180.0, 270.0], 10.0, 2.0, 45.0, 192, 192), torch.ones(3))
+    picture = views.color if mesh.has_color else (views.normal + 1) / 2 * views.alpha[..., None] + 1 - views.alpha[..., None]
+    return io.NodeOutput(mesh, ui=host.stills(torch.cat([*picture], 1)[None]))
+
+
+class Anchor4DSample(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Anchor4DSample",
+            display_name="Demo Sample",
+            category=CATEGORY,
+            description="A small walking creature made by the program: its video, its mesh, and how it really looks from "
+            "another side.",
+            search_aliases=["example", "test video", "test mesh", "ground truth", "pla4d", "4d"],
+            inputs=[
+                io.Int.Input("frames", default=FRAMES, min=2, max=64, tooltip="Frames of one walk cycle."),
+                io.Int.Input("size", default=256, min=64, max=1024, step=16, tooltip="Side of the pictures, in pixels."),
+                io.Combo.Input(
+                    "truth_azimuth",
+                    options=[str(a) for a in TEST_AZIMUTHS],
+                    default=str(TEST_AZIMUTHS[1]),
+                    tooltip="Side of the true pictures, in degrees from the video's view, counter-clockwise seen from above.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output("images", tooltip="The driving video's frames."),
+                io.Mask.Output("masks", tooltip="Where the creature is, 1 = object."),
+                io.Float.Output("fps", tooltip="Frames a second."),
+                host.Mesh.Output("mesh", tooltip="The creature at the first frame."),
+                io.Image.Output("truth", tooltip="How the creature looks from the chosen side, on white: for scoring only."),
+                io.Mask.Output("truth_masks", tooltip="Where the creature is from that side."),
+                io.Float.Output("azimuth", tooltip="The chosen side as a number, for Render Scene."),
+            ],
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def execute(cls, frames: int = FRAMES, size: int = 256, truth_azimuth: str = str(TEST_AZIMUTHS[1])) -> io.NodeOutput:
+        with host.work(cls):
+            posed, pictures = sample_case(frames, size)
+            front, truth = pictures["front"], pictures[truth_azimuth]
+            on_white = truth[..., :3] * truth[..., 3:] + 1 - truth[..., 3:]
+            fps = FPS * frames / FRAMES
+            return io.NodeOutput(
+                front[..., :3].clone(), front[..., 3].clone(), fps, posed[0],
+                on_white, truth[..., 3].clone(), float(truth_azimuth),
+                ui=host.film(front[..., :3] * front[..., 3:] + 1 - front[..., 3:], fps),
+            )  # fmt: skip
+
+
+NODES = [Anchor4DLoadVideo, Anchor4DPrepareVideo, Anchor4DLoadMesh, Anchor4DConvertMesh, Anchor4DSample]
