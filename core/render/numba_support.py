@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import logging
 import os
@@ -27,13 +28,21 @@ def load(module: str) -> ModuleType | str:
     """
     try:
         numba = importlib.import_module("numba")
-        try:
-            return importlib.import_module(module)
-        except RuntimeError as error:  # neither the package's folder nor the user's can be written
-            if "cache" not in str(error):
-                raise
-            numba.config.CACHE_DIR = str(Path(tempfile.gettempdir()) / "anchor4d-numba")
-            return importlib.import_module(module)
+        before = numba.config.CACHE_DIR
+        # Compiled code keeps its package's name, and one copy on disk may be imported under several (a host's custom node and
+        # the command line): each name has a cache of its own.
+        name = hashlib.sha256(module.encode()).hexdigest()[:8]
+        places = (Path(before or Path(__file__).parent / "__pycache__"), Path(tempfile.gettempdir()) / "anchor4d-numba")
+        for place in places:
+            numba.config.CACHE_DIR = str(place / name)
+            try:
+                return importlib.import_module(module)
+            except RuntimeError as error:  # the folder cannot be written
+                if "cache" not in str(error) or place == places[-1]:
+                    raise
+            finally:
+                numba.config.CACHE_DIR = before
+        raise AssertionError
     except KeyboardInterrupt:
         raise
     except ModuleNotFoundError as error:
