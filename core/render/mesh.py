@@ -249,9 +249,17 @@ def _visible_faces(
     low = torch.minimum((xy.amin(1) - 0.5).ceil().clamp_min(0), limit)
     high = torch.minimum((xy.amax(1) - 0.5).floor(), limit - 1)
     size = (high - low + 1).clamp_min(0).nan_to_num(0).long()
-    area = _cross(xy[:, 1] - xy[:, 0], xy[:, 2] - xy[:, 0])
+    a, b = xy[:, 1] - xy[:, 0], xy[:, 2] - xy[:, 0]
+    area = _cross(a, b)
     count = size.prod(-1) * (area != 0)
     ends = count.cumsum(0)
+    # Barycentrics of the second and third corner and 1 / z are linear: gradients, and values at the rectangle's first sample.
+    gradient = torch.stack([b[:, 1], -b[:, 0], -a[:, 1], a[:, 0]], -1).unflatten(-1, (2, 2)) / area[:, None, None]
+    steps = inverse_z[:, 1:] - inverse_z[:, :1]
+    gradient = torch.cat([gradient, (steps[..., None] * gradient).sum(1, keepdim=True)], 1)  # (T, 3, 2)
+    origin = ((low + 0.5 - xy[:, 0])[:, None] * gradient).sum(-1)
+    origin[:, 2] += inverse_z[:, 0]
+    linear = torch.cat([origin, gradient.flatten(1)], -1)  # (T, 9)
     # Nearest wins, then the smaller index: 1 / z as an integer of the same order, above the negated index.
     best = torch.full((height * width,), -1, dtype=torch.int64, device=points.device)
     start = 0
@@ -259,18 +267,20 @@ def _visible_faces(
         before = int(ends[start - 1]) if start else 0
         stop = max(int(torch.searchsorted(ends, before + _CHUNK, right=True)), start + 1)
         triangle = torch.repeat_interleave(torch.arange(start, stop, device=points.device), count[start:stop])
-        rank = torch.arange(len(triangle), device=points.device) + before - (ends - count)[triangle]
-        x = rank % size[triangle, 0] + low[triangle, 0].long()
-        y = torch.div(rank, size[triangle, 0], rounding_mode="floor") + low[triangle, 1].long()
-        centre = torch.stack([x, y], -1) + 0.5
-        p = xy[triangle] - centre[:, None]
-        weight = torch.stack([_cross(p[:, i - 2], p[:, i - 1]) for i in range(3)], -1) * area[triangle, None].sign()
-        inside = (weight >= 0).all(-1)
-        triangle, weight, sample = triangle[inside], weight[inside], (y * width + x)[inside]
-        nearness = (weight * inverse_z[triangle]).sum(-1) / weight.sum(-1)
+        rank = torch.arange(before, before + len(triangle), device=points.device) - (ends - count)[triangle]
+        row = torch.div(rank, size[triangle, 0], rounding_mode="floor")
+        column = rank - row * size[triangle, 0]
+        u, v, nearness, ux, uy, vx, vy, wx, wy = linear[triangle].unbind(-1)
+        u, v = u + column * ux + row * uy, v + column * vx + row * vy
+        inside = ((u >= 0) & (v >= 0) & (u + v <= 1)).nonzero()[:, 0]
+        nearness = (nearness + column * wx + row * wy)[inside]
+        triangle = triangle[inside]
+        corner = low[triangle].long()
+        sample = (row[inside] + corner[:, 1]) * width + column[inside] + corner[:, 0]
         face = owner[triangle]
-        solid = _solid(mesh, points, texels, face, sample, K, width)
-        face, sample, nearness = face[solid], sample[solid], nearness[solid]
+        if bool((mesh.face_alpha_cutoff > 0).any()):
+            solid = _solid(mesh, points, texels, face, sample, K, width)
+            face, sample, nearness = face[solid], sample[solid], nearness[solid]
         key = (nearness.view(torch.int32).long() << 32) | (0xFFFFFFFF - face)
         best.scatter_reduce_(0, sample, key, "amax")
         start = stop
