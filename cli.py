@@ -1,7 +1,7 @@
 """The command line: python -m anchor4d COMMAND.
 
-Exit codes: 0 done, 2 bad input (one line on stderr), 130 interrupted (checkpoints kept). Whatever is heavy is imported inside the
-commands, so that help is instant.
+Exit codes: 0 done, 2 bad input (one line on stderr), 130 interrupted (checkpoints kept). Whatever is heavy is imported inside
+the commands, so that help is instant.
 """
 
 from __future__ import annotations
@@ -51,10 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         package = (error.name or "").split(".")[0]
         if package == __package__:
             raise
-        return _refuse(
-            console, f"the Python package {package!r} is missing; run: python -m pip install \"anchor4d[torch,cpu]\" (or, beside ComfyUI, "
-            "its own Python with this folder's requirements.txt)"
-        )  # fmt: skip
+        install = f'python -m pip install -e "{Path(__file__).parent}[torch,cpu]"'
+        return _refuse(console, f"the Python package {package!r} is missing; run: {install}")
     finally:
         log.removeHandler(handler)
 
@@ -82,12 +80,15 @@ def fit(args: argparse.Namespace, console: Console) -> int:
     _check_prior(args.prior, console)
     for name in ("image", "prompt"):
         if getattr(args, name) is not None:
-            raise InputError(f"--{name}: making a video or an object from it comes in a later release; give --video and --object")
+            raise InputError(f"--{name}: making what is missing comes in a later release; give --video and --object")
     if args.video is None or args.object is None:
-        raise InputError(f"{'--video' if args.video is None else '--object'}: missing; {args.method} needs a driving video and a mesh")
+        missing = "--video" if args.video is None else "--object"
+        raise InputError(f"{missing}: not given; {args.method} needs a driving video and a mesh")
     from .core.methods.run import run_in_folder
 
-    done = run_in_folder(args.video, args.object, args.out, _settings(args), fps=args.fps, resume=args.resume, progress=console.watch(args.out))
+    done = run_in_folder(
+        args.video, args.object, args.out, _settings(args), fps=args.fps, resume=args.resume, progress=console.watch(args.out)
+    )
     if done is None:
         console.line("already finished with these inputs and settings")
     print(args.out / "scene.safetensors")
@@ -111,9 +112,12 @@ def render(args: argparse.Namespace, console: Console) -> int:
     # One azimuth at a time bounds memory: a long clip at full size is gigabytes.
     for text, azimuth in zip(args.azimuths, azimuths):
         pictures = render_frames(
-            scene, scene_cameras(scene, azimuth, args.elevation, args.size), taus, backend=args.renderer,
+            scene,
+            scene_cameras(scene, azimuth, args.elevation, args.size),
+            taus,
+            backend=args.renderer,
             progress=console.counting(f"azimuth {text}"),
-        )[0]  # fmt: skip
+        )[0]
         write_frames(args.out / text, _on(pictures, args.background))
     print(args.out)
     return 0
@@ -154,9 +158,12 @@ def export(args: argparse.Namespace, console: Console) -> int:
         if args.format == "png":
             _our_folder(args.out, r"\d+\.png")
         pictures = render_frames(
-            scene, scene_cameras(scene, azimuths, args.elevation, args.size), frame_times(count, scene.loop),
-            backend=args.renderer, progress=console.counting("render"),
-        )  # fmt: skip
+            scene,
+            scene_cameras(scene, azimuths, args.elevation, args.size),
+            frame_times(count, scene.loop),
+            backend=args.renderer,
+            progress=console.counting("render"),
+        )
         if args.format == "png":
             write_frames(args.out, _on(pictures[0], background))
         else:
@@ -196,7 +203,13 @@ def _settings(args: argparse.Namespace) -> Any:
         raise InputError(f"--frames {args.frames}: a moving object needs at least 2")
     yaw = args.yaw if args.yaw == "auto" else _number("--yaw", args.yaw)
     return Settings(
-        method=args.method, preset=args.preset, seed=args.seed, yaw=yaw, frames=args.frames, device=args.device, renderer=args.renderer
+        method=args.method,
+        preset=args.preset,
+        seed=args.seed,
+        yaw=yaw,
+        frames=args.frames,
+        device=args.device,
+        renderer=args.renderer,
     )
 
 
@@ -271,7 +284,7 @@ class Console:
         if stage != self.stage:
             self.stage, self.began, self.first, self.told = stage, now, step, now
         done = step - self.first
-        left = f"  {_clock((now - self.began) / done * (steps - step))} left" if 0 < done and step < steps else ""
+        left = f"  {_clock((now - self.began) / done * (steps - step))} left" if done > 0 and step < steps else ""
         self.update(f"{stage}  {step}/{steps}{note}{left}", last=step >= steps)
         if step >= steps:
             self.stage = ""
@@ -346,7 +359,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="anchor4d", description="Turn a driving video and a 3D model into a moving object made of Gaussians.")
     parser.add_argument("--version", action="version", version=f"anchor4d {__version__}")
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument("--verbose", action="store_true", help="also tell what matters only when something goes wrong")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
@@ -370,14 +383,18 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--fps", type=float, help="frames a second (default: the video's own, else 12)")
     made.add_argument("--resume", action="store_true", help="go on where an interrupted run in OUT stopped, to the same result")
     made.add_argument(
-        "--out", type=Path, required=True,
+        "--out",
+        type=Path,
+        required=True,
         help="folder for scene.safetensors, report.json and preview.mp4; files of these names are replaced, others left alone",
-    )  # fmt: skip
+    )
 
-    made = command("render", render, "draw a scene as pictures with alpha from the driving video's camera, turned to each azimuth")
+    made = command("render", render, "draw a scene with alpha from the driving video's camera, turned to each azimuth")
     made.add_argument("scene", type=Path, metavar="SCENE")
-    made.add_argument("--azimuths", nargs="+", required=True, metavar="A", help="degrees; 0 = the driving video's view, 90 = from +X")
-    made.add_argument("--elevation", type=float, metavar="E", help="degrees, positive = from above (default: the aligned camera's)")
+    made.add_argument(
+        "--azimuths", nargs="+", required=True, metavar="A", help="degrees; 0 = the driving video's view, 90 = +X"
+    )
+    made.add_argument("--elevation", type=float, metavar="E", help="degrees, positive = from above (default: the camera's)")
     made.add_argument("--frames", type=int, metavar="N", help="spread the motion over N frames (default: the scene's own)")
     made.add_argument("--size", type=int, metavar="PX", help="longer side of the pictures (default: the driving video's size)")
     made.add_argument("--background", choices=("none", "white", "black"), default="none", help="none = transparent")
@@ -388,22 +405,27 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("scene", type=Path, metavar="SCENE")
     made.add_argument("--format", choices=("ply", "mp4", "png", *LATER_FORMATS), required=True)
     made.add_argument("--frames", type=int, metavar="N", help="spread the motion over N frames (default: the scene's own)")
-    made.add_argument("--time", type=float, default=0.0, metavar="TAU", help="ply: moment of a single .ply file, 0 to 1 (default: 0)")
-    made.add_argument("--azimuths", nargs="+", default=["0"], metavar="A", help="mp4, png: degrees; several = side by side in a film")
+    made.add_argument(
+        "--time", type=float, default=0.0, metavar="TAU", help="ply: moment of a single file, 0 to 1 (default: 0)"
+    )
+    made.add_argument("--azimuths", nargs="+", default=["0"], metavar="A", help="mp4, png: degrees; several = side by side")
     made.add_argument("--elevation", type=float, metavar="E", help="mp4, png: degrees, positive = from above")
     made.add_argument("--size", type=int, metavar="PX", help="mp4, png: longer side of the pictures")
-    made.add_argument("--background", choices=("none", "white", "black"), help="mp4: white (default) or black; png: none (default)")
+    made.add_argument("--background", choices=("none", "white", "black"), help="default: white for mp4, none for png")
     made.add_argument("--loops", type=int, default=1, help="mp4: how often the clip plays (default: 1)")
     made.add_argument("--renderer", choices=renderers, default="auto")
     made.add_argument(
-        "--out", type=Path, required=True, metavar="PATH",
+        "--out",
+        type=Path,
+        required=True,
+        metavar="PATH",
         help="ply: a folder or .zip for one file a frame, or one .ply; mp4: a film; png: a folder of pictures",
-    )  # fmt: skip
+    )
 
     made = command("bench", bench, "fit and score every case of a folder; goes on where it was stopped")
     made.set_defaults(again="run the same command to go on")
     _method(made, renderers)
-    made.add_argument("--cases", type=Path, required=True, metavar="DIR", help="folder of cases, each with case.json, front, views, mesh.glb")
+    made.add_argument("--cases", type=Path, required=True, metavar="DIR", help="folder of cases")
     made.add_argument("--only", nargs="+", metavar="NAME", help="names of the cases to run (default: all)")
     made.add_argument("--out", type=Path, default=Path("anchor4d-bench"), help="folder (default: %(default)s)")
 
@@ -421,4 +443,4 @@ def _method(made: argparse.ArgumentParser, renderers: Sequence[str]) -> None:
     made.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
     made.add_argument("--renderer", choices=renderers, default="auto")
     made.add_argument("--frames", type=int, metavar="N", help="frames of the video to keep (default: all)")
-    made.add_argument("--yaw", default="auto", metavar="auto|DEG", help="turn of the object about +Y that brings its front to +Z")
+    made.add_argument("--yaw", default="auto", metavar="auto|DEG", help="turn about +Y that brings the object's front to +Z")

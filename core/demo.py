@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from .files import atomic_path
@@ -34,7 +35,7 @@ class Demo:
 
 
 def make_demo(out: str | os.PathLike[str], *, seed: int = 0, preset: str = PRESET, progress: Progress | None = None) -> Demo:
-    """Make the sample in ``out/sample``, fit it, and leave the scene, its report, ``demo.mp4``, ``sheet.png`` and ``scores.json``."""
+    """Make the sample in ``out/sample``, fit it; leave scene, report, ``demo.mp4``, ``sheet.png`` and ``scores.json``."""
     out = Path(out)
     shutil.rmtree(out / "sample", ignore_errors=True)
     sample = write_sample(out / "sample")
@@ -54,14 +55,30 @@ def make_demo(out: str | os.PathLike[str], *, seed: int = 0, preset: str = PRESE
     return Demo(run, scores, score_table(scores))
 
 
-def comparison_sheet(truth: dict[str, Tensor], ours: dict[str, Tensor], *, columns: int = 7, height: int = 128):
-    """Each view's true frames above ours, ``columns`` moments of the clip; each view (T, H, W, 4) by its azimuth, "0" = the video."""
-    rows, labels = [], []
+def comparison_sheet(truth: dict[str, Tensor], ours: dict[str, Tensor], *, columns: int = 7, height: int = 128) -> Image.Image:
+    """Each view's true frames above ours, cut to the object, at ``columns`` moments of the clip.
+
+    Args:
+        truth, ours: pictures (T, H, W, 4) by azimuth; "0" is the driving video's view.
+    """
+    rows, labels, headings = [], [], []
     for view, pictures in truth.items():
         picks = np.linspace(0, len(pictures), columns, endpoint=False).astype(int).tolist()
-        rows += [[pictures[t] for t in picks], [ours[view][t] for t in picks]]
+        window = _window(torch.cat([pictures[..., 3], ours[view][..., 3]]))
+        headings = [f"frame {t}" for t in picks]
+        rows += [[pictures[t][window] for t in picks], [ours[view][t][window] for t in picks]]
         labels += ["video" if view == "0" else f"truth {view}°", "ours"]
-    return contact_sheet(rows, labels, columns=[f"frame {t}" for t in picks], height=height)
+    return contact_sheet(rows, labels, columns=headings, height=height)
+
+
+def _window(masks: Tensor, margin: int = 4) -> tuple[slice, slice]:  # (T, H, W)
+    """Rows and columns around everything that is ever visible."""
+    seen = masks.amax(0) > 0.1
+    found = [seen.any(axis).nonzero().flatten() for axis in (1, 0)]
+    if not len(found[0]):
+        return slice(None), slice(None)
+    rows, columns = (slice(max(int(index[0]) - margin, 0), int(index[-1]) + 1 + margin) for index in found)
+    return rows, columns
 
 
 def score_table(scores: dict[str, dict[str, float]]) -> str:

@@ -53,14 +53,14 @@ def render_frames(
         cameras: standing still, or a batch for each time.
         taus: times of the frames; the clip's own where None.
     """
-    taus = scene.taus if taus is None else taus
+    times: list[float] = (scene.taus if taus is None else taus).tolist()
     pictures = []
-    for index, tau in enumerate(taus.tolist()):
+    for index, tau in enumerate(times):
         with torch.no_grad():
             render = rasterize(scene.at(tau), cameras[index] if len(cameras.batch) == 2 else cameras, backend=backend)
         pictures.append(straight_alpha(render).cpu())
         if progress is not None:
-            progress(index + 1, len(taus))
+            progress(index + 1, len(times))
     return torch.stack(pictures, 1)
 
 

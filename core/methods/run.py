@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -71,7 +71,7 @@ class Settings:
             if value not in known:
                 raise InputError(f"{name} {value!r}: unknown, choose one of {', '.join(known)}")
         device = resolve_device(self.device)
-        return Settings(**(asdict(self) | {"device": device, "renderer": resolve_backend(self.renderer, device)}))
+        return replace(self, device=device, renderer=resolve_backend(self.renderer, device))
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def run(
         checkpoints: folder to keep checkpoints in, and to resume from where it holds some of the same run.
 
     Returns:
-        the scene and a report: settings, versions, seconds a stage, aligned camera, search curves, losses over time, peak memory.
+        the scene and a report: settings, versions, seconds a stage, camera, search curves, losses over time, peak memory.
     """
     settings = settings.resolved()
     config = pla4d.preset(settings.preset)
@@ -134,20 +134,30 @@ def run(
     clock.stop("align camera")
     on_device = video.to(settings.device)
     still = pla4d.fit_static(
-        on_device, alignment.mesh, alignment.front, config.static, seed=settings.seed, backend=settings.renderer,
-        progress=clock, checkpoint=None if folder is None else folder / "object.safetensors",
-    )  # fmt: skip
+        on_device,
+        alignment.mesh,
+        alignment.front,
+        config.static,
+        seed=settings.seed,
+        backend=settings.renderer,
+        progress=clock,
+        checkpoint=None if folder is None else folder / "object.safetensors",
+    )
     scene = pla4d.fit_motion(
-        on_device, still, config.motion, mesh=alignment.mesh, seed=settings.seed, backend=settings.renderer,
-        progress=clock, checkpoint=None if folder is None else folder / "motion.safetensors",
-    )  # fmt: skip
+        on_device,
+        still,
+        config.motion,
+        mesh=alignment.mesh,
+        seed=settings.seed,
+        backend=settings.renderer,
+        progress=clock,
+        checkpoint=None if folder is None else folder / "motion.safetensors",
+    )
     scene = scene.to("cpu")
-    scene.meta.update(program=f"anchor4d {__version__}", method=settings.method, preset=settings.preset, seed=settings.seed, prior="none")
+    made = {"method": settings.method, "preset": settings.preset, "seed": settings.seed, "prior": "none"}
+    scene.meta.update(made, program=f"anchor4d {__version__}")
     report = {
-        "method": settings.method,
-        "preset": settings.preset,
-        "seed": settings.seed,
-        "prior": "none",
+        **made,
         "settings": asdict(settings),
         "config": repr(config),
         "versions": _versions(),
@@ -213,12 +223,12 @@ def run_in_folder(
     if resume and not label.is_file() and _finished(out, key):
         return None
     if resume and label.is_file() and _read_json(label).get("key") != key:
-        raise InputError(f"{checkpoints}: belongs to a run of other inputs or settings; give the same ones, or leave --resume away")
+        raise InputError(f"{checkpoints}: belongs to a run of other inputs or settings; give the same or drop --resume")
     if not resume:
         shutil.rmtree(checkpoints, ignore_errors=True)
     resumed = label.is_file()
     checkpoints.mkdir(parents=True, exist_ok=True)
-    write_json(label, {"key": key, "settings": asdict(settings)})
+    write_json(label, {"key": key, "settings": asdict(settings), "config": repr(config)})
     read = time.perf_counter() - started
     result = run(clip, model, settings, progress=progress, checkpoints=checkpoints)
     started = time.perf_counter()
@@ -240,8 +250,10 @@ def preview_film(run: Run, backend: str = "auto", *, height: int = 256, turns: i
     front = render_frames(scene, run.alignment.front.cropped(video.crop, size), backend=backend)[0]
     around = render_frames(scene, *turning_cameras(scene, size, turns), backend=backend)[0]
     driving = torch.cat([video.frames, video.masks[..., None]], -1)
-    panels = {"driving video": driving.repeat(turns, 1, 1, 1), "same camera": front.repeat(turns, 1, 1, 1), "all around": around}
-    return side_by_side(panels, height=height)
+    panels = {"driving video": driving, "same camera": front}
+    return side_by_side(
+        {name: view.repeat(turns, 1, 1, 1) for name, view in panels.items()} | {"all around": around}, height=height
+    )
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -332,7 +344,8 @@ def _perceptual(config: Any, device: str) -> str:
 
 
 def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {"anchor4d": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    found: dict[str, str | None] = {"anchor4d": __version__, "python": platform.python_version()}
+    found["platform"] = platform.platform()
     for name in ("torch", "numpy", "numba", "gsplat", "lpips"):
         try:
             found[name] = metadata.version(name)
@@ -342,4 +355,6 @@ def _versions() -> dict[str, str | None]:
 
 
 def _device_name(device: str) -> str:
-    return torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine() if device == "cpu" else device
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    return platform.processor() or platform.machine() if device == "cpu" else device

@@ -71,13 +71,16 @@ def _ssim(x: Tensor, y: Tensor) -> Tensor:
     return ((2 * mx * my + 1e-4) * (2 * cov + 9e-4) / ((mx * mx + my * my + 1e-4) * (vx + vy + 9e-4))).mean()
 
 
+def backbone_folders() -> list[Path]:
+    """Where backbones are looked for: in ANCHOR4D_LPIPS, then in torch's own download folder."""
+    own = os.environ.get("ANCHOR4D_LPIPS")
+    return [*([Path(own)] if own else []), Path(torch.hub.get_dir()) / "checkpoints"]
+
+
 def backbone_path(network: str) -> Path | None:
-    """Where the backbone lies: in ANCHOR4D_LPIPS, or torch's own download folder; None where it is in neither."""
-    folders = [os.environ.get("ANCHOR4D_LPIPS"), str(Path(torch.hub.get_dir()) / "checkpoints")]
-    for folder in folders:
-        if folder and (Path(folder) / BACKBONES[network]).is_file():
-            return Path(folder) / BACKBONES[network]
-    return None
+    """Where the backbone lies; None where it is in none of the folders."""
+    files = [folder / BACKBONES[network] for folder in backbone_folders()]
+    return next((file for file in files if file.is_file()), None)
 
 
 @lru_cache(maxsize=4)

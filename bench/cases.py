@@ -1,0 +1,180 @@
+"""The benchmark: every case of a folder through a method, scored from sides that its video never shows.
+
+    python -m anchor4d bench --cases DIR [--preset standard] [--only NAME ...] [--out DIR]
+
+A case is a folder with ``case.json``, ``front/NNN.png``, ``mesh.glb`` and ``views/<azimuth>/NNN.png``. The method sees the
+video and the mesh; the true camera in ``case.json`` only measures what alignment found. A finished case is skipped, an
+interrupted one resumes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from .. import __version__
+from ..core.demo import comparison_sheet, read_pictures
+from ..core.files import InputError, atomic_path
+from ..core.fit.loop import Progress
+from ..core.formats import write_frames
+from ..core.methods import pla4d
+from ..core.methods.run import REPORT, SCENE, Settings, run_in_folder, write_json
+from ..core.metrics import read_case, score_case
+from ..core.scene import Scene4D
+from ..core.views import render_frames, scene_cameras
+
+SCORES = "scores.json"
+#: Columns of the table: heading, key, format.
+COLUMNS = (
+    ("front", "front_psnr", "{:.2f}"),
+    ("unseen", "psnr", "{:.2f}"),
+    ("frozen", "frozen", "{:.2f}"),
+    ("gain", "gain", "{:+.2f}"),
+    ("motion", "motion", "{:.3f}"),
+    ("ssim", "ssim", "{:.3f}"),
+    ("iou", "iou", "{:.3f}"),
+    ("size %", "size_error", "{:+.2f}"),
+    ("distance %", "distance_error", "{:+.2f}"),
+    ("align s", "align_seconds", "{:.1f}"),
+    ("total s", "seconds", "{:.0f}"),
+    ("MB", "memory_mb", "{:.0f}"),
+)
+
+
+class Output(Protocol):
+    """Where progress goes: the command line's console."""
+
+    def line(self, text: str) -> None: ...
+
+    def watch(self, out: Path, label: str = "") -> Progress: ...
+
+    def counting(self, stage: str) -> Callable[[int, int], None]: ...
+
+
+def run_cases(
+    cases: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    settings: Settings,
+    *,
+    console: Output,
+    only: Sequence[str] | None = None,
+) -> str:
+    """Fit and score each case in ``out/<case>``; returns the table, also left as ``results.md`` and ``results.json``.
+
+    Raises:
+        InputError: where there are no cases, or not those asked for.
+    """
+    folders = {path.parent.name: path.parent for path in sorted(Path(cases).glob("*/case.json"))}
+    if not folders:
+        raise InputError(f"{cases}: no cases, a case is a folder with case.json, front, views and mesh.glb")
+    missing = [name for name in only or () if name not in folders]
+    if missing:
+        raise InputError(f"{cases}: no case {missing[0]!r}, choose of {', '.join(folders)}")
+    settings = settings.resolved()
+    rows, text = [], ""
+    for name in only or folders:
+        rows.append(run_case(folders[name], Path(out) / name, settings, console))
+        text = table(rows)
+        results = {"program": __version__, "settings": asdict(settings), "cases": rows, "mean": mean_row(rows)}
+        write_json(Path(out) / "results.json", results)
+        with atomic_path(Path(out) / "results.md") as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+    return text
+
+
+def run_case(case: Path, out: Path, settings: Settings, console: Output) -> dict[str, Any]:
+    """One case's row of the table; its scene, renders, ``scores.json`` and ``sheet.png`` are left in ``out``."""
+    described = read_case(case)
+    name, azimuths = described["name"], [str(azimuth) for azimuth in described["test_azimuths"]]
+    key = repr((__version__, settings, pla4d.preset(settings.preset)))
+    done = _read_json(out / SCORES)
+    if done.get("key") == key:
+        console.line(f"{name}: finished before")
+        return done["row"]
+    run_in_folder(
+        case / "front",
+        case / "mesh.glb",
+        out,
+        settings,
+        fps=described.get("fps"),
+        resume=_resumable(out, settings),
+        progress=console.watch(out, f"{name}: "),
+    )
+    scene = Scene4D.load(out / SCENE)
+    views = ["0", *azimuths]
+    # The scene file is on the CPU; a GPU's renderer is chosen anew there.
+    cameras = scene_cameras(scene, [float(view) for view in views])
+    rendered = render_frames(scene, cameras, progress=console.counting(f"{name}: render"))
+    ours = dict(zip(views, rendered))
+    for view, pictures in ours.items():
+        write_frames(out / "renders" / view, pictures)
+    scores = score_case(case, out / "renders")
+    truth = {view: read_pictures(case / "front" if view == "0" else case / "views" / view) for view in views}
+    with atomic_path(out / "sheet.png") as temporary:
+        comparison_sheet(truth, ours).save(temporary)
+    report = json.loads((out / REPORT).read_text(encoding="utf-8"))
+    row = _row(name, scores, report, described.get("camera"))
+    write_json(out / SCORES, {"key": key, "row": row, "views": scores})
+    return row
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows and their mean as a Markdown table."""
+    shown = [*rows, mean_row(rows)] if len(rows) > 1 else rows
+    cells = [["case", *(heading for heading, _, _ in COLUMNS)]]
+    for row in shown:
+        cells.append([row["case"], *("" if row.get(key) is None else text.format(row[key]) for _, key, text in COLUMNS)])
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    cells.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    for line in cells:
+        line[:] = [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def mean_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means over cases; of the alignment's errors, the means of their sizes, and of memory the peak."""
+    mean: dict[str, Any] = {"case": "mean"}
+    for _, key, _ in COLUMNS:
+        values = [row[key] for row in rows if row.get(key) is not None]
+        if key.endswith("_error"):
+            values = [abs(value) for value in values]
+        if values:
+            mean[key] = max(values) if key == "memory_mb" else sum(values) / len(values)
+    return mean
+
+
+def _row(
+    name: str, scores: dict[str, dict[str, float]], report: dict[str, Any], truth: dict[str, float] | None
+) -> dict[str, Any]:
+    unseen = scores["mean of test views"]
+    row: dict[str, Any] = {"case": name, "front_psnr": scores["0"]["psnr"], **unseen, "gain": unseen["psnr"] - unseen["frozen"]}
+    if truth:
+        camera = report["camera"]
+        size = math.tan(math.radians(camera["fovy"]) / 2) * camera["distance"]
+        true_size = math.tan(math.radians(truth["fovy_degrees"]) / 2) * truth["distance"]
+        row["size_error"] = 100 * (size / true_size - 1)
+        row["distance_error"] = 100 * (camera["distance"] / truth["distance"] - 1)
+    if not report["resumed"]:  # else its times are those of the last part only
+        row |= {"align_seconds": report["alignment"]["seconds"], "seconds": report["seconds"]["total"]}
+    return row | {"memory_mb": report["memory_peak_mb"]["host"]}
+
+
+def _resumable(out: Path, settings: Settings) -> bool:
+    """Whether ``out`` holds checkpoints or a scene of the same settings; those of other settings are begun anew."""
+    for path in (out / "checkpoints" / "run.json", out / REPORT):
+        if path.is_file():
+            there = _read_json(path)
+            return (there.get("settings"), there.get("config")) == (asdict(settings), repr(pla4d.preset(settings.preset)))
+    return False
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
