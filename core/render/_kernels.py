@@ -1,8 +1,8 @@
 """The numba kernels of the rasteriser. Everything is in this one file because numba's cache watches the file of a kernel only.
 
 How it is fast. A tile is 8 pixels wide and 32 high, and two of its rows are one vector of 16 lanes, so that a lane's column is
-the same in every vector: along a column the exponent is a quadratic in y, three operations a vector, and the backward pass needs
-only the sums of h, h dy and h dy^2 of each lane, weighted by dx once a Gaussian. A Gaussian visits exactly the row pairs of a tile
+the same in every vector: along a column the exponent is a quadratic in y, two operations a vector, and the backward pass needs
+only the sums of h, h u and h u^2 of each lane, weighted by functions of dx once a Gaussian. A Gaussian visits exactly the row pairs of a tile
 that its ellipse alpha >= 1/255 touches. The backward pass walks front to back like the forward pass: with R the gradient's dot
 product with what is still to be composited, dL/dalpha = T v - R / (1 - alpha), so no per-pixel history is kept. Gradients go to one
 slot of 16 numbers for each (Gaussian, tile) and are added up in a fixed order: no atomic additions, the same bits every time.
@@ -28,10 +28,12 @@ EPS2D = 0.3
 ALPHA_MAX = 0.999
 ALPHA_MIN = 1 / 255
 TRANSMITTANCE_MIN = 1e-4
+MAX_VARIANCE = 1e15
 COLUMNS, PAIRS = 8, 16  # a tile is 8 pixels wide and 16 pairs of rows high
 LANES = 16
-# A record of a projected Gaussian, 16 float32: what the tiles read of it. The exponent is divided by 8, see _exp8.
-MX, MY, QA, QB, QC, OPACITY, RED, GREEN, BLUE, DEPTH, TMAX, EX, EY, XTOP, SLOPE, ROOT = range(16)
+# A record of a projected Gaussian, 16 float32: what the tiles read of it. With dx, dy
+# the offset from the centre, the exponent sigma = 8 t and t = (KW dx)^2 + (KU dy + KX dx)^2: no cancellation for needles.
+MX, MY, KW, KU, KX, OPACITY, RED, GREEN, BLUE, DEPTH, TMAX, EX, EY, XTOP, SLOPE, ROOT = range(16)
 CHUNK = 256  # Gaussians per unit of work
 
 
@@ -198,6 +200,7 @@ _P0, _P1, _P2 = np.float32(0.9999999315344229), np.float32(-0.9999913493878236),
 _P3, _P4, _P5 = np.float32(-0.16592801676753474), np.float32(0.039704766170988254), np.float32(-0.005811119279843886)
 _ALPHA_MAX, _TRANSMITTANCE_MIN = np.float32(ALPHA_MAX), np.float32(TRANSMITTANCE_MIN)
 _NEAR, _EPS2D, _TINY, _BIG = np.float32(NEAR), np.float32(EPS2D), np.float32(1e-12), np.float32(1e38)
+_MAX_VARIANCE = np.float32(MAX_VARIANCE)
 _SLACK = 0.01  # pixels: rounding of the row spans
 
 
@@ -255,7 +258,7 @@ def _geometry(means, quats, scales, stride, g, camera):
     a, c = a + eps, c + eps
     rotation = (m00, m01, m02, m10, m11, m12, m20, m21, m22)
     return x, y, z, near, inverse, u, v, uc, vc, (qw, qx, qy, qz, norm), (s0, s1, s2), rotation, (
-        p0, p1, p2, q0, q1, q2), (t0, t1, t2, w0, w1, w2), a, b, c, determinant  # fmt: skip
+        p0, p1, p2, q0, q1, q2), (t0, t1, t2, w0, w1, w2), (k0, k1, k2), a, b, c, determinant  # fmt: skip
 
 
 @njit(cache=True)
@@ -264,23 +267,24 @@ def _project(means, quats, scales, opacity, reach, stride, g, camera, width, hei
 
     Returns False where a Gaussian is not finite. One whose covariance overflows is not drawn.
     """
-    x, y, z, near, inverse, u, v, uc, vc, q, s, m, _, _, a, b, c, determinant = _geometry(means, quats, scales, stride, g, camera)
+    x, y, z, near, inverse, u, v, uc, vc, q, s, m, _, _, _, a, b, c, determinant = _geometry(means, quats, scales, stride, g, camera)
     zero, one, big = splat(np.float32(0)), splat(np.float32(1)), splat(_BIG)
     room = load(reach, g)
-    check = x + y + z + q[4] + s[0] + s[1] + s[2] + room
+    check = x + y + z + s[0] + s[1] + s[2] + room
+    check = check + q[0] + q[1] + q[2] + q[3]
     finite = (check <= big) & (zero - big <= check)
     ex, ey = root(room * a), root(room * c)
     mx, my = splat(camera[12]) * u + splat(camera[14]), splat(camera[13]) * v + splat(camera[15])
-    seen = near & finite & (zero <= room) & (determinant <= big) & (a <= big) & (c <= big)
+    seen = near & finite & (zero <= room) & (a <= splat(_MAX_VARIANCE)) & (c <= splat(_MAX_VARIANCE))
     seen = seen & (mx + ex > zero) & (splat(np.float32(width)) > mx - ex)
     seen = seen & (my + ey > zero) & (splat(np.float32(height)) > my - ey)
-    inverse = one / determinant
+    slope, ku = b / a, root(a / determinant) * splat(np.float32(0.25))
     n = uintp(LANES)
     store(out, uintp(MX) * n, mx)
     store(out, uintp(MY) * n, my)
-    store(out, uintp(QA) * n, c * inverse * splat(np.float32(1 / 16)))
-    store(out, uintp(QB) * n, b * inverse * splat(np.float32(-1 / 8)))
-    store(out, uintp(QC) * n, a * inverse * splat(np.float32(1 / 16)))
+    store(out, uintp(KW) * n, splat(np.float32(0.25)) / root(a))
+    store(out, uintp(KU) * n, ku)
+    store(out, uintp(KX) * n, zero - ku * slope)
     store(out, uintp(OPACITY) * n, load(opacity, g))
     store(out, uintp(RED) * n, select(seen, one, zero))
     store(out, uintp(DEPTH) * n, z)
@@ -288,7 +292,7 @@ def _project(means, quats, scales, opacity, reach, stride, g, camera, width, hei
     store(out, uintp(EX) * n, ex)
     store(out, uintp(EY) * n, ey)
     store(out, uintp(XTOP) * n, b / c * ey)
-    store(out, uintp(SLOPE) * n, b / a)
+    store(out, uintp(SLOPE) * n, slope)
     store(out, uintp(ROOT) * n, root(determinant) / a)
     return not some(select(finite, zero, one) > zero)
 
@@ -436,15 +440,20 @@ def _forward_tile(record, members, slots, span_of, begin, end, x0, y0, lane_x, l
         r = uintp(members[uintp(i)]) * uintp(LANES)
         span = uintp(span_of[uintp(slots[uintp(i)])])
         dx = columns + splat(np.float32(x0) - record[r + uintp(MX)])
-        qa, qb = splat(record[r + uintp(QA)]) * dx * dx, splat(record[r + uintp(QB)]) * dx
-        qc, tmax, opacity = splat(record[r + uintp(QC)]), splat(record[r + uintp(TMAX)]), splat(record[r + uintp(OPACITY)])
+        w = splat(record[r + uintp(KW)]) * dx
+        ww = w * w
+        ku, tmax, opacity = record[r + uintp(KU)], splat(record[r + uintp(TMAX)]), splat(record[r + uintp(OPACITY)])
         red, green, blue = splat(record[r + uintp(RED)]), splat(record[r + uintp(GREEN)]), splat(record[r + uintp(BLUE)])
         depth = splat(record[r + uintp(DEPTH)])
-        top = np.float32(y0) - record[r + uintp(MY)]
-        for pair in range(span & uintp(255), span >> uintp(8)):
+        first = span & uintp(255)
+        dy = rows + splat(np.float32(y0) + np.float32(uintp(2) * first) - record[r + uintp(MY)])
+        u = splat(ku) * dy + splat(record[r + uintp(KX)]) * dx
+        step = splat(np.float32(2) * ku)
+        u = u - step
+        for pair in range(first, span >> uintp(8)):
             k = pair * uintp(LANES)
-            dy = rows + splat(top + np.float32(uintp(2) * pair))
-            t = qa + dy * (qb + qc * dy)
+            u = u + step
+            t = ww + u * u
             through = load(buffer, k)
             seen = (t <= tmax) & (through > zero)
             if some(seen):
@@ -469,7 +478,8 @@ def _backward_tile(record, members, slots, span_of, begin, end, x0, y0, lane_x, 
     """Gradients of a tile's list, one slot of 16 numbers each.
 
     Buffer planes: transmittance, R (module docstring), then the loss gradients by red, green, blue, depth and alpha. A slot has,
-    with h = alpha dL/dalpha summed over the tile's pixels: h, h dx, h dx^2, h dy, h dx dy, h dy^2, red, green, blue, depth.
+    with h = alpha dL/dalpha, u = KU dy + KX dx and w = KW dx, summed over the tile's pixels: h, h w, h w^2, h u, h w u, h u^2, red,
+    green, blue, depth.
     """
     zero, alpha_max, stop = splat(np.float32(0)), splat(_ALPHA_MAX), splat(_TRANSMITTANCE_MIN)
     one = splat(np.float32(1))
@@ -480,17 +490,22 @@ def _backward_tile(record, members, slots, span_of, begin, end, x0, y0, lane_x, 
         slot = uintp(slots[uintp(i)])
         span = uintp(span_of[slot])
         dx = columns + splat(np.float32(x0) - record[r + uintp(MX)])
-        qa, qb = splat(record[r + uintp(QA)]) * dx * dx, splat(record[r + uintp(QB)]) * dx
-        qc, tmax, opacity = splat(record[r + uintp(QC)]), splat(record[r + uintp(TMAX)]), splat(record[r + uintp(OPACITY)])
+        w = splat(record[r + uintp(KW)]) * dx
+        ww = w * w
+        ku, tmax, opacity = record[r + uintp(KU)], splat(record[r + uintp(TMAX)]), splat(record[r + uintp(OPACITY)])
         red, green, blue = splat(record[r + uintp(RED)]), splat(record[r + uintp(GREEN)]), splat(record[r + uintp(BLUE)])
         depth = splat(record[r + uintp(DEPTH)])
-        top = np.float32(y0) - record[r + uintp(MY)]
-        sum_h, sum_y, sum_yy = zero, zero, zero
+        first = span & uintp(255)
+        dy = rows + splat(np.float32(y0) + np.float32(uintp(2) * first) - record[r + uintp(MY)])
+        u = splat(ku) * dy + splat(record[r + uintp(KX)]) * dx
+        step = splat(np.float32(2) * ku)
+        u = u - step
+        sum_h, sum_u, sum_uu = zero, zero, zero
         sum_red, sum_green, sum_blue, sum_depth = zero, zero, zero, zero
-        for pair in range(span & uintp(255), span >> uintp(8)):
+        for pair in range(first, span >> uintp(8)):
             k = pair * uintp(LANES)
-            dy = rows + splat(top + np.float32(uintp(2) * pair))
-            t = qa + dy * (qb + qc * dy)
+            u = u + step
+            t = ww + u * u
             through = load(buffer, k)
             seen = (t <= tmax) & (through > zero)
             if some(seen):
@@ -509,17 +524,17 @@ def _backward_tile(record, members, slots, span_of, begin, end, x0, y0, lane_x, 
                 store(buffer, k + area, rest)
                 h = share - rest * alpha / (one - alpha)
                 h = select(going & (raw <= alpha_max), h, zero)
-                hy = h * dy
+                hu = h * u
                 sum_h = sum_h + h
-                sum_y = sum_y + hy
-                sum_yy = sum_yy + hy * dy
+                sum_u = sum_u + hu
+                sum_uu = sum_uu + hu * u
                 sum_red = sum_red + weight * g_red
                 sum_green = sum_green + weight * g_green
                 sum_blue = sum_blue + weight * g_blue
                 sum_depth = sum_depth + weight * g_depth
-        sum_x = dx * sum_h
-        low = fold(fold(sum_h, sum_x, 1), fold(dx * sum_x, sum_y, 1), 2)
-        low = fold(low, fold(fold(dx * sum_y, sum_yy, 1), fold(sum_red, sum_green, 1), 2), 4)
+        sum_w = w * sum_h
+        low = fold(fold(sum_h, sum_w, 1), fold(w * sum_w, sum_u, 1), 2)
+        low = fold(low, fold(fold(w * sum_u, sum_uu, 1), fold(sum_red, sum_green, 1), 2), 4)
         high = fold(sum_blue, sum_depth, 1)
         high = fold(high, high, 2)
         store(partial, slot * uintp(LANES), fold(low, fold(high, high, 4), 8))
@@ -652,25 +667,31 @@ def _pull_back(means, quats, scales, opacity, stride, g, camera, sums, d_means, 
     ``sums`` has the planes of the summed slots (see _backward_tile) and, last, 1 where the Gaussian was drawn; d_center receives
     the gradients by the centre in pixels, x then y.
     """
-    x, y, z, near, inverse, u, v, uc, vc, q, s, m, pq, tw, a, b, c, determinant = _geometry(means, quats, scales, stride, g, camera)
+    x, y, z, near, inverse, u, v, uc, vc, q, s, m, pq, tw, cross, a, b, c, determinant = _geometry(means, quats, scales, stride, g, camera)
     qw, qx, qy, qz, norm = q
     m00, m01, m02, m10, m11, m12, m20, m21, m22 = m
     p0, p1, p2, q0, q1, q2 = pq
     t0, t1, t2, w0, w1, w2 = tw
     zero, one, two, n = splat(np.float32(0)), splat(np.float32(1)), splat(np.float32(2)), uintp(LANES)
     drawn = load(sums, uintp(15) * n) > zero
-    h, hx, hxx = load(sums, uintp(0)), load(sums, n), load(sums, uintp(2) * n)
-    hy, hxy, hyy = load(sums, uintp(3) * n), load(sums, uintp(4) * n), load(sums, uintp(5) * n)
-    k = one / determinant
-    A, B, C = c * k, zero - b * k, a * k
+    h, hw, hww = load(sums, uintp(0)), load(sums, n), load(sums, uintp(2) * n)
+    hu, hwu, huu = load(sums, uintp(3) * n), load(sums, uintp(4) * n), load(sums, uintp(5) * n)
+    kw, ku = one / root(a), root(a / determinant)
+    kx = zero - ku * b / a
+    four, sixteen = splat(np.float32(4)), splat(np.float32(16))  # a record's factors are a quarter of these
+    hw, hww, hu, hwu, huu = four * hw, sixteen * hww, four * hu, sixteen * hwu, sixteen * huu
 
-    # sigma = A dx^2 / 2 + B dx dy + C dy^2 / 2 with dx = pixel - centre, and h = -dL/dsigma.
-    d_mx, d_my = A * hx + B * hy, B * hx + C * hy
-    # dL/dCov = -Q G Q with Q the conic and G = dL/dQ = -(hxx, hxy; hxy, hyy) / 2; times 2 for d(T T^t) = 2 dCov T.
-    n00, n01, n10, n11 = A * hxx + B * hxy, A * hxy + B * hyy, B * hxx + C * hxy, B * hxy + C * hyy
-    g00, g01, g11 = n00 * A + n01 * B, n00 * B + n01 * C, n10 * B + n11 * C
-    dt0, dt1, dt2 = g00 * t0 + g01 * w0, g00 * t1 + g01 * w1, g00 * t2 + g01 * w2
-    dw0, dw1, dw2 = g01 * t0 + g11 * w0, g01 * t1 + g11 * w1, g01 * t2 + g11 * w2
+    # sigma = (u^2 + w^2) / 2 and h = -dL/dsigma.
+    d_mx, d_my = kx * hu + kw * hw, ku * hu
+    # dL/dCov = L (huu, hwu; hwu, hww) L^T / 2 with the conic L L^T, L = (kx, kw; ku, 0); times 2 for d(T T^t) = 2 dCov T.
+    # kx t + ku w = ku / a ((t x w) x t + eps w), which does not cancel for needles.
+    (k0, k1, k2), eps, k = cross, splat(_EPS2D), ku / a
+    au0, au1, au2 = k * (k1 * t2 - k2 * t1 + eps * w0), k * (k2 * t0 - k0 * t2 + eps * w1), k * (k0 * t1 - k1 * t0 + eps * w2)
+    aw0, aw1, aw2 = kw * t0, kw * t1, kw * t2
+    fu0, fu1, fu2 = huu * au0 + hwu * aw0, huu * au1 + hwu * aw1, huu * au2 + hwu * aw2
+    fw0, fw1, fw2 = hwu * au0 + hww * aw0, hwu * au1 + hww * aw1, hwu * au2 + hww * aw2
+    dt0, dt1, dt2 = kx * fu0 + kw * fw0, kx * fu1 + kw * fw1, kx * fu2 + kw * fw2
+    dw0, dw1, dw2 = ku * fu0, ku * fu1, ku * fu2
     dp0, dp1, dp2 = dt0 * m00 + dt1 * m01 + dt2 * m02, dt0 * m10 + dt1 * m11 + dt2 * m12, dt0 * m20 + dt1 * m21 + dt2 * m22
     dq0, dq1, dq2 = dw0 * m00 + dw1 * m01 + dw2 * m02, dw0 * m10 + dw1 * m11 + dw2 * m12, dw0 * m20 + dw1 * m21 + dw2 * m22
     # J W has the rows jx (W0 - u W2) and jy (W1 - v W2) with jx = fx / z, jy = fy / z; u and v are fixed where clamped.

@@ -5,13 +5,9 @@ This file is torch's side of it: the kernels are in ``_kernels.py``, which alone
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
-import tempfile
 import threading
 from functools import cache
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +17,11 @@ from torch import Tensor
 
 from ..cameras import Cameras
 from ..files import InputError
+from . import numba_support
 from .torch_backend import require_finite
 
 if TYPE_CHECKING:
     from .rasterize import ScreenStatistics
-
-logger = logging.getLogger(__name__)
 
 # One call at a time: numba's fallback threading layer aborts the process on concurrent entry, and calls would only share cores.
 _lock = threading.Lock()
@@ -37,34 +32,11 @@ _failure = ""
 def _kernels() -> ModuleType | None:
     """The compiled kernels, or None where numba does not work; whatever its import raises only switches this backend off."""
     global _failure
-    folder = Path(__file__).parent
-    if "NUMBA_CACHE_DIR" not in os.environ and not os.access(folder, os.W_OK):
-        os.environ["NUMBA_CACHE_DIR"] = str(_user_cache() / "anchor4d" / "numba")
-    try:
-        from . import _kernels as module
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # numba raises SystemExit, SystemError or ImportError when numpy does not suit it
-        _failure = f"numba does not work here ({type(error).__name__}: {error})".splitlines()[0]
-        logger.warning("The fast CPU renderer is off, PyTorch draws instead: %s", _failure)
+    loaded = numba_support.load(f"{__package__}._kernels")
+    if isinstance(loaded, str):
+        _failure = loaded
         return None
-    return module
-
-
-def _user_cache() -> Path:
-    """The user's folder for caches, by each system's custom."""
-    home = Path.home()
-    if sys.platform == "win32":
-        choice = Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"))
-    elif sys.platform == "darwin":
-        choice = home / "Library" / "Caches"
-    else:
-        choice = Path(os.environ.get("XDG_CACHE_HOME", home / ".cache"))
-    try:
-        choice.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        pass
-    return choice if os.access(choice, os.W_OK) else Path(tempfile.gettempdir())
+    return loaded
 
 
 def available() -> bool:
@@ -120,7 +92,7 @@ class _Draw(torch.autograd.Function):
             return torch.nn.functional.pad(x.transpose(1, 2), (0, padded - count)).contiguous()
 
         opacities = opacity_logits.sigmoid()
-        reach = torch.nn.functional.pad(2 * (opacities * 255).log(), (0, padded - count), value=-1.0)
+        reach = torch.nn.functional.pad(2 * (opacities * 255).log() + 0 * opacity_logits, (0, padded - count), value=-1.0)
         opacities = torch.nn.functional.pad(opacities, (0, padded - count))
         tensors = [planes(means), planes(quats), planes(log_scales.exp()), opacities, reach, colors.contiguous()]
         fx, fy, cx, cy = (cameras.K[:, i, j].double() for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))

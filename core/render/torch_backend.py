@@ -22,6 +22,7 @@ EPS2D = 0.3
 ALPHA_MAX = 0.999
 ALPHA_MIN = 1 / 255
 TRANSMITTANCE_MIN = 1e-4
+MAX_VARIANCE = 1e15  # px^2; a larger Gaussian would overflow float32 and is left out
 TILE = 8
 CHUNK = 1 << 22  # tile x Gaussian x pixel elements drawn at once
 
@@ -45,24 +46,24 @@ def draw(
         return x if len(x) == views else x[:, None].expand(-1, views // len(x), *x.shape[1:]).flatten(0, 1)
 
     opacities = spread(opacity_logits).sigmoid()
-    means2d, depths, covariances, inside = project(spread(means), spread(quats), spread(log_scales), cameras)
+    means2d, depths, covariances, determinant, inside = project(spread(means), spread(quats), spread(log_scales), cameras)
     a, b, c = covariances.unbind(-1)
-    determinant = a * c - b * b
-    conics = torch.stack([c, -b, a], -1) / determinant[..., None]
+    # sigma = ((kw dx)^2 + (ku dy + kx dx)^2) / 2: no cancellation for needles.
+    ku = (a / determinant).sqrt()
+    factors = torch.stack([a.rsqrt(), ku, -ku * b / a], -1)
     with torch.no_grad():
         # Beyond this box alpha is below ALPHA_MIN.
         reach = (2 * (opacities / ALPHA_MIN).log()).clamp_min(0).sqrt()
         extents = reach[..., None] * torch.stack([a, c], -1).sqrt()
         size = means.new_tensor([cameras.width, cameras.height])
-        inside = inside & (opacities >= ALPHA_MIN) & (determinant > 0)
-        inside = inside & ((means2d + extents > 0) & (means2d - extents < size)).all(-1)
+        inside = inside & (opacities >= ALPHA_MIN) & ((means2d + extents > 0) & (means2d - extents < size)).all(-1)
         if statistics is not None:
             statistics.radii = torch.where(inside, extents.amax(-1).ceil(), 0)
             statistics.visible = inside
     if statistics is not None and means2d.requires_grad:
         means2d.register_hook(lambda grad: setattr(statistics, "gradient", (grad * (size / 2)).norm(dim=-1)))
     features = torch.cat([spread(colors), depths[..., None], torch.ones_like(depths)[..., None]], -1)
-    columns = [means2d, conics, opacities[..., None], features]
+    columns = [means2d, factors, opacities[..., None], features]
     gaussians = torch.cat([x.expand(*per_view, x.shape[-1]) for x in columns], -1).flatten(0, 1)  # (V N, 11)
 
     rows, cols = -(-cameras.height // TILE), -(-cameras.width // TILE)
@@ -93,9 +94,9 @@ def project(
     quats: Tensor,  # (V, N, 4)
     log_scales: Tensor,  # (V, N, 3)
     cameras: Cameras,  # (V,)
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Centres in pixels (V, N, 2), z-depths (V, N), covariances (xx, xy, yy) in px^2 with EPS2D added (V, N, 3), and which
-    Gaussians lie beyond the near plane (V, N).
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Centres in pixels (V, N, 2), z-depths (V, N), covariances (xx, xy, yy) in px^2 with EPS2D added (V, N, 3), their
+    determinants (V, N), and which Gaussians lie beyond the near plane and are smaller than MAX_VARIANCE (V, N).
 
     The affine approximation of EWA splatting; for its Jacobian the direction is held within the picture plus 15 % a side, as
     gsplat does.
@@ -113,9 +114,12 @@ def project(
     zero = torch.zeros_like(z)
     jacobian = torch.stack([fx / z, zero, -fx * u / z, zero, fy / z, -fy * v / z], -1).unflatten(-1, (2, 3))
     axes = jacobian @ rotation @ (quaternion_to_matrix(quats) * log_scales.exp()[..., None, :])  # (V, N, 2, 3)
-    covariance = axes @ axes.transpose(-1, -2)
-    parts = [covariance[..., 0, 0] + EPS2D, covariance[..., 0, 1], covariance[..., 1, 1] + EPS2D]
-    return means2d, z, torch.stack(parts, -1), inside
+    inside = inside & (axes.detach().square().sum(-1) <= MAX_VARIANCE).all(-1)
+    axes = torch.where(inside[..., None, None], axes, 0.0)
+    s, t = axes.unbind(-2)
+    a, b, c = (s * s).sum(-1), (s * t).sum(-1), (t * t).sum(-1)
+    determinant = torch.linalg.cross(s, t).square().sum(-1) + EPS2D * (a + c + EPS2D)  # not a c - b^2, which cancels
+    return means2d, z, torch.stack([a + EPS2D, b, c + EPS2D], -1), determinant, inside
 
 
 def bin_tiles(
@@ -159,18 +163,18 @@ def _pieces(lengths: list[int]) -> list[tuple[int, int]]:
 
 
 def _draw_tiles(
-    gaussians: Tensor,  # (V N, 11): centre, conic, opacity, colour, depth, 1
+    gaussians: Tensor,  # (V N, 11): centre, kw, ku, kx, opacity, colour, depth, 1
     index: Tensor,  # (T, L) into V N
     filled: Tensor,  # (T, L) bool
     origin: Tensor,  # (T, 2) pixels
 ) -> Tensor:  # (T, TILE * TILE, 5)
     members = torch.nn.functional.embedding(index, gaussians)  # its backward is deterministic, that of indexing is not
-    center, conic, opacity, features = members.split([2, 3, 1, 5], -1)
+    center, factors, opacity, features = members.split([2, 3, 1, 5], -1)
     steps = torch.arange(TILE, device=origin.device, dtype=origin.dtype) + 0.5
     dx = ((origin[:, None, :1] + steps) - center[..., :1])[:, :, None, :]  # (T, L, 1, 8)
     dy = ((origin[:, None, 1:] + steps) - center[..., 1:])[:, :, :, None]  # (T, L, 8, 1)
-    a, b, c = (x[..., None] for x in conic.split(1, -1))
-    sigma = (0.5 * (a * dx * dx + c * dy * dy) + b * dx * dy).flatten(2)
+    kw, ku, kx = (x[..., None] for x in factors.split(1, -1))
+    sigma = 0.5 * ((kw * dx).square() + (ku * dy + kx * dx).square()).flatten(2)
     alpha = (opacity * torch.exp(-sigma)).clamp_max(ALPHA_MAX)
     alpha = torch.where(filled[..., None] & (alpha >= ALPHA_MIN), alpha, 0.0)
     behind = (1 - alpha).cumprod(1)
