@@ -93,8 +93,8 @@ def _prepared(
     fps: float,
     resolution: int,
     background: str,
-    fill: float,
-    download_model: bool,
+    fill: float = 0.85,
+    download_model: bool = False,
 ) -> io.NodeOutput:
     video = load_video(
         source, mask, fps=fps or None, frames=frames or None, resolution=resolution, fill=fill, background=background,
