@@ -201,6 +201,152 @@ def _fill_clipped(vertices, surface, face, pose, K, near, buffer, indices, left,
         )  # fmt: skip
 
 
+@njit(**_JIT)
+def _project(vertices, start, stop, m, K, near, screen, bounds):
+    """Pictures of some vertices: x, y in samples, 1 / z and z; and the rectangle that holds them."""
+    low_x, low_y, high_x, high_y = float32(1e9), float32(1e9), float32(-1e9), float32(-1e9)
+    for i in range(uintp(start), uintp(stop)):
+        vx, vy, vz = vertices[i, 0], vertices[i, 1], vertices[i, 2]
+        z = m[2, 0] * vx + m[2, 1] * vy + m[2, 2] * vz + m[2, 3]
+        w = float32(1) / z
+        x = (m[0, 0] * vx + m[0, 1] * vy + m[0, 2] * vz + m[0, 3]) * w
+        y = (m[1, 0] * vx + m[1, 1] * vy + m[1, 2] * vz + m[1, 3]) * w
+        x, y = K[0, 0] * x + K[0, 1] * y + K[0, 2], K[1, 1] * y + K[1, 2]
+        if not z > near:  # what crosses the near plane may reach anywhere
+            x_low = y_low = float32(-1e9)
+            x_high = y_high = float32(1e9)
+        else:
+            x_low, x_high, y_low, y_high = x, x, y, y
+        low_x, high_x = min(low_x, x_low), max(high_x, x_high)
+        low_y, high_y = min(low_y, y_low), max(high_y, y_high)
+        screen[i, 0], screen[i, 1], screen[i, 2], screen[i, 3] = x, y, w, z
+    bounds[0], bounds[1], bounds[2], bounds[3] = low_x, low_y, high_x, high_y
+
+
+@njit(**_JIT)
+def _draw_band(
+    vertices, normals, cutoffs, surface, screen, bounds, pose, K, eye, ray, near, background, s, first, last,
+    color, alpha, depth, normal,
+):  # fmt: skip
+    """Rows ``first`` to ``last`` of one camera's pictures."""
+    faces, uvs, vertex_light, face_light, face_texture, face_texels, texels, table, levels = surface
+    height, width = alpha.shape
+    # The window of pixels that the mesh can touch.
+    left = min(max(int32(np.floor(max(bounds[:, 0].min(), float32(0)) / s)), 0), width)
+    right = max(min(int32(np.ceil(min(bounds[:, 2].max(), float32(width * s)) / s)), width), left)
+    top = min(max(int32(np.floor(max(bounds[:, 1].min(), float32(0)) / s)), first), last)
+    bottom = max(min(int32(np.ceil(min(bounds[:, 3].max(), float32(height * s)) / s)), last), top)
+    buffer = np.zeros(((bottom - top) * s, (right - left) * s), np.float32)
+    indices = np.empty(((bottom - top) * s, (right - left) * s), np.int32)
+    focal = abs(K[0, 0] * K[1, 1])
+    window_left, window_top = int32(left * s), int32(top * s)
+    low, high = float32(top * s), float32(bottom * s)
+    if buffer.size:
+        for f in range(uintp(len(faces))):
+            i, j, k = uintp(faces[f, 0]), uintp(faces[f, 1]), uintp(faces[f, 2])
+            zi, zj, zk = screen[i, 3], screen[j, 3], screen[k, 3]
+            if zi > near and zj > near and zk > near:
+                y0, y1, y2 = screen[i, 1], screen[j, 1], screen[k, 1]
+                if max(y0, y1, y2) < low or min(y0, y1, y2) > high:
+                    continue
+                _fill(
+                    screen[i, 0], y0, screen[i, 2], screen[j, 0], y1, screen[j, 2], screen[k, 0], y2, screen[k, 2],
+                    f, buffer, indices, window_left, window_top, cutoffs[f], vertices, surface, eye, ray, focal,
+                )  # fmt: skip
+            elif zi > near or zj > near or zk > near:
+                _fill_clipped(
+                    vertices, surface, f, pose, K, near,
+                    buffer, indices, window_left, window_top, cutoffs[f], eye, ray, focal,
+                )  # fmt: skip
+    red, green, blue = background[0], background[1], background[2]
+    face, texture, needs_uv = int32(-1), int32(-1), len(normals) > 0 or len(vertex_light) > 0
+    kx = ky = kz = ux = uy = uz = vx = vy = vz = an = texels_share = float32(0)
+    n0 = n1 = n2 = s0 = s1 = s2 = t0 = t1 = t2 = float32(0)
+    fr = fg = fb = float32(0)
+    i = j = k = uintp(0)
+    for y in range(first, last):
+        for x in range(width):
+            count = 0
+            sr = sg = sb = sz = mx = my = mz = float32(0)
+            if top <= y < bottom and left <= x < right:
+                for sample in range(s * s):
+                    sy, sx = sample // s, sample % s
+                    row, column = uintp((y - top) * s + sy), uintp((x - left) * s + sx)
+                    if not buffer[row, column] > float32(0):
+                        continue
+                    if indices[row, column] != face:
+                        # d.n, and texture coordinates times d.n, are linear in the sample's place: three numbers each.
+                        face = indices[row, column]
+                        f = uintp(face)
+                        i, j, k = uintp(faces[f, 0]), uintp(faces[f, 1]), uintp(faces[f, 2])
+                        kx, ky, kz, ux, uy, uz, vx, vy, vz, an = _plane(vertices, faces, f, eye)
+                        n0, n1, n2 = _dots(ray, kx, ky, kz)
+                        fr, fg, fb, texture = face_light[f, 0], face_light[f, 1], face_light[f, 2], face_texture[f]
+                        if texture >= 0:
+                            texels_share = face_texels[f] / focal
+                            c0, c1, c2 = uvs[i, 0], uvs[j, 0] - uvs[i, 0], uvs[k, 0] - uvs[i, 0]
+                            s0, s1, s2 = _dots(
+                                ray, kx * c0 + ux * c1 + vx * c2, ky * c0 + uy * c1 + vy * c2, kz * c0 + uz * c1 + vz * c2
+                            )
+                            c0, c1, c2 = uvs[i, 1], uvs[j, 1] - uvs[i, 1], uvs[k, 1] - uvs[i, 1]
+                            t0, t1, t2 = _dots(
+                                ray, kx * c0 + ux * c1 + vx * c2, ky * c0 + uy * c1 + vy * c2, kz * c0 + uz * c1 + vz * c2
+                            )
+                        length = float32(1) / np.sqrt(kx * kx + ky * ky + kz * kz)
+                        kx, ky, kz = kx * length, ky * length, kz * length
+                    px, py = float32(x * s + sx) + float32(0.5), float32(y * s + sy) + float32(0.5)
+                    dn = px * n0 + py * n1 + n2
+                    inverse = float32(1) / dn
+                    z = an * inverse
+                    side = float32(-1) if dn > float32(0) else float32(1)
+                    r, g, b, hx, hy, hz = fr, fg, fb, kx * side, ky * side, kz * side
+                    if needs_uv:
+                        dx = ray[0, 0] * px + ray[1, 0] * py + ray[2, 0]
+                        dy = ray[0, 1] * px + ray[1, 1] * py + ray[2, 1]
+                        dz = ray[0, 2] * px + ray[1, 2] * py + ray[2, 2]
+                        u, v = _clamped((dx * ux + dy * uy + dz * uz) * inverse, (dx * vx + dy * vy + dz * vz) * inverse)
+                        if len(vertex_light):
+                            r *= _mix(vertex_light, 0, i, j, k, u, v)
+                            g *= _mix(vertex_light, 1, i, j, k, u, v)
+                            b *= _mix(vertex_light, 2, i, j, k, u, v)
+                        if len(normals):
+                            qx, qy = _mix(normals, 0, i, j, k, u, v), _mix(normals, 1, i, j, k, u, v)
+                            qz = _mix(normals, 2, i, j, k, u, v)
+                            size = np.sqrt(qx * qx + qy * qy + qz * qz)
+                            if size > float32(1e-6):
+                                size = (float32(-1) if qx * hx + qy * hy + qz * hz < float32(0) else float32(1)) / size
+                                hx, hy, hz = qx * size, qy * size, qz * size
+                    if texture >= 0:
+                        tr, tg, tb, _ = _texel(
+                            texels, table, levels, uintp(texture),
+                            (px * s0 + py * s1 + s2) * inverse, (px * t0 + py * t1 + t2) * inverse,
+                            texels_share * z * z * abs(inverse),
+                        )  # fmt: skip
+                        r, g, b = r * tr, g * tg, b * tb
+                    count += 1
+                    sr += r
+                    sg += g
+                    sb += b
+                    sz += z
+                    mx += hx
+                    my += hy
+                    mz += hz
+            a = float32(count) / float32(s * s)
+            share = float32(1) / float32(max(count, 1))
+            b = float32(1) - a
+            if count:
+                color[y, x, 0] = _encode(sr * share) * a + red * b
+                color[y, x, 1] = _encode(sg * share) * a + green * b
+                color[y, x, 2] = _encode(sb * share) * a + blue * b
+            else:
+                color[y, x, 0], color[y, x, 1], color[y, x, 2] = red, green, blue
+            alpha[y, x] = a
+            depth[y, x] = sz * share
+            size = np.sqrt(mx * mx + my * my + mz * mz)
+            size = float32(1) / size if size > float32(1e-12) else float32(0)
+            normal[y, x, 0], normal[y, x, 1], normal[y, x, 2] = mx * size, my * size, mz * size
+
+
 @njit(parallel=True, **_JIT)
 def draw(
     vertices,  # (V, 3)
@@ -221,147 +367,18 @@ def draw(
     depth,
     normal,
 ):
-    faces, uvs, vertex_light, face_light, face_texture, face_texels, texels, table, levels = surface
-    cameras, height, width = alpha.shape
-    screen = np.empty((cameras, len(vertices), 4), np.float32)  # x, y in samples, 1 / z, z
+    cameras, height = alpha.shape[:2]
+    screen = np.empty((cameras, len(vertices), 4), np.float32)
     blocks = (len(vertices) + 2047) // 2048
     bounds = np.empty((cameras, blocks, 4), np.float32)
     for job in prange(cameras * blocks):
         c, block = job // blocks, job % blocks
-        m, K = poses[c], Ks[c]
-        low_x, low_y, high_x, high_y = float32(1e9), float32(1e9), float32(-1e9), float32(-1e9)
-        for i in range(uintp(block * 2048), uintp(min((block + 1) * 2048, len(vertices)))):
-            vx, vy, vz = vertices[i, 0], vertices[i, 1], vertices[i, 2]
-            z = m[2, 0] * vx + m[2, 1] * vy + m[2, 2] * vz + m[2, 3]
-            w = float32(1) / z
-            x = (m[0, 0] * vx + m[0, 1] * vy + m[0, 2] * vz + m[0, 3]) * w
-            y = (m[1, 0] * vx + m[1, 1] * vy + m[1, 2] * vz + m[1, 3]) * w
-            x, y = K[0, 0] * x + K[0, 1] * y + K[0, 2], K[1, 1] * y + K[1, 2]
-            if not z > near:  # what crosses the near plane may reach anywhere
-                x_low = y_low = float32(-1e9)
-                x_high = y_high = float32(1e9)
-            else:
-                x_low, x_high, y_low, y_high = x, x, y, y
-            low_x, high_x = min(low_x, x_low), max(high_x, x_high)
-            low_y, high_y = min(low_y, y_low), max(high_y, y_high)
-            screen[c, i, 0], screen[c, i, 1], screen[c, i, 2], screen[c, i, 3] = x, y, w, z
-        bounds[c, block, 0], bounds[c, block, 1], bounds[c, block, 2], bounds[c, block, 3] = low_x, low_y, high_x, high_y
+        start, stop = block * 2048, min((block + 1) * 2048, len(vertices))
+        _project(vertices, start, stop, poses[c], Ks[c], near, screen[c], bounds[c, block])
     for job in prange(cameras * bands):
         c, band = job // bands, job % bands
         first, last = height * band // bands, height * (band + 1) // bands
-        # The window of pixels that the mesh can touch.
-        left = min(max(int32(np.floor(max(bounds[c, :, 0].min(), float32(0)) / s)), 0), width)
-        right = max(min(int32(np.ceil(min(bounds[c, :, 2].max(), float32(width * s)) / s)), width), left)
-        top = min(max(int32(np.floor(max(bounds[c, :, 1].min(), float32(0)) / s)), first), last)
-        bottom = max(min(int32(np.ceil(min(bounds[c, :, 3].max(), float32(height * s)) / s)), last), top)
-        buffer = np.zeros(((bottom - top) * s, (right - left) * s), np.float32)
-        indices = np.empty(((bottom - top) * s, (right - left) * s), np.int32)
-        eye, ray = eyes[c], rays[c]
-        focal = abs(Ks[c, 0, 0] * Ks[c, 1, 1])
-        window_left, window_top = int32(left * s), int32(top * s)
-        low, high = float32(top * s), float32(bottom * s)
-        corners = screen[c]
-        if buffer.size:
-            for f in range(uintp(len(faces))):
-                i, j, k = uintp(faces[f, 0]), uintp(faces[f, 1]), uintp(faces[f, 2])
-                zi, zj, zk = corners[i, 3], corners[j, 3], corners[k, 3]
-                if zi > near and zj > near and zk > near:
-                    y0, y1, y2 = corners[i, 1], corners[j, 1], corners[k, 1]
-                    if max(y0, y1, y2) < low or min(y0, y1, y2) > high:
-                        continue
-                    _fill(
-                        corners[i, 0], y0, corners[i, 2], corners[j, 0], y1, corners[j, 2], corners[k, 0], y2, corners[k, 2],
-                        f, buffer, indices, window_left, window_top, cutoffs[f], vertices, surface, eye, ray, focal,
-                    )  # fmt: skip
-                elif zi > near or zj > near or zk > near:
-                    _fill_clipped(
-                        vertices, surface, f, poses[c], Ks[c], near,
-                        buffer, indices, window_left, window_top, cutoffs[f], eye, ray, focal,
-                    )  # fmt: skip
-        red, green, blue = background[c, 0], background[c, 1], background[c, 2]
-        face, texture, needs_uv = int32(-1), int32(-1), len(normals) > 0 or len(vertex_light) > 0
-        kx = ky = kz = ux = uy = uz = vx = vy = vz = an = texels_share = float32(0)
-        n0 = n1 = n2 = s0 = s1 = s2 = t0 = t1 = t2 = float32(0)
-        fr = fg = fb = float32(0)
-        i = j = k = uintp(0)
-        for y in range(first, last):
-            for x in range(width):
-                count = 0
-                sr = sg = sb = sz = mx = my = mz = float32(0)
-                if top <= y < bottom and left <= x < right:
-                    for sample in range(s * s):
-                        sy, sx = sample // s, sample % s
-                        row, column = uintp((y - top) * s + sy), uintp((x - left) * s + sx)
-                        if not buffer[row, column] > float32(0):
-                            continue
-                        if indices[row, column] != face:
-                            # d.n, and texture coordinates times d.n, are linear in the sample's place: three numbers each.
-                            face = indices[row, column]
-                            f = uintp(face)
-                            i, j, k = uintp(faces[f, 0]), uintp(faces[f, 1]), uintp(faces[f, 2])
-                            kx, ky, kz, ux, uy, uz, vx, vy, vz, an = _plane(vertices, faces, f, eye)
-                            n0, n1, n2 = _dots(ray, kx, ky, kz)
-                            fr, fg, fb, texture = face_light[f, 0], face_light[f, 1], face_light[f, 2], face_texture[f]
-                            if texture >= 0:
-                                texels_share = face_texels[f] / focal
-                                c0, c1, c2 = uvs[i, 0], uvs[j, 0] - uvs[i, 0], uvs[k, 0] - uvs[i, 0]
-                                s0, s1, s2 = _dots(
-                                    ray, kx * c0 + ux * c1 + vx * c2, ky * c0 + uy * c1 + vy * c2, kz * c0 + uz * c1 + vz * c2
-                                )
-                                c0, c1, c2 = uvs[i, 1], uvs[j, 1] - uvs[i, 1], uvs[k, 1] - uvs[i, 1]
-                                t0, t1, t2 = _dots(
-                                    ray, kx * c0 + ux * c1 + vx * c2, ky * c0 + uy * c1 + vy * c2, kz * c0 + uz * c1 + vz * c2
-                                )
-                            length = float32(1) / np.sqrt(kx * kx + ky * ky + kz * kz)
-                            kx, ky, kz = kx * length, ky * length, kz * length
-                        px, py = float32(x * s + sx) + float32(0.5), float32(y * s + sy) + float32(0.5)
-                        dn = px * n0 + py * n1 + n2
-                        inverse = float32(1) / dn
-                        z = an * inverse
-                        side = float32(-1) if dn > float32(0) else float32(1)
-                        r, g, b, hx, hy, hz = fr, fg, fb, kx * side, ky * side, kz * side
-                        if needs_uv:
-                            dx = ray[0, 0] * px + ray[1, 0] * py + ray[2, 0]
-                            dy = ray[0, 1] * px + ray[1, 1] * py + ray[2, 1]
-                            dz = ray[0, 2] * px + ray[1, 2] * py + ray[2, 2]
-                            u, v = _clamped((dx * ux + dy * uy + dz * uz) * inverse, (dx * vx + dy * vy + dz * vz) * inverse)
-                            if len(vertex_light):
-                                r *= _mix(vertex_light, 0, i, j, k, u, v)
-                                g *= _mix(vertex_light, 1, i, j, k, u, v)
-                                b *= _mix(vertex_light, 2, i, j, k, u, v)
-                            if len(normals):
-                                qx, qy = _mix(normals, 0, i, j, k, u, v), _mix(normals, 1, i, j, k, u, v)
-                                qz = _mix(normals, 2, i, j, k, u, v)
-                                size = np.sqrt(qx * qx + qy * qy + qz * qz)
-                                if size > float32(1e-6):
-                                    size = (float32(-1) if qx * hx + qy * hy + qz * hz < float32(0) else float32(1)) / size
-                                    hx, hy, hz = qx * size, qy * size, qz * size
-                        if texture >= 0:
-                            tr, tg, tb, _ = _texel(
-                                texels, table, levels, uintp(texture),
-                                (px * s0 + py * s1 + s2) * inverse, (px * t0 + py * t1 + t2) * inverse,
-                                texels_share * z * z * abs(inverse),
-                            )  # fmt: skip
-                            r, g, b = r * tr, g * tg, b * tb
-                        count += 1
-                        sr += r
-                        sg += g
-                        sb += b
-                        sz += z
-                        mx += hx
-                        my += hy
-                        mz += hz
-                a = float32(count) / float32(s * s)
-                share = float32(1) / float32(max(count, 1))
-                b = float32(1) - a
-                if count:
-                    color[c, y, x, 0] = _encode(sr * share) * a + red * b
-                    color[c, y, x, 1] = _encode(sg * share) * a + green * b
-                    color[c, y, x, 2] = _encode(sb * share) * a + blue * b
-                else:
-                    color[c, y, x, 0], color[c, y, x, 1], color[c, y, x, 2] = red, green, blue
-                alpha[c, y, x] = a
-                depth[c, y, x] = sz * share
-                size = np.sqrt(mx * mx + my * my + mz * mz)
-                size = float32(1) / size if size > float32(1e-12) else float32(0)
-                normal[c, y, x, 0], normal[c, y, x, 1], normal[c, y, x, 2] = mx * size, my * size, mz * size
+        _draw_band(
+            vertices, normals, cutoffs, surface, screen[c], bounds[c], poses[c], Ks[c], eyes[c], rays[c], near, background[c],
+            s, first, last, color[c], alpha[c], depth[c], normal[c],
+        )  # fmt: skip
