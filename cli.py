@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import re
 import shutil
 import signal
 import sys
+import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _refuse(console: Console, message: str) -> int:
+    console.notes.clear()
     console.line(f"error: {message}")
     return 2
 
@@ -141,13 +143,11 @@ def export(args: argparse.Namespace, console: Console) -> int:
         if args.out.suffix == ".ply":
             write_ply(args.out, scene.at(args.time))
         elif args.out.suffix == ".zip":
-            with atomic_path(args.out) as temporary:
-                folder = temporary.with_suffix("")
-                try:
-                    write_ply_sequence(folder, scene, count, title=args.out.stem)
-                    os.replace(shutil.make_archive(str(folder), "zip", folder), temporary)
-                finally:
-                    shutil.rmtree(folder, ignore_errors=True)
+            with atomic_path(args.out) as temporary, tempfile.TemporaryDirectory() as folder:
+                write_ply_sequence(Path(folder) / "scene", scene, count, title=args.out.stem)
+                with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+                    for path in sorted((Path(folder) / "scene").iterdir()):
+                        archive.write(path, path.name)
         else:
             _our_folder(args.out, r"frame\d+\.ply|manifest\.json")
             write_ply_sequence(args.out, scene, count)
@@ -215,7 +215,7 @@ def _settings(args: argparse.Namespace) -> Any:
 
 def _check_prior(prior: str, console: Console) -> None:
     if prior == "auto":
-        console.line("prior: none (diffusion priors come in a later release)")
+        console.note("prior: none (diffusion priors come in a later release)")
     elif prior != "none":
         raise InputError(f"prior {prior!r}: diffusion priors are not in this release; choose none or auto")
 
@@ -257,10 +257,16 @@ class Console:
         self.shown = False
         self.stage, self.began, self.first, self.told = "", 0.0, 0, 0.0
         self.fitting = self.stopping = False
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        """A line that waits until work begins: bad input is answered by its error alone."""
+        self.notes.append(text)
 
     def line(self, text: str) -> None:
         """A line that stays."""
         self._clear()
+        self._tell_notes()
         print(text, file=sys.stderr, flush=True)
 
     def update(self, text: str, last: bool = False) -> None:
@@ -273,6 +279,11 @@ class Console:
             self.told = time.monotonic()
             print(text, file=sys.stderr, flush=True)
 
+    def _tell_notes(self) -> None:
+        notes, self.notes = self.notes, []
+        for note in notes:
+            self.line(note)
+
     def _clear(self) -> None:
         if self.shown:
             print("\r" + " " * (shutil.get_terminal_size().columns - 1) + "\r", end="", file=sys.stderr)
@@ -281,6 +292,7 @@ class Console:
     def step(self, stage: str, step: int, steps: int, note: str = "") -> None:
         """Progress of a stage, with the time left."""
         now = time.monotonic()
+        self._tell_notes()
         if stage != self.stage:
             self.stage, self.began, self.first, self.told = stage, now, step, now
         done = step - self.first
@@ -339,8 +351,10 @@ class _ConsoleLog(logging.Handler):
         self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        prefix = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        self.console.line(prefix + record.getMessage())
+        if record.levelno <= logging.INFO:
+            self.console.note(record.getMessage())
+        else:
+            self.console.line(f"{record.levelname.lower()}: {record.getMessage()}")
 
 
 def _clock(seconds: float) -> str:

@@ -81,7 +81,7 @@ class ControlNodes(DeformationField):
         self.register_buffer("bind_weight", torch.zeros(points, neighbours))
         self.register_buffer("pairs", torch.zeros(edges, 2, dtype=torch.int64))
         self.register_buffer("pair_weight", torch.ones(edges))
-        self._blend: tuple[Any, tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+        self._blend: tuple[Any, tuple[Tensor, Tensor], tuple[Tensor, Tensor], Tensor] | None = None
 
     @staticmethod
     def build(
@@ -198,7 +198,7 @@ class ControlNodes(DeformationField):
                 (homogeneous * value[:, None]).T.reshape(-1),
                 (points, 4 * nodes),
             )
-            self._blend = key, affine, plain
+            self._blend = key, affine, plain, means.detach()  # held, so that its address stays its own
         return self._blend[1], self._blend[2]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:

@@ -112,6 +112,7 @@ def run(
     mesh: Mesh,
     settings: Settings,
     *,
+    config: pla4d.PLA4DConfig | None = None,
     progress: Progress | None = None,
     checkpoints: str | os.PathLike[str] | None = None,
 ) -> Run:
@@ -120,6 +121,7 @@ def run(
     Args:
         video: driving video on the CPU.
         mesh: any size, place and turn about +Y.
+        config: in place of the preset's.
         progress: called in every stage; interrupts by raising.
         checkpoints: folder to keep checkpoints in, and to resume from where it holds some of the same run.
 
@@ -127,7 +129,7 @@ def run(
         the scene and a report: settings, versions, seconds a stage, camera, search curves, losses over time, peak memory.
     """
     settings = settings.resolved()
-    config = pla4d.preset(settings.preset)
+    config = pla4d.preset(settings.preset) if config is None else config
     clock = _Clock(progress)
     folder = None if checkpoints is None else Path(checkpoints)
     alignment = pla4d.align(video, mesh, mode=config.alignment, yaw=settings.yaw, progress=clock.aligning)
@@ -193,6 +195,7 @@ def run_in_folder(
     settings: Settings,
     *,
     fps: float | None = None,
+    config: pla4d.PLA4DConfig | None = None,
     resume: bool = False,
     progress: Progress | None = None,
 ) -> Run | None:
@@ -202,6 +205,8 @@ def run_in_folder(
     nothing else there is touched. Checkpoints are kept in ``out`` until the run is done.
 
     Args:
+        fps: frames a second, where the video does not say or says wrong.
+        config: in place of the preset's.
         resume: go on from the checkpoints in ``out``; to the same result, bit by bit on a CPU, as a run without interruption.
 
     Returns:
@@ -215,7 +220,7 @@ def run_in_folder(
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file, choose a folder to write to")
-    config = pla4d.preset(settings.preset)
+    config = pla4d.preset(settings.preset) if config is None else config
     clip = load_video(video, fps=fps, frames=settings.frames, resolution=config.resolution)
     model = load_mesh(mesh)
     key = fingerprint(clip.frames, clip.masks, model.vertices, model.faces, repr(config), repr(settings), __version__)
@@ -230,7 +235,7 @@ def run_in_folder(
     checkpoints.mkdir(parents=True, exist_ok=True)
     write_json(label, {"key": key, "settings": asdict(settings), "config": repr(config)})
     read = time.perf_counter() - started
-    result = run(clip, model, settings, progress=progress, checkpoints=checkpoints)
+    result = run(clip, model, settings, config=config, progress=progress, checkpoints=checkpoints)
     started = time.perf_counter()
     result.scene.save(out / SCENE)
     write_mp4(out / FILM, preview_film(result, settings.renderer), result.scene.fps)
