@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from anchor4d.core.cameras import quaternion_to_matrix
 from anchor4d.core.files import InputError
 from anchor4d.core.formats import (

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from anchor4d.core.background import estimate_masks
 from anchor4d.core.cameras import FrontCamera
 from anchor4d.core.files import InputError
 from anchor4d.core.formats import write_frames, write_mp4
 from anchor4d.core.video import DrivingVideo, load_video, looks_looping, pick_frames, prepare, read_clip, read_tensors
-from PIL import Image
 
 BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0), "green": (0.0, 0.7, 0.1)}
 

@@ -5,11 +5,11 @@ Progress with a preview, interruption at any step, checkpoints, and a resumed ru
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
