@@ -40,8 +40,8 @@ def bumpy_sphere(count: int, seed: int = 0) -> Gaussians:
 
 def tile_intersections(gaussians: Gaussians, cameras: Cameras, tile: int = 16) -> float:
     """Mean number of (Gaussian, tile) pairs a view, by bounding boxes of the region where alpha >= 1/255."""
-    means, quats, log_scales = (x.expand(len(cameras), *x.shape) for x in (gaussians.means, gaussians.quats, gaussians.log_scales))
-    centers, _, covariances, _, inside = project(means, quats, log_scales, cameras)
+    each_view = gaussians.map(lambda t: t.expand(len(cameras), *t.shape))
+    centers, _, covariances, _, inside = project(each_view.means, each_view.quats, each_view.log_scales, cameras)
     reach = (2 * (gaussians.opacities * 255).log()).clamp_min(0).sqrt()
     extents = reach[:, None] * covariances[..., [0, 2]].sqrt()
     limit = torch.tensor([-(-cameras.width // tile), -(-cameras.height // tile)])
@@ -97,9 +97,9 @@ def main() -> None:
         crossings = tile_intersections(gaussians, cameras)
         label = f"{views} x {size}^2"
         if (count, views, size) in FRAMES:  # one moving set a frame, colours and opacities shared, one camera each
-            label, moved = f"{views} frames {size}^2", gaussians.means + 0.01 * torch.sin(torch.arange(views)[:, None, None] * 1.0)
+            label, time_ = f"{views} frames {size}^2", torch.arange(views)[:, None, None] * 1.0
+            moved, turned = gaussians.means + 0.01 * time_.sin(), gaussians.quats + 0.01 * time_
             gaussians = gaussians.map(lambda t, n=views: t.expand(n, *t.shape))
-            turned = gaussians.quats + 0.01 * torch.arange(views)[:, None, None]
             gaussians = Gaussians(moved, turned, gaussians.log_scales, gaussians.opacity_logits, gaussians.sh)
             cameras = cameras.reshape(views, 1)
         gaussians, cameras = gaussians.to(arguments.device), cameras.to(arguments.device)

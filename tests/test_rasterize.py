@@ -12,12 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
-
 from anchor4d.core.cameras import Cameras, intrinsics, orbit, orbit_poses
 from anchor4d.core.files import InputError
 from anchor4d.core.gaussians import SH_C0, Gaussians, from_points
 from anchor4d.core.render import Render, ScreenStatistics, available_backends, rasterize, resolve_backend
+from torch import Tensor
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 SETUPS = [(backend, device, torch.float32) for device in DEVICES for backend in available_backends(device)]
@@ -74,7 +73,7 @@ CASES = {
 
 
 def reference(scene: Gaussians, cameras: Cameras, shift: Tensor | None = None) -> Render:
-    """The definition, without tiles: every Gaussian over the whole picture, nearest first. ``shift`` (V, N, 2) moves centres."""
+    """The definition, without tiles: each Gaussian over the whole picture, nearest first. ``shift`` (V, N, 2) moves centres."""
     pictures = []
     for view in range(len(cameras)):
         pose, K = cameras.world_to_camera[view], cameras.K[view]
@@ -90,7 +89,8 @@ def reference(scene: Gaussians, cameras: Cameras, shift: Tensor | None = None) -
             quat = scene.quats[i] / scene.quats[i].norm()
             axes = torch.eye(3, dtype=torch.float64)
             turn = quat[1:].expand(3, 3)
-            axes = axes + 2 * quat[0] * torch.linalg.cross(turn, axes) + 2 * torch.linalg.cross(turn, torch.linalg.cross(turn, axes))
+            once = torch.linalg.cross(turn, axes)
+            axes = axes + 2 * quat[0] * once + 2 * torch.linalg.cross(turn, once)
             covariance = axes.T @ torch.diag((2 * scene.log_scales[i]).exp()) @ axes
             u, v = x / z, y / z
             center = torch.stack([K[0, 0] * u + K[0, 2], K[1, 1] * v + K[1, 2]])
@@ -164,7 +164,9 @@ def test_pictures_and_gradients_match_the_definition(setup, case, expected):
         assert relative(getattr(render, name), getattr(truth, name)) < tolerance, name
     for name, slope in gradients(render, scene).items():
         assert relative(slope, slopes[name]) < tolerance, name
-    assert statistics.gradient is not None and statistics.visible is not None and statistics.radii is not None
+    assert statistics.gradient is not None
+    assert statistics.visible is not None
+    assert statistics.radii is not None
     half = torch.tensor([cameras.width / 2, cameras.height / 2], dtype=torch.float64)
     assert relative(statistics.gradient, (by_center * half).norm(dim=-1)) < tolerance
     drawn = by_center.abs().sum(-1) > 0
@@ -220,8 +222,9 @@ def test_nothing_to_see(setup, what):
     scene = prepared(scene, device, dtype)
     statistics = ScreenStatistics()
     render = rasterize(scene, orbit([0.0], 0.0, 2.0, 49.1, 40, 30), backend=backend, statistics=statistics)
-    assert render.color.abs().sum() == 0 and render.alpha.abs().sum() == 0 and render.depth.abs().sum() == 0
-    assert statistics.visible is not None and not statistics.visible.any()
+    assert all((x == 0).all() for x in (render.color, render.alpha, render.depth))
+    assert statistics.visible is not None
+    assert not statistics.visible.any()
     if render.color.requires_grad:
         for name, slope in gradients(render, scene).items():
             assert (slope == 0).all(), name
@@ -232,10 +235,9 @@ def test_camera_conventions(setup):
     """A dot at P lands where the DreamGaussian family's cameras put it (their elevation is positive from below)."""
     backend, device, dtype = setup
     point = torch.tensor([[0.2, 0.3, 0.1]], dtype=dtype)
-    dot = from_points(point, torch.ones(1, 3, dtype=dtype), scales=torch.full((1, 3), 1e-3, dtype=dtype), opacity=0.9).to(device)
-    cameras = Cameras.cat(
-        [orbit(azimuth, -elevation, distance, 49.1, 512, 512) for elevation, azimuth, distance in ((0, 0, 1.5), (-30, 90, 2), (20, -45, 1.5))]
-    )
+    dot = from_points(point, torch.ones_like(point), scales=torch.full_like(point, 1e-3), opacity=0.9).to(device)
+    placed = ((0, 0, 1.5), (-30, 90, 2), (20, -45, 1.5))
+    cameras = Cameras.cat([orbit(azimuth, -elevation, distance, 49.1, 512, 512) for elevation, azimuth, distance in placed])
     alpha = rasterize(dot, cameras, backend=backend).alpha.cpu().double()
     steps = torch.arange(512) + 0.5
     total = alpha.sum((1, 2))
@@ -263,7 +265,8 @@ def test_expected_depth_of_one_dot_is_its_distance(setup):
     dot = from_points(torch.zeros(1, 3), torch.ones(1, 3), scales=torch.full((1, 3), 0.1), opacity=0.7).to(device, dtype)
     render = rasterize(dot, orbit([0.0], 0.0, 1.7, 49.1, 32, 32), backend=backend)
     seen = render.alpha > 0
-    assert seen.any() and not seen.all()
+    assert seen.any()
+    assert not seen.all()
     torch.testing.assert_close(render.expected_depth[seen], torch.full_like(render.alpha[seen], 1.7))
     assert (render.expected_depth[~seen] == 0).all()
 
@@ -287,11 +290,10 @@ def test_gradients_are_those_of_finite_differences():
     generator = torch.Generator().manual_seed(1)
     for name in NAMES:
         direction = torch.randn(getattr(scene, name).shape, generator=generator, dtype=torch.float64)
-        step = 1e-7
-        sides = [
-            float(loss(rasterize(replace(scene, **{name: getattr(scene, name) + s * step * direction}), cameras, backend="torch")))
-            for s in (1, -1)
-        ]
+        step, sides = 1e-7, []
+        for sign in (1, -1):
+            moved = replace(scene, **{name: getattr(scene, name).detach() + sign * step * direction})
+            sides.append(float(loss(rasterize(moved, cameras, backend="torch")).detach()))
         numeric = (sides[0] - sides[1]) / (2 * step)
         assert math.isclose(numeric, float((slopes[name] * direction).sum()), rel_tol=2e-5), name
 
@@ -302,9 +304,8 @@ def test_cameras_are_differentiable_in_the_torch_backend():
     (slope,) = torch.autograd.grad(loss(rasterize(scene, replace(cameras, world_to_camera=poses))), poses)
     direction = torch.zeros_like(poses)
     direction[:, :3, 3] = torch.tensor([0.3, -0.5, 0.2], dtype=torch.float64)
-    values = [
-        float(loss(rasterize(scene, replace(cameras, world_to_camera=cameras.world_to_camera + s * 1e-7 * direction)))) for s in (1, -1)
-    ]
+    moved = [replace(cameras, world_to_camera=cameras.world_to_camera + s * 1e-7 * direction) for s in (1, -1)]
+    values = [float(loss(rasterize(scene, x))) for x in moved]
     assert math.isclose((values[0] - values[1]) / 2e-7, float((slope * direction).sum()), rel_tol=2e-5)
 
 
@@ -396,7 +397,7 @@ def test_looking_for_gsplat_neither_imports_nor_compiles_it():
     assert found[-1] == "torch"
     if "gsplat" not in found:
         assert "gsplat" not in sys.modules
-        with pytest.raises(InputError, match="CUDA|prebuilt"):
+        with pytest.raises(InputError, match=r"CUDA|prebuilt"):
             resolve_backend("gsplat", "cuda")
 
 

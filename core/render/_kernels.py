@@ -1,19 +1,22 @@
 """The numba kernels of the rasteriser. Everything is in this one file because numba's cache watches the file of a kernel only.
 
 How it is fast. A tile is 8 pixels wide and 32 high, and two of its rows are one vector of 16 lanes, so that a lane's column is
-the same in every vector: along a column the exponent is a quadratic in y, two operations a vector, and the backward pass needs
-only the sums of h, h u and h u^2 of each lane, weighted by functions of dx once a Gaussian. A Gaussian visits exactly the row pairs of a tile
-that its ellipse alpha >= 1/255 touches. The backward pass walks front to back like the forward pass: with R the gradient's dot
-product with what is still to be composited, dL/dalpha = T v - R / (1 - alpha), so no per-pixel history is kept. Gradients go to one
-slot of 16 numbers for each (Gaussian, tile) and are added up in a fixed order: no atomic additions, the same bits every time.
+the same in every vector: along a column the exponent is a quadratic in y, two operations a vector, and the backward pass
+needs only the sums of h, h u and h u^2 of each lane, weighted by functions of dx once a Gaussian. A Gaussian visits exactly
+the row pairs of a tile that its ellipse alpha >= 1/255 touches. The backward pass walks front to back like the forward pass:
+with R the gradient's dot product with what is still to be composited, dL/dalpha = T v - R / (1 - alpha), so no per-pixel
+history is kept. Gradients go to one slot of 16 numbers for each (Gaussian, tile) and are added up in a fixed order: no atomic
+additions, the same bits every time.
 """
+
+# The type checker does not know that numba's intrinsics drop their first parameter.
+# pyright: reportCallIssue=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
 
 import math
 import operator
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import njit, prange, types, uintp
@@ -37,7 +40,7 @@ MX, MY, KW, KU, KX, OPACITY, RED, GREEN, BLUE, DEPTH, TMAX, EX, EY, XTOP, SLOPE,
 CHUNK = 256  # Gaussians per unit of work
 
 
-# ---- vectors of 16 float32, which LLVM maps to what the machine has ---------------------------------------------------------
+# ---- vectors of 16 float32, which LLVM maps to what the machine has ----------------------------------------------------------
 
 
 class _Vector(types.Type):
@@ -191,7 +194,7 @@ def take(typingctx, counter):
     return types.int64(counter), codegen
 
 
-# ---- geometry -----------------------------------------------------------------------------------------------------------------
+# ---- geometry ----------------------------------------------------------------------------------------------------------------
 
 _lane = np.arange(LANES)
 LANE_X = (_lane % COLUMNS + 0.5).astype(np.float32)
@@ -232,7 +235,8 @@ def _geometry(means, quats, scales, stride, g, camera):
     near = splat(_NEAR) <= z
     z = select(near, z, one)
     inverse = one / z
-    qw, qx, qy, qz = load(quats, g), load(quats, g + stride), load(quats, g + uintp(2) * stride), load(quats, g + uintp(3) * stride)
+    qw, qx = load(quats, g), load(quats, g + stride)
+    qy, qz = load(quats, g + uintp(2) * stride), load(quats, g + uintp(3) * stride)
     norm = root(qw * qw + qx * qx + qy * qy + qz * qz)
     norm = one / select(norm > splat(_TINY), norm, splat(_TINY))
     qw, qx, qy, qz = qw * norm, qx * norm, qy * norm, qz * norm
@@ -256,9 +260,17 @@ def _geometry(means, quats, scales, stride, g, camera):
     k0, k1, k2 = t1 * w2 - t2 * w1, t2 * w0 - t0 * w2, t0 * w1 - t1 * w0
     determinant = k0 * k0 + k1 * k1 + k2 * k2 + eps * (a + c + eps)
     a, c = a + eps, c + eps
-    rotation = (m00, m01, m02, m10, m11, m12, m20, m21, m22)
-    return x, y, z, near, inverse, u, v, uc, vc, (qw, qx, qy, qz, norm), (s0, s1, s2), rotation, (
-        p0, p1, p2, q0, q1, q2), (t0, t1, t2, w0, w1, w2), (k0, k1, k2), a, b, c, determinant  # fmt: skip
+    return (
+        (x, y, z, near, inverse),
+        (u, v, uc, vc),
+        (qw, qx, qy, qz, norm),
+        (s0, s1, s2),
+        (m00, m01, m02, m10, m11, m12, m20, m21, m22),
+        (p0, p1, p2, q0, q1, q2),
+        (t0, t1, t2, w0, w1, w2),
+        (k0, k1, k2),
+        (a, b, c, determinant),
+    )
 
 
 @njit(cache=True)
@@ -267,7 +279,10 @@ def _project(means, quats, scales, opacity, reach, stride, g, camera, width, hei
 
     Returns False where a Gaussian is not finite. One whose covariance overflows is not drawn.
     """
-    x, y, z, near, inverse, u, v, uc, vc, q, s, m, _, _, _, a, b, c, determinant = _geometry(means, quats, scales, stride, g, camera)
+    local, angles, q, s, _, _, _, _, covariance = _geometry(means, quats, scales, stride, g, camera)
+    x, y, z, near, _ = local
+    u, v, _, _ = angles
+    a, b, c, determinant = covariance
     zero, one, big = splat(np.float32(0)), splat(np.float32(1)), splat(_BIG)
     room = load(reach, g)
     check = x + y + z + s[0] + s[1] + s[2] + room
@@ -405,7 +420,7 @@ def _sort_view(depth_bits, first, base, tile_of, tile_start, members, slots):
             slots[place] = e
 
 
-# ---- tiles --------------------------------------------------------------------------------------------------------------------
+# ---- tiles -------------------------------------------------------------------------------------------------------------------
 
 _AREA = LANES * PAIRS  # pixels of a tile; a tile's planes lie one after the other in one flat buffer
 
@@ -421,10 +436,11 @@ def _start_tile(buffer, x0, y0, width, height):
 @njit(inline="always")
 def _finished(buffer):
     zero = splat(np.float32(0))
-    for pair in range(uintp(PAIRS)):
-        if some(load(buffer, pair * uintp(LANES)) > zero):
-            return False
-    return True
+    most = load(buffer, uintp(0))
+    for pair in range(uintp(1), uintp(PAIRS)):
+        through = load(buffer, pair * uintp(LANES))
+        most = select(through > most, through, most)
+    return not some(most > zero)
 
 
 @njit(cache=True)
@@ -477,9 +493,9 @@ def _forward_tile(record, members, slots, span_of, begin, end, x0, y0, lane_x, l
 def _backward_tile(record, members, slots, span_of, begin, end, x0, y0, lane_x, lane_y, buffer, partial):
     """Gradients of a tile's list, one slot of 16 numbers each.
 
-    Buffer planes: transmittance, R (module docstring), then the loss gradients by red, green, blue, depth and alpha. A slot has,
-    with h = alpha dL/dalpha, u = KU dy + KX dx and w = KW dx, summed over the tile's pixels: h, h w, h w^2, h u, h w u, h u^2, red,
-    green, blue, depth.
+    Buffer planes: transmittance, R (module docstring), then the loss gradients by red, green, blue, depth and alpha. A slot
+    has, with h = alpha dL/dalpha, u = KU dy + KX dx and w = KW dx, summed over the tile's pixels: h, h w, h w^2, h u, h w u,
+    h u^2, red, green, blue, depth.
     """
     zero, alpha_max, stop = splat(np.float32(0)), splat(_ALPHA_MAX), splat(_TRANSMITTANCE_MIN)
     one = splat(np.float32(1))
@@ -540,7 +556,7 @@ def _backward_tile(record, members, slots, span_of, begin, end, x0, y0, lane_x, 
         store(partial, slot * uintp(LANES), fold(low, fold(high, high, 4), 8))
 
 
-# ---- whole calls --------------------------------------------------------------------------------------------------------------
+# ---- whole calls -------------------------------------------------------------------------------------------------------------
 
 
 @njit(parallel=True, cache=True, nogil=True)
@@ -573,7 +589,7 @@ def forward(means, quats, scales, opacity, reach, colors, cameras, items, width,
     needed = np.zeros(views * tiles, np.int64)
     tile_start = np.zeros((views, tiles + 1), np.int64)
 
-    for worker in prange(workers):
+    for _ in prange(workers):
         out = np.zeros(LANES * LANES, np.float32)
         while True:
             unit = take(counter)
@@ -581,12 +597,14 @@ def forward(means, quats, scales, opacity, reach, colors, cameras, items, width,
                 break
             view, chunk = unit // chunks, unit % chunks
             item = view // per_item
-            i, j, k, o = min(item, len(means) - 1), min(item, len(quats) - 1), min(item, len(scales) - 1), min(item, len(reach) - 1)
+            i, j = min(item, len(means) - 1), min(item, len(quats) - 1)
+            k, o = min(item, len(scales) - 1), min(item, len(reach) - 1)
             s = view if len(colors) == views else min(item, len(colors) - 1)
             for block in range(chunk * CHUNK, min(chunk * CHUNK + CHUNK, count), LANES):
                 if not _project(
-                    means[i], quats[j], scales[k], opacity[o], reach[o], uintp(padded), uintp(block), cameras[view], width, height, out
-                ):
+                    means[i], quats[j], scales[k], opacity[o], reach[o], uintp(padded), uintp(block), cameras[view],
+                    width, height, out,
+                ):  # fmt: skip
                     bad[0] = 1
                 for lane in range(min(LANES, count - block)):
                     seen = out[RED * LANES + lane] > 0
@@ -601,7 +619,8 @@ def forward(means, quats, scales, opacity, reach, colors, cameras, items, width,
                             bad[0] = 1
                         base[g + 1] = _count_tiles(record, r, width, height)
                     if len(radii):
-                        radii[view, block + lane] = math.ceil(max(record[g * LANES + EX], record[g * LANES + EY])) if seen else 0.0
+                        r = g * LANES
+                        radii[view, block + lane] = math.ceil(max(record[r + EX], record[r + EY])) if seen else 0.0
     for g in range(views * count):
         base[g + 1] += base[g]
     total = base[views * count]
@@ -613,7 +632,7 @@ def forward(means, quats, scales, opacity, reach, colors, cameras, items, width,
     members, slots = np.empty(total, np.int32), np.empty(total, np.int32)
     if bad[0] == 0:
         counter[0] = 0
-        for worker in prange(workers):
+        for _ in prange(workers):
             while True:
                 unit = take(counter)
                 if unit >= views * chunks:
@@ -624,7 +643,7 @@ def forward(means, quats, scales, opacity, reach, colors, cameras, items, width,
                         _emit_tiles(record, g * LANES, width, height, base[g], tile_of, span_of)
         depth_bits = record.view(np.uint32)
         counter[0] = 0
-        for worker in prange(workers):
+        for _ in prange(workers):
             while True:
                 view = take(counter)
                 if view >= views:
@@ -632,7 +651,7 @@ def forward(means, quats, scales, opacity, reach, colors, cameras, items, width,
                 own = base[view * count : view * count + count + 1]
                 _sort_view(depth_bits, view * count, own, tile_of, tile_start[view], members, slots)
         counter[0] = 0
-        for worker in prange(workers):
+        for _ in prange(workers):
             buffer = np.empty(5 * _AREA, np.float32)
             while True:
                 unit = take(counter)
@@ -664,10 +683,13 @@ def _accumulate(planes, at, x):
 def _pull_back(means, quats, scales, opacity, stride, g, camera, sums, d_means, d_quats, d_scales, d_logits, d_center):
     """Pull the gradients of 16 Gaussians in one view back through the projection, adding to the planes d_*.
 
-    ``sums`` has the planes of the summed slots (see _backward_tile) and, last, 1 where the Gaussian was drawn; d_center receives
-    the gradients by the centre in pixels, x then y.
+    ``sums`` has the planes of the summed slots (see _backward_tile) and, last, 1 where the Gaussian was drawn; d_center is
+    given the gradients by the centre in pixels, x then y.
     """
-    x, y, z, near, inverse, u, v, uc, vc, q, s, m, pq, tw, cross, a, b, c, determinant = _geometry(means, quats, scales, stride, g, camera)
+    local, angles, q, s, m, pq, tw, cross, covariance = _geometry(means, quats, scales, stride, g, camera)
+    _, _, _, _, inverse = local
+    u, v, uc, vc = angles
+    a, b, _, determinant = covariance
     qw, qx, qy, qz, norm = q
     m00, m01, m02, m10, m11, m12, m20, m21, m22 = m
     p0, p1, p2, q0, q1, q2 = pq
@@ -756,7 +778,7 @@ def backward(
     d_logits, d_colors = np.zeros_like(opacity), np.zeros_like(colors)
     counter = np.zeros(1, np.int64)
 
-    for worker in prange(workers):
+    for _ in prange(workers):
         buffer = np.zeros(7 * _AREA, np.float32)
         while True:
             unit = take(counter)
@@ -790,7 +812,7 @@ def backward(
                 store(partial, uintp(slots[i]) * uintp(LANES), splat(np.float32(0)))
 
     counter[0] = 0
-    for worker in prange(workers):
+    for _ in prange(workers):
         rows, sums = np.zeros(LANES * LANES, np.float32), np.zeros(LANES * LANES, np.float32)
         center = np.zeros(2 * LANES, np.float32)
         while True:

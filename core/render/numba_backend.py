@@ -5,10 +5,6 @@ This file is torch's side of it: the kernels are in ``_kernels.py``, which alone
 
 from __future__ import annotations
 
-import os
-import threading
-from functools import cache
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,39 +19,17 @@ from .torch_backend import require_finite
 if TYPE_CHECKING:
     from .rasterize import ScreenStatistics
 
-# One call at a time: numba's fallback threading layer aborts the process on concurrent entry, and calls would only share cores.
-_lock = threading.Lock()
-_failure = ""
-
-
-@cache
-def _kernels() -> ModuleType | None:
-    """The compiled kernels, or None where numba does not work; whatever its import raises only switches this backend off."""
-    global _failure
-    loaded = numba_support.load(f"{__package__}._kernels")
-    if isinstance(loaded, str):
-        _failure = loaded
-        return None
-    return loaded
+_KERNELS = f"{__package__}._kernels"
 
 
 def available() -> bool:
     """Whether numba works here."""
-    return _kernels() is not None
+    return not isinstance(numba_support.load(_KERNELS), str)
 
 
 def why_not(device: torch.device) -> str:
     """The reason why this backend cannot draw on a device."""
-    return "draws on the CPU only" if device.type != "cpu" else _failure
-
-
-@cache
-def threads() -> int:
-    """How many threads draw: all cores up to two, else all but one."""
-    import numba
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(min(cores if cores <= 2 else cores - 1, numba.config.NUMBA_NUM_THREADS), 1)
+    return "draws on the CPU only" if device.type != "cpu" else str(numba_support.load(_KERNELS))
 
 
 def draw(
@@ -112,7 +86,7 @@ class _Draw(torch.autograd.Function):
         if statistics is not None:
             statistics.radii = torch.from_numpy(radii)
             statistics.visible = statistics.radii > 0
-        pictures = tuple(torch.from_numpy(x) for x in (color, alpha, depth))
+        pictures = torch.from_numpy(color), torch.from_numpy(alpha), torch.from_numpy(depth)
         ctx.save_for_backward(*tensors, *pictures)
         ctx.rest = rows, items, cameras.width, cameras.height, saved, statistics
         ctx.set_materialize_grads(False)
@@ -120,7 +94,9 @@ class _Draw(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         rows, items, width, height, saved, statistics = ctx.rest
         *tensors, color, alpha, depth = ctx.saved_tensors
         pictures = [x.numpy() for x in (color, alpha, depth)]
@@ -141,25 +117,18 @@ _scratch = np.empty(0, np.float32)
 
 
 def _call(name: str, *arguments: Any) -> Any:
-    """Run a kernel alone, on our number of threads."""
+    """Run a kernel, alone, on our number of threads."""
     global _scratch
-    import numba
-
-    kernels = _kernels()
-    assert kernels is not None
-    with _lock:
-        before = numba.get_num_threads()
-        numba.set_num_threads(threads())
-        try:
-            if name == "forward":
-                return kernels.forward(*arguments, threads(), kernels.LANE_X, kernels.LANE_Y)
-            *first, saved, color, alpha, depth, g_color, g_alpha, g_depth, screen = arguments
-            room = int(saved[1][-1]) * kernels.LANES
-            if len(_scratch) < room:
-                _scratch = np.empty(room + room // 4, np.float32)
-            return kernels.backward(
-                *first, threads(), kernels.LANE_X, kernels.LANE_Y,
-                saved, color, alpha, depth, g_color, g_alpha, g_depth, _scratch, screen,
-            )  # fmt: skip
-        finally:
-            numba.set_num_threads(before)
+    kernels: Any = numba_support.load(_KERNELS)
+    with numba_support.running() as threads:
+        if name == "forward":
+            return kernels.forward(*arguments, threads, kernels.LANE_X, kernels.LANE_Y)
+        *first, saved, color, alpha, depth, g_color, g_alpha, g_depth, screen = arguments
+        # One slot of 16 numbers an intersection, kept for the next call: fresh pages cost more than the arithmetic.
+        room = int(saved[1][-1]) * kernels.LANES
+        if len(_scratch) < room:
+            _scratch = np.empty(room + room // 4, np.float32)
+        return kernels.backward(
+            *first, threads, kernels.LANE_X, kernels.LANE_Y,
+            saved, color, alpha, depth, g_color, g_alpha, g_depth, _scratch, screen,
+        )  # fmt: skip

@@ -1,8 +1,8 @@
 """The Gaussian rasteriser: one function, interchangeable backends.
 
-Semantics, the same in every backend (3D Gaussian Splatting as gsplat's "classic" mode has it): perspective pinhole cameras, near
-plane 0.01, 0.3 px^2 added to the projected covariance, alpha = min(0.999, opacity exp(-sigma)) dropped below 1/255, front to
-back until the transmittance would fall to 1e-4. The centre of pixel (row i, column j) lies at (j + 0.5, i + 0.5).
+Semantics, the same in every backend (3D Gaussian Splatting as gsplat's "classic" mode has it): perspective pinhole cameras,
+near plane 0.01, 0.3 px^2 added to the projected covariance, alpha = min(0.999, opacity exp(-sigma)) dropped below 1/255, front
+to back until the transmittance would fall to 1e-4. The centre of pixel (row i, column j) lies at (j + 0.5, i + 0.5).
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Render:
 class ScreenStatistics:
     """What density control wants to know about each Gaussian in each view; V = all views of the call, flattened.
 
-    ``radii`` and ``visible`` are there after the forward pass, ``gradient`` after the backward pass. The gradient is the norm of
-    the loss gradient by the projected centre in units of half a picture, (W / 2, H / 2) times the gradient by pixels; a
+    ``radii`` and ``visible`` are there after the forward pass, ``gradient`` after the backward pass. The gradient is the norm
+    of the loss gradient by the projected centre in units of half a picture, (W / 2, H / 2) times the gradient by pixels; a
     strategy whose thresholds assume one view a step multiplies by the number of views its loss averages over.
     """
 
@@ -94,9 +94,9 @@ def rasterize(
     """Draw Gaussians from a batch of cameras, differentiable in every Gaussian attribute.
 
     Gaussians (N) with cameras (C) give pictures (C, H, W); a batch (B, N), for instance one set a frame, with cameras (B, C)
-    gives (B, C, H, W), and with cameras (C) the same cameras for every item. Attributes that all items share should be expanded,
-    not copied. Only the torch backend differentiates in the cameras; "auto" takes it when they ask for gradients or when the
-    Gaussians are float64. Colours are the spherical harmonics plus 0.5, not below 0.
+    gives (B, C, H, W), and with cameras (C) the same cameras for every item. Attributes that all items share should be
+    expanded, not copied. Only the torch backend differentiates in the cameras; "auto" takes it when they ask for gradients or
+    when the Gaussians are float64. Colours are the spherical harmonics plus 0.5, not below 0.
 
     Args:
         gaussians: float32, or float64 for the torch backend.
@@ -117,7 +117,7 @@ def rasterize(
         if own != batch:
             raise InputError(f"gaussians: {name} has batch {own} but means {batch}, expand it to the same")
         if tensor.device != gaussians.device:
-            raise InputError(f"gaussians: {name} is on {tensor.device} but means on {gaussians.device}, move them to one device")
+            raise InputError(f"gaussians: {name} is on {tensor.device} but means on {gaussians.device}, move both to one")
         if tensor.dtype != gaussians.means.dtype or tensor.dtype not in (torch.float32, torch.float64):
             raise InputError(f"gaussians: {name} is {tensor.dtype}, convert all attributes to torch.float32")
     if not cameras.batch:
