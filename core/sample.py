@@ -1,6 +1,7 @@
 """The demo's own sample: a small walking, waving creature made of simple parts, and its benchmark case.
 
-Everything is computed here, so that the demo needs no files. The creature is rigid parts on joints with one procedural texture atlas.
+Everything is computed here, so that the demo needs no files. The creature is rigid parts on joints with one procedural texture
+atlas.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ TEST_AZIMUTHS = (-75, 15, 105, 195)
 #: The camera of the sample's driving video: no parameter is a default of the alignment.
 CAMERA = FrontCamera(fovy=38.0, distance=2.35, width=256, height=256, cx=121.0, cy=133.5)
 
+Color = tuple[float, float, float]
+Shape = tuple[np.ndarray, np.ndarray, np.ndarray]  # vertices (V, 3), faces (F, 3), uvs (V, 2)
 Texture = Callable[[np.ndarray, np.ndarray], np.ndarray]  # u, v in [0, 1] -> RGB; u = 0.5 is the front, v = 0 the top
 
-_TILE, _MARGIN, _COLUMNS = 128, 4, 4
+_TILE, _MARGIN, _COLUMNS = 128, 8, 4
 
 
 @dataclass(frozen=True)
@@ -148,30 +151,29 @@ def _write_glb(mesh: Mesh, path: Path) -> None:
 # Shapes. Units: the creature is about 1 high, feet at y = 0, facing +Z; its right hand is at -X.
 
 
-def _lathe(radius: np.ndarray, height: np.ndarray, segments: int, depth: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _lathe(radius: np.ndarray, height: np.ndarray, segments: int, depth: float = 1.0) -> Shape:
     """A surface of revolution about Y from top to bottom, z scaled by ``depth``; the texture's seam is at the back."""
     u = np.linspace(0, 1, segments + 1)
     angle = 2 * math.pi * (u - 0.5)
     length = np.concatenate([[0], np.cumsum(np.hypot(np.diff(radius), np.diff(height)))])
     v = length / length[-1]
-    grid = np.stack(
-        [radius[:, None] * np.sin(angle), np.broadcast_to(height[:, None], (len(v), len(u))), depth * radius[:, None] * np.cos(angle)], -1
-    )
+    x, z = radius[:, None] * np.sin(angle), depth * radius[:, None] * np.cos(angle)
+    points = np.stack([x, np.broadcast_to(height[:, None], x.shape), z], -1).reshape(-1, 3)
     uv = np.stack(np.broadcast_arrays(u[None], v[:, None]), -1)
     i = np.arange(len(v) - 1)[:, None] * len(u) + np.arange(segments)
     a, b, c, d = i, i + 1, i + len(u), i + len(u) + 1
     quads = np.stack([np.stack([a, c, b], -1), np.stack([b, c, d], -1)], 2).reshape(-1, 3)
-    points = grid.reshape(-1, 3)
-    area = np.linalg.norm(np.cross(points[quads[:, 1]] - points[quads[:, 0]], points[quads[:, 2]] - points[quads[:, 0]]), axis=1)
+    corner, second, third = points[quads].transpose(1, 0, 2)
+    area = np.linalg.norm(np.cross(second - corner, third - corner), axis=1)
     return points, quads[area > 1e-12], uv.reshape(-1, 2)
 
 
-def _ellipsoid(rx: float, ry: float, rz: float, rings: int = 12, segments: int = 18) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _ellipsoid(rx: float, ry: float, rz: float, rings: int = 12, segments: int = 18) -> Shape:
     angle = np.linspace(0, math.pi, rings + 1)
     return _lathe(rx * np.sin(angle), ry * np.cos(angle), segments, rz / rx)
 
 
-def _limb(top: float, bottom: float, length: float, segments: int = 14) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _limb(top: float, bottom: float, length: float, segments: int = 14) -> Shape:
     """A tapered capsule that hangs from the origin down to y = -length."""
     angle = np.linspace(0, math.pi / 2, 5)
     radius = np.concatenate([top * np.sin(angle), bottom * np.cos(angle)])
@@ -179,7 +181,7 @@ def _limb(top: float, bottom: float, length: float, segments: int = 14) -> tuple
     return _lathe(radius, height, segments)
 
 
-def _box(rx: float, ry: float, rz: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _box(rx: float, ry: float, rz: float) -> Shape:
     """A rounded box: an ellipsoid in the fourth power norm."""
     points, faces, uvs = _ellipsoid(1, 1, 1, 12, 20)
     points = points / (np.abs(points) ** 4).sum(1, keepdims=True) ** 0.25
@@ -189,7 +191,7 @@ def _box(rx: float, ry: float, rz: float) -> tuple[np.ndarray, np.ndarray, np.nd
 def _parts() -> list[_Part]:
     made: list[_Part] = []
 
-    def add(bone: str, texture: str, shape: tuple[np.ndarray, np.ndarray, np.ndarray], at: tuple[float, float, float] = (0, 0, 0)) -> None:
+    def add(bone: str, texture: str, shape: Shape, at: tuple[float, float, float] = (0, 0, 0)) -> None:
         made.append(_Part(bone, shape[0] + at, shape[1], shape[2], texture))
 
     angle = np.linspace(0, math.pi, 15)
@@ -258,11 +260,11 @@ _NAVY, _WHITE, _TEAL, _MINT = (0.16, 0.24, 0.46), (0.97, 0.96, 0.92), (0.10, 0.5
 _RED, _GOLD, _BROWN = (0.83, 0.22, 0.20), (0.98, 0.79, 0.25), (0.60, 0.33, 0.16)
 
 
-def _fill(u: np.ndarray, color: tuple[float, float, float]) -> np.ndarray:
+def _fill(u: np.ndarray, color: Color) -> np.ndarray:
     return np.broadcast_to(np.array(color), (*u.shape, 3)).copy()
 
 
-def _paint(image: np.ndarray, cover: np.ndarray, color: tuple[float, float, float]) -> np.ndarray:
+def _paint(image: np.ndarray, cover: np.ndarray, color: Color) -> np.ndarray:
     return image + cover[..., None] * (np.array(color) - image)
 
 
@@ -300,11 +302,11 @@ def _shirt(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return _shade(_paint(image, (v > 0.8).astype(float), _TEAL), v)
 
 
-def _checker(a: tuple[float, float, float], b: tuple[float, float, float], columns: int, rows: int) -> Texture:
+def _checker(a: Color, b: Color, columns: int, rows: int) -> Texture:
     return lambda u, v: _shade(_paint(_fill(u, a), ((np.floor(u * columns) + np.floor(v * rows)) % 2), b), v)
 
 
-def _bands(a: tuple[float, float, float], b: tuple[float, float, float], rows: float, start: float = 0.0, amount: float = 0.2) -> Texture:
+def _bands(a: Color, b: Color, rows: float, start: float = 0.0, amount: float = 0.2) -> Texture:
     def texture(u: np.ndarray, v: np.ndarray) -> np.ndarray:
         cover = np.clip(0.5 + 4 * np.sin(2 * math.pi * rows * v), 0, 1) * (v >= start)
         return _shade(_paint(_fill(u, a), cover, b), v, amount)

@@ -191,7 +191,8 @@ def test_colours_are_projected_and_unseen_sides_filled(character: Mesh) -> None:
 
 
 def _cases() -> list[Path]:
-    return sorted(p.parent for p in Path(os.environ["ANCHOR4D_BENCH"]).glob("*/case.json")) if "ANCHOR4D_BENCH" in os.environ else []
+    root = os.environ.get("ANCHOR4D_BENCH")
+    return sorted(p.parent for p in Path(root).glob("*/case.json")) if root else []
 
 
 @pytest.mark.skipif(not _cases(), reason="ANCHOR4D_BENCH names no folder of benchmark cases")

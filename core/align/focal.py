@@ -156,8 +156,8 @@ def literal_search(
 ) -> tuple[FrontCamera, AlignmentCurve, float]:
     """PLA4D Eq. 4: the field of view whose front render on white has the least mean squared difference to the frame on white.
 
-    Range, steps and distance are not in the paper; the candidates are spaced by ``step`` degrees, then by ``refine_step`` around
-    the best.
+    Range, steps and distance are not in the paper; the candidates are spaced by ``step`` degrees, then by ``refine_step``
+    around the best.
 
     Args:
         mesh: facing +Z, longest side 1, centred on the origin.
@@ -180,10 +180,9 @@ def literal_search(
     near = best + torch.arange(-count, count + 1, dtype=torch.float64) * refine_step
     fine = errors(near)
     chosen = float(near[fine.argmin()])
-    order = torch.cat([x, near]).argsort()
-    curve = AlignmentCurve(
-        "Focal alignment (PLA4D Eq. 4)", "field of view (degrees)", torch.cat([x, near])[order], torch.cat([y, fine])[order], chosen
-    )
+    every, values = torch.cat([x, near]), torch.cat([y, fine])
+    order = every.argsort()
+    curve = AlignmentCurve("Focal alignment (PLA4D Eq. 4)", "field of view (degrees)", every[order], values[order], chosen)
     return FrontCamera(chosen, distance, crop.width, crop.height, elevation=elevation), curve, float(fine.min())
 
 

@@ -6,14 +6,13 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from ..mesh import Mesh
 from .curve import AlignmentCurve
 from .solve import AZIMUTH, DISTANCE, DOWN, ELEVATION, EXTENT, RIGHT, STAGES, Target, locate, refine
 
 #: A turn must explain the frame this much better than no turn: a mesh that faces front already is left alone.
-MARGIN = 0.85
+MARGIN = 0.5
 
 
 def detect_yaw(
@@ -28,40 +27,33 @@ def detect_yaw(
 ) -> tuple[float, AlignmentCurve]:
     """The turn about +Y, in degrees (-180, 180], that makes a mesh face +Z as the target shows it.
 
-    Every ``step`` degrees the mesh is drawn, sized and placed by its mask's moments, and compared in mask and colour. The ``keep``
-    best turns, none beside a better one, and 0 are solved with turn, size, distance and shift free; the best of these is
-    refined at full resolution. 0 wins unless another turn leaves less than :data:`MARGIN` of its error.
+    Every ``step`` degrees the mesh is drawn, sized and placed by its mask's moments, and compared in mask and colour. The
+    ``keep`` best turns, none beside a better one, are solved with turn, size, distance and shift free; the two best of these
+    go on to higher resolution. 0 wins unless another turn leaves less than :data:`MARGIN` of its error.
 
     Args:
         mesh: longest side about 1, centred on the origin.
         distance, elevation: of the cameras tried first; elevation (degrees) is kept.
     """
     count = round(360 / step)
-    yaws = torch.arange(count) * (360 / count) - 180 * (count // 2 * 2 / count)
+    yaws = (torch.arange(count, dtype=torch.float64) - count // 2) * (360 / count)  # 0 is one of them
     poses = torch.zeros(count, 6, dtype=torch.float64)
-    poses[:, DISTANCE], poses[:, ELEVATION] = math.log(distance), math.radians(elevation)
-    poses[:, AZIMUTH] = -yaws.double().deg2rad()
+    poses[:, DISTANCE], poses[:, ELEVATION], poses[:, AZIMUTH] = math.log(distance), math.radians(elevation), -yaws.deg2rad()
     poses, errors = locate(mesh, target, poses)
-    if progress:
-        progress(0.3)
-
     best = [i for i in errors.argsort().tolist() if errors[i] <= errors[i - 1] and errors[i] <= errors[(i + 1) % count]][:keep]
-    zero = int(yaws.abs().argmin())
     free = (EXTENT, DISTANCE, RIGHT, DOWN, AZIMUTH)
-    (resolution, scale), (fine, fine_scale) = STAGES[1], STAGES[2]
-    held, held_error = refine(mesh, target, poses[zero], free[:4], resolution=resolution, scale=scale, iterations=8)
-    solved: list[tuple[float, Tensor]] = []
-    for k, i in enumerate(best):
-        pose, _ = refine(mesh, target, poses[i], free, resolution=STAGES[0][0], scale=STAGES[0][1], iterations=8)
-        pose, error = refine(mesh, target, pose, free, resolution=resolution, scale=scale, iterations=5)
-        solved.append((error, pose))
+
+    held, held_error = poses[count // 2], math.inf
+    turned, error = [poses[i] for i in best], math.inf
+    for k, (resolution, scale) in enumerate(STAGES[:2]):
         if progress:
-            progress(0.3 + 0.5 * (k + 1) / len(best))
-    error, pose = min(solved, key=lambda item: item[0])
+            progress((k + 1) / 3)
+        held, held_error = refine(mesh, target, held, free[:4], resolution=resolution, scale=scale, iterations=8)
+        solved = [refine(mesh, target, pose, free, resolution=resolution, scale=scale, iterations=8) for pose in turned]
+        solved = sorted(solved, key=lambda item: item[1])[:2]
+        turned, error = [pose for pose, _ in solved], solved[0][1]
+    chosen = 0.0
     if error < MARGIN * held_error:
-        pose, _ = refine(mesh, target, pose, free, resolution=fine, scale=fine_scale, iterations=5)
-        chosen = -math.degrees(pose[AZIMUTH])
-        chosen = (chosen + 180) % 360 - 180
-    else:
-        chosen = 0.0
+        pose, _ = refine(mesh, target, turned[0], free, resolution=STAGES[2][0], scale=STAGES[2][1], supersample=3)
+        chosen = 180 - (math.degrees(pose[AZIMUTH]) + 180) % 360
     return chosen, AlignmentCurve("Front detection", "turn about +Y (degrees)", yaws, errors, chosen)

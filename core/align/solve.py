@@ -1,14 +1,15 @@
 """The camera that makes a mesh look like a frame: closed-form placement, then robust Gauss-Newton on rendered pictures.
 
-A pose is six numbers: log extent, log distance, shift right and down of the object (principal point) in picture heights, elevation
-and azimuth in radians. Extent, tan(fovy / 2) times distance, is the half height of the picture at the object: it fixes the object's
-size in the picture, so that distance at fixed extent is perspective alone and the two can be solved side by side.
+A pose is six numbers: log extent, log distance, shift right and down of the object (principal point) in picture heights,
+elevation and azimuth in radians. Extent, tan(fovy / 2) times distance, is the half height of the picture at the object: it
+fixes the object's size in the picture, so that distance at fixed extent is perspective alone and both can be solved together.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -24,8 +25,19 @@ EXTENT, DISTANCE, RIGHT, DOWN, ELEVATION, AZIMUTH = range(6)
 #: Nearest and farthest camera considered, for an object whose longest side is 1 (half its diagonal is at most 0.87).
 DISTANCES = (0.9, 8.0)
 
-#: Residual (premultiplied RGBA in [0, 1]) beyond which a pixel counts as not explained, per stage, coarse to fine.
+#: Where perspective says little, because the mesh is not quite the frame's object, the distance stays near the first number: a
+#: factor of e away must lower the log error by the second. With an exact mesh the error's dip is far deeper than that.
+DISTANCE_PRIOR = (2.0, 0.6)
+
+#: Coarse to fine: pixels across the object's window, and the residual (premultiplied RGBA in [0, 1]) beyond which a pixel
+#: counts as not explained.
 STAGES = ((64, 0.4), (128, 0.2), (256, 0.1))
+
+#: Of the Gauss-Newton steps tried side by side, relative to the diagonal.
+DAMPINGS = (0.0, 1.0, 20.0)
+
+#: Room around the foreground in which a pose may go wrong visibly, in parts of its longer side.
+MARGIN = 0.1
 
 
 @dataclass(frozen=True)
@@ -33,7 +45,7 @@ class Target:
     """One frame to align with.
 
     Args:
-        image: the crop, premultiplied RGBA, (S, S, 4).
+        image: the video's crop, premultiplied RGBA, (S, S, 4).
         crop: the window of the original picture that it shows.
         color: whether colours are compared, not only masks.
     """
@@ -49,30 +61,104 @@ class Target:
         Raises:
             InputError: where the frame has no foreground.
         """
-        mask = video.masks[frame].float()
-        if float(mask.mean()) < 1e-4:
-            raise InputError(f"{video.source}: frame {frame} has no foreground to align with, check the mask or remove the background")
-        return Target(torch.cat([video.frames[frame].float() * mask[..., None], mask[..., None]], -1), video.crop, color)
+        mask = video.masks[frame].float().cpu()
+        if float((mask > 0.5).float().mean()) < 1e-4:
+            raise InputError(f"{video.source}: frame {frame} has no foreground to align with, check its mask")
+        rgba = torch.cat([video.frames[frame].float().cpu() * mask[..., None], mask[..., None]], -1)
+        return Target(rgba, video.crop, color)
 
-    def at(self, resolution: int) -> Tensor:  # (R, R, 4)
-        """The picture at another size, blurred as :func:`draw` blurs."""
-        image = self.image.permute(2, 0, 1)[None]
-        if image.shape[-1] != resolution:
-            image = torch.nn.functional.interpolate(
-                image, (resolution, resolution), mode="bilinear", antialias=resolution < image.shape[-1]
-            )
-        return _blur(image)[0].permute(1, 2, 0)
+    @cached_property
+    def window(self) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom of the foreground with :data:`MARGIN` around, pixels of ``image``."""
+        inside = self.image[..., 3] > 0.5
+        columns, rows = inside.any(0).nonzero()[:, 0].tolist(), inside.any(1).nonzero()[:, 0].tolist()
+        left, top, right, bottom = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+        margin = round(MARGIN * max(right - left, bottom - top)) + 2
+        size = self.image.shape[0]
+        return max(left - margin, 0), max(top - margin, 0), min(right + margin, size), min(bottom + margin, size)
+
+    def at(self, resolution: int) -> View:
+        """The foreground's window drawn so that its longer side has at most ``resolution`` pixels."""
+        left, top, right, bottom = self.window
+        width, height = right - left, bottom - top
+        image = self.image[top:bottom, left:right]
+        pixel = self.crop.size / self.image.shape[0]
+        scale = resolution / max(width, height)
+        if scale < 1:
+            size = (max(round(height * scale), 8), max(round(width * scale), 8))
+            image = torch.nn.functional.interpolate(image.permute(2, 0, 1)[None], size, mode="bilinear", antialias=True)
+            image = image[0].permute(1, 2, 0)
+        rows, columns = image.shape[:2]
+        return View(
+            image.contiguous(),
+            self.crop,
+            (self.crop.x + left * pixel, self.crop.y + top * pixel),
+            (columns / width / pixel, rows / height / pixel),
+        )
 
 
-def pose_cameras(pose: Tensor, crop: Crop, resolution: int) -> Cameras:
-    """Cameras (B) of poses (B, 6), seen through ``crop`` drawn at ``resolution``."""
-    distance, scale = pose[:, DISTANCE].exp(), resolution / crop.size
-    K = torch.zeros(len(pose), 3, 3)
-    K[:, 0, 0] = K[:, 1, 1] = scale * crop.height / 2 * distance / pose[:, EXTENT].exp()
-    K[:, 0, 2] = scale * (crop.width / 2 + pose[:, RIGHT] * crop.height - crop.x)
-    K[:, 1, 2] = scale * (crop.height / 2 + pose[:, DOWN] * crop.height - crop.y)
-    K[:, 2, 2] = 1
-    return Cameras(orbit_poses(pose[:, AZIMUTH].rad2deg(), pose[:, ELEVATION].rad2deg(), distance), K, resolution, resolution)
+@dataclass(frozen=True)
+class View:
+    """A window of the frame at one resolution, and the cameras that draw it.
+
+    Args:
+        image: premultiplied RGBA, (H, W, 4).
+        crop: of the video; gives the original picture's size.
+        corner: left and top of the window, pixels of the original picture.
+        scale: pixels of the view a pixel of the original picture, right and down.
+    """
+
+    image: Tensor  # (H, W, 4)
+    crop: Crop
+    corner: tuple[float, float]
+    scale: tuple[float, float]
+
+    def principal(self, pose: Tensor) -> Tensor:  # (B, 6) -> (B, 2)
+        """Principal points of poses, pixels of the view."""
+        middle = pose.new_tensor([self.crop.width / 2, self.crop.height / 2])
+        return (middle + pose[:, [RIGHT, DOWN]] * self.crop.height - pose.new_tensor(self.corner)) * pose.new_tensor(self.scale)
+
+    def centred(self, pose: Tensor, principal: Tensor) -> Tensor:  # (B, 6), (B, 2) -> (B, 6)
+        """Poses moved so that their principal points are these."""
+        middle = pose.new_tensor([self.crop.width / 2, self.crop.height / 2])
+        pose = pose.clone()
+        place = principal / pose.new_tensor(self.scale) + pose.new_tensor(self.corner)
+        pose[:, [RIGHT, DOWN]] = (place - middle) / self.crop.height
+        return pose
+
+    def cameras(self, pose: Tensor) -> Cameras:  # (B, 6)
+        """Cameras (B) of poses."""
+        distance = pose[:, DISTANCE].exp()
+        focal = self.crop.height / 2 * distance / pose[:, EXTENT].exp()
+        K = torch.zeros(len(pose), 3, 3)
+        K[:, 0, 0], K[:, 1, 1] = focal * self.scale[0], focal * self.scale[1]
+        K[:, :2, 2] = self.principal(pose).float()
+        K[:, 2, 2] = 1
+        poses = orbit_poses(pose[:, AZIMUTH].rad2deg(), pose[:, ELEVATION].rad2deg(), distance)
+        return Cameras(poses, K, self.image.shape[1], self.image.shape[0])
+
+    def draw(self, mesh: Mesh, pose: Tensor, supersample: int = 2) -> Tensor:  # (B, 6) -> (B, H, W, 4)
+        """The mesh from poses, premultiplied RGBA."""
+        render = render_mesh(mesh, self.cameras(pose), supersample=supersample)
+        return torch.cat([render.color, render.alpha[..., None]], -1)
+
+    def residuals(self, images: Tensor, color: bool) -> Tensor:  # (B, H, W, 4) -> (B, H, W, 4 or 1)
+        """Differences in premultiplied colour and alpha; each channel of an image is first scaled by the gain (0.5 to 2) that
+        explains the frame best where that shows the object, which absorbs exposure and white balance."""
+        goal = self.image
+        if not color:
+            return images[..., 3:] - goal[..., 3:]
+        ridge = 0.02 * goal[..., 3].sum()
+        cross = torch.einsum("bhwc,hwc->bc", images, goal)
+        square = torch.einsum("bhwc,bhwc,hw->bc", images, images, goal[..., 3])
+        gain = ((cross + ridge) / (square + ridge)).clamp(0.5, 2)
+        gain[:, 3] = 1
+        return torch.addcmul(-goal, images, gain[:, None, None])
+
+    def error(self, residual: Tensor, scale: float) -> Tensor:  # (B, H, W, K) -> (B,)
+        """Cauchy loss of the pixels' residuals, a unit of the object's area; about the mean square residual where small."""
+        square = residual.square().sum(-1)
+        return (square / scale**2).log1p_().sum((1, 2)) * scale**2 / self.image[..., 3].sum()
 
 
 def pose_front(pose: Tensor, crop: Crop) -> FrontCamera:  # (6,)
@@ -89,40 +175,6 @@ def pose_front(pose: Tensor, crop: Crop) -> FrontCamera:  # (6,)
     )
 
 
-def front_pose(front: FrontCamera) -> Tensor:  # (6,)
-    """The pose of a driving video's camera, azimuth 0."""
-    right = 0.0 if front.cx is None else front.cx / front.height - front.width / front.height / 2
-    down = 0.0 if front.cy is None else front.cy / front.height - 0.5
-    return torch.tensor(
-        [math.log(front.extent), math.log(front.distance), right, down, math.radians(front.elevation), 0.0], dtype=torch.float64
-    )
-
-
-def draw(mesh: Mesh, pose: Tensor, crop: Crop, resolution: int, supersample: int = 2) -> Tensor:  # (B, R, R, 4)
-    """The mesh from poses (B, 6), premultiplied RGBA, slightly blurred so that differing resampling filters compare."""
-    render = render_mesh(mesh, pose_cameras(pose, crop, resolution), supersample=supersample)
-    return _blur(torch.cat([render.color, render.alpha[..., None]], -1).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-
-def residuals(images: Tensor, target: Tensor, color: bool) -> Tensor:  # (B, R, R, 4), (R, R, 4) -> (B, R, R, 4 or 1)
-    """Differences in premultiplied colour and alpha; each channel of an image is first scaled by the gain (0.5 to 2) that explains
-    the target best where both show the object, which absorbs exposure and white balance."""
-    alpha = images[..., 3:] - target[..., 3:]
-    if not color:
-        return alpha
-    overlap = images[..., 3:] * target[..., 3:]
-    ridge = 0.02 * overlap.sum((1, 2)) + 1e-6
-    cross, square = (overlap * images[..., :3] * target[..., :3]).sum((1, 2)), (overlap * images[..., :3] ** 2).sum((1, 2))
-    gain = ((cross + ridge) / (square + ridge)).clamp(0.5, 2)
-    return torch.cat([images[..., :3] * gain[:, None, None] - target[..., :3], alpha], -1)
-
-
-def robust_error(residual: Tensor, target: Tensor, scale: float) -> Tensor:  # (B, R, R, K), (R, R, 4) -> (B,)
-    """Cauchy loss of the pixels' residuals, a unit of the object's area; about the mean square residual for small ones."""
-    loss = scale**2 * torch.log1p(residual.square().sum(-1) / scale**2)
-    return loss.sum((1, 2)) / target[..., 3].sum()
-
-
 def locate(mesh: Mesh, target: Target, pose: Tensor, *, resolution: int = 64, rounds: int = 3) -> tuple[Tensor, Tensor]:
     """Extent and shift in closed form, by the masks' centroid and spread, for each pose's distance, elevation and azimuth.
 
@@ -130,38 +182,36 @@ def locate(mesh: Mesh, target: Target, pose: Tensor, *, resolution: int = 64, ro
         pose: candidates, (B, 6); their extent and shift are ignored.
 
     Returns:
-        The poses, (B, 6), and their robust errors, (B,).
+        The poses, (B, 6), and their scores, (B,): robust error, times the prior's factor.
     """
-    pose, crop, goal = pose.clone(), target.crop, target.at(resolution)
-    scale = resolution / crop.size
+    goal = target.at(resolution)
     # First guess from bounding boxes, orthographic.
-    view = orbit_poses(pose[:, AZIMUTH].rad2deg(), pose[:, ELEVATION].rad2deg(), 1.0)[:, :2, :3] @ mesh.vertices.float().T
-    low, high = view.amin(-1), view.amax(-1)  # (B, 2)
-    inside = goal[..., 3] > 0.5 * goal[..., 3].max()
+    turn = orbit_poses(pose[:, AZIMUTH].rad2deg(), pose[:, ELEVATION].rad2deg(), 1.0)[:, :2, :3]
+    seen = turn @ mesh.vertices.float().T
+    low, high = seen.amin(-1), seen.amax(-1)  # (B, 2)
+    inside = goal.image[..., 3] > 0.5
     columns, rows = inside.any(0).nonzero()[:, 0], inside.any(1).nonzero()[:, 0]
     size = torch.stack([columns[-1] - columns[0], rows[-1] - rows[0]]) + 1.0
     middle = torch.stack([columns[-1] + columns[0], rows[-1] + rows[0]]) / 2 + 0.5
-    per_unit = ((high - low) * size).sum(-1) / ((high - low) ** 2).sum(-1)  # pixels of the crop a world unit
-    centre = middle - per_unit[:, None] * (low + high) / 2
-    pose[:, EXTENT] = torch.log(crop.height * scale / 2 / per_unit)
-    _set_centre(pose, centre, crop, scale)
+    per_unit = ((high - low) * size).sum(-1) / ((high - low) ** 2).sum(-1)  # pixels a world unit
+    pose = goal.centred(pose, (middle - per_unit[:, None] * (low + high) / 2).to(pose))
+    pose[:, EXTENT] = torch.log(goal.crop.height * goal.scale[1] / 2 / per_unit)
 
-    wanted, wanted_spread = _moments(goal[None, ..., 3])
-    images = draw(mesh, pose, crop, resolution)
+    wanted, wanted_spread = _moments(goal.image[None, ..., 3])
+    images = goal.draw(mesh, pose)
     for _ in range(rounds):
         mean, spread = _moments(images[..., 3])
-        shrink = (spread / wanted_spread).clamp(0.5, 2)
-        principal = scale * torch.stack(
-            [
-                crop.width / 2 + pose[:, RIGHT] * crop.height - crop.x,
-                crop.height / 2 + pose[:, DOWN] * crop.height - crop.y,
-            ],
-            -1,
-        )
+        shrink = (spread / wanted_spread).clamp(0.5, 2).to(pose)
+        pose = goal.centred(pose, wanted - (mean - goal.principal(pose)) / shrink[:, None])
         pose[:, EXTENT] += shrink.log()
-        _set_centre(pose, wanted - (mean - principal) / shrink[:, None], crop, scale)
-        images = draw(mesh, pose, crop, resolution)
-    return pose, robust_error(residuals(images, goal, target.color), goal, STAGES[0][1])
+        images = goal.draw(mesh, pose)
+    return pose, goal.error(goal.residuals(images, target.color), STAGES[0][1]) * prior(pose)
+
+
+def prior(pose: Tensor) -> Tensor:  # (B, 6) -> (B,)
+    """Factor on the error: with an unknown noise level, a prior on a parameter multiplies the sum of squares."""
+    centre, strength = DISTANCE_PRIOR
+    return (strength * (pose[:, DISTANCE] - math.log(centre)).square()).exp()
 
 
 def refine(
@@ -177,23 +227,21 @@ def refine(
 ) -> tuple[Tensor, float]:
     """Levenberg-Marquardt over the ``free`` entries of a pose, derivatives by central differences of about half a pixel.
 
-    All pictures of an iteration are one batch: the derivatives', then those of steps at four dampings, of which the best is taken.
+    An iteration draws two batches: the derivatives', then steps at several dampings, of which the best is taken.
 
     Returns:
-        The pose, (6,) float64, and its robust error at ``scale``.
+        The pose, (6,) float64, and its score: robust error at ``scale``, times the prior's factor.
     """
-    goal, crop, index = target.at(resolution), target.crop, list(free)
-    pixel = 1 / resolution
-    # Half a pixel at the object's rim; perspective moves the rim about a fifth as much as size does.
-    step = torch.tensor(
-        [1.5 * pixel, 8 * pixel, 0.5 * pixel * crop.size / crop.height, 0.5 * pixel * crop.size / crop.height, 3 * pixel, 3 * pixel],
-        dtype=torch.float64,
-    )
+    goal, index = target.at(resolution), list(free)
+    # Steps of half a pixel at the object's rim; perspective moves the rim about a fifth as much as size does.
+    across = max(goal.image.shape[:2])
+    shift = 0.5 / goal.scale[1] / goal.crop.height
+    step = torch.tensor([1.2 / across, 6 / across, shift, shift, 2.5 / across, 2.5 / across], dtype=torch.float64)
     offsets = torch.diag(step)[index]
 
     def errors(poses: Tensor) -> tuple[Tensor, Tensor]:
-        residual = residuals(draw(mesh, poses, crop, resolution, supersample), goal, target.color)
-        return residual, robust_error(residual, goal, scale)
+        residual = goal.residuals(goal.draw(mesh, poses, supersample), target.color)
+        return residual, goal.error(residual, scale) * prior(poses)
 
     pose = pose.double()
     error = math.inf
@@ -206,10 +254,16 @@ def refine(
         weighted = (weight * residual[0].new_ones(residual.shape[-1])).flatten()
         hessian = ((jacobian * weighted) @ jacobian.T).double()
         gradient = ((jacobian * weighted) @ residual[0].flatten()).double()
-        damped = torch.stack([torch.diag(hessian.diagonal() * k + 1e-9) for k in (0.0, 0.1, 2.0, 30.0)])
-        moves = -torch.linalg.solve(hessian + damped, gradient.expand(4, n))
+        if DISTANCE in index:
+            # The prior's factor as one more residual, at the present error.
+            k, (centre, strength) = index.index(DISTANCE), DISTANCE_PRIOR
+            pull = strength * float(goal.error(residual[:1], scale)) * float(goal.image[..., 3].sum()) * float(step[DISTANCE])
+            hessian[k, k] += pull * float(step[DISTANCE])
+            gradient[k] += pull * float(pose[DISTANCE] - math.log(centre))
+        damped = torch.stack([torch.diag(hessian.diagonal() * k + 1e-9) for k in DAMPINGS])
+        moves = -torch.linalg.solve(hessian + damped, gradient.expand(len(DAMPINGS), n))
         moves = moves * (12 / moves.abs().amax(-1, keepdim=True)).clamp(max=1)
-        candidates = pose.repeat(4, 1)
+        candidates = pose.repeat(len(DAMPINGS), 1)
         candidates[:, index] += moves * step[index]
         candidates[:, DISTANCE] = candidates[:, DISTANCE].clamp(math.log(DISTANCES[0]), math.log(DISTANCES[1]))
         candidates[:, ELEVATION] = candidates[:, ELEVATION].clamp(-1.4, 1.4)
@@ -219,32 +273,16 @@ def refine(
             break
         moved = float(moves[best].abs().max())
         pose, gained, error = candidates[best], error - float(values[best]), float(values[best])
-        if moved < 0.01 or gained < 1e-5 * error:
+        if moved < 0.03 or gained < 1e-4 * error:
             break
     return pose, error
 
 
-def _set_centre(pose: Tensor, centre: Tensor, crop: Crop, scale: float) -> None:
-    """Put the principal point at ``centre`` (B, 2), pixels of the crop at ``scale``."""
-    pose[:, RIGHT] = (centre[:, 0] / scale + crop.x - crop.width / 2) / crop.height
-    pose[:, DOWN] = (centre[:, 1] / scale + crop.y - crop.height / 2) / crop.height
-
-
-def _moments(alpha: Tensor) -> tuple[Tensor, Tensor]:  # (B, R, R) -> (B, 2), (B,)
-    """Centroid (x, y) in pixels and root mean square radius of masks."""
-    at = torch.arange(alpha.shape[-1], dtype=alpha.dtype) + 0.5
-    total = alpha.sum((1, 2)).clamp_min(1e-3)
-    x, y = (alpha.sum(1) * at).sum(-1) / total, (alpha.sum(2) * at).sum(-1) / total
-    xx, yy = (alpha.sum(1) * at**2).sum(-1) / total, (alpha.sum(2) * at**2).sum(-1) / total
+def _moments(alpha: Tensor) -> tuple[Tensor, Tensor]:  # (B, H, W) -> (B, 2), (B,)
+    """Centroid (x, y) in pixels and root mean square radius of masks, float64."""
+    u, v = (torch.arange(n, dtype=torch.float64) + 0.5 for n in (alpha.shape[2], alpha.shape[1]))
+    columns, rows = alpha.sum(1).double(), alpha.sum(2).double()
+    total = rows.sum(-1).clamp_min(1e-3)
+    x, y = (columns @ u) / total, (rows @ v) / total
+    xx, yy = (columns @ u**2) / total, (rows @ v**2) / total
     return torch.stack([x, y], -1), (xx - x**2 + yy - y**2).clamp_min(1e-6).sqrt()
-
-
-def _blur(images: Tensor) -> Tensor:  # (B, K, R, R)
-    """Gaussian of 0.8 pixels, five taps."""
-    taps = torch.exp(-0.5 * (torch.arange(-2, 3, dtype=images.dtype) / 0.8) ** 2)
-    taps = (taps / taps.sum()).tolist()
-    for axis in (-1, -2):
-        size = images.shape[axis]
-        padded = torch.nn.functional.pad(images, (2, 2, 0, 0) if axis == -1 else (0, 0, 2, 2))
-        images = sum((padded.narrow(axis, k, size) * w for k, w in enumerate(taps)), torch.zeros_like(images))
-    return images

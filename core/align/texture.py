@@ -26,10 +26,10 @@ def color_from_frame(
 ) -> Mesh:
     """Vertex colours from one frame.
 
-    The mesh is welded, and subdivided until an edge spans about one pixel. A vertex that the camera sees takes the frame's colour there, weighted by
-    how squarely it faces the camera; pixels within ``border`` of the mask's edge or of a jump in depth are not trusted. Everything
-    else is filled by the smoothest colours over the surface that continue the seen ones (a sparse Laplacian system), and parts
-    without any seen vertex take the nearest seen colour.
+    The mesh is welded, and subdivided until an edge spans about one pixel. A vertex that the camera sees takes the frame's
+    colour there, weighted by how squarely it faces the camera; pixels within ``border`` of the mask's edge or of a jump in
+    depth are not trusted. Everything else is filled by the smoothest colours over the surface that continue the seen ones (a
+    sparse Laplacian system), and parts without any seen vertex take the nearest seen colour.
 
     Args:
         frame: of the picture that ``camera`` draws.
@@ -40,7 +40,7 @@ def color_from_frame(
     from scipy.ndimage import binary_erosion, map_coordinates, maximum_filter, minimum_filter
     from scipy.sparse import coo_matrix, diags
     from scipy.sparse.linalg import splu
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     depth_of_origin = float(camera.world_to_camera[0, 2, 3])
     pixel = depth_of_origin / float(camera.K[0, 1, 1])  # world size of a pixel at the object
@@ -62,7 +62,7 @@ def color_from_frame(
     render = render_mesh(fine, camera, supersample=1)
     depth = render.depth[0].double().numpy()
     near, far = minimum_filter(np.where(depth > 0, depth, np.inf), 3), maximum_filter(depth, 3)
-    trusted = binary_erosion((mask.numpy() > 0.9) & (depth > 0), iterations=border) & (far - near < 0.05)
+    trusted = (far - near < 0.05) & binary_erosion((mask.numpy() > 0.9) & (depth > 0), iterations=border).astype(bool)
 
     view = camera.world_to_camera[0].double().numpy()
     at = vertices @ view[:3, :3].T + view[:3, 3]
@@ -88,7 +88,7 @@ def color_from_frame(
     ) / np.maximum(alpha, 1e-3)[:, None]
     data = np.zeros((len(vertices), 3))
     weight = np.full(len(vertices), 1e-5)
-    data[~seen] = sampled[cKDTree(vertices[seen]).query(vertices[~seen])[1]]
+    data[~seen] = sampled[KDTree(vertices[seen]).query(vertices[~seen])[1]]
     data[seen], weight[seen] = sampled, 300 * facing[seen] ** 2
 
     edges = np.unique(np.sort(faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1), axis=0)
@@ -110,7 +110,7 @@ def _weld(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _subdivide(vertices: np.ndarray, faces: np.ndarray, longest: float) -> tuple[np.ndarray, np.ndarray]:
-    """Every edge above ``longest`` split in the middle, both faces at an edge alike, until none is or :data:`MOST_FACES` is reached."""
+    """Edges above ``longest`` halved, alike in both their faces, until none is left or :data:`MOST_FACES` is near."""
     while len(faces) * 4 <= MOST_FACES:
         corners = np.sort(faces[:, [1, 2, 2, 0, 0, 1]].reshape(-1, 2), axis=1)  # edge k lies opposite corner k
         edges, which = np.unique(corners, axis=0, return_inverse=True)
