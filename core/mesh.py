@@ -419,8 +419,8 @@ class _Folder:
         return self.get(key)
 
 
-def _scene_parts(source: Any, file_type: str, files: Any) -> Iterator[tuple[Any, np.ndarray]]:
-    """Every triangle geometry of a file with its world transform, the total size checked before anything is copied."""
+def _read_scene(source: Any, file_type: str, files: Any) -> tuple[Any, list[tuple[str, Any]]]:
+    """trimesh's scene, and the nodes that hold triangles with their geometry, the total size checked before any is copied."""
     import trimesh
 
     scene = trimesh.load_scene(source, file_type=file_type, resolver=files, process=False)
@@ -428,27 +428,26 @@ def _scene_parts(source: Any, file_type: str, files: Any) -> Iterator[tuple[Any,
         raise files.refusal
     found = []
     for node in scene.graph.nodes_geometry:
-        transform, name = scene.graph[node]
-        geometry = scene.geometry[name]
+        geometry = scene.geometry[scene.graph[node][1]]
         if isinstance(geometry, trimesh.Trimesh) and len(geometry.faces):
-            found.append((geometry, transform))
+            found.append((node, geometry))
     for what in ("vertices", "faces"):
-        total = sum(len(getattr(geometry, what)) for geometry, _ in found)
+        total = sum(len(getattr(geometry, what)) for _, geometry in found)
         if total > MAX_ELEMENTS:
             raise InputError(f"{files.path}: {total:,} {what}, more than {MAX_ELEMENTS:,}, reduce the mesh")
-    yield from found
+    return scene, found
 
 
-def _moved(geometry: Any, transform: np.ndarray) -> dict[str, Any]:
+def _moved(geometry: Any, transform: np.ndarray) -> dict[str, Any]:  # (4, 4) or (V, 4, 4)
     """Vertices, faces and given normals of a trimesh in the world."""
-    linear = transform[:3, :3]
+    linear = transform[..., :3, :3]
     faces = np.asarray(geometry.faces)
     normals = np.asarray(geometry.vertex_normals) if "vertex_normals" in geometry._cache else None
     if normals is not None:
-        normals = normals @ np.linalg.pinv(linear)
+        normals = (normals[:, None] @ np.linalg.pinv(linear))[:, 0]
     return {
-        "vertices": np.asarray(geometry.vertices) @ linear.T + transform[:3, 3],
-        "faces": faces[:, ::-1] if np.linalg.det(linear) < 0 else faces,
+        "vertices": (linear @ np.asarray(geometry.vertices)[..., None])[..., 0] + transform[..., :3, 3],
+        "faces": faces[:, ::-1] if np.linalg.det(linear).mean() < 0 else faces,
         "normals": normals,
     }
 
@@ -458,8 +457,9 @@ def _plain_parts(path: Path, files: _Folder) -> Iterator[_Part]:
     if path.suffix.lower() == ".ply":
         _check_ply(path)
     with path.open("rb") as file:
-        for geometry, transform in _scene_parts(file, path.suffix[1:].lower(), files):
-            part = _moved(geometry, transform)
+        scene, found = _read_scene(file, path.suffix[1:].lower(), files)
+        for node, geometry in found:
+            part = _moved(geometry, scene.graph[node][0])
             visual = geometry.visual
             if visual.kind == "texture":
                 material = visual.material
@@ -503,7 +503,7 @@ def _encoded(rgba: Any) -> np.ndarray:
 
 
 def _gltf_parts(path: Path, files: _Folder) -> Iterator[_Part]:
-    """Parts of a glTF 2.0 file. trimesh reads geometry and nodes; materials are read here, since they are linear and exact."""
+    """Parts of a glTF 2.0 file. trimesh reads geometry and nodes; materials, linear and exact, and skins are read here."""
     header, buffers = _read_gltf(path, files)
     materials = [*header.get("materials", []), {}]
     for mesh in header.get("meshes", []):
@@ -514,15 +514,23 @@ def _gltf_parts(path: Path, files: _Folder) -> Iterator[_Part]:
             chosen = _placing(texture).get("texCoord", texture.get("texCoord", 0))
             if texture:
                 attributes["TEXCOORD_0"] = attributes[f"TEXCOORD_{chosen}"]
-    # trimesh hands a material's name through: the index of the original one.
-    slim = {k: header[k] for k in ("asset", "scene", "scenes", "nodes", "meshes", "accessors", "bufferViews") if k in header}
+            for name in ("JOINTS_0", "WEIGHTS_0"):  # trimesh hands names through that begin with an underscore
+                if name in attributes:
+                    attributes["_" + name] = attributes[name]
+    slim = {k: header[k] for k in ("asset", "scene", "scenes", "meshes", "accessors", "bufferViews") if k in header}
+    # Names say which node and which material a geometry came from.
+    placed = ("children", "mesh", "matrix", "translation", "rotation", "scale")
+    slim["nodes"] = [{k: n[k] for k in placed if k in n} | {"name": str(i)} for i, n in enumerate(header.get("nodes", []))]
     slim["materials"] = [{"name": str(i)} for i in range(len(materials))]
     slim["buffers"] = [{"uri": f"#{i}"} for i in range(len(buffers))]
     images: dict[int, Image.Image] = {}
     resolver = _Buffers(path, buffers)
-    for geometry, transform in _scene_parts(BytesIO(json.dumps(slim).encode()), "gltf", resolver):
+    scene, found = _read_scene(BytesIO(json.dumps(slim).encode()), "gltf", resolver)
+    for node, geometry in found:
         material = materials[int(geometry.visual.material.name)]
-        part = _moved(geometry, transform)
+        skin = header["nodes"][int(node.split("_")[0])].get("skin")
+        posed = skin is not None and "_WEIGHTS_0" in geometry.vertex_attributes
+        part = _moved(geometry, _skinning(geometry, header, buffers, scene, skin) if posed else scene.graph[node][0])
         factor, texture = _base_color(material)
         part["face_color"] = _encoded(factor)
         color = geometry.visual.vertex_attributes.get("color")
@@ -531,17 +539,33 @@ def _gltf_parts(path: Path, files: _Folder) -> Iterator[_Part]:
         mode = material.get("alphaMode", "OPAQUE")
         part["alpha_cutoff"] = {"MASK": float(material.get("alphaCutoff", 0.5)), "BLEND": 0.5}.get(mode, 0.0)
         if texture and geometry.visual.uv is not None:
-            uvs = np.asarray(geometry.visual.uv, np.float64) * [1, -1] + [0, 1]
+            part["uvs"] = np.asarray(geometry.visual.uv, np.float64) * [1, -1] + [0, 1]
             placing = _placing(texture)
-            angle = placing.get("rotation", 0.0)
-            turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])  # rows times R^T
-            part["uvs"] = (uvs * placing.get("scale", [1, 1])) @ turn + placing.get("offset", [0, 0])
+            if placing:
+                angle = placing.get("rotation", 0.0)
+                turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])  # rows times R^T
+                part["uvs"] = (part["uvs"] * placing.get("scale", [1, 1])) @ turn + placing.get("offset", [0, 0])
             source = header["textures"][texture["index"]]
             source = source.get("extensions", {}).get("EXT_texture_webp", source)["source"]
             if source not in images:
                 images[source] = _gltf_image(header["images"][source], header, buffers, files)
             part["image"] = images[source]
         yield _Part(**part)
+
+
+def _skinning(geometry: Any, header: dict[str, Any], buffers: list[bytes], scene: Any, index: int) -> np.ndarray:  # (V, 4, 4)
+    """World transform of each vertex of a skinned geometry in its resting pose: the weighted mean of its joints' (3.7.3.3)."""
+    skin = header["skins"][index]
+    matrices = np.stack([scene.graph[str(joint)][0] for joint in skin["joints"]])
+    if "inverseBindMatrices" in skin:
+        accessor = header["accessors"][skin["inverseBindMatrices"]]
+        view = header["bufferViews"][accessor["bufferView"]]
+        start = view.get("byteOffset", 0) + accessor.get("byteOffset", 0)
+        inverse = np.frombuffer(buffers[view["buffer"]], "<f4", 16 * len(matrices), start)
+        matrices = matrices @ inverse.reshape(-1, 4, 4).swapaxes(1, 2)  # stored by columns
+    weights = geometry.vertex_attributes["_WEIGHTS_0"].astype(np.float64)
+    weights /= np.maximum(weights.sum(-1, keepdims=True), 1e-12)
+    return np.einsum("vj,vjab->vab", weights, matrices[geometry.vertex_attributes["_JOINTS_0"]])
 
 
 def _base_color(material: dict[str, Any]) -> tuple[list[float], dict[str, Any]]:
