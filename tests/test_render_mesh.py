@@ -62,7 +62,7 @@ def bilinear(texture: np.ndarray, uv: np.ndarray) -> np.ndarray:
 
 
 def cast(mesh: Mesh, cameras: Cameras, samples: int, near: float = 0.01) -> tuple[np.ndarray, ...]:
-    """Colour, alpha, depth, normal as MeshRender has them, and the face of each sample (C, H s, W s), by Moller and Trumbore."""
+    """Colour, alpha, depth, normal as MeshRender has them, and each sample's face (C, H s, W s), by Moller and Trumbore."""
     v = mesh.vertices.double().numpy()[mesh.faces.numpy()]
     linear = [np.concatenate([decode(t.double().numpy()[..., :3]), t.double().numpy()[..., 3:]], -1) for t in mesh.textures]
     factor = mesh.face_color.double().numpy()
