@@ -346,8 +346,9 @@ def load_mesh(path: str | os.PathLike[str]) -> Mesh:
         raise InputError(f"{path}: not a mesh format that is read here, convert it to one of {', '.join(SUFFIXES)}")
     if not path.is_file():
         raise InputError(f"{path}: no such file, check the path of the mesh")
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise InputError(f"{path}: larger than {MAX_FILE_BYTES >> 20} MB, reduce the mesh")
+    limit = MAX_FILE_BYTES // 4 if path.suffix.lower() == ".obj" else MAX_FILE_BYTES  # text takes many times its size to read
+    if path.stat().st_size > limit:
+        raise InputError(f"{path}: larger than {limit >> 20} MB, reduce the mesh")
     files = _Folder(path)
     try:
         if path.suffix.lower() in (".glb", ".gltf"):

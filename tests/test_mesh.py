@@ -295,6 +295,14 @@ def test_missing_foreign_and_damaged_files(tmp_path: Path) -> None:
         refused(tmp_path / "cut.glb", "export it again")
 
 
+def test_files_beyond_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mesh_module, "MAX_FILE_BYTES", 4 << 20)
+    (tmp_path / "a.obj").write_bytes(b"#" * (2 << 20))
+    refused(tmp_path / "a.obj", "1 MB")
+    (tmp_path / "a.glb").write_bytes(b"#" * (5 << 20))
+    refused(tmp_path / "a.glb", "4 MB")
+
+
 def test_no_faces(tmp_path: Path) -> None:
     (tmp_path / "points.ply").write_bytes(export_ply(trimesh.PointCloud(QUAD)))
     refused(tmp_path / "points.ply", "faces")
