@@ -42,8 +42,9 @@ def _preset(what: str) -> io.Input:
 
 
 def _seed() -> io.Input:
+    # The page would add a control that changes every seed after each run, and with it fit everything anew.
     return io.Int.Input(
-        "seed", default=0, min=0, max=2**32 - 1, control_after_generate=True, tooltip="Same seed = same result."
+        "seed", default=0, min=0, max=2**32 - 1, control_after_generate=False, tooltip="Same seed = same result."
     )
 
 

@@ -95,15 +95,19 @@ class Report:
         self.show(round(100 * fraction), 100, None if picture is None else lambda: picture)
 
 
+#: Names the pictures that nodes show; web/previews.js knows them by it.
+PREVIEW_PREFIX = "anchor4d_preview"
+
+
 def stills(images: Tensor) -> dict[str, Any]:  # (T, H, W, 3)
     """Pictures shown in the node."""
-    return ui.PreviewImage(images).as_dict()
+    return {"images": ui.ImageSaveHelper.save_images(images, PREVIEW_PREFIX, io.FolderType.temp, None, 1)}
 
 
 def film(frames: Tensor | np.ndarray, fps: float) -> dict[str, Any]:  # (T, H, W, 3)
     """A film that plays in the node."""
     images = torch.from_numpy(np.ascontiguousarray(to_uint8(frames))).float() / 255
-    saved = ui.ImageSaveHelper.save_animated_webp(images, "anchor4d_preview", io.FolderType.temp, None, fps, False, 85, 0)
+    saved = ui.ImageSaveHelper.save_animated_webp(images, PREVIEW_PREFIX, io.FolderType.temp, None, fps, False, 85, 0)
     return {"images": [saved], "animated": (True,)}
 
 
