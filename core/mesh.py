@@ -131,15 +131,15 @@ class Mesh:
         Raises:
             InputError: for a mesh of no extent.
         """
-        used = self.vertices[self.faces.reshape(-1)].double()
+        used = self.vertices[self.faces.reshape(-1)].cpu().double()
         low, high = used.amin(0), used.amax(0)
         side = float((high - low).max())
         if not side > 0:
             raise InputError(f"{self.name}: all vertices coincide, choose a mesh with an extent")
-        matrix = torch.eye(4, dtype=torch.float64, device=used.device)
+        matrix = torch.eye(4, dtype=torch.float64)
         matrix[:3, :3] /= side
         matrix[:3, 3] = -(low + high) / 2 / side
-        return self.transformed(matrix.float()), matrix.float()
+        return self.transformed(matrix.float()), matrix.to(self.vertices)
 
     def turned(self, degrees_about_y: float) -> Mesh:
         """Turned about +Y, counter-clockwise seen from above: at +90 what faced +Z faces +X."""
@@ -200,9 +200,8 @@ def texture_atlas(textures: Sequence[Tensor]) -> TextureAtlas:
     """The atlas of some textures, built once per set of tensors and kept as long as the first of them lives."""
     if not textures:
         return TextureAtlas(torch.zeros(1, 4), torch.tensor([[[0, 1, 1]]]), torch.ones(1, dtype=torch.int64))
-    identity = tuple(id(t) for t in textures)
     found = _atlases.get(textures[0])
-    if found is not None and found[0] == identity:
+    if found is not None and len(found[0]) == len(textures) - 1 and all(a is b for a, b in zip(found[0], textures[1:])):
         return found[1]
     chunks, rows, start = [], [], 0
     for texture in textures:
@@ -224,7 +223,7 @@ def texture_atlas(textures: Sequence[Tensor]) -> TextureAtlas:
         torch.tensor([r + [r[-1]] * (longest - len(r)) for r in rows], device=device),
         torch.tensor([len(r) for r in rows], device=device),
     )
-    _atlases[textures[0]] = (identity, atlas)
+    _atlases[textures[0]] = (tuple(textures[1:]), atlas)
     return atlas
 
 
@@ -307,17 +306,17 @@ def sample_surface(mesh: Mesh, count: int, generator: torch.Generator) -> Surfac
     Raises:
         InputError: for a mesh that is transparent, or has no area, everywhere.
     """
-    a, b, c = mesh.vertices[mesh.faces].double().unbind(1)
+    a, b, c = mesh.vertices[mesh.faces].cpu().double().unbind(1)
     total = torch.linalg.cross(b - a, c - a).norm(dim=-1).cumsum(0)
     if not float(total[-1]) > 0:
         raise InputError(f"{mesh.name}: its faces have no area, choose another mesh")
     device, tries = mesh.vertices.device, count
     for _ in range(6):
-        u = torch.rand(tries, 3, generator=generator, device=generator.device, dtype=torch.float64).to(device)
-        at = (torch.arange(tries, device=device) + u[:, 0]) / tries * total[-1]
-        face = torch.searchsorted(total, at, right=True).clamp_max(len(total) - 1)
+        u = torch.rand(tries, 3, generator=generator, device=generator.device).cpu().double()
+        at = (torch.arange(tries) + u[:, 0]) / tries * total[-1]
+        face = torch.searchsorted(total, at, right=True).clamp_max(len(total) - 1).to(device)
         root = u[:, 1].sqrt()  # uniform in the triangle
-        barycentric = torch.stack([1 - root, root * (1 - u[:, 2]), root * u[:, 2]], -1).float()
+        barycentric = torch.stack([1 - root, root * (1 - u[:, 2]), root * u[:, 2]], -1).float().to(device)
         color = surface_color(mesh, face, barycentric)
         solid = (color[:, 3] >= mesh.face_alpha_cutoff[face]).nonzero()[:, 0]
         if len(solid) >= count:
@@ -530,8 +529,10 @@ def _gltf_parts(path: Path, files: _Folder) -> Iterator[_Part]:
     for node, geometry in found:
         material = materials[int(geometry.visual.material.name)]
         skin = header["nodes"][int(node.split("_")[0])].get("skin")
-        posed = skin is not None and "_WEIGHTS_0" in geometry.vertex_attributes
-        part = _moved(geometry, _skinning(geometry, header, buffers, scene, skin) if posed else scene.graph[node][0])
+        transform = scene.graph[node][0]
+        if skin is not None and "_WEIGHTS_0" in geometry.vertex_attributes:
+            transform = _skinning(geometry, header, buffers, scene, skin)
+        part = _moved(geometry, transform)
         factor, texture = _base_color(material)
         part["face_color"] = _encoded(factor)
         color = geometry.visual.vertex_attributes.get("color")

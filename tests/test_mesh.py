@@ -36,6 +36,7 @@ from anchor4d.core.mesh import (
     sample_surface,
     srgb_to_linear,
     surface_color,
+    texture_atlas,
     write_glb,
 )
 
@@ -431,6 +432,16 @@ def test_colour_curves() -> None:
     x = torch.linspace(0, 1, 1001, dtype=torch.float64)
     torch.testing.assert_close(linear_to_srgb(srgb_to_linear(x)), x, atol=1e-6, rtol=0)
     assert float(srgb_to_linear(torch.tensor(0.5))) == pytest.approx(0.2140411, abs=1e-6)
+
+
+def test_the_atlas_follows_its_textures() -> None:
+    a, b, c = (torch.full((4, 2, 4), float(x)) for x in (0.2, 0.4, 0.6))
+    first = texture_atlas((a, b))
+    assert texture_atlas((a, b)) is first
+    assert texture_atlas((a, c)) is not first
+    assert texture_atlas((a,)).levels.tolist() == [3]
+    assert first.table[1].tolist() == [[8 + 2 + 1, 4, 2], [8 + 2 + 1 + 8, 2, 1], [8 + 2 + 1 + 8 + 2, 1, 1]]
+    assert float(texture_atlas((a, c)).texels[-1, 0]) == pytest.approx(float(srgb_to_linear(torch.tensor(0.6))))
 
 
 def test_sampling_is_even_by_area_and_repeats_with_its_seed(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def _surface(mesh: Mesh) -> tuple[Any, ...]:
 
 
 def _array(tensor: Tensor | None, width: int = 0) -> np.ndarray:
-    return np.zeros((0, width), np.float32) if tensor is None else tensor.float().contiguous().numpy()
+    return np.zeros((0, width), np.float32) if tensor is None else tensor.detach().float().contiguous().numpy()
 
 
 def _render_numba(
