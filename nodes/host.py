@@ -95,7 +95,7 @@ class Report:
         self.show(round(100 * fraction), 100, None if picture is None else lambda: picture)
 
 
-#: Names the pictures that nodes show; web/previews.js knows them by it.
+#: Names the pictures that nodes show.
 PREVIEW_PREFIX = "anchor4d_preview"
 
 
