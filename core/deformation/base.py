@@ -26,8 +26,11 @@ class DeformationField(nn.Module):
         """The Gaussians ``(N, ...)`` at times ``tau`` (B,) in [0, 1], as a batch ``(B, N, ...)``."""
         raise NotImplementedError
 
-    def parameter_groups(self, whole_clip: bool = True) -> list[Group]:
-        """Parameters with their learning rates; ``whole_clip`` is False while frames are tracked one by one."""
+    def parameter_groups(self, whole_clip: bool = True, smoothing: float = 1.0) -> list[Group]:
+        """Parameters with their learning rates; ``whole_clip`` is False while frames are tracked one by one.
+
+        ``smoothing`` scales how far fields that spread their steps over neighbours and time do so.
+        """
         raise NotImplementedError
 
     def continue_motion(self, frame: int, source: int, before: int, momentum: float) -> None:

@@ -209,8 +209,8 @@ class ControlNodes(DeformationField):
         self._blend = None
         return super().load_state_dict(*args, **kwargs)
 
-    def parameter_groups(self, whole_clip: bool = True) -> list[Group]:
-        space, time = self._smoothing()
+    def parameter_groups(self, whole_clip: bool = True, smoothing: float = 1.0) -> list[Group]:
+        space, time = self._smoothing(smoothing)
 
         def smooth(x: Tensor) -> Tensor:  # (keys, M, ...)
             y = torch.einsum("mn,tn...->tm...", space, x)
@@ -225,7 +225,7 @@ class ControlNodes(DeformationField):
             groups.append(Group("opacity_logits", self.opacity_logits, 5e-2, smooth))
         return groups
 
-    def _smoothing(self) -> tuple[Tensor, Tensor]:
+    def _smoothing(self, factor: float) -> tuple[Tensor, Tensor]:
         """Inverses of (I + s L) over the node graph (M, M) and over the keys (keys, keys), an anchored key held still."""
         nodes, device = len(self.node_positions), self.pairs.device
         i, j = self.pairs.unbind(1)
@@ -233,11 +233,11 @@ class ControlNodes(DeformationField):
         laplacian[i, j] = laplacian[j, i] = -1.0
         laplacian.diagonal().copy_(-laplacian.sum(1))
         laplacian /= laplacian.diagonal().mean()
-        space = torch.linalg.inv(torch.eye(nodes, device=device) + self.smooth_space * laplacian)
+        space = torch.linalg.inv(torch.eye(nodes, device=device) + factor * self.smooth_space * laplacian)
         step = torch.eye(self.keys, device=device) - torch.eye(self.keys, device=device).roll(1, 1)
         if not self.loop:
             step = step[:-1]
-        time = torch.eye(self.keys, device=device) + self.smooth_time * step.T @ step
+        time = torch.eye(self.keys, device=device) + factor * self.smooth_time * step.T @ step
         if self.anchored:
             time[0], time[:, 0] = 0, 0
             time[0, 0] = 1

@@ -105,7 +105,7 @@ class HexPlane(DeformationField):
             deltas["opacity_logits"] = deltas["opacity_logits"][..., 0]
         return apply_deltas(gaussians, **deltas)
 
-    def parameter_groups(self, whole_clip: bool = True) -> list[Group]:
+    def parameter_groups(self, whole_clip: bool = True, smoothing: float = 1.0) -> list[Group]:
         planes = [Group(f"planes.{i}", plane, self.grid_lr) for i, plane in enumerate(self.planes)]
         layers = [(n, p) for n, p in self.named_parameters() if not n.startswith("planes.")]
         return planes + [Group(name, parameter, self.mlp_lr) for name, parameter in layers]

@@ -64,7 +64,7 @@ class DeformationMLP(DeformationField):
             deltas["opacity_logits"] = deltas["opacity_logits"][..., 0]
         return apply_deltas(gaussians, **deltas)
 
-    def parameter_groups(self, whole_clip: bool = True) -> list[Group]:
+    def parameter_groups(self, whole_clip: bool = True, smoothing: float = 1.0) -> list[Group]:
         return [Group(name, parameter, self.lr) for name, parameter in self.named_parameters()]
 
 

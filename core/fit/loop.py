@@ -53,6 +53,8 @@ class Schedule:
         one_by_one: 0, or the steps spent on each frame in turn, starting from its neighbour (see :func:`tracking_order`);
             ``steps`` is then that times the frames tracked.
         momentum: share of the last frame's motion that the next one starts with when tracking.
+        smoothing: factor on how far the field spreads each step over neighbours and time; below 1 for fine detail.
+        stiffness: factor on the weights of the regularisers (rigidity, smoothness).
     """
 
     steps: int
@@ -62,6 +64,8 @@ class Schedule:
     background: str = "white"
     one_by_one: int = 0
     momentum: float = 0.8
+    smoothing: float = 1.0
+    stiffness: float = 1.0
 
     def resolution(self, rho: float) -> int:
         """Picture size at a progress."""
@@ -145,7 +149,7 @@ def run_fit(
         if train == "gaussians":
             return Adam([Group(n, t.requires_grad_(True), rates[n]) for n, t in gaussians.tensors().items() if rates.get(n, 0) > 0])
         assert deformation is not None
-        return Adam(deformation.parameter_groups(whole_clip=schedule.one_by_one == 0))
+        return Adam(deformation.parameter_groups(whole_clip=schedule.one_by_one == 0, smoothing=schedule.smoothing))
 
     path = None if checkpoint is None else Path(checkpoint)
     first, resumed = 0, None
@@ -205,7 +209,7 @@ def run_fit(
                 index=index, total=schedule.steps, canonical=gaussians, field=deformation, frames=frames,
                 taus=inputs.taus[frames].to(device), video=inputs.video, fronts=inputs.fronts,
                 resolution=schedule.resolution(index / schedule.steps), background=background.to(device), generator=generator,
-                meshes=inputs.meshes, loop=inputs.loop, tracking=order[turn] if order else None, backend=inputs.backend, statistics=statistics,
+                meshes=inputs.meshes, loop=inputs.loop, tracking=order[turn] if order else None, stiffness=schedule.stiffness, backend=inputs.backend, statistics=statistics,
             )  # fmt: skip
             terms = {objective.name: objective(step) for objective in objectives}
             total = torch.stack([term for term in terms.values()]).sum()

@@ -59,7 +59,8 @@ class MotionConfig:
         field: "control-nodes", "hexplane" or "mlp".
         tracking: schedule of the pass that follows the object frame by frame, or None.
         schedule: of the pass over all frames.
-        objectives: terms of both passes.
+        fine: schedule of a last pass at full size, or None.
+        objectives: terms of all passes.
         nodes: control nodes.
         opacity: whether opacity moves.
     """
@@ -68,6 +69,7 @@ class MotionConfig:
     schedule: Schedule
     objectives: tuple[Objective, ...]
     tracking: Schedule | None = None
+    fine: Schedule | None = None
     nodes: int = 300
     opacity: bool = False
 
@@ -136,11 +138,12 @@ def _standard(refinement: tuple[Objective, ...]) -> PLA4DConfig:
         ),
         motion=MotionConfig(
             field="control-nodes",
-            nodes=300,
-            tracking=Schedule(steps=60, one_by_one=60, resolutions=((1.0, 96),), background="random"),
-            schedule=Schedule(steps=400, resolutions=((0.4, 96), (1.0, 192)), background="random"),
+            nodes=600,
+            tracking=Schedule(steps=40, one_by_one=40, resolutions=((1.0, 96),), background="random"),
+            schedule=Schedule(steps=150, resolutions=((0.6, 96), (1.0, 128)), background="random"),
+            fine=Schedule(steps=200, resolutions=((0.5, 192), (1.0, 256)), background="random", smoothing=0.125, stiffness=0.3),
             objectives=(
-                FrontMatch(weight=constant(1.0), mask=3.0, perceptual=0.0, levels=4),
+                FrontMatch(weight=constant(3.0), mask=0.33, perceptual=0.0, levels=4),
                 Rigidity(weight=constant(1.0)),
                 Smoothness(weight=constant(20.0)),
                 *refinement,
@@ -152,7 +155,7 @@ def _standard(refinement: tuple[Objective, ...]) -> PLA4DConfig:
 def _draft(refinement: tuple[Objective, ...]) -> PLA4DConfig:
     standard = _standard(refinement)
     static, motion = standard.static, standard.motion
-    assert motion.tracking is not None
+    assert motion.tracking is not None and motion.fine is not None
     return replace(
         standard,
         name="draft",
@@ -160,7 +163,8 @@ def _draft(refinement: tuple[Objective, ...]) -> PLA4DConfig:
         motion=replace(
             motion,
             tracking=replace(motion.tracking, one_by_one=15),
-            schedule=replace(motion.schedule, steps=80, resolutions=((1.0, 128),)),
+            schedule=replace(motion.schedule, steps=60, resolutions=((1.0, 96),)),
+            fine=replace(motion.fine, steps=40, resolutions=((1.0, 160),)),
         ),
     )
 
@@ -291,7 +295,7 @@ def fit_motion(
     )  # fmt: skip
     state = FitState(scene.gaussians, field)
     losses = dict(scene.meta.get("losses", {}))
-    passes = [("follow frame by frame", config.tracking), ("3D to 4D", config.schedule)]
+    passes = [("follow frame by frame", config.tracking), ("3D to 4D", config.schedule), ("3D to 4D, fine", config.fine)]
     for stage, schedule in passes:
         if schedule is None or not config.objectives or schedule.steps == 0:
             continue
@@ -307,4 +311,4 @@ def fit_motion(
 
 def _with_stage(checkpoint: str | Path, stage: str) -> Path:
     path = Path(checkpoint)
-    return path.with_name(f"{path.stem}-{stage.replace(' ', '-')}{path.suffix}")
+    return path.with_name(f"{path.stem}-{stage.replace(', ', '-').replace(' ', '-')}{path.suffix}")

@@ -74,6 +74,7 @@ class FitStep:
         meshes: the object's mesh, or one of each frame of the clip; empty where there is none.
         loop: whether the clip's last frame is followed by its first.
         tracking: while frames are tracked one by one: this frame, its tracked neighbour, and the one before that.
+        stiffness: factor that regularisers put on their weights.
         backend: renderer.
         statistics: one is added by every render of the step, for density control; None where nobody asks.
     """
@@ -92,6 +93,7 @@ class FitStep:
     meshes: list[Mesh] = dataclasses.field(default_factory=list)
     loop: bool = False
     tracking: tuple[int, int, int] | None = None
+    stiffness: float = 1.0
     backend: str = "auto"
     statistics: list[ScreenStatistics] | None = None
 

@@ -54,7 +54,7 @@ class Rigidity:
             edge_weight = torch.ones_like(strain[0])
         else:
             raise ValueError("rigidity objective: it belongs to the motion stage, the static stage has no field")
-        return self.weight(step.rho) * ((strain + self.rotation * bend) * edge_weight).mean()
+        return step.stiffness * self.weight(step.rho) * ((strain + self.rotation * bend) * edge_weight).mean()
 
 
 def edge_strain(
@@ -109,7 +109,7 @@ class Smoothness:
         if step.tracking is not None:
             before, source, frame = (_positions(step, torch.tensor([t / span])) for t in reversed(step.tracking))
             acceleration = frame - 2 * source.detach() + before.detach()
-            return self.weight(step.rho) * acceleration.square().sum(-1).mean()
+            return step.stiffness * self.weight(step.rho) * acceleration.square().sum(-1).mean()
         if len(step.frames) == step.frame_count:
             positions = _positions(step, step.taus)
             if step.loop:
@@ -122,7 +122,7 @@ class Smoothness:
         if len(positions) < 3:
             return positions.new_zeros(())
         acceleration = positions[2:] - 2 * positions[1:-1] + positions[:-2]
-        return self.weight(step.rho) * acceleration.square().sum(-1).mean()
+        return step.stiffness * self.weight(step.rho) * acceleration.square().sum(-1).mean()
 
 
 def _positions(step: FitStep, taus: Tensor) -> Tensor:
