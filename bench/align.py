@@ -2,8 +2,8 @@
 
     python -m anchor4d.bench.align --cases DIR [--turns 37 90 180 251]
 
-One line a case: errors of the size in the picture (tan(fov / 2) times distance) and of the distance, in percent, with seconds,
-of the robust search with the mesh taken as it is; of the same with front detection; of the literal search; of a mesh without its
+One line a case: errors of the size in the picture, tan(fov / 2) times distance, and of the distance, in percent, with seconds,
+of the robust search with the mesh as it is; of the same with front detection; of the literal search; of a mesh without its
 texture, with the front PSNR after colouring it from the frame; then the error of front detection, in degrees, for the mesh
 turned about +Y, resized and moved. The mesh renderer is compiled beforehand.
 """

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from ..mesh import Mesh
 from .curve import AlignmentCurve
@@ -14,13 +15,16 @@ from .solve import AZIMUTH, DISTANCE, DOWN, ELEVATION, EXTENT, RIGHT, STAGES, Ta
 #: A turn must explain the frame this much better than no turn: a mesh that faces front already is left alone.
 MARGIN = 0.5
 
+#: Degrees within which a found turn counts as none.
+NEAR = 1.0
+
 
 def detect_yaw(
     mesh: Mesh,
     target: Target,
     *,
     step: float = 12.0,
-    keep: int = 5,
+    keep: int = 4,
     distance: float = 2.0,
     elevation: float = 0.0,
     progress: Callable[[float], None] | None = None,
@@ -52,8 +56,15 @@ def detect_yaw(
         solved = [refine(mesh, target, pose, free, resolution=resolution, scale=scale, iterations=8) for pose in turned]
         solved = sorted(solved, key=lambda item: item[1])[:2]
         turned, error = [pose for pose, _ in solved], solved[0][1]
+        if abs(_degrees(turned[0])) < NEAR:
+            break
     chosen = 0.0
-    if error < MARGIN * held_error:
+    if error < MARGIN * held_error and abs(_degrees(turned[0])) >= NEAR:
         pose, _ = refine(mesh, target, turned[0], free, resolution=STAGES[2][0], scale=STAGES[2][1], supersample=3)
-        chosen = 180 - (math.degrees(pose[AZIMUTH]) + 180) % 360
+        chosen = _degrees(pose)
     return chosen, AlignmentCurve("Front detection", "turn about +Y (degrees)", yaws, errors, chosen)
+
+
+def _degrees(pose: Tensor) -> float:
+    """The turn that a pose's azimuth undoes, in (-180, 180]."""
+    return 180 - (math.degrees(pose[AZIMUTH]) + 180) % 360
