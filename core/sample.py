@@ -234,7 +234,7 @@ def _bones(phase: float) -> dict[str, np.ndarray]:
     left = chest @ _move(0.118, 0.205, 0) @ _turn("z", 24) @ _turn("x", 34 * stride)
     bones |= {"left arm": left, "left forearm": left @ _move(0, -0.115, 0) @ _turn("x", -28 - 14 * stride)}
     right = chest @ _move(-0.118, 0.205, 0.01) @ _turn("z", -112 + 5 * math.sin(2 * w)) @ _turn("x", -14)
-    bones |= {"right arm": right, "right forearm": right @ _move(0, -0.115, 0) @ _turn("z", -48 + 30 * math.sin(2 * w))}
+    bones |= {"right arm": right, "right forearm": right @ _move(0, -0.115, 0) @ _turn("z", -36 + 26 * math.sin(2 * w))}
     bones["tail"] = root @ _move(0, 0.02, -0.095) @ _turn("y", 22 * math.sin(w + 0.4)) @ _turn("x", 118)
     return bones
 
