@@ -116,7 +116,7 @@ class Anchor4DRenderScene(io.ComfyNode):
                     min=-89.0,
                     max=89.0,
                     step=1.0,
-                    tooltip="How high the camera stands, in degrees: positive = from above.",
+                    tooltip="How much higher than the driving video's camera to stand, in degrees: positive = from above.",
                 ),
                 io.Load3DCamera.Input(
                     "camera_info",

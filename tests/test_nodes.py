@@ -1,0 +1,123 @@
+"""The nodes as the host describes them to its page. Needs a ComfyUI, whose own interpreter builds the schemas."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+#: Loads the pack under a foreign name, as the host does, and prints what it tells the page about every node.
+DESCRIBE = """
+import asyncio, importlib.util, json, sys
+host, root = sys.argv[1:3]
+sys.path.insert(0, host)
+sys.argv[1:] = ["--cpu"]
+import comfy.options
+comfy.options.enable_args_parsing()
+spec = importlib.util.spec_from_file_location("any_folder_name", root + "/__init__.py", submodule_search_locations=[root])
+pack = importlib.util.module_from_spec(spec)
+sys.modules["any_folder_name"] = pack
+spec.loader.exec_module(pack)
+assert not any(name.startswith("any_folder_name.") for name in sys.modules), "the entry point imports its modules too early"
+
+async def nodes():
+    extension = await pack.comfy_entrypoint()
+    await extension.on_load()
+    return await extension.get_node_list()
+
+described = {}
+for node in asyncio.run(nodes()):
+    schema = node.GET_SCHEMA()
+    assert schema.node_id not in described, schema.node_id
+    described[schema.node_id] = node.GET_NODE_INFO_V1() | {"is_defined": callable(node.execute)}
+print("\\n" + json.dumps(described))
+"""
+
+
+@pytest.fixture(scope="module")
+def nodes(comfyui: Any) -> dict[str, dict[str, Any]]:
+    command = [comfyui.python, "-c", DESCRIBE, comfyui.path, ROOT]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=comfyui.path, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def inputs(node: dict[str, Any]) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """Every input of a node, those that a choice reveals included, as (type, options)."""
+    found = {}
+    for section in ("required", "optional"):
+        for name, (kind, options) in node["input"].get(section, {}).items():
+            found[name] = kind, options
+            for choice in options.get("options", []) if kind == "COMFY_DYNAMICCOMBO_V3" else []:
+                for nested in choice["inputs"].values():
+                    found |= {f"{name}.{key}": (value[0], value[1]) for key, value in nested.items()}
+    return found
+
+
+def test_every_step_has_a_node(nodes):
+    categories = [node["category"] for node in nodes.values()]
+    for step in ("1 Prepare", "2 Align", "3 Fit", "3 Fit/Objectives", "5 View and export", "6 Measure"):
+        assert f"Anchor4D/{step}" in categories
+    assert all(re.fullmatch(r"Anchor4D[A-Z]\w+", name) for name in nodes)
+    names = [node["display_name"] for node in nodes.values()]
+    assert len(set(names)) == len(names)
+
+
+def test_every_input_explains_itself_and_has_a_default(nodes):
+    widgets = {"INT", "FLOAT", "STRING", "BOOLEAN"}
+    for name, node in nodes.items():
+        assert len(node["description"]) > 30, name
+        assert node["search_aliases"], name
+        assert all(node["output_tooltips"]), f"{name}: an output has no tooltip"
+        for key, (kind, options) in inputs(node).items():
+            assert len(options.get("tooltip", "")) > 10, f"{name}.{key} has no tooltip"
+            if kind in widgets:
+                assert "default" in options, f"{name}.{key} has no default"
+
+
+def test_advanced_inputs_may_be_left_out(nodes):
+    for name, node in nodes.items():
+        for key, (_, options) in node["input"].get("required", {}).items():
+            assert not options.get("advanced"), f"{name}.{key} is folded away but required"
+
+
+def test_every_node_has_a_help_page_that_names_all_it_shows(nodes):
+    pages = {page.stem for page in (ROOT / "web" / "docs").glob("*.md")}
+    assert pages == set(nodes)
+    for name, node in nodes.items():
+        text = (ROOT / "web" / "docs" / f"{name}.md").read_text(encoding="utf-8")
+        assert text.startswith(f"# {node['display_name']}\n")
+        for key in inputs(node):
+            assert f"**{key.split('.')[-1]}**" in text, f"{name}.md does not explain {key}"
+        for key in node["output_name"]:
+            assert f"**{key}**" in text, f"{name}.md does not explain the output {key}"
+
+
+def test_workflows_use_nodes_that_exist_and_have_thumbnails(nodes):
+    workflows = list((ROOT / "workflows").glob("*.json"))
+    assert {"anchor4d_demo", "anchor4d_your_video_and_mesh"} <= {path.stem for path in workflows}
+    for path in workflows:
+        used = [node for node in json.loads(path.read_text(encoding="utf-8"))["nodes"] if node["type"].startswith("Anchor4D")]
+        for node in used:
+            known = inputs(nodes[node["type"]])
+            for slot in node["inputs"]:
+                assert slot["name"] in known or slot["name"] == "upload", f"{path.name}: {node['type']} has no {slot['name']}"
+        thumbnail = path.with_suffix(".jpg").read_bytes()
+        assert thumbnail[:3] == b"\xff\xd8\xff"
+        assert len(thumbnail) < 200_000
+
+
+def test_workflow_nodes_do_not_overlap():
+    for path in (ROOT / "workflows").glob("*.json"):
+        title = 30
+        boxes = [(n["type"], *n["pos"], *n["size"]) for n in json.loads(path.read_text(encoding="utf-8"))["nodes"]]
+        for i, (a, ax, ay, aw, ah) in enumerate(boxes):
+            for b, bx, by, bw, bh in boxes[i + 1 :]:
+                apart = ax + aw <= bx or bx + bw <= ax or ay + ah <= by - title or by + bh <= ay - title
+                assert apart, f"{path.name}: {a} overlaps {b}"
