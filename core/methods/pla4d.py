@@ -83,6 +83,7 @@ class PLA4DConfig:
     resolution: int
     static: StaticConfig
     motion: MotionConfig
+    focal_per_frame: bool = False
 
 
 def preset(name: str, prior: ScoreDistillation | None = None) -> PLA4DConfig:
@@ -170,6 +171,22 @@ def _draft(refinement: tuple[Objective, ...]) -> PLA4DConfig:
 
 
 _OURS = {"standard": _standard, "draft": _draft}
+
+
+def v4(config: PLA4DConfig) -> PLA4DConfig:
+    """The variant ``pla4d-v4`` of a preset, after a summary of the later paper; the details are ours.
+
+    A focal length for each frame (:func:`~anchor4d.core.align.clip.focal_per_frame`), and GS-Mesh losses (Eq. 9) on the 4D
+    Gaussians at each frame's time, against that frame's mesh where there is one a frame, else against the first frame's.
+    """
+    front = next((o for o in config.motion.objectives if isinstance(o, FrontMatch)), FrontMatch())
+    match = MeshMatch(weight=front.weight, views=4, mask=front.mask, perceptual=front.perceptual, levels=front.levels)
+    return replace(
+        config,
+        name=f"{config.name}-v4",
+        focal_per_frame=True,
+        motion=replace(config.motion, objectives=(*config.motion.objectives, match)),
+    )
 
 
 def align(

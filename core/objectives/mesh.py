@@ -41,8 +41,11 @@ class MeshMatch:
             raise ValueError("mesh objective: the fit has no mesh; connect one or unplug this objective")
         cameras = framing_cameras(step.fronts[0], self.views, step.resolution, step.generator, self.elevation, self.fovy_jitter)
         if len(step.meshes) == 1:
-            # One mesh stands for one moment: the canonical object.
-            render = step.render(step.canonical, cameras.to(step.canonical.device))
+            # One mesh stands for one moment, the first frame.
+            still = step.canonical
+            if step.field is not None:
+                still = step.field(still, torch.zeros(1, device=still.device)).map(lambda t: t[0])
+            render = step.render(still, cameras.to(still.device))
             truth = render_mesh(step.meshes[0], cameras, step.background.cpu())
             color, alpha = truth.color, truth.alpha
         else:
