@@ -70,9 +70,7 @@ class Cameras:
 
     def reshape(self, *batch: int) -> Cameras:
         """The same cameras with other leading dimensions."""
-        return replace(
-            self, world_to_camera=self.world_to_camera.reshape(*batch, 4, 4), K=self.K.reshape(*batch, 3, 3)
-        )
+        return replace(self, world_to_camera=self.world_to_camera.reshape(*batch, 4, 4), K=self.K.reshape(*batch, 3, 3))
 
     def resized(self, width: int, height: int) -> Cameras:
         """The same view drawn at another size."""
@@ -231,7 +229,11 @@ class FrontCamera:
         return orbit(azimuth, elevation, self.distance, self.fovy, self.width, self.height, self.cx, self.cy)
 
     def cropped(
-        self, crop: Crop, resolution: int, azimuth: Tensor | float | Sequence[float] = 0.0, elevation: Tensor | float | None = None
+        self,
+        crop: Crop,
+        resolution: int,
+        azimuth: Tensor | float | Sequence[float] = 0.0,
+        elevation: Tensor | float | None = None,
     ) -> Cameras:
         """As :meth:`cameras`, seen through a square ``crop`` of the picture drawn at ``resolution`` pixels."""
         cameras = self.cameras(azimuth, elevation)
@@ -243,7 +245,11 @@ class FrontCamera:
         return replace(cameras, K=K, width=resolution, height=resolution)
 
     def centred(
-        self, resolution: int, azimuth: Tensor | float | Sequence[float] = 0.0, elevation: Tensor | float | None = None, margin: float = 1.25
+        self,
+        resolution: int,
+        azimuth: Tensor | float | Sequence[float] = 0.0,
+        elevation: Tensor | float | None = None,
+        margin: float = 1.25,
     ) -> Cameras:
         """Square views that keep this camera's perspective and frame a unit object with ``margin`` around its longest side."""
         fovy = 2 * math.degrees(math.atan(0.5 * margin / self.distance))
@@ -322,7 +328,7 @@ def from_camera_info(info: dict[str, Any], width: int, height: int) -> Cameras:
 
 
 def to_camera_info(camera: Cameras) -> dict[str, Any]:
-    """The host's LOAD3D_CAMERA value of the first camera of a one-dimensional batch; its target is the origin's nearest point."""
+    """The host's LOAD3D_CAMERA value of the first camera of a one-dimensional batch; its target: nearest to the origin."""
     pose = to_opengl(camera)[0].cpu()
     position, back = pose[:3, 3], pose[:3, 2]
     target = position - back * max(float(position @ back), 1e-3)
@@ -358,9 +364,9 @@ def matrix_to_quaternion(matrix: Tensor) -> Tensor:  # (..., 3, 3) -> (..., 4) w
     m = matrix
     trace = m.diagonal(dim1=-2, dim2=-1).sum(-1)
     diagonal = torch.cat([trace[..., None], m.diagonal(dim1=-2, dim2=-1)], -1)
-    squares = torch.stack(
-        [1 + trace] + [1 + 2 * m[..., i, i] - trace for i in range(3)], -1
-    ).clamp_min(1e-12)  # 4 w^2, 4 x^2, ...
+    squares = torch.stack([1 + trace] + [1 + 2 * m[..., i, i] - trace for i in range(3)], -1).clamp_min(
+        1e-12
+    )  # 4 w^2, 4 x^2, ...
     yz, zx, xy = (m[..., 2, 1], m[..., 1, 2]), (m[..., 0, 2], m[..., 2, 0]), (m[..., 1, 0], m[..., 0, 1])
     wx, wy, wz = yz[0] - yz[1], zx[0] - zx[1], xy[0] - xy[1]
     sxy, sxz, syz = xy[0] + xy[1], zx[0] + zx[1], yz[0] + yz[1]

@@ -126,7 +126,7 @@ def from_points(
     quats: Tensor | None = None,  # (N, 4) wxyz
     opacity: float = 0.1,
 ) -> Gaussians:
-    """Gaussians at points: isotropic with the root mean squared distance to the three nearest neighbours where no scales are given.
+    """Gaussians at points: isotropic, as wide as the root mean squared distance to three neighbours, where no scales are given.
 
     Source: the initialisation of 3D Gaussian Splatting (methods of the DreamGaussian family).
     """

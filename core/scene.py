@@ -67,9 +67,7 @@ class Scene4D:
         return [self.at(float(t)) for t in frame_times(count, self.loop)]
 
     def to(self, device: torch.device | str) -> Scene4D:
-        return replace(
-            self, gaussians=self.gaussians.to(device), field=None if self.field is None else self.field.to(device)
-        )
+        return replace(self, gaussians=self.gaussians.to(device), field=None if self.field is None else self.field.to(device))
 
     def _comfy_cache_tensors(self) -> list[Tensor]:
         """The tensors this value holds, for the host's cache accounting."""
@@ -116,11 +114,17 @@ class Scene4D:
                 header = json.loads((handle.metadata() or {}).get("anchor4d", "null"))
                 tensors = {key: handle.get_tensor(key) for key in handle.keys()}
         except (SafetensorError, OSError, ValueError) as error:
-            raise InputError(f"{path}: not a readable scene file, it is damaged, cut short or of another kind ({error})") from None
+            raise InputError(
+                f"{path}: not a readable scene file, it is damaged, cut short or of another kind ({error})"
+            ) from None
         if not isinstance(header, dict) or header.get("format") != FORMAT:
-            raise InputError(f"{path}: a safetensors file, but not an Anchor4D scene; choose a scene.safetensors that a fit wrote")
+            raise InputError(
+                f"{path}: a safetensors file, but not an Anchor4D scene; choose a scene.safetensors that a fit wrote"
+            )
         if header.get("version", 0) > VERSION:
-            raise InputError(f"{path}: scene format {header['version']} is newer than this program reads ({VERSION}), update Anchor4D")
+            raise InputError(
+                f"{path}: scene format {header['version']} is newer than this program reads ({VERSION}), update Anchor4D"
+            )
         try:
             gaussians = Gaussians(**_part(tensors, "gaussians."))
             deformation = None

@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from ..cameras import Cameras, FrontCamera
+from ..cameras import Cameras, Crop, FrontCamera
 from ..mesh import Mesh
 from ..render.mesh import render_mesh
 from ..video import DrivingVideo
@@ -45,21 +46,20 @@ def focal_per_frame(
     """
     small = video.resized(min(resolution, video.resolution))
     target = torch.cat([small.premultiplied, small.masks[..., None]], -1).cpu()  # (T, S, S, 4)
-    scales = torch.linspace(1 - reach, 1 + reach, candidates).tolist()
-    cameras = [_scaled(front, s).cropped(video.crop, small.resolution) for s in scales]
-    batch = Cameras.cat(cameras)
-    errors = np.zeros((len(video), candidates))
-    render = None
+    best = np.empty(len(video))
+    step = 2 * reach / (candidates - 1)
     for t in range(len(video)):
-        if render is None or len(meshes) > 1:
-            view = render_mesh(meshes[min(t, len(meshes) - 1)], batch)
-            render = torch.cat([view.color, view.alpha[..., None]], -1)
-        errors[t] = (render - target[t]).square().mean((1, 2, 3)).numpy()
-    best = np.array([_vertex(scales, row) for row in errors])
+        mesh, wanted = meshes[min(t, len(meshes) - 1)], target[t]
+        coarse = np.linspace(1 - reach, 1 + reach, candidates)
+        middle = coarse[_errors(mesh, front, coarse, video.crop, wanted).argmin()]
+        fine = np.linspace(middle - step, middle + step, 11)
+        best[t] = _vertex(fine, _errors(mesh, front, fine, video.crop, wanted))
     smooth = robust_smooth(best / best[0], smoothness)
     fronts = [_scaled(front, float(s / smooth[0])) for s in smooth]
     fovy = torch.tensor([f.fovy for f in fronts])
-    return fronts, AlignmentCurve("field of view of each frame (degrees)", "frame", torch.arange(len(fronts)).float(), fovy, 0.0)
+    return fronts, AlignmentCurve(
+        "field of view of each frame (degrees)", "frame", torch.arange(len(fronts)).float(), fovy, 0.0
+    )
 
 
 def robust_smooth(values: np.ndarray, smoothness: float, iterations: int = 20) -> np.ndarray:  # (T,) -> (T,)
@@ -83,12 +83,19 @@ def _scaled(front: FrontCamera, scale: float) -> FrontCamera:
     return replace(front, fovy=2 * math.degrees(math.atan(scale * math.tan(math.radians(front.fovy) / 2))))
 
 
-def _vertex(x: Sequence[float], y: np.ndarray) -> float:
+def _errors(mesh: Mesh, front: FrontCamera, scales: np.ndarray, crop: Crop, wanted: Tensor) -> np.ndarray:
+    """Mean squared error of premultiplied colour and alpha against ``wanted`` (S, S, 4) for each scale."""
+    cameras = Cameras.cat([_scaled(front, float(s)).cropped(crop, len(wanted)) for s in scales])
+    view = render_mesh(mesh, cameras)
+    return (torch.cat([view.color, view.alpha[..., None]], -1) - wanted).square().mean((1, 2, 3)).numpy()
+
+
+def _vertex(x: np.ndarray, y: np.ndarray) -> float:
     """The minimum of a sampled curve, refined by a parabola through its neighbours."""
     i = int(y.argmin())
     if 0 < i < len(y) - 1:
         left, middle, right = y[i - 1 : i + 2]
         bend = left - 2 * middle + right
         if bend > 0:
-            return x[i] + 0.5 * (left - right) / bend * (x[1] - x[0])
-    return x[i]
+            return float(x[i] + 0.5 * (left - right) / bend * (x[1] - x[0]))
+    return float(x[i])

@@ -39,7 +39,9 @@ class DeformationField(nn.Module):
         Raises:
             ValueError: for fields that have no pose of their own at each frame.
         """
-        raise ValueError(f"the {self.name} field cannot be tracked frame by frame; choose control nodes or set tracking to 0 steps")
+        raise ValueError(
+            f"the {self.name} field cannot be tracked frame by frame; choose control nodes or set tracking to 0 steps"
+        )
 
     def config(self) -> dict[str, Any]:
         """What :func:`field_from_config` needs to build the same field."""

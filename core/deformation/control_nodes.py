@@ -18,7 +18,7 @@ from ..fit.optimiser import Group
 from ..gaussians import Gaussians
 from ..mesh import Mesh
 from .base import DeformationField, register_field
-from .graph import SurfaceGraph, graph_from_mesh, graph_from_points, spaced_binding
+from .graph import graph_from_mesh, graph_from_points, spaced_binding
 
 
 @register_field
@@ -67,7 +67,8 @@ class ControlNodes(DeformationField):
         super().__init__()
         self.arguments: dict[str, Any] = dict(
             nodes=nodes, points=points, edges=edges, keys=keys, neighbours=neighbours, loop=loop, opacity=opacity,
-            anchored=anchored, spacing=spacing, lr=lr, rotation_lr=rotation_lr, smooth_space=smooth_space, smooth_time=smooth_time,
+            anchored=anchored, spacing=spacing, lr=lr, rotation_lr=rotation_lr, smooth_space=smooth_space,
+            smooth_time=smooth_time,
         )  # fmt: skip
         self.keys, self.loop, self.anchored, self.spacing = keys, loop, anchored, spacing
         self.lr, self.rotation_lr = lr, rotation_lr
@@ -148,7 +149,9 @@ class ControlNodes(DeformationField):
 
     def forward(self, gaussians: Gaussians, tau: Tensor) -> Gaussians:
         if len(gaussians) != self.bind_index.shape[0]:
-            raise ValueError(f"control nodes were bound to {self.bind_index.shape[0]} Gaussians, not {len(gaussians)}; build the field again")
+            raise ValueError(
+                f"control nodes were bound to {self.bind_index.shape[0]} Gaussians, not {len(gaussians)}; build the field again"
+            )
         weights = self.key_weights(tau)
         batch, nodes = len(tau), len(self.node_positions)
         positions = self.node_positions + self._keyed(self.translations, weights)
@@ -248,6 +251,7 @@ class ControlNodes(DeformationField):
         for parameter in (self.translations, self.rotations, self.log_scales):
             parameter[frame] = parameter[source] + momentum * (parameter[source] - parameter[before])
 
+
 def _sparse(rows: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """A compressed sparse matrix and its transpose."""
     index = torch.stack([rows, columns])
@@ -275,5 +279,3 @@ def rotation_vector_to_quaternion(vector: Tensor) -> Tensor:  # (..., 3) radians
     half = vector / 2
     angle = (half.square().sum(-1, keepdim=True) + 1e-12).sqrt()
     return torch.cat([angle.cos(), half * (angle.sin() / angle)], -1)
-
-

@@ -68,7 +68,9 @@ def graph_from_mesh(mesh: Mesh, spacing: float = 0.02) -> tuple[SurfaceGraph, np
 
     vertices, faces = mesh.vertices.numpy().astype(np.float64), mesh.faces.numpy()
     size = float(np.ptp(vertices, axis=0).max())
-    _, first, weld = np.unique(np.round(vertices / (1e-5 * size)).astype(np.int64), axis=0, return_index=True, return_inverse=True)
+    _, first, weld = np.unique(
+        np.round(vertices / (1e-5 * size)).astype(np.int64), axis=0, return_index=True, return_inverse=True
+    )
     vertices, faces = vertices[first], weld.reshape(-1)[faces]
     welded = trimesh.Trimesh(vertices, faces, process=False)
     _, label = connected_components(_adjacency(len(vertices), welded.edges_unique, np.ones(len(welded.edges_unique))))
@@ -152,7 +154,9 @@ def spaced_binding(
     Returns:
         node index of each point (N, k), its weights (N, k) summing to 1, unique node pairs (E, 2), and the mean node spacing.
     """
-    spacing = float(np.median(np.sort(np.linalg.norm(graph.points[nodes][:, None] - graph.points[nodes][None], axis=-1), 1)[:, 1]))
+    spacing = float(
+        np.median(np.sort(np.linalg.norm(graph.points[nodes][:, None] - graph.points[nodes][None], axis=-1), 1)[:, 1])
+    )
     limit = 6 * spacing
     distance = graph.distances(nodes, limit)  # (M, V)
     near, gap = graph.nearest(points.detach().cpu().double().numpy(), component)

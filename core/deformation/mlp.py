@@ -51,9 +51,7 @@ class DeformationMLP(DeformationField):
     def forward(self, gaussians: Gaussians, tau: Tensor) -> Gaussians:
         points = _encode(gaussians.means, self.position_bands)
         times = _encode(tau[:, None], self.time_bands)
-        inputs = torch.cat(
-            [points.expand(len(tau), -1, -1), times[:, None].expand(-1, points.shape[0], -1)], -1
-        )
+        inputs = torch.cat([points.expand(len(tau), -1, -1), times[:, None].expand(-1, points.shape[0], -1)], -1)
         hidden = inputs
         for index, layer in enumerate(self.layers):
             hidden = F.relu(layer(hidden))

@@ -42,9 +42,15 @@ class DensityControl:
     _seen: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     def update(
-        self, index: int, total: int, gaussians: Gaussians, optimiser: Adam, statistics: list[ScreenStatistics], generator: torch.Generator
+        self,
+        index: int,
+        total: int,
+        gaussians: Gaussians,
+        optimiser: Adam,
+        statistics: list[ScreenStatistics],
+        generator: torch.Generator,
     ) -> Gaussians:
-        """Accumulates this step's statistics and, when it is time, returns a changed set with the optimiser's state to match."""
+        """Accumulates this step's statistics and, when it is time, returns a changed set, the optimiser's state to match."""
         for seen_by in statistics:
             if seen_by.gradient is None or seen_by.visible is None:
                 continue

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -147,7 +147,9 @@ def run_fit(
 
     def optimiser_for(gaussians: Gaussians) -> Adam:
         if train == "gaussians":
-            return Adam([Group(n, t.requires_grad_(True), rates[n]) for n, t in gaussians.tensors().items() if rates.get(n, 0) > 0])
+            return Adam(
+                [Group(n, t.requires_grad_(True), rates[n]) for n, t in gaussians.tensors().items() if rates.get(n, 0) > 0]
+            )
         assert deformation is not None
         return Adam(deformation.parameter_groups(whole_clip=schedule.one_by_one == 0, smoothing=schedule.smoothing))
 
@@ -209,7 +211,8 @@ def run_fit(
                 index=index, total=schedule.steps, canonical=gaussians, field=deformation, frames=frames,
                 taus=inputs.taus[frames].to(device), video=inputs.video, fronts=inputs.fronts,
                 resolution=schedule.resolution(index / schedule.steps), background=background.to(device), generator=generator,
-                meshes=inputs.meshes, loop=inputs.loop, tracking=order[turn] if order else None, stiffness=schedule.stiffness, backend=inputs.backend, statistics=statistics,
+                meshes=inputs.meshes, loop=inputs.loop,
+                tracking=order[turn] if order else None, stiffness=schedule.stiffness, backend=inputs.backend, statistics=statistics,
             )  # fmt: skip
             terms = {objective.name: objective(step) for objective in objectives}
             total = torch.stack([term for term in terms.values()]).sum()
@@ -225,7 +228,9 @@ def run_fit(
                     losses.setdefault(name, []).append(value)
                 if not all(map(_finite, values.values())):
                     worst = next(name for name, value in values.items() if not _finite(value))
-                    raise FloatingPointError(f"{stage}: the loss {worst!r} is not finite at step {index}; lower its weight or the learning rate")
+                    raise FloatingPointError(
+                        f"{stage}: the loss {worst!r} is not finite at step {index}; lower its weight or the learning rate"
+                    )
             if progress is not None:
                 progress(stage, done, schedule.steps, {k: v[-1] for k, v in losses.items()}, lambda: _preview(step))  # noqa: B023
             if path is not None and time.monotonic() - saved > checkpoint_seconds:

@@ -30,7 +30,7 @@ from ..objectives.front import FrontMatch
 from ..objectives.mesh import MeshMatch
 from ..objectives.reference import ReferenceRefinement, ScoreDistillation
 from ..objectives.rigidity import Rigidity, Smoothness
-from ..scene import Scene4D, frame_times
+from ..scene import Scene4D
 from ..video import DrivingVideo, looks_looping
 
 
@@ -87,7 +87,7 @@ class PLA4DConfig:
 
 
 def preset(name: str, prior: ScoreDistillation | None = None) -> PLA4DConfig:
-    """"paper", "standard" or "draft", with reference refinement (Eq. 11) where a prior is given.
+    """ "paper", "standard" or "draft", with reference refinement (Eq. 11) where a prior is given.
 
     ``paper`` is the paper's text; what it leaves open is marked. ``draft`` and ``standard`` were chosen by measurement
     (docs/benchmarks.md) and are iteration counts, never time budgets.
@@ -103,15 +103,21 @@ def preset(name: str, prior: ScoreDistillation | None = None) -> PLA4DConfig:
                 gaussians=40_000,  # open in the paper; 30 to 50 thousand surface points
                 schedule=Schedule(steps=1000, resolutions=sizes, lr_final=0.02),  # App. A: 1000 iterations; rates open
                 objectives=(
-                    FrontMatch(weight=linear(0.98, 0.02, 1e4), mask=0.1, perceptual=1e3),  # Eq. 5-8; lambda 0.98 -> 0.02; gamma open
-                    MeshMatch(weight=linear(0.98, 0.02, 1e4), views=6, mask=0.1, perceptual=1e3, elevation=(-30.0, 30.0)),  # Eq. 9, N_c' = 6
+                    FrontMatch(
+                        weight=linear(0.98, 0.02, 1e4), mask=0.1, perceptual=1e3
+                    ),  # Eq. 5-8; lambda 0.98 -> 0.02; gamma open
+                    MeshMatch(
+                        weight=linear(0.98, 0.02, 1e4), views=6, mask=0.1, perceptual=1e3, elevation=(-30.0, 30.0)
+                    ),  # Eq. 9, N_c' = 6
                 ),
                 density=DensityControl(every=100, start=100, stop=0.7),  # open in the paper; DreamGaussian's rhythm
             ),
             motion=MotionConfig(
                 field="mlp",  # 5.4: an MLP on time
                 opacity=True,  # 5.4: position, rotation, scale and opacity
-                schedule=Schedule(steps=65, resolutions=sizes, lr_final=1.0),  # App. A: 65 iterations; all frames a step is our reading of batch 6
+                schedule=Schedule(
+                    steps=65, resolutions=sizes, lr_final=1.0
+                ),  # App. A: 65 iterations; all frames a step is our reading of batch 6
                 objectives=(
                     FrontMatch(weight=linear(0.5, 0.02, 1e4), mask=0.1, perceptual=1e3),  # Eq. 10; lambda_t 0.5 -> 0.02
                     FirstFrame(weight=constant(1e4), views=1),  # Eq. 10, second term
@@ -190,7 +196,12 @@ def v4(config: PLA4DConfig) -> PLA4DConfig:
 
 
 def align(
-    video: DrivingVideo, mesh: Mesh, *, mode: Literal["robust", "literal"] = "robust", yaw: Literal["auto"] | float = "auto", progress: Any = None
+    video: DrivingVideo,
+    mesh: Mesh,
+    *,
+    mode: Literal["robust", "literal"] = "robust",
+    yaw: Literal["auto"] | float = "auto",
+    progress: Any = None,
 ) -> FocalAlignment:
     """Focal alignment (Eq. 4): the camera of the first frame, and the mesh normalised and turned to face it.
 
@@ -198,7 +209,9 @@ def align(
     """
     aligned = align_camera(mesh, video, yaw=yaw, mode=mode, progress=progress)
     if not aligned.mesh.has_color:
-        colored = color_from_frame(aligned.mesh, video.frames[0], video.masks[0], aligned.front.cropped(video.crop, video.resolution))
+        colored = color_from_frame(
+            aligned.mesh, video.frames[0], video.masks[0], aligned.front.cropped(video.crop, video.resolution)
+        )
         aligned = replace(aligned, mesh=colored)
     return aligned
 
@@ -217,7 +230,9 @@ def gaussians_on_mesh(mesh: Mesh, count: int, seed: int = 0) -> tuple[Gaussians,
     z = torch.tensor([0.0, 0.0, 1.0]).expand_as(normals)
     quats = torch.cat([1 + normals[:, 2:], torch.linalg.cross(z, normals)], -1)
     quats = torch.where(quats.norm(dim=-1, keepdim=True) < 1e-4, quats.new_tensor([0.0, 1.0, 0.0, 0.0]), quats)
-    return from_points(samples.points, samples.colors, scales=scales, quats=F.normalize(quats, dim=-1), opacity=0.95), samples.face
+    return from_points(
+        samples.points, samples.colors, scales=scales, quats=F.normalize(quats, dim=-1), opacity=0.95
+    ), samples.face
 
 
 def fit_static(
@@ -241,7 +256,7 @@ def fit_static(
     Returns:
         a scene of one still object with the video's timing.
     """
-    gaussians, face = gaussians_on_mesh(mesh, config.gaussians, seed)
+    gaussians, _ = gaussians_on_mesh(mesh, config.gaussians, seed)
     state = FitState(gaussians)
     if config.objectives:
         inputs = Inputs(video=video, taus=torch.zeros(1), fronts=[front], meshes=[mesh], backend=backend)
@@ -300,7 +315,9 @@ def fit_motion(
     if scene.front is None:
         raise ValueError("motion: the scene has no aligned camera; align it with the driving video first")
     if len(video) != scene.frames:
-        raise ValueError(f"motion: the video has {len(video)} frames but the scene {scene.frames}; prepare both from the same clip")
+        raise ValueError(
+            f"motion: the video has {len(video)} frames but the scene {scene.frames}; prepare both from the same clip"
+        )
     field = build_field(config, scene, mesh, seed)
     inputs = Inputs(
         video=video, taus=scene.taus, fronts=list(fronts) or [scene.front],
@@ -320,7 +337,16 @@ def fit_motion(
             schedule = replace(schedule, steps=schedule.one_by_one * (len(video) - 1))
         path = None if checkpoint is None else _with_stage(checkpoint, stage)
         state = run_fit(
-            stage, state, config.objectives, schedule, inputs, train="field", seed=seed, progress=progress, checkpoint=path, key=key
+            stage,
+            state,
+            config.objectives,
+            schedule,
+            inputs,
+            train="field",
+            seed=seed,
+            progress=progress,
+            checkpoint=path,
+            key=key,
         )
         losses[stage] = state.losses
     return replace(scene, field=state.field, meta={**scene.meta, "losses": losses})

@@ -151,7 +151,7 @@ class FitStep:
 
 
 def video_pyramid(video: DrivingVideo, resolution: int) -> tuple[Tensor, Tensor]:
-    """The video's premultiplied colours (T, R, R, 3) and masks (T, R, R) at a resolution, resampled by area, kept for next time."""
+    """The video's premultiplied colours (T, R, R, 3) and masks (T, R, R) at a resolution, kept for next time."""
     cache: dict[int, tuple[Tensor, Tensor]] = video.__dict__.setdefault("_pyramid", {})
     if resolution not in cache:
         rgba = torch.cat([video.frames * video.masks[..., None], video.masks[..., None]], -1).movedim(-1, 1)

@@ -49,7 +49,9 @@ class Rigidity:
             chosen = torch.randperm(len(step.canonical), generator=step.generator)[:2048].to(step.canonical.device)
             near = _neighbours(step, self.k)[chosen]
             pairs = torch.stack([chosen[:, None].expand_as(near), near], -1).flatten(0, 1)
-            rotations = quaternion_multiply(step.gaussians.quats, step.canonical.quats * step.canonical.quats.new_tensor([1, -1, -1, -1]))
+            rotations = quaternion_multiply(
+                step.gaussians.quats, step.canonical.quats * step.canonical.quats.new_tensor([1, -1, -1, -1])
+            )
             strain, bend = edge_strain(step.canonical.means, step.gaussians.means, rotations, pairs)
             edge_weight = torch.ones_like(strain[0])
         else:
@@ -63,7 +65,7 @@ def edge_strain(
     quats: Tensor,  # (B, M, 4) wxyz
     pairs: Tensor,  # (E, 2)
 ) -> tuple[Tensor, Tensor]:
-    """Squared relative strain of each edge (B, E), averaged over its ends' rotations, and squared difference of the rotations."""
+    """Squared relative strain of each edge (B, E), averaged over its ends, and squared difference of their rotations."""
     i, j = pairs.unbind(1)
     edge = rest[j] - rest[i]
     matrices = quaternion_to_matrix(quats)
