@@ -212,7 +212,8 @@ def run_fit(
                 taus=inputs.taus[frames].to(device), video=inputs.video, fronts=inputs.fronts,
                 resolution=schedule.resolution(index / schedule.steps), background=background.to(device), generator=generator,
                 meshes=inputs.meshes, loop=inputs.loop,
-                tracking=order[turn] if order else None, stiffness=schedule.stiffness, backend=inputs.backend, statistics=statistics,
+                tracking=order[turn] if order else None, stiffness=schedule.stiffness, backend=inputs.backend,
+                statistics=statistics,
             )  # fmt: skip
             terms = {objective.name: objective(step) for objective in objectives}
             total = torch.stack([term for term in terms.values()]).sum()
