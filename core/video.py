@@ -519,7 +519,7 @@ def _resample(rgba: Tensor, size: int) -> Tensor:  # premultiplied (T, S, S, 4) 
     edges = torch.arange(size + 1, dtype=torch.float64) * (old / size)
     j = torch.arange(old, dtype=torch.float64)
     overlap = (torch.minimum(edges[1:, None], j + 1) - torch.maximum(edges[:-1, None], j)).clamp_min(0)
-    weights = (overlap * (size / old)).to(rgba.dtype)
+    weights = (overlap * (size / old)).to(rgba)
     rows = torch.einsum("ij,tjkc->tikc", weights, rgba)
     return torch.einsum("ij,tkjc->tkic", weights, rows).clamp(0, 1)
 

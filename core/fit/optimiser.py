@@ -62,7 +62,7 @@ class Adam:
             change = (m / correction1) / ((v / correction2).sqrt_() + self.eps) * (-group.lr * factor)
             if rows is not None:
                 first[rows], second[rows] = m, v
-                change = torch.zeros_like(group.parameter).index_copy_(0, rows, change)
+                change = torch.zeros_like(group.parameter).index_copy_(0, rows.to(change.device), change)
             else:
                 first.copy_(m)
                 second.copy_(v)
