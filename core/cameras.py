@@ -121,16 +121,14 @@ def orbit_poses(
 
     Angles are in degrees; arguments broadcast. At elevation +-90 the camera's up is the limit along the azimuth.
     """
-    azimuth, elevation, distance = torch.broadcast_tensors(
-        *(torch.as_tensor(x, dtype=torch.float32) for x in (azimuth, elevation, distance))
-    )
-    a, e = torch.deg2rad(azimuth), torch.deg2rad(elevation)
+    a, e, radius = torch.broadcast_tensors(*(torch.as_tensor(x, dtype=torch.float32) for x in (azimuth, elevation, distance)))
+    a, e = torch.deg2rad(a), torch.deg2rad(e)
     sa, ca, se, ce, zero = a.sin(), a.cos(), e.sin(), e.cos(), torch.zeros_like(a)
     right = torch.stack([ca, zero, -sa], -1)
     down = torch.stack([se * sa, -ce, se * ca], -1)
     forward = torch.stack([-ce * sa, -se, -ce * ca], -1)
     rotation = torch.stack([right, down, forward], -2)
-    centre = torch.as_tensor(target, dtype=a.dtype, device=a.device) - forward * distance[..., None]
+    centre = torch.as_tensor(target, dtype=a.dtype, device=a.device) - forward * radius[..., None]
     pose = torch.zeros(*a.shape, 4, 4, dtype=a.dtype, device=a.device)
     pose[..., :3, :3] = rotation
     pose[..., :3, 3] = -(rotation @ centre[..., None])[..., 0]
@@ -150,8 +148,8 @@ def orbit(
 ) -> Cameras:
     """Cameras (C) around the origin; angles and ``fovy`` in degrees, arguments broadcast to one dimension."""
     parts = [torch.as_tensor(x, dtype=torch.float32).reshape(-1) for x in (azimuth, elevation, distance, fovy)]
-    azimuth, elevation, distance, fovy = torch.broadcast_tensors(*parts)
-    return Cameras(orbit_poses(azimuth, elevation, distance), intrinsics(fovy, width, height, cx, cy), width, height)
+    a, e, radius, angle = torch.broadcast_tensors(*parts)
+    return Cameras(orbit_poses(a, e, radius), intrinsics(angle, width, height, cx, cy), width, height)
 
 
 def sample_orbit(
@@ -285,11 +283,11 @@ def zero123_vector(
     ``d_theta`` is the difference of polar angles in radians, positive when the target is LOWER; azimuth is counter-clockwise
     from above, as ours. Source: Zero-1-to-3's training data loader.
     """
-    elevation, azimuth, radius = torch.broadcast_tensors(
+    e, a, radius = torch.broadcast_tensors(
         *(torch.as_tensor(x, dtype=torch.float32) for x in (elevation, azimuth, radius_offset))
     )
-    phi = torch.deg2rad(azimuth)
-    return torch.stack([torch.deg2rad(condition_elevation - elevation), phi.sin(), phi.cos(), radius], -1)
+    phi = torch.deg2rad(a)
+    return torch.stack([torch.deg2rad(condition_elevation - e), phi.sin(), phi.cos(), radius], -1)
 
 
 def from_camera_info(info: dict[str, Any], width: int, height: int) -> Cameras:

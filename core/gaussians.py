@@ -155,11 +155,11 @@ def random_gaussians(count: int, generator: torch.Generator, radius: float = 0.5
 
 def neighbours(points: Tensor, k: int) -> Tensor:  # (N, 3) -> (N, k) int64
     """Indices of the k nearest other points, nearest first."""
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     array = points.detach().cpu().double().numpy()
     k = min(k, len(array) - 1)
-    _, index = cKDTree(array).query(array, k + 1)
+    _, index = KDTree(array).query(array, k + 1)
     index = torch.from_numpy(index.reshape(len(array), k + 1))
     own = torch.arange(len(array))[:, None]
     # Coincident points may list themselves anywhere: drop self where it occurs, else the farthest.

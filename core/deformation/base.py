@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from ..fit.optimiser import Group
 from ..gaussians import Gaussians
 
 _FIELDS: dict[str, type[DeformationField]] = {}
+_Field = TypeVar("_Field", bound="type[DeformationField]")
 
 
 class DeformationField(nn.Module):
@@ -48,7 +49,7 @@ class DeformationField(nn.Module):
         return {"type": self.name, **self.arguments}
 
 
-def register_field(cls: type[DeformationField]) -> type[DeformationField]:
+def register_field(cls: _Field) -> _Field:
     """Class decorator: makes a field loadable by its name."""
     _FIELDS[cls.name] = cls
     return cls

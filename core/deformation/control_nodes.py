@@ -270,7 +270,7 @@ class _Blend(torch.autograd.Function):
         return matrix @ values
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return ctx.transpose @ gradient.contiguous(), None, None
 
 

@@ -6,12 +6,13 @@ Control nodes are spread, bound and connected by geodesic distance, so that part
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.sparse import coo_matrix, csr_matrix
 from scipy.sparse.csgraph import connected_components, dijkstra
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from ..mesh import Mesh
@@ -53,7 +54,8 @@ class SurfaceGraph:
 
     def nearest(self, points: np.ndarray, component: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Index of and distance to the graph point nearest to each of ``points``, of its own component where given."""
-        distance, index = cKDTree(self.points).query(points, k=min(12, len(self.points)))
+        tree: Any = KDTree(self.points)
+        distance, index = tree.query(points, k=min(12, len(self.points)))
         if component is None:
             return index[:, 0], distance[:, 0]
         same = self.component[index] == component[:, None]
@@ -75,7 +77,8 @@ def graph_from_mesh(mesh: Mesh, spacing: float = 0.02) -> tuple[SurfaceGraph, np
     welded = trimesh.Trimesh(vertices, faces, process=False)
     _, label = connected_components(_adjacency(len(vertices), welded.edges_unique, np.ones(len(welded.edges_unique))))
     face_component = label[faces[:, 0]]
-    points, split, origin = trimesh.remesh.subdivide_to_size(vertices, faces, spacing * size, max_iter=12, return_index=True)
+    divided: Any = trimesh.remesh.subdivide_to_size(vertices, faces, spacing * size, max_iter=12, return_index=True)
+    points, split, origin = divided
     edges = np.unique(np.sort(split[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1), axis=0)
     component = np.zeros(len(points), dtype=np.int64)
     component[split.reshape(-1)] = np.repeat(face_component[origin], 3)
@@ -86,7 +89,8 @@ def graph_from_mesh(mesh: Mesh, spacing: float = 0.02) -> tuple[SurfaceGraph, np
 def graph_from_points(points: Tensor, k: int = 8) -> SurfaceGraph:
     """A neighbour graph of points without a mesh, each joined to its k nearest."""
     array = points.detach().cpu().double().numpy()
-    distance, index = cKDTree(array).query(array, k=min(k + 1, len(array)))
+    tree: Any = KDTree(array)
+    distance, index = tree.query(array, k=min(k + 1, len(array)))
     edges = np.stack([np.repeat(index[:, :1], index.shape[1] - 1, 1), index[:, 1:]], -1).reshape(-1, 2)
     lengths = distance[:, 1:].reshape(-1)
     _, component = connected_components(_adjacency(len(array), edges, np.ones(len(edges))))
@@ -94,7 +98,7 @@ def graph_from_points(points: Tensor, k: int = 8) -> SurfaceGraph:
 
 
 def _adjacency(count: int, edges: np.ndarray, lengths: np.ndarray) -> csr_matrix:
-    graph = coo_matrix((lengths, (edges[:, 0], edges[:, 1])), shape=(count, count)).tocsr()
+    graph: Any = coo_matrix((lengths, (edges[:, 0], edges[:, 1])), shape=(count, count)).tocsr()
     return graph.maximum(graph.T)
 
 
@@ -104,7 +108,7 @@ def _bridged(points: np.ndarray, edges: np.ndarray, lengths: np.ndarray, compone
     labels, inverse = np.unique(component, return_inverse=True)
     extra: list[np.ndarray] = []
     reached = {0}
-    trees = [cKDTree(points[inverse == c]) for c in range(len(labels))]
+    trees: list[Any] = [KDTree(points[inverse == c]) for c in range(len(labels))]
     members = [np.flatnonzero(inverse == c) for c in range(len(labels))]
     if len(labels) <= 200:
         nearest = np.full((len(labels), len(labels)), np.inf)
@@ -114,7 +118,7 @@ def _bridged(points: np.ndarray, edges: np.ndarray, lengths: np.ndarray, compone
                 distance, index = trees[b].query(points[members[a]])
                 i = int(distance.argmin())
                 nearest[a, b] = nearest[b, a] = distance[i]
-                pairs[a, b] = (members[a][i], members[b][index[i]])
+                pairs[a, b] = int(members[a][i]), int(members[b][index[i]])
                 touching = distance < 0.02 * size
                 extra.append(np.stack([members[a][touching], members[b][index[touching]]], 1))
         while len(reached) < len(labels):
@@ -127,7 +131,8 @@ def _bridged(points: np.ndarray, edges: np.ndarray, lengths: np.ndarray, compone
             reached.add(rest[j])
     else:
         # Very many loose pieces (polygon soup): neighbours in space stand in for the surface.
-        distance, index = cKDTree(points).query(points, k=9)
+        tree: Any = KDTree(points)
+        distance, index = tree.query(points, k=9)
         extra.append(np.stack([np.repeat(index[:, 0], 8), index[:, 1:].reshape(-1)], 1))
         graph = _adjacency(len(points), np.concatenate([edges, extra[-1]]), np.ones(len(edges) + len(extra[-1])))
         _, label = connected_components(graph)

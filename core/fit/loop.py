@@ -195,7 +195,7 @@ def run_fit(
                 turn, within = divmod(index, schedule.one_by_one)
                 frame, source, before = order[turn]
                 rows = torch.tensor([frame])
-                if within == 0:
+                if within == 0 and deformation is not None:
                     deformation.continue_motion(frame, source, before, schedule.momentum)
                     optimiser.reset()
                 factor = schedule.lr_final ** (within / schedule.one_by_one)
