@@ -1,0 +1,426 @@
+"""The command line: its contract, exit codes and one-line errors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from anchor4d import cli
+from anchor4d.core import models as model_files
+from anchor4d.core.cameras import Crop, FrontCamera
+from anchor4d.core.deformation import ControlNodes
+from anchor4d.core.fit.loop import Schedule
+from anchor4d.core.gaussians import from_points
+from anchor4d.core.methods import pla4d
+from anchor4d.core.methods.pla4d import MotionConfig, PLA4DConfig, StaticConfig
+from anchor4d.core.objectives.base import constant
+from anchor4d.core.objectives.front import FrontMatch
+from anchor4d.core.objectives.rigidity import Rigidity
+from anchor4d.core.render import rasterize
+from anchor4d.core.sample import write_sample
+from anchor4d.core.scene import Scene4D
+
+SIZE, FRAMES = 64, 3
+
+
+def tiny(motion_steps: int = 6) -> PLA4DConfig:
+    """A whole method in a second or two."""
+    front = FrontMatch(weight=constant(1.0), perceptual=0.0)
+    return PLA4DConfig(
+        name="tiny",
+        alignment="robust",
+        resolution=SIZE,
+        static=StaticConfig(200, Schedule(steps=3, resolutions=((1.0, 32),)), (front,)),
+        motion=MotionConfig(
+            field="control-nodes",
+            nodes=10,
+            schedule=Schedule(steps=motion_steps, resolutions=((1.0, 32),), background="random"),
+            objectives=(front, Rigidity(weight=constant(1.0))),
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_sample(tmp_path_factory.mktemp("cases") / "sample", FRAMES, SIZE)
+
+
+@pytest.fixture
+def tiny_draft(monkeypatch: pytest.MonkeyPatch) -> None:
+    """--preset draft is the tiny method."""
+    monkeypatch.setitem(pla4d._OURS, "draft", lambda refinement: tiny())  # pyright: ignore[reportPrivateUsage]
+
+
+@pytest.fixture
+def scene_file(tmp_path: Path) -> Path:
+    generator = torch.Generator().manual_seed(0)
+    points = 0.8 * (torch.rand(60, 3, generator=generator) - 0.5)
+    gaussians = from_points(points, torch.rand(60, 3, generator=generator), opacity=0.7)
+    field = ControlNodes.build(gaussians, FRAMES, nodes=6)
+    with torch.no_grad():
+        field.translations[1:, :, 0] = 0.1
+    front = FrontCamera(fovy=40.0, distance=2.0, width=48, height=32, cx=20.0, cy=18.0)
+    path = tmp_path / "scene.safetensors"
+    Scene4D(gaussians, field, frames=FRAMES, fps=6.0, front=front, crop=Crop(0, 0, 32, 48, 32)).save(path)
+    return path
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
+    """Runs a command that must end with exit code 2 and one line on standard error; returns the line."""
+    assert cli.main([str(a) for a in argv]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def fit_arguments(case: Path, out: Path) -> list[str]:
+    inputs = ["--video", str(case / "front"), "--object", str(case / "mesh.glb")]
+    return ["fit", *inputs, "--preset", "draft", "--yaw", "0", "--out", str(out)]
+
+
+# Help
+
+
+def test_help_and_version_need_nothing_heavy(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfor name in ('torch', 'numpy', 'PIL', 'trimesh', 'av'): sys.modules[name] = None\n"
+        "from anchor4d.cli import main\nmain(sys.argv[1:])"
+    )
+    for argv in (["--help"], ["fit", "--help"], ["--version"]):
+        done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "anchor4d" in done.stdout
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(tmp_path: Path) -> None:
+    code = "import sys\nsys.modules['torch'] = None\nfrom anchor4d.cli import main\nsys.exit(main(sys.argv[1:]))"
+    argv = [sys.executable, "-c", code, "models", "list"]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: the Python package 'torch' is missing; run: python -m pip install -e .*\n", done.stderr)
+
+
+def test_the_module_runs(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "anchor4d", "fit"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "--out" in done.stderr
+
+
+# Fit
+
+
+@pytest.mark.usefixtures("tiny_draft")
+def test_fit_leaves_what_it_promises(case: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*fit_arguments(case, tmp_path / "out"), "--seed", "7"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.strip() == str(tmp_path / "out" / "scene.safetensors")
+    assert "prior: none" in printed.err
+    assert "3D to 4D  6/6" in printed.err
+    left = {p.name for p in (tmp_path / "out").iterdir()} - {"preview.png"}  # drawn where a fit takes longer
+    assert left == {"scene.safetensors", "report.json", "preview.mp4"}
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert (report["seed"], report["preset"], report["method"]) == (7, "draft", "pla4d")
+    assert report["memory_peak_mb"]["host"] is None or report["memory_peak_mb"]["host"] > 100
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a console signal cannot be sent to one child alone on Windows")
+def test_ctrl_c_keeps_a_checkpoint_that_resumes_to_the_same_bits(case: Path, tmp_path: Path) -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_cli import tiny; from anchor4d import cli; from anchor4d.core.methods import pla4d\n"
+        "pla4d._OURS['draft'] = lambda refinement: tiny(300)\n"
+        "sys.exit(cli.main(sys.argv[1:]))"
+    )
+
+    def command(out: str, *more: str) -> list[str]:
+        return [sys.executable, "-c", code, *fit_arguments(case, tmp_path / out), *more]
+
+    assert subprocess.run(command("whole"), capture_output=True).returncode == 0
+    with subprocess.Popen(command("stopped"), stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("frame to 3D  3/3"):
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stderr.read()
+    assert process.returncode == 130, rest
+    assert "Traceback" not in rest
+    assert rest.endswith("interrupted; run the same command with --resume to go on\n")
+    assert {p.name for p in (tmp_path / "stopped").iterdir()} - {"preview.png"} == {"checkpoints"}
+    assert subprocess.run(command("stopped", "--resume"), capture_output=True).returncode == 0
+    whole, resumed = (tmp_path / name / "scene.safetensors" for name in ("whole", "stopped"))
+    assert whole.read_bytes() == resumed.read_bytes()
+
+
+def test_bad_inputs_are_refused_in_one_line_and_leave_nothing(
+    case: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video, mesh, out = case / "front", case / "mesh.glb", tmp_path / "out"
+    one = tmp_path / "one"
+    one.mkdir()
+    (one / "000.png").write_bytes((video / "000.png").read_bytes())
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    Image.new("RGBA", (8, 8), "red").save(mixed / "000.png")
+    Image.new("RGBA", (9, 8), "red").save(mixed / "001.png")
+    clear = tmp_path / "clear"
+    clear.mkdir()
+    for name in ("000.png", "001.png"):
+        Image.new("RGBA", (8, 8)).save(clear / name)
+    cut = tmp_path / "cut.glb"
+    cut.write_bytes(mesh.read_bytes()[:3000])
+    cloud = tmp_path / "cloud.obj"
+    cloud.write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\n")
+    nan = tmp_path / "nan.obj"
+    nan.write_text("v 0 0 nan\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
+    film = tmp_path / "film.mp4"
+    film.write_bytes(b"no film")
+    bad: list[tuple[Path, Path]] = [
+        (tmp_path / "gone", mesh),
+        (one, mesh),
+        (empty, mesh),
+        (mixed, mesh),
+        (clear, mesh),
+        (film, mesh),
+        (video, tmp_path / "gone.glb"),
+        (video, cut),
+        (video, cloud),
+        (video, nan),
+    ]
+    for given_video, given_mesh in bad:
+        line = refused(capsys, "fit", "--video", given_video, "--object", given_mesh, "--out", out)
+        assert (given_video if given_mesh == mesh else given_mesh).name in line
+        assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["fit", "--out", "x"], "--video: not given"),
+        (["fit", "--video", "v", "--out", "x"], "--object: not given"),
+        (["fit", "--method", "stag4d", "--out", "x"], "later release"),
+        (["fit", "--prior", "tiny", "--out", "x"], "not in this release"),
+        (["fit", "--prompt", "a bear", "--out", "x"], "later release"),
+        (["fit", "--video", "v", "--object", "o", "--renderer", "nvrtc", "--out", "x"], "later release"),
+        (["fit", "--video", "v", "--object", "o", "--yaw", "left", "--out", "x"], "not a number"),
+        (["fit", "--video", "v", "--object", "o", "--frames", "1", "--out", "x"], "at least 2"),
+        (["bench", "--cases", "no-cases"], "no cases"),
+        (["models", "get", "crystal-ball"], "choose one of rembg"),
+        (["models", "convert", "x.ckpt"], "later release"),
+    ],
+)
+def test_what_is_not_offered_is_said(
+    argv: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert words in refused(capsys, *argv)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unwritable_place_is_an_error_of_one_line(case: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("a file")
+    assert "is a file" in refused(capsys, *fit_arguments(case, taken))
+    assert taken.read_text() == "a file"
+
+
+# Render
+
+
+def test_render_writes_straight_alpha_at_the_videos_framing(scene_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "renders"
+    assert cli.main(["render", str(scene_file), "--azimuths", "0", "-75", "12.5", "--out", str(out)]) == 0
+    assert {p.name for p in out.iterdir()} == {"0", "-75", "12.5"}
+    assert sorted(p.name for p in (out / "-75").iterdir()) == ["000.png", "001.png", "002.png"]
+    scene = Scene4D.load(scene_file)
+    assert scene.front is not None
+    white = torch.ones(3)
+    for name, azimuth in (("0", 0.0), ("-75", -75.0), ("12.5", 12.5)):
+        with Image.open(out / name / "002.png") as image:
+            assert (image.mode, image.size) == ("RGBA", (48, 32))
+            rgba = np.asarray(image).astype(np.float64) / 255
+        on_white = rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]
+        with torch.no_grad():
+            ours = rasterize(scene.at(1.0), scene.front.cameras(azimuth), white).color[0].clamp(0, 1).numpy()
+        assert np.abs(on_white - ours).max() < 1.01 / 255
+        assert rgba[..., 3].max() > 0.5
+        assert rgba[0, 0, 3] < 0.05
+
+
+def test_render_takes_size_frames_elevation_and_background(scene_file: Path, tmp_path: Path) -> None:
+    argv = ["render", str(scene_file), "--azimuths", "30", "--size", "96", "--frames", "5", "--background", "black"]
+    assert cli.main([*argv, "--elevation", "60", "--out", str(tmp_path / "a")]) == 0
+    assert cli.main([*argv, "--out", str(tmp_path / "b")]) == 0
+    files = sorted((tmp_path / "a" / "30").iterdir())
+    assert len(files) == 5
+    with Image.open(files[0]) as above, Image.open(tmp_path / "b" / "30" / "000.png") as level:
+        assert (above.mode, above.size) == ("RGB", (96, 64))
+        assert max(above.getpixel((0, 0))) < 30  # pyright: ignore[reportArgumentType]
+        assert above.tobytes() != level.tobytes()
+
+
+def test_render_replaces_only_its_own_pictures(scene_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "renders"
+    argv = ["render", str(scene_file), "--azimuths", "0", "--size", "16", "--out", str(out)]
+    assert cli.main(argv) == 0
+    assert cli.main([*argv, "--frames", "2"]) == 0
+    assert len(list((out / "0").iterdir())) == 2
+    (out / "0" / "notes.txt").write_text("mine")
+    capsys.readouterr()
+    assert "holds other files (notes.txt)" in refused(capsys, *argv)
+    assert (out / "0" / "notes.txt").read_text() == "mine"
+
+
+def test_render_refuses_what_is_not_a_scene(scene_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short = tmp_path / "short.safetensors"
+    short.write_bytes(scene_file.read_bytes()[:-40])
+    out = tmp_path / "out"
+    assert "short.safetensors" in refused(capsys, "render", short, "--azimuths", "0", "--out", out)
+    assert "no such scene file" in refused(capsys, "render", tmp_path / "gone", "--azimuths", "0", "--out", out)
+    assert "not a number" in refused(capsys, "render", scene_file, "--azimuths", "front", "--out", out)
+    assert "--frames 0" in refused(capsys, "render", scene_file, "--azimuths", "0", "--frames", "0", "--out", out)
+    assert not out.exists()
+
+
+# Export
+
+
+def test_export_writes_ply_folders_archives_and_single_files(scene_file: Path, tmp_path: Path) -> None:
+    plyfile = pytest.importorskip("plyfile", reason="plyfile is not installed")
+    argv = ["export", str(scene_file), "--format", "ply"]
+    for name in ("clip", "clip.zip", "moment.ply"):
+        assert cli.main([*argv, "--out", str(tmp_path / name), *(["--time", "1"] if name == "moment.ply" else [])]) == 0
+    names = [f"frame{i:04}.ply" for i in range(FRAMES)]
+    assert sorted(p.name for p in (tmp_path / "clip").iterdir()) == [*names, "manifest.json"]
+    with zipfile.ZipFile(tmp_path / "clip.zip") as archive:
+        assert archive.namelist() == [*names, "manifest.json"]
+        assert archive.read(names[2]) == (tmp_path / "clip" / names[2]).read_bytes()
+    assert (tmp_path / "moment.ply").read_bytes() == (tmp_path / "clip" / names[-1]).read_bytes()
+    assert len(plyfile.PlyData.read(tmp_path / "moment.ply")["vertex"]) == 60
+
+
+def test_export_writes_films_and_pictures(scene_file: Path, tmp_path: Path) -> None:
+    import av
+
+    film = tmp_path / "clip.mp4"
+    argv = ["export", str(scene_file), "--azimuths", "0", "90", "--loops", "2", "--size", "64"]
+    assert cli.main([*argv, "--format", "mp4", "--out", str(film)]) == 0
+    with av.open(str(film)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        assert container.streams.video[0].average_rate == 6
+    assert len(frames) == 2 * FRAMES
+    assert frames[0].shape[1] > 2 * 64
+    assert cli.main(["export", str(scene_file), "--format", "png", "--out", str(tmp_path / "frames")]) == 0
+    with Image.open(tmp_path / "frames" / "000.png") as image:
+        assert (image.mode, image.size) == ("RGBA", (48, 32))
+
+
+def test_export_never_empties_a_folder_that_is_not_its_own(
+    scene_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for form in ("ply", "png"):
+        assert "holds other files" in refused(capsys, "export", scene_file, "--format", form, "--out", tmp_path)
+    assert "later release" in refused(capsys, "export", scene_file, "--format", "usd", "--out", tmp_path / "x.usd")
+    assert "ends in .mp4" in refused(capsys, "export", scene_file, "--format", "mp4", "--out", tmp_path / "film")
+    assert "no transparency" in refused(
+        capsys, "export", scene_file, "--format", "mp4", "--background", "none", "--out", tmp_path / "film.mp4"
+    )
+    assert scene_file.exists()
+
+
+# Bench
+
+
+@pytest.mark.usefixtures("tiny_draft")
+def test_bench_scores_a_folder_of_cases_and_skips_what_is_done(
+    case: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    argv = ["bench", "--cases", str(case.parent), "--preset", "draft", "--out", str(out), "--yaw", "0"]
+    assert cli.main(argv) == 0
+    table = capsys.readouterr().out
+    assert re.search(r"\| sample +\| +\d+\.\d\d \|", table)
+    left = {p.name for p in (out / "sample").iterdir()}
+    assert {"scene.safetensors", "report.json", "preview.mp4", "renders", "scores.json", "sheet.png"} <= left
+    scores = json.loads((out / "sample" / "scores.json").read_text())
+    row, views = scores["row"], scores["views"]
+    assert row["gain"] == pytest.approx(row["psnr"] - row["frozen"])
+    assert row["front_psnr"] == views["0"]["psnr"]
+    assert abs(row["size_error"]) < 5
+    assert (out / "results.md").read_text() == table
+    assert json.loads((out / "results.json").read_text())["cases"] == [row]
+    scene = out / "sample" / "scene.safetensors"
+    before = scene.stat().st_mtime_ns
+    assert cli.main(argv) == 0
+    again = capsys.readouterr()
+    assert "finished before" in again.err
+    assert again.out == table
+    # Scores that were lost are made again from the finished scene; other settings begin anew.
+    (out / "sample" / "scores.json").unlink()
+    assert cli.main(argv) == 0
+    assert scene.stat().st_mtime_ns == before
+    assert cli.main([*argv, "--seed", "1"]) == 0
+    assert scene.stat().st_mtime_ns != before
+    capsys.readouterr()
+    assert "no case 'dragon'" in refused(capsys, *argv, "--only", "dragon")
+
+
+# Models
+
+
+def test_models_are_listed_with_the_place_of_each_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["models", "list"]) == 0
+    listed = capsys.readouterr().out
+    for model in model_files.known_models():
+        assert model.name in listed
+        assert model.file in listed
+    assert "renderers here: " in listed
+
+
+def test_a_model_is_fetched_on_request_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "served" / "u2net.onnx"
+    source.parent.mkdir()
+    source.write_bytes(b"a model")
+
+    def known(digest: tuple[str, str]) -> list[model_files.Model]:
+        return [model_files.Model("rembg", "test", "rembg", (tmp_path / "home",), source.as_uri(), digest)]
+
+    right = ("md5", hashlib.md5(b"a model").hexdigest()[:8])
+    monkeypatch.setattr(model_files, "known_models", lambda: known(("md5", "0123")))
+    assert cli.main(["models", "get", "rembg"]) == 2
+    assert list((tmp_path / "home").iterdir()) == []
+    monkeypatch.setattr(model_files, "known_models", lambda: known(right))
+    assert cli.main(["models", "get", "rembg"]) == 0
+    assert (tmp_path / "home" / "u2net.onnx").read_bytes() == b"a model"
+
+
+# Demo
+
+
+@pytest.mark.usefixtures("tiny_draft")
+def test_the_demo_leaves_a_film_a_sheet_a_scene_and_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["demo", "--out", str(tmp_path / "demo")]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"unseen +\d+\.\d+ +\d+\.\d+", printed)
+    made = {p.name for p in (tmp_path / "demo").iterdir()}
+    assert {"demo.mp4", "sheet.png", "scene.safetensors", "report.json", "scores.json", "sample"} <= made
+    scores = json.loads((tmp_path / "demo" / "scores.json").read_text())
+    assert set(scores) == {"0", "-75", "15", "105", "195", "unseen"}
+    with Image.open(tmp_path / "demo" / "sheet.png") as sheet:
+        assert min(sheet.size) > 300
