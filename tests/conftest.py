@@ -1,6 +1,38 @@
-"""Settings of every test run."""
+"""Settings of every test run, and where a ComfyUI is."""
+
+from __future__ import annotations
 
 import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
 
 # As the package does for its own processes, before any test imports PyTorch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@dataclass(frozen=True)
+class ComfyUI:
+    """A checkout of the host and the interpreter that runs it."""
+
+    path: Path
+    python: Path
+
+
+@pytest.fixture(scope="session")
+def comfyui() -> ComfyUI:
+    """COMFYUI_PATH or comfy-cli's default place, with COMFYUI_PYTHON or the checkout's own virtual environment."""
+    path = Path(os.environ.get("COMFYUI_PATH") or Path.home() / "comfy" / "ComfyUI")
+    if not (path / "main.py").is_file():
+        pytest.skip(f"no ComfyUI at {path}, set COMFYUI_PATH")
+    inside = "Scripts/python.exe" if os.name == "nt" else "bin/python"
+    python = Path(os.environ.get("COMFYUI_PYTHON") or path / ".venv" / inside)
+    if not python.is_file():
+        pytest.skip(f"no interpreter at {python}, set COMFYUI_PYTHON")
+    wanted = "import torch, av, einops, PIL, safetensors, scipy, trimesh"
+    found = subprocess.run([python, "-c", wanted], capture_output=True, text=True, check=False)
+    if found.returncode:
+        pytest.skip(f"ComfyUI's Python lacks a requirement of the pack: {found.stderr.strip().splitlines()[-1]}")
+    return ComfyUI(path, python)
