@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from anchor4d.core.cameras import (
     Cameras,
     Crop,

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+
 from anchor4d.core.cameras import Cameras, intrinsics, orbit, orbit_poses
 from anchor4d.core.files import InputError
 from anchor4d.core.gaussians import SH_C0, Gaussians, from_points
 from anchor4d.core.render import Render, ScreenStatistics, available_backends, rasterize, resolve_backend
-from torch import Tensor
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 SETUPS = [(backend, device, torch.float32) for device in DEVICES for backend in available_backends(device)]

@@ -38,6 +38,8 @@ LANES = 16
 # the offset from the centre, the exponent sigma = 8 t and t = (KW dx)^2 + (KU dy + KX dx)^2: no cancellation for needles.
 MX, MY, KW, KU, KX, OPACITY, RED, GREEN, BLUE, DEPTH, TMAX, EX, EY, XTOP, SLOPE, ROOT = range(16)
 CHUNK = 256  # Gaussians per unit of work
+AHEAD = 4  # list entries that records are asked for in advance
+GROUP = 1 << 15  # Gaussians that a worker's cache holds
 
 
 # ---- vectors of 16 float32, which LLVM maps to what the machine has ----------------------------------------------------------
@@ -62,11 +64,7 @@ class _VectorModel(models.PrimitiveModel):
 
 
 def _operator(function, cases, build):
-    @infer_global(function)
-    class _Typing(ConcreteTemplate):
-        pass
-
-    _Typing.cases = cases
+    infer_global(function)(type(function.__name__, (ConcreteTemplate,), {"cases": cases}))  # pyright: ignore
     for case in cases:
         lower_builtin(function, *case.args)(lambda context, builder, sig, args: build(builder, *args))
 
@@ -181,6 +179,20 @@ def fold(typingctx, x, y, half):
         return builder.fadd(_shuffle(builder, args[0], args[1], low), _shuffle(builder, args[0], args[1], high))
 
     return lanes(lanes, lanes, half), codegen
+
+
+@intrinsic
+def prefetch(typingctx, array, start):
+    """Asks for the cache line of a flat float32 array's element."""
+
+    def codegen(context, builder, sig, args):
+        pointer = _address(context, builder, sig, args, ir.IntType(8))
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, _I32, _I32, _I32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [pointer, _I32(0), _I32(3), _I32(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.uintp), codegen
 
 
 @intrinsic
@@ -339,50 +351,63 @@ def _pair_range(record, r, column, height):
     return int(first) // 2, int(last) // 2 + 1
 
 
+@njit(inline="always")
+def _row_range(record, r, height):
+    """First and one past the last tile row that the Gaussian may touch."""
+    my, ey = float(record[r + MY]), float(record[r + EY]) + _SLACK
+    first = max(math.ceil(my - ey - 0.5), 0.0)
+    last = min(math.floor(my + ey - 0.5), height - 1.0)
+    if first > last:
+        return 0, 0
+    return int(first) // (2 * PAIRS), int(last) // (2 * PAIRS) + 1
+
+
 @njit(cache=True)
-def _count_tiles(record, r, width, height):
-    count = 0
+def _bound_tiles(record, r, width, height):
+    """Number of tiles that the bounding box of a Gaussian touches."""
     first, last = _column_range(record, r, width)
-    for column in range(first, last):
-        low, high = _pair_range(record, r, column, height)
-        if low < high:
-            count += (high - 1) // PAIRS - low // PAIRS + 1
-    return count
+    top, bottom = _row_range(record, r, height)
+    return (last - first) * (bottom - top)
 
 
 @njit(cache=True)
 def _emit_tiles(record, r, width, height, slot, tile_of, span_of):
-    """Writes the tile and the span of row pairs, first | last << 8, of each intersection of one Gaussian, from ``slot`` on."""
+    """Writes the tile and the span of row pairs, first | last << 8, of each intersection of one Gaussian, from ``slot`` on.
+
+    Returns one past the last slot written, at most _bound_tiles later.
+    """
     columns = (width + COLUMNS - 1) // COLUMNS
     first, last = _column_range(record, r, width)
+    top, bottom = _row_range(record, r, height)
     for column in range(first, last):
         low, high = _pair_range(record, r, column, height)
         if low < high:
-            for row in range(low // PAIRS, (high - 1) // PAIRS + 1):
+            for row in range(max(low // PAIRS, top), min((high - 1) // PAIRS + 1, bottom)):
                 tile_of[slot] = row * columns + column
                 span_of[slot] = max(low - row * PAIRS, 0) | min(high - row * PAIRS, PAIRS) << 8
                 slot += 1
+    return slot
 
 
 @njit(cache=True)
-def _sort_view(depth_bits, first, base, tile_of, tile_start, members, slots):
+def _sort_view(depth_bits, first, base, stop, tile_of, span_of, tile_start, members, slots, spans):
     """Fill the tile lists of one view, nearest first.
 
     Args:
         depth_bits: records as uint32, flat; the order of positive floats is that of their bits.
         first: first Gaussian of the view, of base's.
-        base: first intersection of each Gaussian, one past the last at the end, (N + 1,).
-        tile_of: tile of each intersection.
+        base, stop: first and one past the last intersection of each Gaussian, (N,).
+        tile_of, span_of: tile and row pairs of each intersection.
         tile_start: first list entry of each tile of the view, one past the last at the end, (tiles + 1,); filled.
-        members, slots: Gaussian and intersection of each list entry; filled.
+        members, slots, spans: Gaussian, intersection and row pairs of each list entry; filled.
     """
-    count = len(base) - 1
+    count = len(base)
     key, index = np.empty(count, np.uint32), np.empty(count, np.int32)
     key2, index2 = np.empty(count, np.uint32), np.empty(count, np.int32)
     histogram = np.zeros((3, 2048), np.int32)
     n = 0
     for g in range(count):
-        if base[g + 1] > base[g]:
+        if stop[g] > base[g]:
             bits = depth_bits[(first + g) * LANES + DEPTH]
             key[n], index[n] = bits, g
             n += 1
@@ -405,19 +430,21 @@ def _sort_view(depth_bits, first, base, tile_of, tile_start, members, slots):
 
     tiles = len(tile_start) - 1
     tile_start[:] = 0
-    for e in range(base[0], base[count]):
-        tile_start[tile_of[e] + 1] += 1
+    for g in range(count):
+        for e in range(base[g], stop[g]):
+            tile_start[tile_of[e] + 1] += 1
     tile_start[0] = base[0]
     for tile in range(tiles):
         tile_start[tile + 1] += tile_start[tile]
     cursor = tile_start[:tiles].copy()
     for i in range(n):
         g = index[i]
-        for e in range(base[g], base[g + 1]):
+        for e in range(base[g], stop[g]):
             place = cursor[tile_of[e]]
             cursor[tile_of[e]] = place + 1
             members[place] = first + g
             slots[place] = e
+            spans[place] = span_of[e]
 
 
 # ---- tiles -------------------------------------------------------------------------------------------------------------------
@@ -444,7 +471,7 @@ def _finished(buffer):
 
 
 @njit(cache=True)
-def _forward_tile(record, members, slots, span_of, begin, end, x0, y0, lane_x, lane_y, buffer):
+def _forward_tile(record, members, spans, begin, end, x0, y0, lane_x, lane_y, buffer):
     """Composite a tile's list into buffer planes: transmittance (negative once finished), red, green, blue, depth.
 
     Returns one past the last list entry that was needed.
@@ -453,8 +480,10 @@ def _forward_tile(record, members, slots, span_of, begin, end, x0, y0, lane_x, l
     columns, rows = load(lane_x, uintp(0)), load(lane_y, uintp(0))
     area = uintp(_AREA)
     for i in range(begin, end):
+        ahead = uintp(min(i + AHEAD, end - 1))
+        prefetch(record, uintp(members[ahead]) * uintp(LANES))
         r = uintp(members[uintp(i)]) * uintp(LANES)
-        span = uintp(span_of[uintp(slots[uintp(i)])])
+        span = uintp(spans[uintp(i)])
         dx = columns + splat(np.float32(x0) - record[r + uintp(MX)])
         w = splat(record[r + uintp(KW)]) * dx
         ww = w * w
@@ -490,8 +519,8 @@ def _forward_tile(record, members, slots, span_of, begin, end, x0, y0, lane_x, l
 
 
 @njit(cache=True)
-def _backward_tile(record, members, slots, span_of, begin, end, x0, y0, lane_x, lane_y, buffer, partial):
-    """Gradients of a tile's list, one slot of 16 numbers each.
+def _backward_tile(record, members, slots, spans, begin, end, x0, y0, lane_x, lane_y, buffer, origin, partial):
+    """Gradients of a tile's list, one slot of 16 numbers each, intersection ``origin`` first.
 
     Buffer planes: transmittance, R (module docstring), then the loss gradients by red, green, blue, depth and alpha. A slot
     has, with h = alpha dL/dalpha, u = KU dy + KX dx and w = KW dx, summed over the tile's pixels: h, h w, h w^2, h u, h w u,
@@ -502,9 +531,12 @@ def _backward_tile(record, members, slots, span_of, begin, end, x0, y0, lane_x, 
     columns, rows = load(lane_x, uintp(0)), load(lane_y, uintp(0))
     area = uintp(_AREA)
     for i in range(begin, end):
+        ahead = uintp(min(i + AHEAD, end - 1))
+        prefetch(record, uintp(members[ahead]) * uintp(LANES))
         r = uintp(members[uintp(i)]) * uintp(LANES)
-        slot = uintp(slots[uintp(i)])
-        span = uintp(span_of[slot])
+        slot = uintp(slots[uintp(i)] - origin)
+        prefetch(partial, uintp(slots[ahead] - origin) * uintp(LANES))
+        span = uintp(spans[uintp(i)])
         dx = columns + splat(np.float32(x0) - record[r + uintp(MX)])
         w = splat(record[r + uintp(KW)]) * dx
         ww = w * w
@@ -559,6 +591,13 @@ def _backward_tile(record, members, slots, span_of, begin, end, x0, y0, lane_x, 
 # ---- whole calls -------------------------------------------------------------------------------------------------------------
 
 
+@njit(cache=True)
+def _grown(array, size):
+    larger = np.empty(size, array.dtype)
+    larger[: len(array)] = array
+    return larger
+
+
 @njit(parallel=True, cache=True, nogil=True)
 def forward(means, quats, scales, opacity, reach, colors, cameras, items, width, height, radii, workers, lane_x, lane_y):
     """Draw V views of B items, V / B views each.
@@ -583,86 +622,98 @@ def forward(means, quats, scales, opacity, reach, colors, cameras, items, width,
     bad = np.zeros(1, np.int64)
     record = np.empty(views * count * LANES, np.float32)
     base = np.zeros(views * count + 1, np.int64)
+    stop = np.empty(views * count, np.int64)
     color = np.empty((views, height, width, 3), np.float32)
     alpha = np.empty((views, height, width), np.float32)
     depth = np.empty((views, height, width), np.float32)
     needed = np.zeros(views * tiles, np.int64)
     tile_start = np.zeros((views, tiles + 1), np.int64)
 
-    for _ in prange(workers):
-        out = np.zeros(LANES * LANES, np.float32)
-        while True:
-            unit = take(counter)
-            if unit >= views * chunks:
-                break
-            view, chunk = unit // chunks, unit % chunks
-            item = view // per_item
-            i, j = min(item, len(means) - 1), min(item, len(quats) - 1)
-            k, o = min(item, len(scales) - 1), min(item, len(reach) - 1)
-            s = view if len(colors) == views else min(item, len(colors) - 1)
-            for block in range(chunk * CHUNK, min(chunk * CHUNK + CHUNK, count), LANES):
-                if not _project(
-                    means[i], quats[j], scales[k], opacity[o], reach[o], uintp(padded), uintp(block), cameras[view],
-                    width, height, out,
-                ):  # fmt: skip
-                    bad[0] = 1
-                for lane in range(min(LANES, count - block)):
-                    seen = out[RED * LANES + lane] > 0
-                    g = view * count + block + lane
-                    if seen:
-                        r = g * LANES
-                        for field in range(LANES):
-                            record[r + field] = out[field * LANES + lane]
-                        for channel in range(3):
-                            record[r + RED + channel] = colors[s, block + lane, channel]
-                        if not math.isfinite(record[r + RED] + record[r + GREEN] + record[r + BLUE]):
-                            bad[0] = 1
-                        base[g + 1] = _count_tiles(record, r, width, height)
-                    if len(radii):
-                        r = g * LANES
-                        radii[view, block + lane] = math.ceil(max(record[r + EX], record[r + EY])) if seen else 0.0
-    for g in range(views * count):
-        base[g + 1] += base[g]
-    total = base[views * count]
-    if total > 2**31 - 1:
-        bad[0] = 2
-    if bad[0]:
-        total = 0
-    tile_of, span_of = np.empty(total, np.int32), np.empty(total, np.int32)
-    members, slots = np.empty(total, np.int32), np.empty(total, np.int32)
-    if bad[0] == 0:
-        counter[0] = 0
+    room = 0
+    tile_of, span_of = np.empty(0, np.int32), np.empty(0, np.int32)
+    members, slots, spans = np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.int32)
+    depth_bits = record.view(np.uint32)
+    # Group by group of views, so that their records stay in the processor's cache.
+    group = workers * max(1, GROUP // max(count, 1))
+    for begin_view in range(0, views, group):
+        end_view = min(begin_view + group, views)
+        counter[0] = begin_view * chunks
+        for _ in prange(workers):
+            out = np.zeros(LANES * LANES, np.float32)
+            while True:
+                unit = take(counter)
+                if unit >= end_view * chunks:
+                    break
+                view, chunk = unit // chunks, unit % chunks
+                item = view // per_item
+                i, j = min(item, len(means) - 1), min(item, len(quats) - 1)
+                k, o = min(item, len(scales) - 1), min(item, len(reach) - 1)
+                s = view if len(colors) == views else min(item, len(colors) - 1)
+                for block in range(chunk * CHUNK, min(chunk * CHUNK + CHUNK, count), LANES):
+                    if not _project(
+                        means[i], quats[j], scales[k], opacity[o], reach[o], uintp(padded), uintp(block), cameras[view],
+                        width, height, out,
+                    ):  # fmt: skip
+                        bad[0] = 1
+                    for lane in range(min(LANES, count - block)):
+                        seen = out[RED * LANES + lane] > 0
+                        g = view * count + block + lane
+                        if seen:
+                            r = g * LANES
+                            for field in range(LANES):
+                                record[r + field] = out[field * LANES + lane]
+                            for channel in range(3):
+                                record[r + RED + channel] = colors[s, block + lane, channel]
+                            if not math.isfinite(record[r + RED] + record[r + GREEN] + record[r + BLUE]):
+                                bad[0] = 1
+                            base[g + 1] = _bound_tiles(record, r, width, height)
+                        if len(radii):
+                            r = g * LANES
+                            radii[view, block + lane] = math.ceil(max(record[r + EX], record[r + EY])) if seen else 0.0
+        for g in range(begin_view * count, end_view * count):
+            base[g + 1] += base[g]
+        total = base[end_view * count]
+        if total > 2**31 - 1:
+            bad[0] = 2
+        if bad[0]:
+            break
+        if total > room:
+            room = total * views // end_view
+            tile_of, span_of = _grown(tile_of, room), _grown(span_of, room)
+            members, slots, spans = _grown(members, room), _grown(slots, room), _grown(spans, room)
+        counter[0] = begin_view * chunks
         for _ in prange(workers):
             while True:
                 unit = take(counter)
-                if unit >= views * chunks:
+                if unit >= end_view * chunks:
                     break
                 view, chunk = unit // chunks, unit % chunks
                 for g in range(view * count + chunk * CHUNK, view * count + min(chunk * CHUNK + CHUNK, count)):
                     if base[g + 1] > base[g]:
-                        _emit_tiles(record, g * LANES, width, height, base[g], tile_of, span_of)
-        depth_bits = record.view(np.uint32)
-        counter[0] = 0
+                        stop[g] = _emit_tiles(record, g * LANES, width, height, base[g], tile_of, span_of)
+                    else:
+                        stop[g] = base[g]
+        counter[0] = begin_view
         for _ in prange(workers):
             while True:
                 view = take(counter)
-                if view >= views:
+                if view >= end_view:
                     break
-                own = base[view * count : view * count + count + 1]
-                _sort_view(depth_bits, view * count, own, tile_of, tile_start[view], members, slots)
-        counter[0] = 0
+                own = slice(view * count, view * count + count)
+                _sort_view(depth_bits, view * count, base[own], stop[own], tile_of, span_of, tile_start[view], members, slots, spans)
+        counter[0] = begin_view * tiles
         for _ in prange(workers):
             buffer = np.empty(5 * _AREA, np.float32)
             while True:
                 unit = take(counter)
-                if unit >= views * tiles:
+                if unit >= end_view * tiles:
                     break
                 view, tile = unit // tiles, unit % tiles
                 x0, y0 = tile % across * COLUMNS, tile // across * 2 * PAIRS
                 begin, end = tile_start[view, tile], tile_start[view, tile + 1]
                 _start_tile(buffer, x0, y0, width, height)
                 buffer[_AREA:] = 0
-                needed[unit] = _forward_tile(record, members, slots, span_of, begin, end, x0, y0, lane_x, lane_y, buffer)
+                needed[unit] = _forward_tile(record, members, spans, begin, end, x0, y0, lane_x, lane_y, buffer)
                 for y in range(y0, min(y0 + 2 * PAIRS, height)):
                     for x in range(x0, min(x0 + COLUMNS, width)):
                         k = (y - y0) * COLUMNS + x - x0
@@ -671,7 +722,7 @@ def forward(means, quats, scales, opacity, reach, colors, cameras, items, width,
                         color[view, y, x, 2] = buffer[k + 3 * _AREA]
                         depth[view, y, x] = buffer[k + 4 * _AREA]
                         alpha[view, y, x] = np.float32(1) - abs(buffer[k])
-    return bad[0], color, alpha, depth, (record, base, span_of, members, slots, tile_start, needed)
+    return bad[0], color, alpha, depth, (record, base, stop, members, slots, spans, tile_start, needed)
 
 
 @njit(inline="always")
@@ -758,17 +809,18 @@ def _pull_back(means, quats, scales, opacity, stride, g, camera, sums, d_means, 
 @njit(parallel=True, cache=True, nogil=True)
 def backward(
     means, quats, scales, opacity, reach, colors, cameras, items, width, height, workers, lane_x, lane_y,
-    saved, color, alpha, depth, g_color, g_alpha, g_depth, partial, screen,
+    saved, color, alpha, depth, g_color, g_alpha, g_depth, groups, partial, screen,
 ):  # fmt: skip
     """Gradients by means, quats, the scales' logarithms, the opacities' logits (planes, as passed to forward) and the colours.
 
     Args:
         saved, color, alpha, depth: the forward pass's.
         g_color, g_alpha, g_depth: loss gradients by the pictures, each (0, ...) where there is none.
-        partial: scratch, 16 numbers an intersection.
+        groups: first view of each group, one past the last at the end.
+        partial: scratch, 16 numbers an intersection of the largest group.
         screen: (V, N), receives the gradient norm by the centre in half pictures, or (0, 0).
     """
-    record, base, span_of, members, slots, tile_start, needed = saved
+    record, base, stop, members, slots, spans, tile_start, needed = saved
     views, count, padded = len(cameras), colors.shape[1], means.shape[2]
     per_item = views // items
     chunks = (count + CHUNK - 1) // CHUNK
@@ -778,78 +830,84 @@ def backward(
     d_logits, d_colors = np.zeros_like(opacity), np.zeros_like(colors)
     counter = np.zeros(1, np.int64)
 
-    for _ in prange(workers):
-        buffer = np.zeros(7 * _AREA, np.float32)
-        while True:
-            unit = take(counter)
-            if unit >= views * tiles:
-                break
-            view, tile = unit // tiles, unit % tiles
-            begin, end = tile_start[view, tile], tile_start[view, tile + 1]
-            if begin == end:
-                continue
-            x0, y0 = tile % across * COLUMNS, tile // across * 2 * PAIRS
-            _start_tile(buffer, x0, y0, width, height)
-            for y in range(y0, min(y0 + 2 * PAIRS, height)):
-                for x in range(x0, min(x0 + COLUMNS, width)):
-                    k = (y - y0) * COLUMNS + x - x0
-                    rest = np.float32(0)
-                    if len(g_color):
-                        for channel in range(3):
-                            g = g_color[view, y, x, channel]
-                            buffer[k + (2 + channel) * _AREA] = g
-                            rest += g * color[view, y, x, channel]
-                    if len(g_depth):
-                        buffer[k + 5 * _AREA] = g_depth[view, y, x]
-                        rest += g_depth[view, y, x] * depth[view, y, x]
-                    if len(g_alpha):
-                        buffer[k + 6 * _AREA] = g_alpha[view, y, x]
-                        rest += g_alpha[view, y, x] * alpha[view, y, x]
-                    buffer[k + _AREA] = rest
-            last = needed[unit]
-            _backward_tile(record, members, slots, span_of, begin, last, x0, y0, lane_x, lane_y, buffer, partial)
-            for i in range(last, end):
-                store(partial, uintp(slots[i]) * uintp(LANES), splat(np.float32(0)))
+    # Group by group, so that the slots stay in the processor's cache until they are added up.
+    for group in range(len(groups) - 1):
+        begin_view, end_view = groups[group], groups[group + 1]
+        origin = base[begin_view * count]
+        counter[0] = begin_view * tiles
+        for _ in prange(workers):
+            buffer = np.zeros(7 * _AREA, np.float32)
+            while True:
+                unit = take(counter)
+                if unit >= end_view * tiles:
+                    break
+                view, tile = unit // tiles, unit % tiles
+                begin, end = tile_start[view, tile], tile_start[view, tile + 1]
+                if begin == end:
+                    continue
+                x0, y0 = tile % across * COLUMNS, tile // across * 2 * PAIRS
+                _start_tile(buffer, x0, y0, width, height)
+                for y in range(y0, min(y0 + 2 * PAIRS, height)):
+                    for x in range(x0, min(x0 + COLUMNS, width)):
+                        k = (y - y0) * COLUMNS + x - x0
+                        rest = np.float32(0)
+                        if len(g_color):
+                            for channel in range(3):
+                                g = g_color[view, y, x, channel]
+                                buffer[k + (2 + channel) * _AREA] = g
+                                rest += g * color[view, y, x, channel]
+                        if len(g_depth):
+                            buffer[k + 5 * _AREA] = g_depth[view, y, x]
+                            rest += g_depth[view, y, x] * depth[view, y, x]
+                        if len(g_alpha):
+                            buffer[k + 6 * _AREA] = g_alpha[view, y, x]
+                            rest += g_alpha[view, y, x] * alpha[view, y, x]
+                        buffer[k + _AREA] = rest
+                last = needed[unit]
+                _backward_tile(record, members, slots, spans, begin, last, x0, y0, lane_x, lane_y, buffer, origin, partial)
+                for i in range(last, end):
+                    store(partial, uintp(slots[i] - origin) * uintp(LANES), splat(np.float32(0)))
 
-    counter[0] = 0
-    for _ in prange(workers):
-        rows, sums = np.zeros(LANES * LANES, np.float32), np.zeros(LANES * LANES, np.float32)
-        center = np.zeros(2 * LANES, np.float32)
-        while True:
-            chunk = take(counter)
-            if chunk >= chunks:
-                break
-            for view in range(views):
-                item = view // per_item
-                i, j, k = min(item, len(means) - 1), min(item, len(quats) - 1), min(item, len(scales) - 1)
-                o = min(item, len(reach) - 1)
-                s = view if len(colors) == views else min(item, len(colors) - 1)
-                for block in range(chunk * CHUNK, min(chunk * CHUNK + CHUNK, count), LANES):
-                    inside = min(LANES, count - block)
-                    first = view * count + block
-                    if base[first] < base[first + inside]:
-                        for lane in range(LANES):
-                            total = splat(np.float32(0))
-                            drawn = False
-                            if lane < inside:
-                                drawn = base[first + lane] < base[first + lane + 1]
-                                for e in range(base[first + lane], base[first + lane + 1]):
-                                    total = total + load(partial, uintp(e) * uintp(LANES))
-                            store(rows, uintp(lane) * uintp(LANES), total)
-                            rows[lane * LANES + 15] = np.float32(1 if drawn else 0)
-                            if drawn:
-                                for channel in range(3):
-                                    d_colors[s, block + lane, channel] += rows[lane * LANES + 6 + channel]
-                        for field in range(LANES):
+        counter[0] = 0
+        for _ in prange(workers):
+            rows, sums = np.zeros(LANES * LANES, np.float32), np.zeros(LANES * LANES, np.float32)
+            center = np.zeros(2 * LANES, np.float32)
+            while True:
+                chunk = take(counter)
+                if chunk >= chunks:
+                    break
+                for view in range(begin_view, end_view):
+                    item = view // per_item
+                    i, j, k = min(item, len(means) - 1), min(item, len(quats) - 1), min(item, len(scales) - 1)
+                    o = min(item, len(reach) - 1)
+                    s = view if len(colors) == views else min(item, len(colors) - 1)
+                    for block in range(chunk * CHUNK, min(chunk * CHUNK + CHUNK, count), LANES):
+                        inside = min(LANES, count - block)
+                        first = view * count + block
+                        if base[first] < stop[first + inside - 1]:
                             for lane in range(LANES):
-                                sums[field * LANES + lane] = rows[lane * LANES + field]
-                        _pull_back(
-                            means[i], quats[j], scales[k], opacity[o], uintp(padded), uintp(block), cameras[view], sums,
-                            d_means[i], d_quats[j], d_scales[k], d_logits[o], center,
-                        )  # fmt: skip
-                    else:
-                        center[:] = 0
-                    if len(screen):
-                        for lane in range(inside):
-                            screen[view, block + lane] = math.hypot(center[lane] * width / 2, center[LANES + lane] * height / 2)
+                                total = splat(np.float32(0))
+                                drawn = False
+                                if lane < inside:
+                                    drawn = base[first + lane] < stop[first + lane]
+                                    for e in range(base[first + lane] - origin, stop[first + lane] - origin):
+                                        total = total + load(partial, uintp(e) * uintp(LANES))
+                                store(rows, uintp(lane) * uintp(LANES), total)
+                                rows[lane * LANES + 15] = np.float32(1 if drawn else 0)
+                                if drawn:
+                                    for channel in range(3):
+                                        d_colors[s, block + lane, channel] += rows[lane * LANES + 6 + channel]
+                            for field in range(LANES):
+                                for lane in range(LANES):
+                                    sums[field * LANES + lane] = rows[lane * LANES + field]
+                            _pull_back(
+                                means[i], quats[j], scales[k], opacity[o], uintp(padded), uintp(block), cameras[view], sums,
+                                d_means[i], d_quats[j], d_scales[k], d_logits[o], center,
+                            )  # fmt: skip
+                        else:
+                            center[:] = 0
+                        if len(screen):
+                            for lane in range(inside):
+                                dx, dy = center[lane] * width / 2, center[LANES + lane] * height / 2
+                                screen[view, block + lane] = math.hypot(dx, dy)
     return d_means, d_quats, d_scales, d_logits, d_colors

@@ -19,6 +19,7 @@ from .torch_backend import require_finite
 if TYPE_CHECKING:
     from .rasterize import ScreenStatistics
 
+GROUP = 1 << 16  # intersections whose gradients, 64 bytes each, are kept at once
 _KERNELS = f"{__package__}._kernels"
 
 
@@ -124,11 +125,20 @@ def _call(name: str, *arguments: Any) -> Any:
         if name == "forward":
             return kernels.forward(*arguments, threads, kernels.LANE_X, kernels.LANE_Y)
         *first, saved, color, alpha, depth, g_color, g_alpha, g_depth, screen = arguments
-        # One slot of 16 numbers an intersection, kept for the next call: fresh pages cost more than the arithmetic.
-        room = int(saved[1][-1]) * kernels.LANES
-        if len(_scratch) < room:
-            _scratch = np.empty(room + room // 4, np.float32)
+        groups, most = _groups(saved[1][:: max(first[5].shape[1], 1)])
+        if len(_scratch) < most * kernels.LANES:
+            _scratch = np.empty(most * kernels.LANES, np.float32)
         return kernels.backward(
             *first, threads, kernels.LANE_X, kernels.LANE_Y,
-            saved, color, alpha, depth, g_color, g_alpha, g_depth, _scratch, screen,
+            saved, color, alpha, depth, g_color, g_alpha, g_depth, groups, _scratch, screen,
         )  # fmt: skip
+
+
+def _groups(edges: np.ndarray) -> tuple[np.ndarray, int]:
+    """Runs of views of at most GROUP intersections, or one view, from each view's first: their edges, and the largest size."""
+    first, most = [0], 0
+    for view in range(1, len(edges)):
+        if view - 1 > first[-1] and edges[view] - edges[first[-1]] > GROUP:
+            first.append(view - 1)
+        most = max(most, int(edges[view] - edges[first[-1]]))
+    return np.array([*first, len(edges) - 1]), most
