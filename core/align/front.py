@@ -15,6 +15,9 @@ from .solve import AZIMUTH, DISTANCE, DOWN, ELEVATION, EXTENT, RIGHT, STAGES, Ta
 #: A turn must explain the frame this much better than no turn: a mesh that faces front already is left alone.
 MARGIN = 0.5
 
+#: Distances tried for each of the best turns.
+DISTANCES = (1.1, 1.5, 2.0, 2.8, 4.0)
+
 #: Degrees within which a found turn counts as none.
 NEAR = 1.0
 
@@ -48,7 +51,12 @@ def detect_yaw(
     free = (EXTENT, DISTANCE, RIGHT, DOWN, AZIMUTH)
 
     held, held_error = poses[count // 2], math.inf
-    turned, error = [poses[i] for i in best], math.inf
+    # Perspective changes the outline as a turn does: each of the best starts from the distance that suits it.
+    trials = poses[best].repeat_interleave(len(DISTANCES), 0)
+    trials[:, DISTANCE] = torch.tensor(DISTANCES, dtype=torch.float64).log().repeat(len(best))
+    trials, errors_there = locate(mesh, target, trials)
+    nearest = errors_there.reshape(len(best), -1).argmin(1)
+    turned, error = list(trials.reshape(len(best), -1, 6)[torch.arange(len(best)), nearest]), math.inf
     for k, (resolution, scale) in enumerate(STAGES[:2]):
         if progress:
             progress((k + 1) / 3)

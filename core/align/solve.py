@@ -31,7 +31,7 @@ DISTANCE_PRIOR = (2.0, 0.6)
 
 #: Coarse to fine: pixels across the object's window, and the residual (premultiplied RGBA in [0, 1]) beyond which a pixel
 #: counts as not explained.
-STAGES = ((64, 0.4), (128, 0.2), (256, 0.1))
+STAGES = ((64, 0.5), (128, 0.3), (256, 0.1))
 
 #: Of the Gauss-Newton steps tried side by side, relative to the diagonal.
 DAMPINGS = (0.0, 1.0, 20.0)
@@ -126,8 +126,8 @@ class View:
         pose[:, [RIGHT, DOWN]] = (place - middle) / self.crop.height
         return pose
 
-    def cameras(self, pose: Tensor) -> Cameras:  # (B, 6)
-        """Cameras (B) of poses."""
+    def cameras(self, pose: Tensor, mesh: Mesh) -> Cameras:  # (B, 6)
+        """Cameras (B) of poses. They turn about the mesh as they would stand before it turned the other way and centred anew."""
         distance = pose[:, DISTANCE].exp()
         focal = self.crop.height / 2 * distance / pose[:, EXTENT].exp()
         K = torch.zeros(len(pose), 3, 3)
@@ -135,11 +135,13 @@ class View:
         K[:, :2, 2] = self.principal(pose).float()
         K[:, 2, 2] = 1
         poses = orbit_poses(pose[:, AZIMUTH].rad2deg(), pose[:, ELEVATION].rad2deg(), distance)
+        if bool((pose[:, AZIMUTH] != 0).any()):
+            poses[:, :3, 3] -= (poses[:, :3, :3] @ turned_centre(mesh, pose[:, AZIMUTH])[..., None])[..., 0]
         return Cameras(poses, K, self.image.shape[1], self.image.shape[0])
 
     def draw(self, mesh: Mesh, pose: Tensor, supersample: int = 2) -> Tensor:  # (B, 6) -> (B, H, W, 4)
         """The mesh from poses, premultiplied RGBA."""
-        render = render_mesh(mesh, self.cameras(pose), supersample=supersample)
+        render = render_mesh(mesh, self.cameras(pose, mesh), supersample=supersample)
         return torch.cat([render.color, render.alpha[..., None]], -1)
 
     def residuals(self, images: Tensor, color: bool) -> Tensor:  # (B, H, W, 4) -> (B, H, W, 4 or 1)
@@ -187,7 +189,7 @@ def locate(mesh: Mesh, target: Target, pose: Tensor, *, resolution: int = 64, ro
     goal = target.at(resolution)
     # First guess from bounding boxes, orthographic.
     turn = orbit_poses(pose[:, AZIMUTH].rad2deg(), pose[:, ELEVATION].rad2deg(), 1.0)[:, :2, :3]
-    seen = turn @ mesh.vertices.float().T
+    seen = turn @ mesh.vertices[mesh.faces.unique()].T - turn @ turned_centre(mesh, pose[:, AZIMUTH])[..., None]
     low, high = seen.amin(-1), seen.amax(-1)  # (B, 2)
     inside = goal.image[..., 3] > 0.5
     columns, rows = inside.any(0).nonzero()[:, 0], inside.any(1).nonzero()[:, 0]
@@ -206,6 +208,18 @@ def locate(mesh: Mesh, target: Target, pose: Tensor, *, resolution: int = 64, ro
         pose[:, EXTENT] += shrink.log()
         images = goal.draw(mesh, pose)
     return pose, goal.error(goal.residuals(images, target.color), STAGES[0][1]) * prior(pose)
+
+
+def turned_centre(mesh: Mesh, azimuth: Tensor) -> Tensor:  # (B,) radians -> (B, 3)
+    """The point that is the bounding box's centre, seen from above, once the mesh is turned about +Y to face each azimuth's camera.
+
+    A camera's distance and its principal point are measured from there, so that turning the mesh afterwards changes nothing.
+    """
+    s, c = azimuth.float().sin(), azimuth.float().cos()
+    axes = torch.stack([torch.stack([c, -s], -1), torch.stack([s, c], -1)], 1)  # the camera's right and back, in x and z
+    along = axes @ mesh.vertices[mesh.faces.unique()][:, [0, 2]].T
+    x, z = ((along.amin(-1) + along.amax(-1)) / 2)[:, None].matmul(axes)[:, 0].unbind(-1)
+    return torch.stack([x, torch.zeros_like(x), z], -1)
 
 
 def prior(pose: Tensor) -> Tensor:  # (B, 6) -> (B,)
@@ -237,23 +251,23 @@ def refine(
     across = max(goal.image.shape[:2])
     shift = 0.5 / goal.scale[1] / goal.crop.height
     step = torch.tensor([1.2 / across, 6 / across, shift, shift, 2.5 / across, 2.5 / across], dtype=torch.float64)
-    offsets = torch.diag(step)[index]
+    n = len(index)
 
     def errors(poses: Tensor) -> tuple[Tensor, Tensor]:
         residual = goal.residuals(goal.draw(mesh, poses, supersample), target.color)
         return residual, goal.error(residual, scale) * prior(poses)
 
-    pose = pose.double()
+    pose, shrinks = pose.double(), 0
     error = math.inf
     for _ in range(iterations):
-        residual, values = errors(torch.cat([pose[None], pose + offsets, pose - offsets]))
+        probes = torch.diag(step)[index]
+        probes = torch.cat([pose[None], pose + probes, pose - probes])
+        residual, values = errors(probes)
         error = float(values[0])
         weight = 1 / (1 + residual[0].square().sum(-1, keepdim=True) / scale**2)
-        n = len(index)
         jacobian = ((residual[1 : n + 1] - residual[n + 1 :]) / 2).flatten(1)  # a step of each parameter
-        weighted = (weight * residual[0].new_ones(residual.shape[-1])).flatten()
-        hessian = ((jacobian * weighted) @ jacobian.T).double()
-        gradient = ((jacobian * weighted) @ residual[0].flatten()).double()
+        weighted = jacobian * weight.expand_as(residual[0]).flatten()
+        hessian, gradient = (weighted @ jacobian.T).double(), (weighted @ residual[0].flatten()).double()
         if DISTANCE in index:
             # The prior's factor as one more residual, at the present error.
             k, (centre, strength) = index.index(DISTANCE), DISTANCE_PRIOR
@@ -267,13 +281,17 @@ def refine(
         candidates[:, index] += moves * step[index]
         candidates[:, DISTANCE] = candidates[:, DISTANCE].clamp(math.log(DISTANCES[0]), math.log(DISTANCES[1]))
         candidates[:, ELEVATION] = candidates[:, ELEVATION].clamp(-1.4, 1.4)
-        _, values = errors(candidates)
+        # The pictures of the derivatives are candidates as well: where parts are as thin as a pixel, no step may be better.
+        candidates, values = torch.cat([candidates, probes]), torch.cat([errors(candidates)[1], values])
         best = int(values.argmin())
-        if float(values[best]) >= error:
-            break
-        moved = float(moves[best].abs().max())
-        pose, gained, error = candidates[best], error - float(values[best]), float(values[best])
-        if moved < 0.03 or gained < 1e-4 * error:
+        moved = float(((candidates[best] - pose) / step).abs().max())
+        gained = error - float(values[best])
+        pose, error = candidates[best], float(values[best])
+        if gained <= 0:
+            if shrinks == 2:
+                break
+            step, shrinks = step / 2, shrinks + 1
+        elif moved < 0.03 or gained < 1e-4 * error:
             break
     return pose, error
 
