@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from comfy_api.latest import Types, io
 
-from ..core.align import Target, draw_curve, overlay
+from ..core.align import FocalAlignment, Target, draw_curve, overlay
+from ..core.align.clip import focal_per_frame
 from ..core.cameras import to_camera_info
 from ..core.mesh import Mesh
 from ..core.methods import pla4d
@@ -108,10 +109,41 @@ class Anchor4DFocalAlignment(io.ComfyNode):
             )
 
 
+class Anchor4DFocalPerFrame(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Anchor4DFocalPerFrame",
+            display_name="Focal per Frame",
+            category="Anchor4D/2 Align",
+            description="For clips whose camera zooms or comes nearer: a field of view for every frame, smoothed over time "
+            "(variant PLA4D v4).",
+            search_aliases=["zoom", "dolly", "camera per frame", "focal length", "pla4d v4", "4d"],
+            inputs=[
+                host.Video.Input("driving_video", tooltip="The same clip that was aligned."),
+                host.Alignment.Input("alignment", tooltip="From Focal Alignment: the camera of the first frame."),
+            ],
+            outputs=[
+                host.Cameras.Output("cameras", tooltip="One camera a frame, for Motion Alignment."),
+                io.Image.Output("curve", tooltip="The field of view over the frames."),
+            ],
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def execute(cls, driving_video: DrivingVideo, alignment: FocalAlignment) -> io.NodeOutput:
+        with host.work(cls):
+            fronts, curve = focal_per_frame(driving_video, [alignment.mesh], alignment.front)
+            angles = [front.fovy for front in fronts]
+            host.say(f"field of view {min(angles):.1f}° to {max(angles):.1f}°")
+            picture = draw_curve(curve)[None]
+            return io.NodeOutput(fronts, picture, ui=host.stills(picture))
+
+
 def _beside(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:  # (1, H, W, 3), (1, H', W', 3) -> (1, H', W' + H', 3)
     """The square overlay left of the curve, at the curve's height."""
     small = torch.nn.functional.interpolate(a.movedim(-1, 1), (b.shape[1], b.shape[1]), mode="bilinear", antialias=True)
     return torch.cat([small.movedim(1, -1).clamp(0, 1), b], 2)
 
 
-NODES = [Anchor4DFocalAlignment]
+NODES = [Anchor4DFocalAlignment, Anchor4DFocalPerFrame]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -9,6 +10,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..core.align import FocalAlignment
+from ..core.cameras import FrontCamera
 from ..core.fit.loop import Schedule
 from ..core.formats import side_by_side
 from ..core.methods import pla4d
@@ -73,13 +75,21 @@ def _resolution() -> io.Input:
     )
 
 
-def _changed(schedule: Schedule, steps: int, resolution: int) -> Schedule:
-    """A schedule with the user's number of steps and largest picture, where given."""
-    largest = max(pixels for _, pixels in schedule.resolutions)
-    if resolution:
-        sizes = tuple((until, max(8, round(pixels * resolution / largest))) for until, pixels in schedule.resolutions)
-        schedule = replace(schedule, resolutions=sizes)
-    return replace(schedule, steps=steps or schedule.steps)
+def _changed(schedule: Schedule | None, steps: int, factor: float = 1.0) -> Schedule | None:
+    """A schedule with the user's number of steps (below 0: its own, 0: left out) and its pictures larger by a factor."""
+    if schedule is None or steps == 0:
+        return None
+    sizes = tuple((until, max(8, round(pixels * factor))) for until, pixels in schedule.resolutions)
+    schedule = replace(schedule, resolutions=sizes)
+    if steps > 0:
+        schedule = replace(schedule, one_by_one=steps) if schedule.one_by_one else replace(schedule, steps=steps)
+    return schedule
+
+
+def _factor(resolution: int, *schedules: Schedule | None) -> float:
+    """By how much the schedules' pictures grow when the largest is to have ``resolution`` pixels; 0 keeps them."""
+    largest = max(pixels for schedule in schedules if schedule is not None for _, pixels in schedule.resolutions)
+    return resolution / largest if resolution else 1.0
 
 
 def _say_objectives(objectives: Terms, standing: str) -> None:
@@ -151,7 +161,7 @@ class Anchor4DFitGaussians(io.ComfyNode):
             config = replace(
                 config,
                 gaussians=gaussians or config.gaussians,
-                schedule=_changed(config.schedule, steps, resolution),
+                schedule=_changed(config.schedule, steps or -1, _factor(resolution, config.schedule)),
                 objectives=tuple(objectives),
             )
             _say_objectives(config.objectives, "Gaussians as sampled on the mesh, unfitted")
@@ -185,6 +195,9 @@ class Anchor4DMotionAlignment(io.ComfyNode):
                     optional=True,
                     tooltip="From Focal Alignment: its mesh tells which parts belong together. Recommended.",
                 ),
+                host.Cameras.Input(
+                    "cameras", optional=True, tooltip="From Focal per Frame, when the video's camera zooms. Else leave it open."
+                ),
                 _objectives(standing),
                 _preset("How long and how fine."),
                 io.Combo.Input(
@@ -206,6 +219,16 @@ class Anchor4DMotionAlignment(io.ComfyNode):
                     advanced=True,
                     tooltip="Steps on each frame while the object is first followed frame by frame (control nodes only). "
                     "More = quick motion is followed better, slower. 0 = off. -1 = the preset's.",
+                ),
+                io.Int.Input(
+                    "fine_steps",
+                    default=-1,
+                    min=-1,
+                    max=100_000,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Steps of a last pass at full size that sharpens the motion. More = finer, slower. "
+                    "0 = off. -1 = the preset's.",
                 ),
                 io.Int.Input(
                     "control_nodes",
@@ -234,44 +257,40 @@ class Anchor4DMotionAlignment(io.ComfyNode):
         seed: int,
         steps: int = 0,
         tracking_steps: int = -1,
+        fine_steps: int = -1,
         control_nodes: int = 0,
         resolution: int = 0,
         device: str = "auto",
         renderer: str = "auto",
         alignment: FocalAlignment | None = None,
+        cameras: Sequence[FrontCamera] = (),
         objectives: Terms = (),
     ) -> io.NodeOutput:
         with host.work(cls, gradients=True):
             config = pla4d.preset(preset).motion
+            chosen = config.field if field == "preset" else field
+            factor = _factor(resolution, config.schedule, config.fine)
             config = replace(
                 config,
-                field=config.field if field == "preset" else field,  # pyright: ignore[reportArgumentType]
-                schedule=_changed(config.schedule, steps, resolution),
-                tracking=_tracking(config.tracking, tracking_steps, resolution),
+                field=chosen,
+                tracking=_changed(config.tracking, tracking_steps if chosen == "control-nodes" else 0, min(factor, 1.0)),
+                schedule=_changed(config.schedule, steps or -1, factor),
+                fine=_changed(config.fine, fine_steps, factor),
                 nodes=control_nodes or config.nodes,
                 objectives=tuple(objectives),
             )
-            if config.field != "control-nodes":
-                config = replace(config, tracking=None)
             _say_objectives(config.objectives, "the object stays still")
             where = host.device_for(device, renderer)
             video, still = driving_video.to(where), scene.to(where)
             mesh = None if alignment is None else alignment.mesh
-            with host.checkpoint("motion", video.frames, still.gaussians.tensors(), repr(config), mesh is None, seed) as path:
+            inputs = video.frames, still.gaussians.tensors(), repr(cameras), repr(config), mesh is None, seed
+            with host.checkpoint("motion", *inputs) as path:
                 moving = pla4d.fit_motion(
-                    video, still, config, mesh=mesh, seed=seed, backend=renderer, progress=host.Report().fit, checkpoint=path
-                )
+                    video, still, config, mesh=mesh, fronts=cameras, seed=seed, backend=renderer,
+                    progress=host.Report().fit, checkpoint=path,
+                )  # fmt: skip
             moving = _finish(moving)
             return io.NodeOutput(moving, ui=_look(moving, driving_video, moving.taus))
-
-
-def _tracking(schedule: Schedule | None, steps: int, resolution: int) -> Schedule | None:
-    if steps == 0 or (schedule is None and steps < 0):
-        return None
-    schedule = schedule or Schedule(steps=1, one_by_one=1, resolutions=((1.0, 96),), background="random")
-    largest = max(pixels for _, pixels in schedule.resolutions)
-    schedule = _changed(schedule, 0, min(resolution, largest))
-    return replace(schedule, one_by_one=steps) if steps > 0 else schedule
 
 
 def _look(scene: Scene4D, video: DrivingVideo, taus: Tensor, size: int = 192) -> dict[str, object]:

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 Video = io.Custom("A4D_VIDEO")  # core.video.DrivingVideo
 Mesh = io.Custom("A4D_MESH")  # core.mesh.Mesh
 Alignment = io.Custom("A4D_ALIGNMENT")  # core.align.FocalAlignment
+Cameras = io.Custom("A4D_CAMERAS")  # list of core.cameras.FrontCamera, one a frame
 Objectives = io.Custom("A4D_OBJECTIVES")  # tuple of objectives
 Scene = io.Custom("A4D_SCENE")  # core.scene.Scene4D
 

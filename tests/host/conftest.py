@@ -1,0 +1,199 @@
+"""A running ComfyUI with this pack alone, the workflows as prompts, and a client that follows a run.
+
+Nothing is written into the user's checkout: the pack is linked into a folder of its own, and every other folder is temporary.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TINY = {
+    "Anchor4DSample": {"frames": 4, "size": 80},
+    "Anchor4DLoadVideo": {"frames": 4, "resolution": 64},
+    "Anchor4DPrepareVideo": {"resolution": 64},
+    "Anchor4DFitGaussians": {"preset": "draft", "gaussians": 800, "steps": 12, "resolution": 48},
+    "Anchor4DMotionAlignment": {
+        "preset": "draft",
+        "steps": 6,
+        "tracking_steps": 3,
+        "fine_steps": 4,
+        "control_nodes": 40,
+        "resolution": 48,
+    },
+    "Anchor4DRenderScene": {"size": 80},
+}
+
+
+def as_prompt(workflow: dict[str, Any]) -> dict[str, Any]:
+    """The page's graph as the server takes it: widget values by name, links as (node, output)."""
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    links = {link[0]: (link[1], link[2]) for link in workflow["links"]}
+    prompt = {}
+    for node in nodes.values():
+        if node["type"] in ("MarkdownNote", "PrimitiveNode"):
+            continue
+        names = [slot["name"] for slot in node["inputs"] if "widget" in slot]
+        values = dict(zip(names, node.get("widgets_values") or [], strict=True))
+        for slot in node["inputs"]:
+            if slot.get("link") is not None:
+                source, output = links[slot["link"]]
+                primitive = nodes[source]["type"] == "PrimitiveNode"
+                values[slot["name"]] = nodes[source]["widgets_values"][0] if primitive else [str(source), output]
+        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": values}
+    return prompt
+
+
+@dataclass
+class Outcome:
+    """What a run ended with: its last event, its nodes' outputs, and how many previews and which lines of text came."""
+
+    ended: str = "timeout"
+    detail: dict[str, Any] = field(default_factory=dict)
+    outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    previews: int = 0
+    texts: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Host:
+    """The server's address, its folders, and its log so far."""
+
+    url: str
+    folder: Path
+    process: subprocess.Popen[bytes]
+    tiny: dict[str, dict[str, Any]] = field(default_factory=lambda: TINY)
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "log").read_text(encoding="utf-8", errors="replace")
+
+    def post(self, route: str, value: Any) -> Any:
+        data = json.dumps(value).encode()
+        request = urllib.request.Request(self.url + route, data, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return json.loads(answer.read() or b"null")
+        except urllib.error.HTTPError as error:
+            pytest.fail(f"{route}: {error.read().decode()[:2000]}")
+
+    def file(self, picture: dict[str, str]) -> Path:
+        """Where a file that a node showed lies."""
+        return self.folder / picture["type"] / picture["subfolder"] / picture["filename"]
+
+    @staticmethod
+    def workflow(name: str) -> dict[str, Any]:
+        """A workflow of this pack as a prompt, at sizes that take seconds."""
+        prompt = as_prompt(json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8")))
+        for node in prompt.values():
+            node["inputs"] |= TINY.get(node["class_type"], {})
+        return prompt
+
+    @staticmethod
+    def only(prompt: dict[str, Any], kind: str) -> tuple[str, dict[str, Any]]:
+        """The id and inputs of the one node of a type."""
+        found = [(key, node["inputs"]) for key, node in prompt.items() if node["class_type"] == kind]
+        assert len(found) == 1, kind
+        return found[0]
+
+    def run(
+        self, prompt: dict[str, Any], *, interrupt: Callable[[Outcome], bool] | None = None, timeout: float = 900
+    ) -> Outcome:
+        """Queues a prompt and follows it to its end; interrupts it once ``interrupt`` says so."""
+        return asyncio.run(self._run(prompt, interrupt, timeout))
+
+    async def _run(self, prompt: dict[str, Any], interrupt: Callable[[Outcome], bool] | None, timeout: float) -> Outcome:
+        import aiohttp
+
+        outcome, asked = Outcome(), False
+        deadline = time.monotonic() + timeout
+        async with (
+            aiohttp.ClientSession() as session,
+            session.ws_connect(f"{self.url}/ws?clientId=test", max_msg_size=0) as socket_,
+        ):
+            queued = await asyncio.to_thread(self.post, "/prompt", {"prompt": prompt, "client_id": "test"})
+            assert not queued["node_errors"], queued["node_errors"]
+            while time.monotonic() < deadline:
+                message = await socket_.receive(deadline - time.monotonic())
+                if message.type == aiohttp.WSMsgType.BINARY:
+                    kind = int.from_bytes(
+                        message.data[:4], "big"
+                    )  # 1 and 4: preview, 3: text after the node's id and its length
+                    if kind == 3:
+                        length = int.from_bytes(message.data[4:8], "big")
+                        outcome.texts.append(message.data[8 + length :].decode())
+                    else:
+                        outcome.previews += 1
+                elif message.type == aiohttp.WSMsgType.TEXT:
+                    event = json.loads(message.data)
+                    if event["data"].get("prompt_id") not in (None, queued["prompt_id"]):
+                        continue
+                    if event["type"] == "executed":
+                        outcome.outputs[event["data"]["node"]] = event["data"]["output"]
+                    elif event["type"] in ("execution_success", "execution_error", "execution_interrupted"):
+                        outcome.ended, outcome.detail = event["type"], event["data"]
+                        break
+                else:
+                    pytest.fail(f"the host closed the connection:\n{self.log[-3000:]}")
+                if interrupt is not None and not asked and interrupt(outcome):
+                    asked = True
+                    await asyncio.to_thread(self.post, "/interrupt", {})
+        return outcome
+
+
+@pytest.fixture(scope="session")
+def host(comfyui: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    pytest.importorskip("aiohttp", reason="aiohttp is not installed, it follows the host's runs")
+    folder = tmp_path_factory.mktemp("host")
+    for name in ("input/3d", "output", "temp", "user", "models"):
+        (folder / name).mkdir(parents=True)
+    # A place that stays: compiled kernels are kept by the name that the host gives the pack, which is its path.
+    place = Path(tempfile.gettempdir()) / f"anchor4d-host-{hashlib.sha256(str(ROOT).encode()).hexdigest()[:8]}" / "custom_nodes"
+    place.mkdir(parents=True, exist_ok=True)
+    link = place / "anchor4d"
+    if os.name == "nt":
+        shutil.copytree(ROOT, link, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".git", "__pycache__"))
+    elif not link.is_symlink():
+        link.symlink_to(ROOT, target_is_directory=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        comfyui.python, comfyui.path / "main.py", "--cpu", "--listen", "127.0.0.1", "--port", port, "--disable-auto-launch",
+        "--base-directory", place.parent, "--disable-all-custom-nodes", "--whitelist-custom-nodes", "anchor4d",
+        "--input-directory", folder / "input", "--output-directory", folder / "output", "--temp-directory", folder,
+        "--user-directory", folder / "user", "--database-url", f"sqlite:///{folder / 'host.db'}",
+    ]  # fmt: skip
+    with open(folder / "log", "wb") as log:
+        process = subprocess.Popen(list(map(str, command)), cwd=comfyui.path, stdout=log, stderr=subprocess.STDOUT)
+    running = Host(f"http://127.0.0.1:{port}", folder, process)
+    try:
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"{running.url}/system_stats", timeout=5).close()
+                break
+            except OSError:
+                assert process.poll() is None, f"the host did not start:\n{running.log[-3000:]}"
+                time.sleep(0.5)
+        else:
+            pytest.fail(f"the host did not answer:\n{running.log[-3000:]}")
+        yield running
+    finally:
+        process.terminate()
+        process.wait(30)

@@ -1,0 +1,85 @@
+"""The demo in a real page: loaded as a user loads it, run with the page's own queue, its results looked at."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+#: The page's settings are kept by the server: no welcome, no tour.
+QUIET = {"Comfy.TutorialCompleted": True, "Comfy.Release.Status": "skipped", "Comfy.VueNodes.Enabled": False}
+READY = "() => window.app?.graph && Object.keys(window.LiteGraph?.registered_node_types ?? {}).length > 100"
+SHRINK = """(tiny) => {
+  for (const node of app.graph._nodes)
+    for (const [name, value] of Object.entries(tiny[node.type] ?? {}))
+      for (const widget of node.widgets.filter((w) => w.name === name)) widget.value = value;
+}"""
+RUN = """async (seconds) => {
+  const ended = new Promise((done) => {
+    for (const kind of ["execution_success", "execution_error", "execution_interrupted"])
+      app.api.addEventListener(kind, (event) => done([kind, event.detail]));
+    setTimeout(() => done(["timeout", null]), seconds * 1000);
+  });
+  await app.queuePrompt(0, 1);
+  return ended;
+}"""
+SHOWN = """() => Object.fromEntries(app.graph._nodes.map((node) => [
+  node.title, {
+    images: (app.nodeOutputs[node.id]?.images ?? []).map((image) => image.filename),
+    previews: (app.nodePreviewImages[node.id] ?? []).length,
+  }
+]))"""
+
+
+@pytest.fixture
+def page(host: Any, tmp_path: Path):
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+    if browser is None:
+        pytest.skip("no Chromium on the path")
+    with playwright.sync_playwright() as play:
+        flags = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
+        chromium = play.chromium.launch(executable_path=browser, headless=True, args=flags)
+        page = chromium.new_page(viewport={"width": 1200, "height": 700})
+        page.set_default_timeout(300_000)
+        host.post("/settings", QUIET)
+        page.goto(host.url, wait_until="domcontentloaded")
+        page.wait_for_function(READY)
+        yield page
+        chromium.close()
+
+
+def test_demo_runs_in_the_page(host: Any, page: Any, tmp_path: Path):
+    failures: list[str] = []
+    page.on("pageerror", lambda error: failures.append(str(error)))
+    template = page.request.get(f"{host.url}/api/workflow_templates/anchor4d/anchor4d_demo.json")
+    assert template.ok, "the host's template browser does not offer the demo"
+    page.evaluate("async (workflow) => { await app.loadGraphData(workflow); }", template.json())
+    saved = json.loads((ROOT / "workflows" / "anchor4d_demo.json").read_text(encoding="utf-8"))
+    types = page.evaluate("() => app.graph._nodes.map((node) => node.type)")
+    assert sorted(types) == sorted(node["type"] for node in saved["nodes"])
+    assert not page.evaluate("() => app.graph._nodes.filter((node) => node.has_errors).length")
+
+    page.evaluate(SHRINK, host.tiny)
+    ended, detail = page.evaluate(RUN, 900)
+    assert ended == "execution_success", detail
+    page.wait_for_timeout(1500)
+    shown = page.evaluate(SHOWN)
+    for title in ("Demo Sample", "Focal Alignment", "Fit Gaussians to Mesh and Frame", "Motion Alignment", "Render Scene"):
+        assert shown[title]["images"], f"{title} shows nothing"
+        assert shown[title]["previews"] == 0, f"{title} still shows a live preview in place of its result"
+    assert shown["Motion Alignment"]["images"][0].endswith(".webp")
+    page.screenshot(path=tmp_path / "page.png")
+    assert (tmp_path / "page.png").stat().st_size > 20_000
+    assert not failures
+
+
+def test_help_pages_are_served(host: Any, page: Any):
+    for name in ("Anchor4DFocalAlignment", "Anchor4DMotionAlignment"):
+        answer = page.request.get(f"{host.url}/extensions/anchor4d/docs/{name}.md")
+        assert answer.ok
+        assert "## Tips" in answer.text()

@@ -1,0 +1,191 @@
+"""The workflows and nodes in a real ComfyUI, through its HTTP API."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from anchor4d.core.sample import write_sample
+from anchor4d.core.scene import Scene4D
+
+
+def add(prompt: dict[str, Any], key: str, kind: str, **inputs: Any) -> None:
+    prompt[key] = {"class_type": kind, "inputs": {name.replace("__", "."): value for name, value in inputs.items()}}
+
+
+@torch.no_grad()
+def travelled(scene: Scene4D) -> float:
+    """How far the Gaussian that moves most is from its start at half time."""
+    return float((scene.at(0.5).means - scene.at(0.0).means).norm(dim=-1).max())
+
+
+def picture(path: Path) -> np.ndarray:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"), dtype=np.float64) / 255
+
+
+def test_demo_workflow(host: Any):
+    prompt = host.workflow("anchor4d_demo")
+    host.only(prompt, "Anchor4DFitGaussians")[1]["seed"] = 1  # nothing that another test left in the host's cache
+    outcome = host.run(prompt)
+    assert outcome.ended == "execution_success", outcome.detail
+    assert outcome.previews >= 4
+    assert any(text.startswith("3D to 4D: step 6 of 6\nfront") for text in outcome.texts)
+
+    scene = Scene4D.load(next((host.folder / "output" / "3d").glob("anchor4d_demo_*.safetensors")))
+    assert (scene.frames, len(scene.gaussians)) == (4, 800)
+    assert scene.field is not None
+    assert scene.field.name == "control-nodes"
+    assert travelled(scene) > 0.01
+    assert next((host.folder / "output" / "video").glob("anchor4d_demo_*.mp4")).stat().st_size > 1000
+
+    (report,) = outcome.outputs[host.only(prompt, "Anchor4DScore")[0]]["text"]
+    scores = {name: float(value) for name, value in (line.split() for line in report.splitlines())}
+    assert scores["psnr"] > 15
+    assert scores["iou"] > 0.7
+
+
+def test_your_video_and_mesh_workflow(host: Any):
+    case = write_sample(host.folder / "case", frames=4, size=80)
+    (case / "front").rename(host.folder / "input" / "clip")
+    (case / "mesh.glb").rename(host.folder / "input" / "3d" / "creature.glb")
+    prompt = host.workflow("anchor4d_your_video_and_mesh")
+    host.only(prompt, "Anchor4DLoadVideo")[1]["video"] = "clip"
+    host.only(prompt, "Anchor4DLoadMesh")[1]["mesh"] = "3d/creature.glb"
+    outcome = host.run(prompt)
+    assert outcome.ended == "execution_success", outcome.detail
+    folder = next((host.folder / "output" / "3d").glob("anchor4d_*_ply"))
+    assert [path.name for path in sorted(folder.glob("*.ply"))] == [f"frame{i:04}.ply" for i in range(4)]
+    assert json.loads((folder / "manifest.json").read_text())["frames"]["count"] == 4
+
+
+def test_nothing_on_the_objectives_socket_means_none_and_says_so(host: Any):
+    prompt = host.workflow("anchor4d_demo")
+    del host.only(prompt, "Anchor4DFitGaussians")[1]["objectives"]
+    del host.only(prompt, "Anchor4DMotionAlignment")[1]["objectives"]
+    host.only(prompt, "Anchor4DSaveScene")[1]["filename_prefix"] = "3d/still"
+    outcome = host.run(prompt)
+    assert outcome.ended == "execution_success", outcome.detail
+    told = [text for text in outcome.texts if text.startswith("No objectives connected")]
+    assert any("unfitted" in text for text in told)
+    assert any("stays still" in text for text in told)
+    scene = Scene4D.load(next((host.folder / "output" / "3d").glob("still_*.safetensors")))
+    assert travelled(scene) == 0
+
+
+def test_an_interrupted_fit_goes_on_to_the_same_result(host: Any):
+    prompt = host.workflow("anchor4d_demo")
+    key, motion = host.only(prompt, "Anchor4DMotionAlignment")
+    motion |= {"seed": 7, "tracking_steps": 40}
+    _, save = host.only(prompt, "Anchor4DSaveScene")
+    prompt = {k: v for k, v in prompt.items() if v["class_type"] not in ("Anchor4DRenderScene", "SaveVideo", "Anchor4DScore")}
+    checkpoints = host.folder / "user" / "anchor4d" / "checkpoints"
+
+    save["filename_prefix"] = "3d/whole"
+    assert host.run(prompt).ended == "execution_success"
+    assert not list(checkpoints.glob("*"))
+
+    host.post("/free", {"free_memory": True, "unload_models": True})
+    save["filename_prefix"] = "3d/resumed"
+    first = host.run(prompt, interrupt=lambda seen: any("follow frame by frame" in text for text in seen.texts))
+    assert first.ended == "execution_interrupted"
+    assert first.detail["node_id"] == key
+    assert list(checkpoints.glob("motion-*.safetensors"))
+    second = host.run(prompt)
+    assert second.ended == "execution_success", second.detail
+    assert "resumed at step" in host.log
+    assert not list(checkpoints.glob("*"))
+
+    output = host.folder / "output" / "3d"
+    whole, resumed = (Scene4D.load(next(output.glob(f"{name}_*.safetensors"))) for name in ("whole", "resumed"))
+    for a, b in zip(whole.bake(), resumed.bake(), strict=True):
+        for name, value in a.tensors().items():
+            assert value.equal(b.tensors()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("kind", "inputs", "wanted"),
+    [
+        ("Anchor4DLoadMesh", {"mesh": "none", "path": "/no/such/mesh.glb"}, "Load Mesh: /no/such/mesh.glb"),
+        ("Anchor4DLoadScene", {"file": "none", "path": "/no/such/scene"}, "Load Scene: /no/such/scene"),
+    ],
+)
+def test_errors_name_the_node_and_the_input(host: Any, kind: str, inputs: dict[str, Any], wanted: str):
+    prompt: dict[str, Any] = {}
+    add(prompt, "1", kind, **inputs)
+    if kind == "Anchor4DLoadMesh":
+        add(prompt, "2", "Anchor4DSample", frames=4, size=80, truth_azimuth="15")
+        add(
+            prompt, "3", "Anchor4DPrepareVideo",
+            source=["2", 0], mask=["2", 1], frames=0, fps=0.0, resolution=64, background="auto",
+        )  # fmt: skip
+        add(prompt, "4", "Anchor4DFocalAlignment", driving_video=["3", 0], mesh=["1", 0], method="robust", front="auto")
+        add(prompt, "5", "PreviewImage", images=["4", 1])
+    else:
+        add(prompt, "2", "Anchor4DSaveScene", scene=["1", 0], filename_prefix="3d/never")
+    outcome = host.run(prompt)
+    assert outcome.ended == "execution_error"
+    message = outcome.detail["exception_message"].strip()
+    assert message.startswith(wanted)
+    assert "\n" not in message
+
+
+def test_the_hosts_own_3d_nodes_take_and_give(host: Any):
+    """SPLAT out: its renderer draws what ours does. MESH and FILE_3D in: both are read and aligned."""
+    prompt = {
+        k: v
+        for k, v in host.workflow("anchor4d_demo").items()
+        if v["class_type"] not in ("Anchor4DRenderScene", "SaveVideo", "Anchor4DScore")
+    }
+    motion, _ = host.only(prompt, "Anchor4DMotionAlignment")
+    video, _ = host.only(prompt, "Anchor4DPrepareVideo")
+    add(
+        prompt, "camera", "CreateCameraInfo", mode="orbit", mode__yaw=50.0, mode__pitch=20.0, mode__distance=2.4,
+        target_x=0.0, target_y=0.0, target_z=0.0, roll=0.0, fov=35.0, zoom=1.0, camera_type="perspective",
+    )  # fmt: skip
+    add(
+        prompt, "ours", "Anchor4DRenderScene",
+        scene=[motion, 0], shot="orbit", shot__time=0.5, shot__azimuth=0.0, shot__sweep=180.0,
+        shot__frames=2, framing="object", size=96, background="white", elevation=0.0, camera_info=["camera", 0],
+    )  # fmt: skip
+    add(prompt, "our pictures", "PreviewImage", images=["ours", 0])
+    add(prompt, "moment", "Anchor4DSceneAtTime", scene=[motion, 0], time=0.5)
+    add(
+        prompt, "theirs", "RenderSplat",
+        splat=["moment", 0], camera_info=["camera", 0], width=96, height=96, frames=1, splat_scale=1.0,
+        sharpen=1.0, headlight_shading=0.0, opacity_threshold=0.0, render_style="color", background="#ffffff",
+    )  # fmt: skip
+    add(prompt, "their pictures", "PreviewImage", images=["theirs", 0])
+    add(prompt, "batch", "Anchor4DSceneToSplats", scene=[motion, 0], frames=3)
+    add(prompt, "film", "RenderSplat", **prompt["theirs"]["inputs"] | {"splat": ["batch", 0], "camera_info": ["batch", 1]})
+    add(prompt, "film pictures", "PreviewImage", images=["film", 0])
+
+    add(
+        prompt, "mesh", "SplatToMesh", splat=["moment", 0], resolution=96, kernel=5, smooth=0, level=0.2, min_component=0,
+        min_opacity=0.02, color_sharpen=1.0,
+    )  # fmt: skip
+    add(prompt, "file", "MeshToFile3D", mesh=["mesh", 0])
+    add(prompt, "converted", "Anchor4DConvertMesh", mesh=["file", 0])
+    for key, source in (("from mesh", "mesh"), ("from file", "converted")):
+        add(
+            prompt, key, "Anchor4DFocalAlignment",
+            driving_video=[video, 0], mesh=[source, 0], method="literal", front="degrees", front__yaw=0.0,
+        )  # fmt: skip
+        add(prompt, f"overlay {key}", "PreviewImage", images=[key, 1])
+
+    outcome = host.run(prompt)
+    assert outcome.ended == "execution_success", outcome.detail
+    ours, theirs = (picture(host.file(outcome.outputs[key]["images"][0])) for key in ("our pictures", "their pictures"))
+    a, b = ours.min(-1) < 0.9, theirs.min(-1) < 0.9
+    assert a.mean() > 0.05
+    assert (a & b).sum() / (a | b).sum() > 0.85
+    assert len(outcome.outputs["film pictures"]["images"]) == 3
+    overlays = [picture(host.file(outcome.outputs[f"overlay from {key}"]["images"][0])) for key in ("mesh", "file")]
+    assert np.abs(overlays[0] - overlays[1]).mean() < 0.01
