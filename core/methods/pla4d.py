@@ -146,12 +146,14 @@ def _standard(refinement: tuple[Objective, ...]) -> PLA4DConfig:
         motion=MotionConfig(
             field="control-nodes",
             nodes=600,
-            tracking=Schedule(steps=40, one_by_one=40, resolutions=((1.0, 96),), background="random"),
-            schedule=Schedule(steps=150, resolutions=((0.6, 96), (1.0, 128)), background="random"),
-            fine=Schedule(steps=200, resolutions=((0.5, 192), (1.0, 256)), background="random", smoothing=0.125, stiffness=0.3),
+            tracking=Schedule(steps=60, one_by_one=60, resolutions=((1.0, 96),), background="random"),
+            schedule=Schedule(steps=300, resolutions=((0.6, 96), (1.0, 128)), background="random"),
+            fine=Schedule(
+                steps=400, resolutions=((0.5, 192), (1.0, 256)), background="random", smoothing=0.125, stiffness=0.5
+            ),
             objectives=(
                 FrontMatch(weight=constant(3.0), mask=0.33, perceptual=0.0, levels=4),
-                Rigidity(weight=constant(1.0)),
+                Rigidity(weight=constant(1.0), joints=0.05),
                 Smoothness(weight=constant(20.0)),
                 *refinement,
             ),
@@ -166,12 +168,12 @@ def _draft(refinement: tuple[Objective, ...]) -> PLA4DConfig:
     return replace(
         standard,
         name="draft",
-        static=replace(static, gaussians=5000, schedule=replace(static.schedule, steps=60)),
+        static=replace(static, gaussians=8000, schedule=replace(static.schedule, steps=80)),
         motion=replace(
             motion,
             tracking=replace(motion.tracking, one_by_one=15),
-            schedule=replace(motion.schedule, steps=60, resolutions=((1.0, 96),)),
-            fine=replace(motion.fine, steps=40, resolutions=((1.0, 160),)),
+            schedule=replace(motion.schedule, steps=80, resolutions=((1.0, 96),)),
+            fine=replace(motion.fine, steps=60, resolutions=((1.0, 160),)),
         ),
     )
 
@@ -257,7 +259,7 @@ def fit_static(
         a scene of one still object with the video's timing.
     """
     gaussians, _ = gaussians_on_mesh(mesh, config.gaussians, seed)
-    state = FitState(gaussians)
+    state = FitState(gaussians.to(video.frames.device))
     if config.objectives:
         inputs = Inputs(video=video, taus=torch.zeros(1), fronts=[front], meshes=[mesh], backend=backend)
         state = run_fit(
