@@ -391,7 +391,12 @@ def _parser() -> argparse.ArgumentParser:
     made.set_defaults(again="run the same command with --resume to go on")
     _method(made, renderers)
     made.add_argument("--video", metavar="DIR|FILE", help="driving video: a folder of pictures, a film or an animated picture")
-    made.add_argument("--object", "--mesh", metavar="FILE", help="mesh of the object: .glb, .gltf, .obj, .ply or .stl")
+    made.add_argument(
+        "--object",
+        "--mesh",
+        metavar="FILE|DIR",
+        help="mesh: .glb, .gltf, .obj, .ply or .stl; pla4d-v4: or a folder of one a frame",
+    )
     made.add_argument("--image", metavar="FILE", help="later release: what is missing is made from it")
     made.add_argument("--prompt", metavar="TEXT", help="later release: what is missing is made from it")
     made.add_argument("--fps", type=float, help="frames a second (default: the video's own, else 12)")
@@ -450,7 +455,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _method(made: argparse.ArgumentParser, renderers: Sequence[str]) -> None:
-    made.add_argument("--method", choices=("pla4d", *LATER_METHODS), default="pla4d")
+    made.add_argument("--method", choices=("pla4d", "pla4d-v4", *LATER_METHODS), default="pla4d")
     made.add_argument("--prior", default="auto", metavar="auto|none", help="diffusion prior; none in this release")
     made.add_argument("--preset", choices=("draft", "standard", "paper"), default="standard")
     made.add_argument("--seed", type=int, default=0)

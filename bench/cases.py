@@ -22,7 +22,6 @@ from ..core.demo import comparison_sheet, read_pictures
 from ..core.files import InputError, atomic_path
 from ..core.fit.loop import Progress
 from ..core.formats import write_frames
-from ..core.methods import pla4d
 from ..core.methods.run import REPORT, SCENE, Settings, run_in_folder, write_json
 from ..core.metrics import read_case, score_case
 from ..core.scene import Scene4D
@@ -91,7 +90,7 @@ def run_case(case: Path, out: Path, settings: Settings, console: Output) -> dict
     """One case's row of the table; its scene, renders, ``scores.json`` and ``sheet.png`` are left in ``out``."""
     described = read_case(case)
     name, azimuths = described["name"], [str(azimuth) for azimuth in described["test_azimuths"]]
-    key = repr((__version__, settings, pla4d.preset(settings.preset)))
+    key = repr((__version__, settings, settings.config()))
     done = _read_json(out / SCORES)
     if done.get("key") == key:
         console.line(f"{name}: finished before")
@@ -169,7 +168,7 @@ def _resumable(out: Path, settings: Settings) -> bool:
     for path in (out / "checkpoints" / "run.json", out / REPORT):
         if path.is_file():
             there = _read_json(path)
-            return (there.get("settings"), there.get("config")) == (asdict(settings), repr(pla4d.preset(settings.preset)))
+            return (there.get("settings"), there.get("config")) == (asdict(settings), repr(settings.config()))
     return False
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +36,7 @@ class Demo:
 
 
 def make_demo(out: str | os.PathLike[str], *, seed: int = 0, preset: str = PRESET, progress: Progress | None = None) -> Demo:
-    """Make the sample in ``out/sample``, fit it; leave scene, report, ``demo.mp4``, ``sheet.png`` and ``scores.json``."""
+    """Make the sample in ``out/sample``, fit it; leave scene, report, ``demo.mp4`` (and ``.webp``), ``sheet.png``, ``scores.json``."""
     out = Path(out)
     shutil.rmtree(out / "sample", ignore_errors=True)
     sample = write_sample(out / "sample")
@@ -49,7 +50,13 @@ def make_demo(out: str | os.PathLike[str], *, seed: int = 0, preset: str = PRESE
     scores["unseen"] = mean_scores([scores[view] for view in views[1:]])
     write_json(out / "scores.json", scores)
     panels = {"driving video": truth["0"], "same camera": ours["0"]} | {f"{side}°": ours[side] for side in SIDES}
-    write_mp4(out / "demo.mp4", side_by_side(panels, height=256), FPS, loops=3)
+    window = common_window([*panels.values()])
+    panels = {name: view[:, *window] for name, view in panels.items()}
+    film = side_by_side(panels, height=288)
+    write_mp4(out / "demo.mp4", film, FPS, loops=3)
+    with atomic_path(out / "demo.webp") as temporary:
+        first, *rest = (Image.fromarray(frame) for frame in film)
+        first.save(temporary, save_all=True, append_images=rest, duration=round(1000 / FPS), loop=0, quality=82, method=5)
     with atomic_path(out / "sheet.png") as temporary:
         comparison_sheet(truth, ours).save(temporary)
     return Demo(run, scores, score_table(scores))
@@ -61,19 +68,19 @@ def comparison_sheet(truth: dict[str, Tensor], ours: dict[str, Tensor], *, colum
     Args:
         truth, ours: pictures (T, H, W, 4) by azimuth; "0" is the driving video's view.
     """
-    rows, labels, headings = [], [], []
+    rows, labels = [], []
+    frames = len(truth["0"])
+    picks = np.linspace(0, frames, min(columns, frames), endpoint=False).astype(int).tolist()
+    window = common_window([*truth.values(), *ours.values()])
     for view, pictures in truth.items():
-        picks = np.linspace(0, len(pictures), columns, endpoint=False).astype(int).tolist()
-        window = _window(torch.cat([pictures[..., 3], ours[view][..., 3]]))
-        headings = [f"frame {t}" for t in picks]
         rows += [[pictures[t][window] for t in picks], [ours[view][t][window] for t in picks]]
         labels += ["video" if view == "0" else f"truth {view}°", "ours"]
-    return contact_sheet(rows, labels, columns=headings, height=height)
+    return contact_sheet(rows, labels, columns=[f"frame {t}" for t in picks], height=height)
 
 
-def _window(masks: Tensor, margin: int = 4) -> tuple[slice, slice]:  # (T, H, W)
-    """Rows and columns around everything that is ever visible."""
-    seen = masks.amax(0) > 0.1
+def common_window(views: Sequence[Tensor], margin: int = 6) -> tuple[slice, slice]:  # each (T, H, W, 4)
+    """Rows and columns around everything that is ever visible in any of the views."""
+    seen = torch.stack([view[..., 3].amax(0) for view in views]).amax(0) > 0.1
     found = [seen.any(axis).nonzero().flatten() for axis in (1, 0)]
     if not len(found[0]):
         return slice(None), slice(None)

@@ -6,10 +6,11 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -19,12 +20,13 @@ import torch
 from torch import Tensor
 
 from ... import __version__
-from ..align import FocalAlignment
+from ..align import FocalAlignment, color_from_frame
+from ..align.clip import focal_per_frame
 from ..files import InputError, atomic_path
 from ..fit.checkpoint import fingerprint
 from ..fit.loop import Progress
 from ..formats import side_by_side, write_mp4
-from ..mesh import Mesh, load_mesh
+from ..mesh import SUFFIXES, Mesh, load_mesh
 from ..objectives.perceptual import perceptual_distance
 from ..render import available_backends, resolve_backend
 from ..scene import Scene4D
@@ -32,7 +34,7 @@ from ..video import DrivingVideo, load_video
 from ..views import render_frames, turning_cameras
 from . import pla4d
 
-METHODS = ("pla4d",)
+METHODS = ("pla4d", "pla4d-v4")
 PRESETS = ("draft", "standard", "paper")
 
 #: What :func:`run_in_folder` leaves in its folder.
@@ -73,6 +75,11 @@ class Settings:
         device = resolve_device(self.device)
         return replace(self, device=device, renderer=resolve_backend(self.renderer, device))
 
+    def config(self) -> pla4d.PLA4DConfig:
+        """The method's own settings."""
+        config = pla4d.preset(self.preset)
+        return pla4d.v4(config) if self.method == "pla4d-v4" else config
+
 
 @dataclass(frozen=True)
 class Run:
@@ -109,7 +116,7 @@ def resolve_device(name: str) -> str:
 
 def run(
     video: DrivingVideo,
-    mesh: Mesh,
+    mesh: Mesh | Sequence[Mesh],
     settings: Settings,
     *,
     config: pla4d.PLA4DConfig | None = None,
@@ -120,19 +127,35 @@ def run(
 
     Args:
         video: driving video on the CPU.
-        mesh: any size, place and turn about +Y.
+        mesh: any size, place and turn about +Y; or one for each frame, all placed alike, for the method pla4d-v4.
         config: in place of the preset's.
         progress: called in every stage; interrupts by raising.
         checkpoints: folder to keep checkpoints in, and to resume from where it holds some of the same run.
+
+    Raises:
+        InputError: for settings or a number of meshes that do not fit.
 
     Returns:
         the scene and a report: settings, versions, seconds a stage, camera, search curves, losses over time, peak memory.
     """
     settings = settings.resolved()
-    config = pla4d.preset(settings.preset) if config is None else config
+    config = settings.config() if config is None else config
+    meshes = [mesh] if isinstance(mesh, Mesh) else list(mesh)
+    mesh = meshes[0]
+    if len(meshes) > 1 and not config.focal_per_frame:
+        raise InputError(f"{mesh.name} and others: one mesh a frame is for the method pla4d-v4, give one mesh")
+    if len(meshes) not in (1, len(video)):
+        raise InputError(
+            f"{mesh.name} and others: {len(meshes)} meshes for {len(video)} frames, give one, or one for each frame"
+        )
     clock = _Clock(progress)
     folder = None if checkpoints is None else Path(checkpoints)
     alignment = pla4d.align(video, mesh, mode=config.alignment, yaw=settings.yaw, progress=clock.aligning)
+    fronts, moving = [], []
+    if config.focal_per_frame:
+        moving = [alignment.mesh, *_placed_like(alignment, video, meshes)]
+        fronts, curve = focal_per_frame(video, moving, alignment.front)
+        alignment.curves.append(curve)
     clock.stop("align camera")
     on_device = video.to(settings.device)
     still = pla4d.fit_static(
@@ -150,6 +173,8 @@ def run(
         still,
         config.motion,
         mesh=alignment.mesh,
+        meshes=moving,
+        fronts=fronts,
         seed=settings.seed,
         backend=settings.renderer,
         progress=clock,
@@ -205,6 +230,7 @@ def run_in_folder(
     nothing else there is touched. Checkpoints are kept in ``out`` until the run is done.
 
     Args:
+        mesh: a file, or a folder of one a frame in natural order, see :func:`run`.
         fps: frames a second, where the video does not say or says wrong.
         config: in place of the preset's.
         resume: go on from the checkpoints in ``out``; to the same result, bit by bit on a CPU, as a run without interruption.
@@ -220,10 +246,11 @@ def run_in_folder(
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file, choose a folder to write to")
-    config = pla4d.preset(settings.preset) if config is None else config
+    config = settings.config() if config is None else config
     clip = load_video(video, fps=fps, frames=settings.frames, resolution=config.resolution)
-    model = load_mesh(mesh)
-    key = fingerprint(clip.frames, clip.masks, model.vertices, model.faces, repr(config), repr(settings), __version__)
+    models = [load_mesh(path) for path in _mesh_files(Path(mesh))]
+    shapes = [[model.vertices, model.faces] for model in models]
+    key = fingerprint(clip.frames, clip.masks, shapes, repr(config), repr(settings), __version__)
     checkpoints, label = out / CHECKPOINTS, out / CHECKPOINTS / "run.json"
     if resume and not label.is_file() and _finished(out, key):
         return None
@@ -235,7 +262,7 @@ def run_in_folder(
     checkpoints.mkdir(parents=True, exist_ok=True)
     write_json(label, {"key": key, "settings": asdict(settings), "config": repr(config)})
     read = time.perf_counter() - started
-    result = run(clip, model, settings, config=config, progress=progress, checkpoints=checkpoints)
+    result = run(clip, models, settings, config=config, progress=progress, checkpoints=checkpoints)
     started = time.perf_counter()
     result.scene.save(out / SCENE)
     write_mp4(out / FILM, preview_film(result, settings.renderer), result.scene.fps)
@@ -302,6 +329,27 @@ class _Clock:
         if self.progress is not None:
             blank = torch.ones(8, 8, 3)
             self.progress("align camera", round(100 * fraction), 100, {}, lambda: blank if picture is None else picture)
+
+
+def _placed_like(alignment: FocalAlignment, video: DrivingVideo, meshes: Sequence[Mesh]) -> list[Mesh]:
+    """The second and later meshes moved as alignment moved the first, and coloured from their frames where they are bare."""
+    first, matrix = meshes[0].normalized()
+    again = first.turned(alignment.yaw).normalized()[1] if alignment.yaw else torch.eye(4)
+    camera = alignment.front.cropped(video.crop, video.resolution)
+    placed = []
+    for t, mesh in enumerate(meshes[1:], 1):
+        mesh = mesh.transformed(matrix).turned(alignment.yaw).transformed(again)
+        placed.append(mesh if mesh.has_color else color_from_frame(mesh, video.frames[t], video.masks[t], camera))
+    return placed
+
+
+def _mesh_files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    files = [p for p in path.iterdir() if p.suffix.lower() in SUFFIXES]
+    if not files:
+        raise InputError(f"{path}: no meshes in this folder, choose a file or put one mesh for each frame there")
+    return sorted(files, key=lambda p: [(0, int(s), "") if s.isdigit() else (1, 0, s) for s in re.split(r"(\d+)", p.name) if s])
 
 
 def _finished(out: Path, key: str) -> bool:
