@@ -36,7 +36,7 @@ class Demo:
 
 
 def make_demo(out: str | os.PathLike[str], *, seed: int = 0, preset: str = PRESET, progress: Progress | None = None) -> Demo:
-    """Make the sample in ``out/sample``, fit it; leave scene, report, ``demo.mp4`` (and ``.webp``), ``sheet.png``, ``scores.json``."""
+    """Make the sample in ``out/sample``, fit it; leave the scene, its report, films, ``sheet.png`` and ``scores.json``."""
     out = Path(out)
     shutil.rmtree(out / "sample", ignore_errors=True)
     sample = write_sample(out / "sample")
