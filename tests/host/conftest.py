@@ -184,7 +184,7 @@ def host(comfyui: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hos
         process = subprocess.Popen(list(map(str, command)), cwd=comfyui.path, stdout=log, stderr=subprocess.STDOUT)
     running = Host(f"http://127.0.0.1:{port}", folder, process)
     try:
-        for _ in range(240):
+        for _ in range(600):
             try:
                 urllib.request.urlopen(f"{running.url}/system_stats", timeout=5).close()
                 break

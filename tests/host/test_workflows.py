@@ -66,6 +66,23 @@ def test_your_video_and_mesh_workflow(host: Any):
     assert json.loads((folder / "manifest.json").read_text())["frames"]["count"] == 4
 
 
+def test_a_host_video_is_a_driving_video(host: Any):
+    prompt: dict[str, Any] = {}
+    add(prompt, "sample", "Anchor4DSample", frames=6, size=80, truth_azimuth="15")
+    add(prompt, "video", "CreateVideo", images=["sample", 0], fps=10.0)
+    add(
+        prompt, "prepared", "Anchor4DPrepareVideo",
+        source=["video", 0], mask=["sample", 1], frames=3, fps=0.0, resolution=64, background="auto",
+    )  # fmt: skip
+    add(prompt, "pictures", "PreviewImage", images=["prepared", 1])
+    outcome = host.run(prompt)
+    assert outcome.ended == "execution_success", outcome.detail
+    assert "3 frames at 5 fps, 62 px, object found by the mask" in outcome.texts
+    pictures = [picture(host.file(shown)) for shown in outcome.outputs["pictures"]["images"]]
+    assert len(pictures) == 3
+    assert pictures[0][0, 0].min() > 0.99  # cut out: white around the object
+
+
 def test_nothing_on_the_objectives_socket_means_none_and_says_so(host: Any):
     prompt = host.workflow("anchor4d_demo")
     del host.only(prompt, "Anchor4DFitGaussians")[1]["objectives"]
