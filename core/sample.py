@@ -138,14 +138,16 @@ def write_sample(folder: str | os.PathLike[str], frames: int = FRAMES, size: int
 def _write_glb(mesh: Mesh, path: Path) -> None:
     import trimesh
     from PIL import Image
+    from trimesh.visual import TextureVisuals
+    from trimesh.visual.material import PBRMaterial
 
     assert mesh.uvs is not None
     image = Image.fromarray((mesh.textures[0][..., :3] * 255).round().to(torch.uint8).numpy())
-    material = trimesh.visual.material.PBRMaterial(baseColorTexture=image, metallicFactor=0.0, roughnessFactor=1.0)
+    material = PBRMaterial(baseColorTexture=image, metallicFactor=0.0, roughnessFactor=1.0)
     uv = mesh.uvs.double().numpy() * [1, -1] + [0, 1]  # trimesh counts v from the bottom
-    visual = trimesh.visual.TextureVisuals(uv=uv, material=material)
+    visual = TextureVisuals(uv=uv, material=material)
     model = trimesh.Trimesh(mesh.vertices.numpy(), mesh.faces.numpy(), visual=visual, process=False)
-    path.write_bytes(trimesh.Scene({"sample": model}).export(file_type="glb"))
+    trimesh.Scene({"sample": model}).export(str(path), file_type="glb")
 
 
 # Shapes. Units: the creature is about 1 high, feet at y = 0, facing +Z; its right hand is at -X.
