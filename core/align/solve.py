@@ -127,7 +127,7 @@ class View:
         return pose
 
     def cameras(self, pose: Tensor, mesh: Mesh) -> Cameras:  # (B, 6)
-        """Cameras (B) of poses. They turn about the mesh as they would stand before it turned the other way and centred anew."""
+        """Cameras (B) of poses, each around the centre that the mesh has once it is turned to face that camera."""
         distance = pose[:, DISTANCE].exp()
         focal = self.crop.height / 2 * distance / pose[:, EXTENT].exp()
         K = torch.zeros(len(pose), 3, 3)
@@ -211,9 +211,9 @@ def locate(mesh: Mesh, target: Target, pose: Tensor, *, resolution: int = 64, ro
 
 
 def turned_centre(mesh: Mesh, azimuth: Tensor) -> Tensor:  # (B,) radians -> (B, 3)
-    """The point that is the bounding box's centre, seen from above, once the mesh is turned about +Y to face each azimuth's camera.
+    """The point that becomes the bounding box's centre, seen from above, once the mesh is turned to face each azimuth's camera.
 
-    A camera's distance and its principal point are measured from there, so that turning the mesh afterwards changes nothing.
+    A pose's distance and shift count from there, so that turning and centring the mesh afterwards changes neither.
     """
     s, c = azimuth.float().sin(), azimuth.float().cos()
     axes = torch.stack([torch.stack([c, -s], -1), torch.stack([s, c], -1)], 1)  # the camera's right and back, in x and z
