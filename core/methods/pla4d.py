@@ -286,9 +286,10 @@ def build_field(config: MotionConfig, scene: Scene4D, mesh: Mesh | None = None, 
             scene.gaussians, scene.frames, mesh=mesh, nodes=config.nodes, loop=scene.loop, opacity=config.opacity
         )
     if config.field == "hexplane":
-        return HexPlane(time_resolution=max(2, math.ceil(0.85 * scene.frames)), opacity=config.opacity)
+        field = HexPlane(time_resolution=max(2, math.ceil(0.85 * scene.frames)), opacity=config.opacity)
+        return field.to(scene.gaussians.device)
     if config.field == "mlp":
-        return DeformationMLP(opacity=config.opacity)
+        return DeformationMLP(opacity=config.opacity).to(scene.gaussians.device)
     raise ValueError(f"field {config.field!r}: unknown, choose control-nodes, hexplane or mlp")
 
 
