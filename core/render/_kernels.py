@@ -19,7 +19,7 @@ import operator
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, prange, types, uintp
+from numba import njit, prange, types
 from numba.core import cgutils
 from numba.core.errors import RequireLiteralValue
 from numba.core.imputils import lower_builtin
@@ -40,6 +40,9 @@ MX, MY, KW, KU, KX, OPACITY, RED, GREEN, BLUE, DEPTH, TMAX, EX, EY, XTOP, SLOPE,
 CHUNK = 256  # Gaussians per unit of work
 AHEAD = 4  # list entries that records are asked for in advance
 GROUP = 1 << 15  # Gaussians that a worker's cache holds
+
+
+_inner = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)  # compiled into the calls that use it
 
 
 # ---- vectors of 16 float32, which LLVM maps to what the machine has ----------------------------------------------------------
@@ -102,13 +105,25 @@ def _address(context, builder, sig, args, kind):
 
 
 @intrinsic
+def spread(typingctx, array, at):
+    """One number of a flat float32 array in all lanes, unchecked."""
+
+    def codegen(context, builder, sig, args):
+        value = builder.load(_address(context, builder, sig, args, _F32))
+        one = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), value, _I32(0))
+        return _shuffle(builder, one, one, [0] * LANES)
+
+    return lanes(array, types.intp), codegen
+
+
+@intrinsic
 def load(typingctx, array, start):
     """16 numbers of a flat float32 array, unchecked."""
 
     def codegen(context, builder, sig, args):
         return builder.load(_address(context, builder, sig, args, _VECTOR), align=4)
 
-    return lanes(array, types.uintp), codegen
+    return lanes(array, types.intp), codegen
 
 
 @intrinsic
@@ -119,7 +134,7 @@ def store(typingctx, array, start, x):
         builder.store(args[2], _address(context, builder, sig, args, _VECTOR), align=4)
         return context.get_dummy_value()
 
-    return types.void(array, types.uintp, lanes), codegen
+    return types.void(array, types.intp, lanes), codegen
 
 
 @intrinsic
@@ -192,7 +207,7 @@ def prefetch(typingctx, array, start):
         builder.call(function, [pointer, _I32(0), _I32(3), _I32(1)])
         return context.get_dummy_value()
 
-    return types.void(array, types.uintp), codegen
+    return types.void(array, types.intp), codegen
 
 
 @intrinsic
@@ -209,26 +224,24 @@ def take(typingctx, counter):
 # ---- geometry ----------------------------------------------------------------------------------------------------------------
 
 _lane = np.arange(LANES)
+#: Pixel centres of a vector's lanes within the tile's first two rows.
 LANE_X = (_lane % COLUMNS + 0.5).astype(np.float32)
 LANE_Y = (_lane // COLUMNS + 0.5).astype(np.float32)
-_P0, _P1, _P2 = np.float32(0.9999999315344229), np.float32(-0.9999913493878236), np.float32(0.49986970907913036)
-_P3, _P4, _P5 = np.float32(-0.16592801676753474), np.float32(0.039704766170988254), np.float32(-0.005811119279843886)
-_ALPHA_MAX, _TRANSMITTANCE_MIN = np.float32(ALPHA_MAX), np.float32(TRANSMITTANCE_MIN)
-_NEAR, _EPS2D, _TINY, _BIG = np.float32(NEAR), np.float32(EPS2D), np.float32(1e-12), np.float32(1e38)
-_MAX_VARIANCE = np.float32(MAX_VARIANCE)
 _SLACK = 0.01  # pixels: rounding of the row spans
 
 
-@njit(inline="always")
+@_inner
 def _exp8(t):
     """exp(-8 t) for t in [0, 0.7], relative error 5e-7: a minimax polynomial to the eighth power."""
-    e = splat(_P0) + t * (splat(_P1) + t * (splat(_P2) + t * (splat(_P3) + t * (splat(_P4) + t * splat(_P5)))))
+    e = splat(0.039704766170988254) + t * splat(-0.005811119279843886)
+    e = splat(0.49986970907913036) + t * (splat(-0.16592801676753474) + t * e)
+    e = splat(0.9999999315344229) + t * (splat(-0.9999913493878236) + t * e)
     e = e * e
     e = e * e
     return e * e
 
 
-@njit(inline="always")
+@_inner
 def _geometry(means, quats, scales, stride, g, camera):
     """Projection of 16 Gaussians from ``g`` on, and what its derivative needs.
 
@@ -236,37 +249,37 @@ def _geometry(means, quats, scales, stride, g, camera):
         means, quats, scales: planes (3 or 4, stride) of the item's Gaussians.
         camera: three rows of world-to-camera, fx, fy, cx, cy, and the limits of x/z and y/z in the Jacobian.
     """
-    one, two = splat(np.float32(1)), splat(np.float32(2))
-    r00, r01, r02, r03 = splat(camera[0]), splat(camera[1]), splat(camera[2]), splat(camera[3])
-    r10, r11, r12, r13 = splat(camera[4]), splat(camera[5]), splat(camera[6]), splat(camera[7])
-    r20, r21, r22, r23 = splat(camera[8]), splat(camera[9]), splat(camera[10]), splat(camera[11])
-    X, Y, Z = load(means, g), load(means, g + stride), load(means, g + uintp(2) * stride)
+    one, two = splat(1), splat(2)
+    r00, r01, r02, r03 = spread(camera, 0), spread(camera, 1), spread(camera, 2), spread(camera, 3)
+    r10, r11, r12, r13 = spread(camera, 4), spread(camera, 5), spread(camera, 6), spread(camera, 7)
+    r20, r21, r22, r23 = spread(camera, 8), spread(camera, 9), spread(camera, 10), spread(camera, 11)
+    X, Y, Z = load(means, g), load(means, g + stride), load(means, g + 2 * stride)
     x = r00 * X + r01 * Y + r02 * Z + r03
     y = r10 * X + r11 * Y + r12 * Z + r13
     z = r20 * X + r21 * Y + r22 * Z + r23
-    near = splat(_NEAR) <= z
+    near = splat(NEAR) <= z
     z = select(near, z, one)
     inverse = one / z
     qw, qx = load(quats, g), load(quats, g + stride)
-    qy, qz = load(quats, g + uintp(2) * stride), load(quats, g + uintp(3) * stride)
+    qy, qz = load(quats, g + 2 * stride), load(quats, g + 3 * stride)
     norm = root(qw * qw + qx * qx + qy * qy + qz * qz)
-    norm = one / select(norm > splat(_TINY), norm, splat(_TINY))
+    norm = one / select(norm > splat(1e-12), norm, splat(1e-12))
     qw, qx, qy, qz = qw * norm, qx * norm, qy * norm, qz * norm
-    s0, s1, s2 = load(scales, g), load(scales, g + stride), load(scales, g + uintp(2) * stride)
+    s0, s1, s2 = load(scales, g), load(scales, g + stride), load(scales, g + 2 * stride)
     # Rotation times scales: the standard deviations along the Gaussian's axes.
     m00, m01, m02 = (one - two * (qy * qy + qz * qz)) * s0, two * (qx * qy - qw * qz) * s1, two * (qx * qz + qw * qy) * s2
     m10, m11, m12 = two * (qx * qy + qw * qz) * s0, (one - two * (qx * qx + qz * qz)) * s1, two * (qy * qz - qw * qx) * s2
     m20, m21, m22 = two * (qx * qz - qw * qy) * s0, two * (qy * qz + qw * qx) * s1, (one - two * (qx * qx + qy * qy)) * s2
     u, v = x * inverse, y * inverse
-    uc = select(u > splat(camera[17]), splat(camera[17]), select(u > splat(camera[16]), u, splat(camera[16])))
-    vc = select(v > splat(camera[19]), splat(camera[19]), select(v > splat(camera[18]), v, splat(camera[18])))
-    jx, jy = splat(camera[12]) * inverse, splat(camera[13]) * inverse
+    uc = select(u > spread(camera, 17), spread(camera, 17), select(u > spread(camera, 16), u, spread(camera, 16)))
+    vc = select(v > spread(camera, 19), spread(camera, 19), select(v > spread(camera, 18), v, spread(camera, 18)))
+    jx, jy = spread(camera, 12) * inverse, spread(camera, 13) * inverse
     # Rows of Jacobian times world-to-camera, then of that times rotation times scales, in pixels.
     p0, p1, p2 = jx * (r00 - uc * r20), jx * (r01 - uc * r21), jx * (r02 - uc * r22)
     q0, q1, q2 = jy * (r10 - vc * r20), jy * (r11 - vc * r21), jy * (r12 - vc * r22)
     t0, t1, t2 = p0 * m00 + p1 * m10 + p2 * m20, p0 * m01 + p1 * m11 + p2 * m21, p0 * m02 + p1 * m12 + p2 * m22
     w0, w1, w2 = q0 * m00 + q1 * m10 + q2 * m20, q0 * m01 + q1 * m11 + q2 * m21, q0 * m02 + q1 * m12 + q2 * m22
-    eps = splat(_EPS2D)
+    eps = splat(EPS2D)
     a, b, c = t0 * t0 + t1 * t1 + t2 * t2, t0 * w0 + t1 * w1 + t2 * w2, w0 * w0 + w1 * w1 + w2 * w2
     # The determinant of (t, w) (t, w)^T + eps without the cancellation of a c - b^2.
     k0, k1, k2 = t1 * w2 - t2 * w1, t2 * w0 - t0 * w2, t0 * w1 - t1 * w0
@@ -285,7 +298,7 @@ def _geometry(means, quats, scales, stride, g, camera):
     )
 
 
-@njit(cache=True)
+@_inner
 def _project(means, quats, scales, opacity, reach, stride, g, camera, width, height, out):
     """Project 16 Gaussians into the planes of ``out``, in the order of a record; RED holds 1 where one may be seen, else 0.
 
@@ -295,36 +308,36 @@ def _project(means, quats, scales, opacity, reach, stride, g, camera, width, hei
     x, y, z, near, _ = local
     u, v, _, _ = angles
     a, b, c, determinant = covariance
-    zero, one, big = splat(np.float32(0)), splat(np.float32(1)), splat(_BIG)
+    zero, one, big = splat(0), splat(1), splat(1e38)
     room = load(reach, g)
     check = x + y + z + s[0] + s[1] + s[2] + room
     check = check + q[0] + q[1] + q[2] + q[3]
     finite = (check <= big) & (zero - big <= check)
     ex, ey = root(room * a), root(room * c)
-    mx, my = splat(camera[12]) * u + splat(camera[14]), splat(camera[13]) * v + splat(camera[15])
-    seen = near & finite & (zero <= room) & (a <= splat(_MAX_VARIANCE)) & (c <= splat(_MAX_VARIANCE))
-    seen = seen & (mx + ex > zero) & (splat(np.float32(width)) > mx - ex)
-    seen = seen & (my + ey > zero) & (splat(np.float32(height)) > my - ey)
-    slope, ku = b / a, root(a / determinant) * splat(np.float32(0.25))
-    n = uintp(LANES)
-    store(out, uintp(MX) * n, mx)
-    store(out, uintp(MY) * n, my)
-    store(out, uintp(KW) * n, splat(np.float32(0.25)) / root(a))
-    store(out, uintp(KU) * n, ku)
-    store(out, uintp(KX) * n, zero - ku * slope)
-    store(out, uintp(OPACITY) * n, load(opacity, g))
-    store(out, uintp(RED) * n, select(seen, one, zero))
-    store(out, uintp(DEPTH) * n, z)
-    store(out, uintp(TMAX) * n, room * splat(np.float32(1 / 16)))
-    store(out, uintp(EX) * n, ex)
-    store(out, uintp(EY) * n, ey)
-    store(out, uintp(XTOP) * n, b / c * ey)
-    store(out, uintp(SLOPE) * n, slope)
-    store(out, uintp(ROOT) * n, root(determinant) / a)
+    mx, my = spread(camera, 12) * u + spread(camera, 14), spread(camera, 13) * v + spread(camera, 15)
+    seen = near & finite & (zero <= room) & (a <= splat(MAX_VARIANCE)) & (c <= splat(MAX_VARIANCE))
+    seen = seen & (mx + ex > zero) & (splat(width) > mx - ex)
+    seen = seen & (my + ey > zero) & (splat(height) > my - ey)
+    slope, ku = b / a, root(a / determinant) * splat(0.25)
+    n = LANES
+    store(out, MX * n, mx)
+    store(out, MY * n, my)
+    store(out, KW * n, splat(0.25) / root(a))
+    store(out, KU * n, ku)
+    store(out, KX * n, zero - ku * slope)
+    store(out, OPACITY * n, load(opacity, g))
+    store(out, RED * n, select(seen, one, zero))
+    store(out, DEPTH * n, z)
+    store(out, TMAX * n, room * splat(1 / 16))
+    store(out, EX * n, ex)
+    store(out, EY * n, ey)
+    store(out, XTOP * n, b / c * ey)
+    store(out, SLOPE * n, slope)
+    store(out, ROOT * n, root(determinant) / a)
     return not some(select(finite, zero, one) > zero)
 
 
-@njit(inline="always")
+@_inner
 def _column_range(record, r, width):
     """First and one past the last tile column whose pixel centres the Gaussian may touch."""
     mx, ex = float(record[r + MX]), float(record[r + EX]) + _SLACK
@@ -335,7 +348,7 @@ def _column_range(record, r, width):
     return int(first) // COLUMNS, int(last) // COLUMNS + 1
 
 
-@njit(inline="always")
+@_inner
 def _pair_range(record, r, column, height):
     """First and one past the last pair of picture rows that the ellipse touches within a tile column."""
     mx, my, ex = float(record[r + MX]), float(record[r + MY]), float(record[r + EX])
@@ -351,7 +364,7 @@ def _pair_range(record, r, column, height):
     return int(first) // 2, int(last) // 2 + 1
 
 
-@njit(inline="always")
+@_inner
 def _row_range(record, r, height):
     """First and one past the last tile row that the Gaussian may touch."""
     my, ey = float(record[r + MY]), float(record[r + EY]) + _SLACK
@@ -362,7 +375,7 @@ def _row_range(record, r, height):
     return int(first) // (2 * PAIRS), int(last) // (2 * PAIRS) + 1
 
 
-@njit(cache=True)
+@_inner
 def _bound_tiles(record, r, width, height):
     """Number of tiles that the bounding box of a Gaussian touches."""
     first, last = _column_range(record, r, width)
@@ -370,7 +383,7 @@ def _bound_tiles(record, r, width, height):
     return (last - first) * (bottom - top)
 
 
-@njit(cache=True)
+@_inner
 def _emit_tiles(record, r, width, height, slot, tile_of, span_of):
     """Writes the tile and the span of row pairs, first | last << 8, of each intersection of one Gaussian, from ``slot`` on.
 
@@ -389,62 +402,72 @@ def _emit_tiles(record, r, width, height, slot, tile_of, span_of):
     return slot
 
 
-@njit(cache=True)
-def _sort_view(depth_bits, first, base, stop, tile_of, span_of, tile_start, members, slots, spans):
-    """Fill the tile lists of one view, nearest first.
+@_inner
+def _sort_views(counter, end_view, count, record, base, stop, tile_of, span_of, tile_start, members, slots, spans):
+    """Take views until none is left and fill their tile lists, nearest first.
 
     Args:
-        depth_bits: records as uint32, flat; the order of positive floats is that of their bits.
-        first: first Gaussian of the view, of base's.
-        base, stop: first and one past the last intersection of each Gaussian, (N,).
+        count: Gaussians a view, N.
+        base, stop: first and one past the last intersection of each Gaussian of each view.
         tile_of, span_of: tile and row pairs of each intersection.
-        tile_start: first list entry of each tile of the view, one past the last at the end, (tiles + 1,); filled.
+        tile_start: first list entry of each tile, one past the last at the end, (V, tiles + 1); filled.
         members, slots, spans: Gaussian, intersection and row pairs of each list entry; filled.
     """
-    count = len(base)
-    key, index = np.empty(count, np.uint32), np.empty(count, np.int32)
-    key2, index2 = np.empty(count, np.uint32), np.empty(count, np.int32)
-    histogram = np.zeros((3, 2048), np.int32)
-    n = 0
-    for g in range(count):
-        if stop[g] > base[g]:
-            bits = depth_bits[(first + g) * LANES + DEPTH]
-            key[n], index[n] = bits, g
-            n += 1
-            histogram[0, bits & 2047] += 1
-            histogram[1, (bits >> 11) & 2047] += 1
-            histogram[2, bits >> 22] += 1
-    for digit in range(3):
-        shift = np.uint32(11 * digit)
-        total = 0
-        for value in range(2048):
-            here = histogram[digit, value]
-            histogram[digit, value] = total
-            total += here
+    key, key2 = np.empty(count, np.uint32), np.empty(count, np.uint32)
+    index, index2 = np.empty(count, np.int32), np.empty(count, np.int32)
+    histogram = np.empty(3 * 2048, np.int32)
+    tiles = tile_start.shape[1] - 1
+    cursor = np.empty(tiles + 1, np.int64)
+    depth_bits = record.view(np.uint32)  # the order of positive floats is that of their bits
+    while True:
+        view = take(counter)
+        if view >= end_view:
+            return
+        for value in range(3 * 2048):
+            histogram[value] = 0
+        for tile in range(tiles + 1):
+            cursor[tile] = 0
+        n = 0
+        for g in range(view * count, view * count + count):
+            if stop[g] > base[g]:
+                bits = depth_bits[g * LANES + DEPTH]
+                key[n], index[n] = bits, g
+                n += 1
+                histogram[bits & np.uint32(2047)] += 1
+                histogram[2048 + ((bits >> np.uint32(11)) & np.uint32(2047))] += 1
+                histogram[4096 + (bits >> np.uint32(22))] += 1
+                for e in range(base[g], stop[g]):
+                    cursor[tile_of[e] + 1] += 1
+        # Three passes of a stable radix sort; after an odd number the result is in the second pair of arrays.
+        for digit in range(3):
+            shift, offset, total = np.uint32(11 * digit), 2048 * digit, 0
+            for value in range(offset, offset + 2048):
+                here = histogram[value]
+                histogram[value] = total
+                total += here
+            for i in range(n):
+                bits = key2[i] if digit == 1 else key[i]
+                g = index2[i] if digit == 1 else index[i]
+                value = offset + ((bits >> shift) & np.uint32(2047))
+                place = histogram[value]
+                histogram[value] = place + 1
+                if digit == 1:
+                    key[place], index[place] = bits, g
+                else:
+                    key2[place], index2[place] = bits, g
+        cursor[0] = base[view * count]
+        for tile in range(tiles):
+            cursor[tile + 1] += cursor[tile]
+        for tile in range(tiles + 1):
+            tile_start[view, tile] = cursor[tile]
         for i in range(n):
-            value = (key[i] >> shift) & np.uint32(2047)
-            place = histogram[digit, value]
-            histogram[digit, value] = place + 1
-            key2[place], index2[place] = key[i], index[i]
-        key, key2, index, index2 = key2, key, index2, index
-
-    tiles = len(tile_start) - 1
-    tile_start[:] = 0
-    for g in range(count):
-        for e in range(base[g], stop[g]):
-            tile_start[tile_of[e] + 1] += 1
-    tile_start[0] = base[0]
-    for tile in range(tiles):
-        tile_start[tile + 1] += tile_start[tile]
-    cursor = tile_start[:tiles].copy()
-    for i in range(n):
-        g = index[i]
-        for e in range(base[g], stop[g]):
-            place = cursor[tile_of[e]]
-            cursor[tile_of[e]] = place + 1
-            members[place] = first + g
-            slots[place] = e
-            spans[place] = span_of[e]
+            g = index2[i]
+            for e in range(base[g], stop[g]):
+                place = cursor[tile_of[e]]
+                cursor[tile_of[e]] = place + 1
+                members[place] = g
+                slots[place] = e
+                spans[place] = span_of[e]
 
 
 # ---- tiles -------------------------------------------------------------------------------------------------------------------
@@ -452,7 +475,7 @@ def _sort_view(depth_bits, first, base, stop, tile_of, span_of, tile_start, memb
 _AREA = LANES * PAIRS  # pixels of a tile; a tile's planes lie one after the other in one flat buffer
 
 
-@njit(inline="always")
+@_inner
 def _start_tile(buffer, x0, y0, width, height):
     """Transmittance 1 inside the picture, -1 (finished) outside."""
     for k in range(_AREA):
@@ -460,43 +483,42 @@ def _start_tile(buffer, x0, y0, width, height):
         buffer[k] = np.float32(1.0) if inside else np.float32(-1.0)
 
 
-@njit(inline="always")
+@_inner
 def _finished(buffer):
-    zero = splat(np.float32(0))
-    most = load(buffer, uintp(0))
-    for pair in range(uintp(1), uintp(PAIRS)):
-        through = load(buffer, pair * uintp(LANES))
+    zero = splat(0)
+    most = load(buffer, 0)
+    for pair in range(1, PAIRS):
+        through = load(buffer, pair * LANES)
         most = select(through > most, through, most)
     return not some(most > zero)
 
 
-@njit(cache=True)
+@_inner
 def _forward_tile(record, members, spans, begin, end, x0, y0, lane_x, lane_y, buffer):
     """Composite a tile's list into buffer planes: transmittance (negative once finished), red, green, blue, depth.
 
     Returns one past the last list entry that was needed.
     """
-    zero, alpha_max, stop = splat(np.float32(0)), splat(_ALPHA_MAX), splat(_TRANSMITTANCE_MIN)
-    columns, rows = load(lane_x, uintp(0)), load(lane_y, uintp(0))
-    area = uintp(_AREA)
+    zero, alpha_max, stop = splat(0), splat(ALPHA_MAX), splat(TRANSMITTANCE_MIN)
+    columns, rows = load(lane_x, 0), load(lane_y, 0)
     for i in range(begin, end):
-        ahead = uintp(min(i + AHEAD, end - 1))
-        prefetch(record, uintp(members[ahead]) * uintp(LANES))
-        r = uintp(members[uintp(i)]) * uintp(LANES)
-        span = uintp(spans[uintp(i)])
-        dx = columns + splat(np.float32(x0) - record[r + uintp(MX)])
-        w = splat(record[r + uintp(KW)]) * dx
+        ahead = min(i + AHEAD, end - 1)
+        prefetch(record, members[ahead] * LANES)
+        r = members[i] * LANES
+        span = spans[i]
+        dx = columns + (splat(x0) - spread(record, r + MX))
+        w = spread(record, r + KW) * dx
         ww = w * w
-        ku, tmax, opacity = record[r + uintp(KU)], splat(record[r + uintp(TMAX)]), splat(record[r + uintp(OPACITY)])
-        red, green, blue = splat(record[r + uintp(RED)]), splat(record[r + uintp(GREEN)]), splat(record[r + uintp(BLUE)])
-        depth = splat(record[r + uintp(DEPTH)])
-        first = span & uintp(255)
-        dy = rows + splat(np.float32(y0) + np.float32(uintp(2) * first) - record[r + uintp(MY)])
-        u = splat(ku) * dy + splat(record[r + uintp(KX)]) * dx
-        step = splat(np.float32(2) * ku)
+        ku, tmax, opacity = spread(record, r + KU), spread(record, r + TMAX), spread(record, r + OPACITY)
+        red, green, blue = spread(record, r + RED), spread(record, r + GREEN), spread(record, r + BLUE)
+        depth = spread(record, r + DEPTH)
+        first = span & 255
+        dy = rows + (splat(y0 + 2 * first) - spread(record, r + MY))
+        u = ku * dy + spread(record, r + KX) * dx
+        step = ku + ku
         u = u - step
-        for pair in range(first, span >> uintp(8)):
-            k = pair * uintp(LANES)
+        for pair in range(first, span >> 8):
+            k = pair * LANES
             u = u + step
             t = ww + u * u
             through = load(buffer, k)
@@ -509,16 +531,16 @@ def _forward_tile(record, members, spans, begin, end, x0, y0, lane_x, lane_y, bu
                 going = behind > stop
                 store(buffer, k, select(going, behind, minus_abs(through)))
                 weight = select(going, weight, zero)
-                store(buffer, k + area, load(buffer, k + area) + weight * red)
-                store(buffer, k + uintp(2) * area, load(buffer, k + uintp(2) * area) + weight * green)
-                store(buffer, k + uintp(3) * area, load(buffer, k + uintp(3) * area) + weight * blue)
-                store(buffer, k + uintp(4) * area, load(buffer, k + uintp(4) * area) + weight * depth)
+                store(buffer, k + _AREA, load(buffer, k + _AREA) + weight * red)
+                store(buffer, k + 2 * _AREA, load(buffer, k + 2 * _AREA) + weight * green)
+                store(buffer, k + 3 * _AREA, load(buffer, k + 3 * _AREA) + weight * blue)
+                store(buffer, k + 4 * _AREA, load(buffer, k + 4 * _AREA) + weight * depth)
         if i & 15 == 15 and _finished(buffer):
             return i + 1
     return end
 
 
-@njit(cache=True)
+@_inner
 def _backward_tile(record, members, slots, spans, begin, end, x0, y0, lane_x, lane_y, buffer, origin, partial):
     """Gradients of a tile's list, one slot of 16 numbers each, intersection ``origin`` first.
 
@@ -526,32 +548,31 @@ def _backward_tile(record, members, slots, spans, begin, end, x0, y0, lane_x, la
     has, with h = alpha dL/dalpha, u = KU dy + KX dx and w = KW dx, summed over the tile's pixels: h, h w, h w^2, h u, h w u,
     h u^2, red, green, blue, depth.
     """
-    zero, alpha_max, stop = splat(np.float32(0)), splat(_ALPHA_MAX), splat(_TRANSMITTANCE_MIN)
-    one = splat(np.float32(1))
-    columns, rows = load(lane_x, uintp(0)), load(lane_y, uintp(0))
-    area = uintp(_AREA)
+    zero, alpha_max, stop = splat(0), splat(ALPHA_MAX), splat(TRANSMITTANCE_MIN)
+    one = splat(1)
+    columns, rows = load(lane_x, 0), load(lane_y, 0)
     for i in range(begin, end):
-        ahead = uintp(min(i + AHEAD, end - 1))
-        prefetch(record, uintp(members[ahead]) * uintp(LANES))
-        r = uintp(members[uintp(i)]) * uintp(LANES)
-        slot = uintp(slots[uintp(i)] - origin)
-        prefetch(partial, uintp(slots[ahead] - origin) * uintp(LANES))
-        span = uintp(spans[uintp(i)])
-        dx = columns + splat(np.float32(x0) - record[r + uintp(MX)])
-        w = splat(record[r + uintp(KW)]) * dx
+        ahead = min(i + AHEAD, end - 1)
+        prefetch(record, members[ahead] * LANES)
+        r = members[i] * LANES
+        slot = (slots[i] - origin)
+        prefetch(partial, (slots[ahead] - origin) * LANES)
+        span = spans[i]
+        dx = columns + (splat(x0) - spread(record, r + MX))
+        w = spread(record, r + KW) * dx
         ww = w * w
-        ku, tmax, opacity = record[r + uintp(KU)], splat(record[r + uintp(TMAX)]), splat(record[r + uintp(OPACITY)])
-        red, green, blue = splat(record[r + uintp(RED)]), splat(record[r + uintp(GREEN)]), splat(record[r + uintp(BLUE)])
-        depth = splat(record[r + uintp(DEPTH)])
-        first = span & uintp(255)
-        dy = rows + splat(np.float32(y0) + np.float32(uintp(2) * first) - record[r + uintp(MY)])
-        u = splat(ku) * dy + splat(record[r + uintp(KX)]) * dx
-        step = splat(np.float32(2) * ku)
+        ku, tmax, opacity = spread(record, r + KU), spread(record, r + TMAX), spread(record, r + OPACITY)
+        red, green, blue = spread(record, r + RED), spread(record, r + GREEN), spread(record, r + BLUE)
+        depth = spread(record, r + DEPTH)
+        first = span & 255
+        dy = rows + (splat(y0 + 2 * first) - spread(record, r + MY))
+        u = ku * dy + spread(record, r + KX) * dx
+        step = ku + ku
         u = u - step
         sum_h, sum_u, sum_uu = zero, zero, zero
         sum_red, sum_green, sum_blue, sum_depth = zero, zero, zero, zero
-        for pair in range(first, span >> uintp(8)):
-            k = pair * uintp(LANES)
+        for pair in range(first, span >> 8):
+            k = pair * LANES
             u = u + step
             t = ww + u * u
             through = load(buffer, k)
@@ -564,12 +585,12 @@ def _backward_tile(record, members, slots, spans, begin, end, x0, y0, lane_x, la
                 going = behind > stop
                 store(buffer, k, select(going, behind, minus_abs(through)))
                 weight = select(going, weight, zero)
-                g_red, g_green = load(buffer, k + uintp(2) * area), load(buffer, k + uintp(3) * area)
-                g_blue, g_depth = load(buffer, k + uintp(4) * area), load(buffer, k + uintp(5) * area)
-                value = load(buffer, k + uintp(6) * area) + g_red * red + g_green * green + g_blue * blue + g_depth * depth
+                g_red, g_green = load(buffer, k + 2 * _AREA), load(buffer, k + 3 * _AREA)
+                g_blue, g_depth = load(buffer, k + 4 * _AREA), load(buffer, k + 5 * _AREA)
+                value = load(buffer, k + 6 * _AREA) + g_red * red + g_green * green + g_blue * blue + g_depth * depth
                 share = weight * value
-                rest = load(buffer, k + area) - share
-                store(buffer, k + area, rest)
+                rest = load(buffer, k + _AREA) - share
+                store(buffer, k + _AREA, rest)
                 h = share - rest * alpha / (one - alpha)
                 h = select(going & (raw <= alpha_max), h, zero)
                 hu = h * u
@@ -585,21 +606,111 @@ def _backward_tile(record, members, slots, spans, begin, end, x0, y0, lane_x, la
         low = fold(low, fold(fold(w * sum_u, sum_uu, 1), fold(sum_red, sum_green, 1), 2), 4)
         high = fold(sum_blue, sum_depth, 1)
         high = fold(high, high, 2)
-        store(partial, slot * uintp(LANES), fold(low, fold(high, high, 4), 8))
+        store(partial, slot * LANES, fold(low, fold(high, high, 4), 8))
 
 
 # ---- whole calls -------------------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
-def _grown(array, size):
-    larger = np.empty(size, array.dtype)
-    larger[: len(array)] = array
+@_inner
+def _grown(array, used, size):
+    larger = np.empty(size, np.int32)
+    for i in range(used):
+        larger[i] = array[i]
     return larger
 
 
+@_inner
+def _row(array, item):
+    """The item's part of an attribute that has one for each item or one for all."""
+    return array[min(item, len(array) - 1)]
+
+
+@_inner
+def _project_views(
+    counter, end_view, means, quats, scales, opacity, reach, colors, cameras, items, width, height, radii, record, base, bad
+):  # fmt: skip
+    """Take chunks of Gaussians of views until none is left: fills record, radii and, at one past the Gaussian, base."""
+    views, count, padded = len(cameras), colors.shape[1], means.shape[2]
+    chunks = (count + CHUNK - 1) // CHUNK
+    out = np.zeros(LANES * LANES, np.float32)
+    while True:
+        unit = take(counter)
+        if unit >= end_view * chunks:
+            return
+        view, chunk = unit // chunks, unit % chunks
+        item = view // (views // items)
+        color = colors[view] if len(colors) == views else _row(colors, item)
+        for block in range(chunk * CHUNK, min(chunk * CHUNK + CHUNK, count), LANES):
+            if not _project(
+                _row(means, item), _row(quats, item), _row(scales, item), _row(opacity, item), _row(reach, item),
+                padded, block, cameras[view], width, height, out,
+            ):  # fmt: skip
+                bad[0] = 1
+            for lane in range(min(LANES, count - block)):
+                seen = out[RED * LANES + lane] > 0
+                g = view * count + block + lane
+                r = g * LANES
+                if seen:
+                    for field in range(LANES):
+                        record[r + field] = out[field * LANES + lane]
+                    for channel in range(3):
+                        record[r + RED + channel] = color[block + lane, channel]
+                    if not math.isfinite(record[r + RED] + record[r + GREEN] + record[r + BLUE]):
+                        bad[0] = 1
+                    base[g + 1] = _bound_tiles(record, r, width, height)
+                if len(radii):
+                    radii[view, block + lane] = math.ceil(max(record[r + EX], record[r + EY])) if seen else 0.0
+
+
+@_inner
+def _emit_views(counter, end_view, count, width, height, record, base, stop, tile_of, span_of):
+    """Take chunks of Gaussians of views until none is left: fills stop, tile_of and span_of."""
+    chunks = (count + CHUNK - 1) // CHUNK
+    while True:
+        unit = take(counter)
+        if unit >= end_view * chunks:
+            return
+        view, chunk = unit // chunks, unit % chunks
+        for g in range(view * count + chunk * CHUNK, view * count + min(chunk * CHUNK + CHUNK, count)):
+            stop[g] = base[g]
+            if base[g + 1] > base[g]:
+                stop[g] = _emit_tiles(record, g * LANES, width, height, base[g], tile_of, span_of)
+
+
+@_inner
+def _draw_views(
+    counter, end_view, width, height, record, tile_start, members, spans, needed, lane_x, lane_y, color, alpha, depth
+):  # fmt: skip
+    """Take tiles of views until none is left: fills the pictures and needed."""
+    across, tiles = (width + COLUMNS - 1) // COLUMNS, tile_start.shape[1] - 1
+    buffer = np.empty(5 * _AREA, np.float32)
+    while True:
+        unit = take(counter)
+        if unit >= end_view * tiles:
+            return
+        view, tile = unit // tiles, unit % tiles
+        x0, y0 = tile % across * COLUMNS, tile // across * 2 * PAIRS
+        begin, end = tile_start[view, tile], tile_start[view, tile + 1]
+        _start_tile(buffer, x0, y0, width, height)
+        for k in range(_AREA, 5 * _AREA):
+            buffer[k] = 0
+        needed[unit] = _forward_tile(record, members, spans, begin, end, x0, y0, lane_x, lane_y, buffer)
+        for y in range(y0, min(y0 + 2 * PAIRS, height)):
+            for x in range(x0, min(x0 + COLUMNS, width)):
+                k = (y - y0) * COLUMNS + x - x0
+                color[view, y, x, 0] = buffer[k + _AREA]
+                color[view, y, x, 1] = buffer[k + 2 * _AREA]
+                color[view, y, x, 2] = buffer[k + 3 * _AREA]
+                depth[view, y, x] = buffer[k + 4 * _AREA]
+                alpha[view, y, x] = np.float32(1) - abs(buffer[k])
+
+
 @njit(parallel=True, cache=True, nogil=True)
-def forward(means, quats, scales, opacity, reach, colors, cameras, items, width, height, radii, workers, lane_x, lane_y):
+def forward(
+    means, quats, scales, opacity, reach, colors, cameras, items, width, height, workers, lane_x, lane_y,
+    record, base, stop, tile_start, needed, color, alpha, depth, radii, bad,
+):  # fmt: skip
     """Draw V views of B items, V / B views each.
 
     Args:
@@ -607,69 +718,33 @@ def forward(means, quats, scales, opacity, reach, colors, cameras, items, width,
         opacity, reach: (B or 1, P), reach = 2 ln(255 opacity), negative where there is no Gaussian.
         colors: (B or 1 or V, N, 3).
         cameras: (V, 20), see _geometry.
-        radii: (V, N), filled, or (0, 0).
         lane_x, lane_y: LANE_X, LANE_Y.
+        record: (V N 16,), filled with the projected Gaussians.
+        base, stop: (V N + 1,) of zeros and (V N,), filled with each Gaussian's intersections.
+        tile_start, needed: (V, tiles + 1) and (V tiles,), filled with each tile's list and its end of use.
+        color, alpha, depth: (V, H, W, 3), (V, H, W), (V, H, W), filled.
+        radii: (V, N), filled, or (0, 0).
+        bad: (1,) zero; set to 1 for input that is not finite, to 2 for too many intersections.
 
-    Returns a code (0 fine, 1 not finite, 2 too many intersections), the pictures (V, H, W, 3), (V, H, W), (V, H, W), and what
-    the backward pass needs.
+    Returns the tile lists: Gaussian, intersection and span of row pairs of each entry.
     """
-    views, count, padded = len(cameras), colors.shape[1], means.shape[2]
-    per_item = views // items
+    views, count, tiles = len(cameras), colors.shape[1], tile_start.shape[1] - 1
     chunks = (count + CHUNK - 1) // CHUNK
-    across, down = (width + COLUMNS - 1) // COLUMNS, (height + 2 * PAIRS - 1) // (2 * PAIRS)
-    tiles = across * down
     counter = np.zeros(1, np.int64)
-    bad = np.zeros(1, np.int64)
-    record = np.empty(views * count * LANES, np.float32)
-    base = np.zeros(views * count + 1, np.int64)
-    stop = np.empty(views * count, np.int64)
-    color = np.empty((views, height, width, 3), np.float32)
-    alpha = np.empty((views, height, width), np.float32)
-    depth = np.empty((views, height, width), np.float32)
-    needed = np.zeros(views * tiles, np.int64)
-    tile_start = np.zeros((views, tiles + 1), np.int64)
-
-    room = 0
+    room, used = 0, 0
     tile_of, span_of = np.empty(0, np.int32), np.empty(0, np.int32)
     members, slots, spans = np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.int32)
-    depth_bits = record.view(np.uint32)
+
     # Group by group of views, so that their records stay in the processor's cache.
     group = workers * max(1, GROUP // max(count, 1))
     for begin_view in range(0, views, group):
         end_view = min(begin_view + group, views)
         counter[0] = begin_view * chunks
         for _ in prange(workers):
-            out = np.zeros(LANES * LANES, np.float32)
-            while True:
-                unit = take(counter)
-                if unit >= end_view * chunks:
-                    break
-                view, chunk = unit // chunks, unit % chunks
-                item = view // per_item
-                i, j = min(item, len(means) - 1), min(item, len(quats) - 1)
-                k, o = min(item, len(scales) - 1), min(item, len(reach) - 1)
-                s = view if len(colors) == views else min(item, len(colors) - 1)
-                for block in range(chunk * CHUNK, min(chunk * CHUNK + CHUNK, count), LANES):
-                    if not _project(
-                        means[i], quats[j], scales[k], opacity[o], reach[o], uintp(padded), uintp(block), cameras[view],
-                        width, height, out,
-                    ):  # fmt: skip
-                        bad[0] = 1
-                    for lane in range(min(LANES, count - block)):
-                        seen = out[RED * LANES + lane] > 0
-                        g = view * count + block + lane
-                        if seen:
-                            r = g * LANES
-                            for field in range(LANES):
-                                record[r + field] = out[field * LANES + lane]
-                            for channel in range(3):
-                                record[r + RED + channel] = colors[s, block + lane, channel]
-                            if not math.isfinite(record[r + RED] + record[r + GREEN] + record[r + BLUE]):
-                                bad[0] = 1
-                            base[g + 1] = _bound_tiles(record, r, width, height)
-                        if len(radii):
-                            r = g * LANES
-                            radii[view, block + lane] = math.ceil(max(record[r + EX], record[r + EY])) if seen else 0.0
+            _project_views(
+                counter, end_view, means, quats, scales, opacity, reach, colors, cameras, items, width, height, radii,
+                record, base, bad,
+            )  # fmt: skip
         for g in range(begin_view * count, end_view * count):
             base[g + 1] += base[g]
         total = base[end_view * count]
@@ -679,58 +754,30 @@ def forward(means, quats, scales, opacity, reach, colors, cameras, items, width,
             break
         if total > room:
             room = total * views // end_view
-            tile_of, span_of = _grown(tile_of, room), _grown(span_of, room)
-            members, slots, spans = _grown(members, room), _grown(slots, room), _grown(spans, room)
+            tile_of, span_of = _grown(tile_of, used, room), _grown(span_of, used, room)
+            members, slots, spans = _grown(members, used, room), _grown(slots, used, room), _grown(spans, used, room)
+        used = total
         counter[0] = begin_view * chunks
         for _ in prange(workers):
-            while True:
-                unit = take(counter)
-                if unit >= end_view * chunks:
-                    break
-                view, chunk = unit // chunks, unit % chunks
-                for g in range(view * count + chunk * CHUNK, view * count + min(chunk * CHUNK + CHUNK, count)):
-                    if base[g + 1] > base[g]:
-                        stop[g] = _emit_tiles(record, g * LANES, width, height, base[g], tile_of, span_of)
-                    else:
-                        stop[g] = base[g]
+            _emit_views(counter, end_view, count, width, height, record, base, stop, tile_of, span_of)
         counter[0] = begin_view
         for _ in prange(workers):
-            while True:
-                view = take(counter)
-                if view >= end_view:
-                    break
-                own = slice(view * count, view * count + count)
-                _sort_view(depth_bits, view * count, base[own], stop[own], tile_of, span_of, tile_start[view], members, slots, spans)
+            _sort_views(counter, end_view, count, record, base, stop, tile_of, span_of, tile_start, members, slots, spans)
         counter[0] = begin_view * tiles
         for _ in prange(workers):
-            buffer = np.empty(5 * _AREA, np.float32)
-            while True:
-                unit = take(counter)
-                if unit >= end_view * tiles:
-                    break
-                view, tile = unit // tiles, unit % tiles
-                x0, y0 = tile % across * COLUMNS, tile // across * 2 * PAIRS
-                begin, end = tile_start[view, tile], tile_start[view, tile + 1]
-                _start_tile(buffer, x0, y0, width, height)
-                buffer[_AREA:] = 0
-                needed[unit] = _forward_tile(record, members, spans, begin, end, x0, y0, lane_x, lane_y, buffer)
-                for y in range(y0, min(y0 + 2 * PAIRS, height)):
-                    for x in range(x0, min(x0 + COLUMNS, width)):
-                        k = (y - y0) * COLUMNS + x - x0
-                        color[view, y, x, 0] = buffer[k + _AREA]
-                        color[view, y, x, 1] = buffer[k + 2 * _AREA]
-                        color[view, y, x, 2] = buffer[k + 3 * _AREA]
-                        depth[view, y, x] = buffer[k + 4 * _AREA]
-                        alpha[view, y, x] = np.float32(1) - abs(buffer[k])
-    return bad[0], color, alpha, depth, (record, base, stop, members, slots, spans, tile_start, needed)
+            _draw_views(
+                counter, end_view, width, height, record, tile_start, members, spans, needed, lane_x, lane_y,
+                color, alpha, depth,
+            )  # fmt: skip
+    return members, slots, spans
 
 
-@njit(inline="always")
+@_inner
 def _accumulate(planes, at, x):
     store(planes, at, load(planes, at) + x)
 
 
-@njit(cache=True)
+@_inner
 def _pull_back(means, quats, scales, opacity, stride, g, camera, sums, d_means, d_quats, d_scales, d_logits, d_center):
     """Pull the gradients of 16 Gaussians in one view back through the projection, adding to the planes d_*.
 
@@ -745,20 +792,20 @@ def _pull_back(means, quats, scales, opacity, stride, g, camera, sums, d_means, 
     m00, m01, m02, m10, m11, m12, m20, m21, m22 = m
     p0, p1, p2, q0, q1, q2 = pq
     t0, t1, t2, w0, w1, w2 = tw
-    zero, one, two, n = splat(np.float32(0)), splat(np.float32(1)), splat(np.float32(2)), uintp(LANES)
-    drawn = load(sums, uintp(15) * n) > zero
-    h, hw, hww = load(sums, uintp(0)), load(sums, n), load(sums, uintp(2) * n)
-    hu, hwu, huu = load(sums, uintp(3) * n), load(sums, uintp(4) * n), load(sums, uintp(5) * n)
+    zero, one, two, n = splat(0), splat(1), splat(2), LANES
+    drawn = load(sums, 15 * n) > zero
+    h, hw, hww = load(sums, 0), load(sums, n), load(sums, 2 * n)
+    hu, hwu, huu = load(sums, 3 * n), load(sums, 4 * n), load(sums, 5 * n)
     kw, ku = one / root(a), root(a / determinant)
     kx = zero - ku * b / a
-    four, sixteen = splat(np.float32(4)), splat(np.float32(16))  # a record's factors are a quarter of these
+    four, sixteen = splat(4), splat(16)  # a record's factors are a quarter of these
     hw, hww, hu, hwu, huu = four * hw, sixteen * hww, four * hu, sixteen * hwu, sixteen * huu
 
     # sigma = (u^2 + w^2) / 2 and h = -dL/dsigma.
     d_mx, d_my = kx * hu + kw * hw, ku * hu
     # dL/dCov = L (huu, hwu; hwu, hww) L^T / 2 with the conic L L^T, L = (kx, kw; ku, 0); times 2 for d(T T^t) = 2 dCov T.
     # kx t + ku w = ku / a ((t x w) x t + eps w), which does not cancel for needles.
-    (k0, k1, k2), eps, k = cross, splat(_EPS2D), ku / a
+    (k0, k1, k2), eps, k = cross, splat(EPS2D), ku / a
     au0, au1, au2 = k * (k1 * t2 - k2 * t1 + eps * w0), k * (k2 * t0 - k0 * t2 + eps * w1), k * (k0 * t1 - k1 * t0 + eps * w2)
     aw0, aw1, aw2 = kw * t0, kw * t1, kw * t2
     fu0, fu1, fu2 = huu * au0 + hwu * aw0, huu * au1 + hwu * aw1, huu * au2 + hwu * aw2
@@ -768,19 +815,19 @@ def _pull_back(means, quats, scales, opacity, stride, g, camera, sums, d_means, 
     dp0, dp1, dp2 = dt0 * m00 + dt1 * m01 + dt2 * m02, dt0 * m10 + dt1 * m11 + dt2 * m12, dt0 * m20 + dt1 * m21 + dt2 * m22
     dq0, dq1, dq2 = dw0 * m00 + dw1 * m01 + dw2 * m02, dw0 * m10 + dw1 * m11 + dw2 * m12, dw0 * m20 + dw1 * m21 + dw2 * m22
     # J W has the rows jx (W0 - u W2) and jy (W1 - v W2) with jx = fx / z, jy = fy / z; u and v are fixed where clamped.
-    r20, r21, r22 = splat(camera[8]), splat(camera[9]), splat(camera[10])
-    fx, fy = splat(camera[12]), splat(camera[13])
+    r20, r21, r22 = spread(camera, 8), spread(camera, 9), spread(camera, 10)
+    fx, fy = spread(camera, 12), spread(camera, 13)
     d_u = zero - fx * inverse * (dp0 * r20 + dp1 * r21 + dp2 * r22)
     d_v = zero - fy * inverse * (dq0 * r20 + dq1 * r21 + dq2 * r22)
     d_u = fx * d_mx + select((u <= uc) & (uc <= u), d_u, zero)
     d_v = fy * d_my + select((v <= vc) & (vc <= v), d_v, zero)
     along = dp0 * p0 + dp1 * p1 + dp2 * p2 + dq0 * q0 + dq1 * q1 + dq2 * q2
-    d_z = load(sums, uintp(9) * n) - inverse * (along + d_u * u + d_v * v)
+    d_z = load(sums, 9 * n) - inverse * (along + d_u * u + d_v * v)
     d_x, d_y = d_u * inverse, d_v * inverse
-    store(d_center, uintp(0), select(drawn, d_mx, zero))
+    store(d_center, 0, select(drawn, d_mx, zero))
     store(d_center, n, select(drawn, d_my, zero))
-    for axis in range(uintp(3)):
-        d = splat(camera[axis]) * d_x + splat(camera[axis + uintp(4)]) * d_y + splat(camera[axis + uintp(8)]) * d_z
+    for axis in range(3):
+        d = spread(camera, axis) * d_x + spread(camera, axis + 4) * d_y + spread(camera, axis + 8) * d_z
         _accumulate(d_means, g + axis * stride, select(drawn, d, zero))
     _accumulate(d_logits, g, select(drawn, h * (one - load(opacity, g)), zero))
 
@@ -790,7 +837,7 @@ def _pull_back(means, quats, scales, opacity, stride, g, camera, sums, d_means, 
     e20, e21, e22 = p2 * dt0 + q2 * dw0, p2 * dt1 + q2 * dw1, p2 * dt2 + q2 * dw2
     _accumulate(d_scales, g, select(drawn, e00 * m00 + e10 * m10 + e20 * m20, zero))
     _accumulate(d_scales, g + stride, select(drawn, e01 * m01 + e11 * m11 + e21 * m21, zero))
-    _accumulate(d_scales, g + uintp(2) * stride, select(drawn, e02 * m02 + e12 * m12 + e22 * m22, zero))
+    _accumulate(d_scales, g + 2 * stride, select(drawn, e02 * m02 + e12 * m12 + e22 * m22, zero))
     s0, s1, s2 = s
     e00, e10, e20 = e00 * s0, e10 * s0, e20 * s0
     e01, e11, e21 = e01 * s1, e11 * s1, e21 * s1
@@ -802,112 +849,129 @@ def _pull_back(means, quats, scales, opacity, stride, g, camera, sums, d_means, 
     along = dqw * qw + dqx * qx + dqy * qy + dqz * qz
     _accumulate(d_quats, g, select(drawn, (dqw - along * qw) * norm, zero))
     _accumulate(d_quats, g + stride, select(drawn, (dqx - along * qx) * norm, zero))
-    _accumulate(d_quats, g + uintp(2) * stride, select(drawn, (dqy - along * qy) * norm, zero))
-    _accumulate(d_quats, g + uintp(3) * stride, select(drawn, (dqz - along * qz) * norm, zero))
+    _accumulate(d_quats, g + 2 * stride, select(drawn, (dqy - along * qy) * norm, zero))
+    _accumulate(d_quats, g + 3 * stride, select(drawn, (dqz - along * qz) * norm, zero))
+
+
+@_inner
+def _backward_views(
+    counter, end_view, width, height, record, tile_start, members, slots, spans, needed, lane_x, lane_y,
+    color, alpha, depth, g_color, g_alpha, g_depth, origin, partial,
+):  # fmt: skip
+    """Take tiles of views until none is left: fills the slots in ``partial``, that of intersection ``origin`` first."""
+    across, tiles = (width + COLUMNS - 1) // COLUMNS, tile_start.shape[1] - 1
+    buffer = np.zeros(7 * _AREA, np.float32)
+    while True:
+        unit = take(counter)
+        if unit >= end_view * tiles:
+            return
+        view, tile = unit // tiles, unit % tiles
+        begin, end = tile_start[view, tile], tile_start[view, tile + 1]
+        if begin == end:
+            continue
+        x0, y0 = tile % across * COLUMNS, tile // across * 2 * PAIRS
+        _start_tile(buffer, x0, y0, width, height)
+        for y in range(y0, min(y0 + 2 * PAIRS, height)):
+            for x in range(x0, min(x0 + COLUMNS, width)):
+                k = (y - y0) * COLUMNS + x - x0
+                rest = np.float32(0)
+                if len(g_color):
+                    for channel in range(3):
+                        g = g_color[view, y, x, channel]
+                        buffer[k + (2 + channel) * _AREA] = g
+                        rest += g * color[view, y, x, channel]
+                if len(g_depth):
+                    buffer[k + 5 * _AREA] = g_depth[view, y, x]
+                    rest += g_depth[view, y, x] * depth[view, y, x]
+                if len(g_alpha):
+                    buffer[k + 6 * _AREA] = g_alpha[view, y, x]
+                    rest += g_alpha[view, y, x] * alpha[view, y, x]
+                buffer[k + _AREA] = rest
+        last = needed[unit]
+        _backward_tile(record, members, slots, spans, begin, last, x0, y0, lane_x, lane_y, buffer, origin, partial)
+        for i in range(last, end):
+            store(partial, (slots[i] - origin) * LANES, splat(0))
+
+
+@_inner
+def _pull_back_views(
+    counter, begin_view, end_view, means, quats, scales, opacity, cameras, items, width, height, base, stop, origin, partial,
+    d_means, d_quats, d_scales, d_logits, d_colors, screen,
+):  # fmt: skip
+    """Take chunks of Gaussians until none is left: adds up their slots in the group's views, in a fixed order, into d_*."""
+    views, count, padded = len(cameras), d_colors.shape[1], means.shape[2]
+    chunks = (count + CHUNK - 1) // CHUNK
+    rows, sums = np.zeros(LANES * LANES, np.float32), np.zeros(LANES * LANES, np.float32)
+    center = np.zeros(2 * LANES, np.float32)
+    while True:
+        chunk = take(counter)
+        if chunk >= chunks:
+            return
+        for view in range(begin_view, end_view):
+            item = view // (views // items)
+            d_color = d_colors[view] if len(d_colors) == views else _row(d_colors, item)
+            for block in range(chunk * CHUNK, min(chunk * CHUNK + CHUNK, count), LANES):
+                inside = min(LANES, count - block)
+                first = view * count + block
+                if base[first] < stop[first + inside - 1]:
+                    for lane in range(LANES):
+                        total = splat(0)
+                        drawn = False
+                        if lane < inside:
+                            drawn = base[first + lane] < stop[first + lane]
+                            for e in range(base[first + lane] - origin, stop[first + lane] - origin):
+                                total = total + load(partial, e * LANES)
+                        store(rows, lane * LANES, total)
+                        rows[lane * LANES + 15] = np.float32(1 if drawn else 0)
+                        if drawn:
+                            for channel in range(3):
+                                d_color[block + lane, channel] += rows[lane * LANES + 6 + channel]
+                    for field in range(LANES):
+                        for lane in range(LANES):
+                            sums[field * LANES + lane] = rows[lane * LANES + field]
+                    _pull_back(
+                        _row(means, item), _row(quats, item), _row(scales, item), _row(opacity, item), padded,
+                        block, cameras[view], sums, _row(d_means, item), _row(d_quats, item), _row(d_scales, item),
+                        _row(d_logits, item), center,
+                    )  # fmt: skip
+                if len(screen):
+                    for lane in range(inside):
+                        if base[first + lane] < stop[first + lane]:
+                            dx, dy = center[lane] * width / 2, center[LANES + lane] * height / 2
+                            screen[view, block + lane] = math.sqrt(dx * dx + dy * dy)
 
 
 @njit(parallel=True, cache=True, nogil=True)
 def backward(
-    means, quats, scales, opacity, reach, colors, cameras, items, width, height, workers, lane_x, lane_y,
-    saved, color, alpha, depth, g_color, g_alpha, g_depth, groups, partial, screen,
+    means, quats, scales, opacity, cameras, items, width, height, workers, lane_x, lane_y,
+    record, base, stop, tile_start, needed, members, slots, spans, color, alpha, depth, g_color, g_alpha, g_depth,
+    groups, partial, d_means, d_quats, d_scales, d_logits, d_colors, screen,
 ):  # fmt: skip
-    """Gradients by means, quats, the scales' logarithms, the opacities' logits (planes, as passed to forward) and the colours.
+    """Add the gradients by means, quats, the scales' logarithms, the opacities' logits and the colours to d_*.
 
     Args:
-        saved, color, alpha, depth: the forward pass's.
+        means, quats, scales, opacity, cameras: as passed to forward; d_means and so on are of their shapes.
+        record to depth: the forward pass's.
         g_color, g_alpha, g_depth: loss gradients by the pictures, each (0, ...) where there is none.
         groups: first view of each group, one past the last at the end.
         partial: scratch, 16 numbers an intersection of the largest group.
-        screen: (V, N), receives the gradient norm by the centre in half pictures, or (0, 0).
+        screen: (V, N) of zeros, receives the gradient norm by the centre in half pictures, or (0, 0).
     """
-    record, base, stop, members, slots, spans, tile_start, needed = saved
-    views, count, padded = len(cameras), colors.shape[1], means.shape[2]
-    per_item = views // items
-    chunks = (count + CHUNK - 1) // CHUNK
-    across = (width + COLUMNS - 1) // COLUMNS
-    tiles = tile_start.shape[1] - 1
-    d_means, d_quats, d_scales = np.zeros_like(means), np.zeros_like(quats), np.zeros_like(scales)
-    d_logits, d_colors = np.zeros_like(opacity), np.zeros_like(colors)
+    count, tiles = d_colors.shape[1], tile_start.shape[1] - 1
     counter = np.zeros(1, np.int64)
-
     # Group by group, so that the slots stay in the processor's cache until they are added up.
     for group in range(len(groups) - 1):
         begin_view, end_view = groups[group], groups[group + 1]
         origin = base[begin_view * count]
         counter[0] = begin_view * tiles
         for _ in prange(workers):
-            buffer = np.zeros(7 * _AREA, np.float32)
-            while True:
-                unit = take(counter)
-                if unit >= end_view * tiles:
-                    break
-                view, tile = unit // tiles, unit % tiles
-                begin, end = tile_start[view, tile], tile_start[view, tile + 1]
-                if begin == end:
-                    continue
-                x0, y0 = tile % across * COLUMNS, tile // across * 2 * PAIRS
-                _start_tile(buffer, x0, y0, width, height)
-                for y in range(y0, min(y0 + 2 * PAIRS, height)):
-                    for x in range(x0, min(x0 + COLUMNS, width)):
-                        k = (y - y0) * COLUMNS + x - x0
-                        rest = np.float32(0)
-                        if len(g_color):
-                            for channel in range(3):
-                                g = g_color[view, y, x, channel]
-                                buffer[k + (2 + channel) * _AREA] = g
-                                rest += g * color[view, y, x, channel]
-                        if len(g_depth):
-                            buffer[k + 5 * _AREA] = g_depth[view, y, x]
-                            rest += g_depth[view, y, x] * depth[view, y, x]
-                        if len(g_alpha):
-                            buffer[k + 6 * _AREA] = g_alpha[view, y, x]
-                            rest += g_alpha[view, y, x] * alpha[view, y, x]
-                        buffer[k + _AREA] = rest
-                last = needed[unit]
-                _backward_tile(record, members, slots, spans, begin, last, x0, y0, lane_x, lane_y, buffer, origin, partial)
-                for i in range(last, end):
-                    store(partial, uintp(slots[i] - origin) * uintp(LANES), splat(np.float32(0)))
-
+            _backward_views(
+                counter, end_view, width, height, record, tile_start, members, slots, spans, needed, lane_x, lane_y,
+                color, alpha, depth, g_color, g_alpha, g_depth, origin, partial,
+            )  # fmt: skip
         counter[0] = 0
         for _ in prange(workers):
-            rows, sums = np.zeros(LANES * LANES, np.float32), np.zeros(LANES * LANES, np.float32)
-            center = np.zeros(2 * LANES, np.float32)
-            while True:
-                chunk = take(counter)
-                if chunk >= chunks:
-                    break
-                for view in range(begin_view, end_view):
-                    item = view // per_item
-                    i, j, k = min(item, len(means) - 1), min(item, len(quats) - 1), min(item, len(scales) - 1)
-                    o = min(item, len(reach) - 1)
-                    s = view if len(colors) == views else min(item, len(colors) - 1)
-                    for block in range(chunk * CHUNK, min(chunk * CHUNK + CHUNK, count), LANES):
-                        inside = min(LANES, count - block)
-                        first = view * count + block
-                        if base[first] < stop[first + inside - 1]:
-                            for lane in range(LANES):
-                                total = splat(np.float32(0))
-                                drawn = False
-                                if lane < inside:
-                                    drawn = base[first + lane] < stop[first + lane]
-                                    for e in range(base[first + lane] - origin, stop[first + lane] - origin):
-                                        total = total + load(partial, uintp(e) * uintp(LANES))
-                                store(rows, uintp(lane) * uintp(LANES), total)
-                                rows[lane * LANES + 15] = np.float32(1 if drawn else 0)
-                                if drawn:
-                                    for channel in range(3):
-                                        d_colors[s, block + lane, channel] += rows[lane * LANES + 6 + channel]
-                            for field in range(LANES):
-                                for lane in range(LANES):
-                                    sums[field * LANES + lane] = rows[lane * LANES + field]
-                            _pull_back(
-                                means[i], quats[j], scales[k], opacity[o], uintp(padded), uintp(block), cameras[view], sums,
-                                d_means[i], d_quats[j], d_scales[k], d_logits[o], center,
-                            )  # fmt: skip
-                        else:
-                            center[:] = 0
-                        if len(screen):
-                            for lane in range(inside):
-                                dx, dy = center[lane] * width / 2, center[LANES + lane] * height / 2
-                                screen[view, block + lane] = math.hypot(dx, dy)
-    return d_means, d_quats, d_scales, d_logits, d_colors
+            _pull_back_views(
+                counter, begin_view, end_view, means, quats, scales, opacity, cameras, items, width, height, base, stop,
+                origin, partial, d_means, d_quats, d_scales, d_logits, d_colors, screen,
+            )  # fmt: skip

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .rasterize import ScreenStatistics
 
 GROUP = 1 << 16  # intersections whose gradients, 64 bytes each, are kept at once
+_scratch = np.empty(0, np.float32)
 _KERNELS = f"{__package__}._kernels"
 
 
@@ -75,21 +76,30 @@ class _Draw(torch.autograd.Function):
         limits = [-cx / fx - mx, (cameras.width - cx) / fx + mx, -cy / fy - my, (cameras.height - cy) / fy + my]
         lens = torch.stack([fx, fy, cx, cy, *limits], 1).float()
         rows = torch.cat([cameras.world_to_camera[:, :3].flatten(1), lens], 1).detach().numpy()
-        radii = np.zeros((views, count) if statistics is not None else (0, 0), np.float32)
-        code, color, alpha, depth, saved = _call(
-            "forward", *(x.detach().numpy() for x in tensors), rows, items, cameras.width, cameras.height, radii
-        )
-        if code == 1:
+        width, height = cameras.width, cameras.height
+        # What the kernel fills, see there.
+        tiles = -(-width // 8) * -(-height // 32)
+        record, base = np.empty(views * count * 16, np.float32), np.zeros(views * count + 1, np.int64)
+        stop, needed = np.empty(views * count, np.int64), np.empty(views * tiles, np.int64)
+        projected = record, base, stop, np.empty((views, tiles + 1), np.int64), needed
+        pictures = torch.empty(views, height, width, 3), torch.empty(views, height, width), torch.empty(views, height, width)
+        radii = torch.zeros((views, count) if statistics is not None else (0, 0))
+        bad = np.zeros(1, np.int64)
+        kernels: Any = numba_support.load(_KERNELS)
+        with numba_support.running() as threads:
+            lists = kernels.forward(
+                *(x.detach().numpy() for x in tensors), rows, items, width, height, threads, kernels.LANE_X, kernels.LANE_Y,
+                *projected, *(x.numpy() for x in (*pictures, radii)), bad,
+            )  # fmt: skip
+        if bad[0] == 1:
             require_finite(means=means, quats=quats, log_scales=log_scales, opacity_logits=opacity_logits, colors=colors)
             raise InputError("gaussians: log_scales or means overflow, lower the learning rate or check the input")
-        if code == 2:
+        if bad[0] == 2:
             raise InputError("gaussians: too large and too many for one call, draw fewer views at once or check the scales")
         if statistics is not None:
-            statistics.radii = torch.from_numpy(radii)
-            statistics.visible = statistics.radii > 0
-        pictures = torch.from_numpy(color), torch.from_numpy(alpha), torch.from_numpy(depth)
+            statistics.radii, statistics.visible = radii, radii > 0
         ctx.save_for_backward(*tensors, *pictures)
-        ctx.rest = rows, items, cameras.width, cameras.height, saved, statistics
+        ctx.rest = rows, items, width, height, (*projected, *lists), statistics
         ctx.set_materialize_grads(False)
         return pictures
 
@@ -98,40 +108,30 @@ class _Draw(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grads: Tensor | None
     ) -> tuple[Tensor | None, ...]:
+        global _scratch
         rows, items, width, height, saved, statistics = ctx.rest
         *tensors, color, alpha, depth = ctx.saved_tensors
         pictures = [x.numpy() for x in (color, alpha, depth)]
         incoming = [p[:0] if g is None else g.contiguous().numpy() for p, g in zip(pictures, grads, strict=True)]
-        views, count = len(rows), tensors[-1].shape[1]
+        means, quats, scales, opacities, _, colors = (x.numpy() for x in tensors)
+        views, count = len(rows), colors.shape[1]
+        result = [np.zeros_like(x) for x in (means, quats, scales, opacities, colors)]
         screen = np.zeros((views, count) if statistics is not None else (0, 0), np.float32)
-        result = _call(
-            "backward", *(x.numpy() for x in tensors), rows, items, width, height, saved, *pictures, *incoming, screen
-        )
+        groups, most = _groups(saved[1][:: max(count, 1)])
+        kernels: Any = numba_support.load(_KERNELS)
+        with numba_support.running() as threads:
+            # One slot of 16 numbers an intersection, kept for the next call: fresh pages cost more than the arithmetic.
+            if len(_scratch) < most * 16:
+                _scratch = np.empty(most * 16, np.float32)
+            kernels.backward(
+                means, quats, scales, opacities, rows, items, width, height, threads, kernels.LANE_X, kernels.LANE_Y,
+                *saved, *pictures, *incoming, groups, _scratch, *result, screen,
+            )  # fmt: skip
         if statistics is not None:
             statistics.gradient = torch.from_numpy(screen)
         d_means, d_quats, d_scales, d_logits, d_colors = map(torch.from_numpy, result)
         by_attribute = (x[..., :count].transpose(1, 2) for x in (d_means, d_quats, d_scales))
         return (*by_attribute, d_logits[:, :count], d_colors, None, None, None)
-
-
-_scratch = np.empty(0, np.float32)
-
-
-def _call(name: str, *arguments: Any) -> Any:
-    """Run a kernel, alone, on our number of threads."""
-    global _scratch
-    kernels: Any = numba_support.load(_KERNELS)
-    with numba_support.running() as threads:
-        if name == "forward":
-            return kernels.forward(*arguments, threads, kernels.LANE_X, kernels.LANE_Y)
-        *first, saved, color, alpha, depth, g_color, g_alpha, g_depth, screen = arguments
-        groups, most = _groups(saved[1][:: max(first[5].shape[1], 1)])
-        if len(_scratch) < most * kernels.LANES:
-            _scratch = np.empty(most * kernels.LANES, np.float32)
-        return kernels.backward(
-            *first, threads, kernels.LANE_X, kernels.LANE_Y,
-            saved, color, alpha, depth, g_color, g_alpha, g_depth, groups, _scratch, screen,
-        )  # fmt: skip
 
 
 def _groups(edges: np.ndarray) -> tuple[np.ndarray, int]:
@@ -141,4 +141,4 @@ def _groups(edges: np.ndarray) -> tuple[np.ndarray, int]:
         if view - 1 > first[-1] and edges[view] - edges[first[-1]] > GROUP:
             first.append(view - 1)
         most = max(most, int(edges[view] - edges[first[-1]]))
-    return np.array([*first, len(edges) - 1]), most
+    return np.array([*first, len(edges) - 1], np.int64), most
