@@ -155,6 +155,20 @@ class Anchor4DMeshMatch(io.ComfyNode):
                     advanced=True,
                     tooltip="Highest camera, degrees; positive = from above.",
                 ),
+                *(
+                    io.Float.Input(
+                        part,
+                        default=0.0,
+                        min=0.0,
+                        max=100.0,
+                        step=0.1,
+                        optional=True,
+                        advanced=True,
+                        tooltip=f"How much the mesh's {part} count against its colours. Raise it for a mesh without texture "
+                        "of its own. 0 = off.",
+                    )
+                    for part in ("depth", "normals")
+                ),
             ],
             outputs=[_output()],
         )
@@ -162,7 +176,7 @@ class Anchor4DMeshMatch(io.ComfyNode):
     @classmethod
     def execute(
         cls, weight: float, views: int, mask: float, end_weight: float = -1.0, perceptual: float = 0.0, levels: int = 1,
-        lowest: float = -60.0, highest: float = 60.0, objectives: Terms = (),
+        lowest: float = -60.0, highest: float = 60.0, depth: float = 0.0, normals: float = 0.0, objectives: Terms = (),
     ) -> io.NodeOutput:  # fmt: skip
         with host.work(cls):
             if lowest > highest:
@@ -174,6 +188,8 @@ class Anchor4DMeshMatch(io.ComfyNode):
                 mask=mask,
                 perceptual=perceptual,
                 levels=levels,
+                depth=depth,
+                normals=normals,
             )
             return io.NodeOutput((*objectives, term))
 

@@ -123,6 +123,22 @@ def test_front_match_is_zero_on_the_video_itself_and_pulls_otherwise(gaussians: 
     assert (gradient[0] == 0).all()
 
 
+def test_mesh_match_compares_depth_and_normals() -> None:
+    mesh = sample_meshes(1)[0]
+    good, _ = gaussians_on_mesh(mesh, 3000)
+    deep = replace(good, means=good.means * 1.2)
+    turned = replace(good, quats=torch.randn(len(good), 4, generator=torch.Generator().manual_seed(0)))
+
+    def extra(part: str, seen: Gaussians) -> float:
+        """The part's share of the loss, which draws the same cameras each time."""
+        plain = MeshMatch(weight=constant(1.0), views=2, perceptual=0.0)
+        step = {"meshes": [mesh], "resolution": 96}
+        return float(replace(plain, **{part: 1.0})(step_of(seen, **step))) - float(plain(step_of(seen, **step)))
+
+    assert 0 < extra("depth", good) < 0.2 * extra("depth", deep)
+    assert 0 < extra("normals", good) < 0.5 * extra("normals", turned)
+
+
 def test_mesh_match_is_small_on_gaussians_of_the_mesh_and_needs_one() -> None:
     mesh = sample_meshes(1)[0]
     good, _ = gaussians_on_mesh(mesh, 3000)

@@ -148,9 +148,7 @@ def _standard(refinement: tuple[Objective, ...]) -> PLA4DConfig:
             nodes=600,
             tracking=Schedule(steps=60, one_by_one=60, resolutions=((1.0, 96),), background="random"),
             schedule=Schedule(steps=300, resolutions=((0.6, 96), (1.0, 128)), background="random"),
-            fine=Schedule(
-                steps=400, resolutions=((0.5, 192), (1.0, 256)), background="random", smoothing=0.125, stiffness=0.5
-            ),
+            fine=Schedule(steps=400, resolutions=((0.5, 192), (1.0, 256)), background="random", smoothing=0.125, stiffness=0.5),
             objectives=(
                 FrontMatch(weight=constant(3.0), mask=0.33, perceptual=0.0, levels=4),
                 Rigidity(weight=constant(1.0), joints=0.05),
@@ -195,6 +193,15 @@ def v4(config: PLA4DConfig) -> PLA4DConfig:
         focal_per_frame=True,
         motion=replace(config.motion, objectives=(*config.motion.objectives, match)),
     )
+
+
+def untextured(config: PLA4DConfig) -> PLA4DConfig:
+    """The preset for a mesh without colours of its own: its depth and normals count beside the colours filled in."""
+
+    def geometric(objective: Objective) -> Objective:
+        return replace(objective, depth=1.0, normals=0.3) if isinstance(objective, MeshMatch) else objective
+
+    return replace(config, static=replace(config.static, objectives=tuple(map(geometric, config.static.objectives))))
 
 
 def align(

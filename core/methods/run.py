@@ -142,6 +142,8 @@ def run(
     config = settings.config() if config is None else config
     meshes = [mesh] if isinstance(mesh, Mesh) else list(mesh)
     mesh = meshes[0]
+    if not mesh.has_color:
+        config = pla4d.untextured(config)
     if len(meshes) > 1 and not config.focal_per_frame:
         raise InputError(f"{mesh.name} and others: one mesh a frame is for the method pla4d-v4, give one mesh")
     if len(meshes) not in (1, len(video)):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..cameras import Cameras, FrontCamera, sample_orbit
+from ..cameras import Cameras, FrontCamera, quaternion_to_matrix, sample_orbit
+from ..gaussians import SH_C0
+from ..render import rasterize
 from ..render.mesh import render_mesh
 from .base import FitStep, Weight, linear
 from .front import image_loss
@@ -24,6 +26,9 @@ class MeshMatch:
         elevation: range of the random elevations, degrees.
         fovy_jitter: half-width of the random change of the field of view, degrees (PLA4D's df).
         mask, perceptual, network, levels: as in :class:`FrontMatch`.
+        depth: squared error of depth (the object's longest side is 1) relative to the colour term; for meshes whose colours
+            say little about their shape, as those coloured from one frame.
+        normals: the same for surface normals, drawn from the Gaussians' thin axes.
     """
 
     name: ClassVar[str] = "mesh"
@@ -35,33 +40,51 @@ class MeshMatch:
     perceptual: float = 1e3
     network: str = "auto"
     levels: int = 1
+    depth: float = 0.0
+    normals: float = 0.0
 
     def __call__(self, step: FitStep) -> Tensor:
         if not step.meshes:
             raise ValueError("mesh objective: the fit has no mesh; connect one or unplug this objective")
         cameras = framing_cameras(step.fronts[0], self.views, step.resolution, step.generator, self.elevation, self.fovy_jitter)
+        device = step.canonical.device
         if len(step.meshes) == 1:
             # One mesh stands for one moment, the first frame.
-            still = step.canonical
+            shown = step.canonical
             if step.field is not None:
-                still = step.field(still, torch.zeros(1, device=still.device)).map(lambda t: t[0])
-            render = step.render(still, cameras.to(still.device))
-            truth = render_mesh(step.meshes[0], cameras, step.background.cpu())
-            color, alpha = truth.color, truth.alpha
+                shown = step.field(shown, torch.zeros(1, device=device)).map(lambda t: t[0])
+            seen = cameras.to(device)
+            truth = [render_mesh(step.meshes[0], cameras, step.background.cpu())]
         else:
             pick = torch.randint(len(step.frames), (self.views,), generator=step.generator)
-            moved = step.gaussians.map(lambda t: t[pick])
-            render = step.render(moved, cameras.reshape(self.views, 1).to(step.canonical.device))
-            parts = [
+            shown = step.gaussians.map(lambda t: t[pick])
+            seen = cameras.reshape(self.views, 1).to(device)
+            truth = [
                 render_mesh(step.meshes[int(step.frames[p])], cameras[i : i + 1], step.background.cpu())
                 for i, p in enumerate(pick)
             ]
-            color, alpha = torch.stack([p.color for p in parts]), torch.stack([p.alpha for p in parts])
-        device = step.canonical.device
-        return image_loss(
-            render.color, render.alpha, color.to(device), alpha.to(device), weight=self.weight(step.rho),
-            mask_weight=self.mask, levels=self.levels, perceptual=self.perceptual, network=self.network,
+        color, alpha, depth, normal = (
+            torch.cat([getattr(view, part) for view in truth]).to(device).unflatten(0, seen.batch)
+            for part in ("color", "alpha", "depth", "normal")
+        )
+        render = step.render(shown, seen)
+        weight = self.weight(step.rho)
+        loss = image_loss(
+            render.color, render.alpha, color, alpha, weight=weight, mask_weight=self.mask,
+            levels=self.levels, perceptual=self.perceptual, network=self.network,
         )  # fmt: skip
+        if self.depth > 0:
+            # Depth before or behind the object's centre: the outline's alpha would drown it otherwise.
+            centre = step.fronts[0].distance
+            difference = (render.depth - centre * render.alpha) - alpha * (depth - centre)
+            loss = loss + weight * self.depth * difference.square().mean()
+        if self.normals > 0:
+            # The thin axis of a Gaussian sampled on the surface starts as its outward normal and stays continuous.
+            facing = quaternion_to_matrix(shown.quats)[..., 2] / 2
+            as_color = replace(shown, sh=(facing / SH_C0)[..., None, :])
+            drawn = rasterize(as_color, seen, backend=step.backend).color
+            loss = loss + weight * self.normals * (drawn - alpha[..., None] * (normal + 1) / 2).square().mean()
+        return loss
 
 
 def framing_cameras(
