@@ -19,7 +19,7 @@ import operator
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, prange, types
+from numba import njit, types
 from numba.core import cgutils
 from numba.core.errors import RequireLiteralValue
 from numba.core.imputils import lower_builtin
@@ -39,7 +39,7 @@ LANES = 16
 MX, MY, KW, KU, KX, OPACITY, RED, GREEN, BLUE, DEPTH, TMAX, EX, EY, XTOP, SLOPE, ROOT = range(16)
 CHUNK = 256  # Gaussians per unit of work
 AHEAD = 4  # list entries that records are asked for in advance
-GROUP = 1 << 15  # Gaussians that a worker's cache holds
+PATIENCE = 20000  # looks at a counter, some microseconds, before a thread lets others run
 
 
 _inner = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)  # compiled into the calls that use it
@@ -211,14 +211,24 @@ def prefetch(typingctx, array, start):
 
 
 @intrinsic
-def take(typingctx, counter):
-    """The next number of a counter (an int64 array of one) that threads share."""
+def take(typingctx, counters, at):
+    """A number of a flat int64 array that threads share, before it is increased by one."""
 
     def codegen(context, builder, sig, args):
-        array = context.make_array(sig.args[0])(context, builder, args[0])
-        return builder.atomic_rmw("add", array.data, ir.IntType(64)(1), "monotonic")
+        pointer = _address(context, builder, sig, args, ir.IntType(64))
+        return builder.atomic_rmw("add", pointer, ir.IntType(64)(1), "acq_rel")
 
-    return types.int64(counter), codegen
+    return types.int64(counters, types.intp), codegen
+
+
+@intrinsic
+def peek(typingctx, counters, at):
+    """A number of a flat int64 array that threads share."""
+
+    def codegen(context, builder, sig, args):
+        return builder.load_atomic(_address(context, builder, sig, args, ir.IntType(64)), "acquire", 8)
+
+    return types.int64(counters, types.intp), codegen
 
 
 # ---- geometry ----------------------------------------------------------------------------------------------------------------
@@ -403,8 +413,8 @@ def _emit_tiles(record, r, width, height, slot, tile_of, span_of):
 
 
 @_inner
-def _sort_views(counter, end_view, count, record, base, stop, tile_of, span_of, tile_start, members, slots, spans):
-    """Take views until none is left and fill their tile lists, nearest first.
+def _sort_views(queue, units, first_view, count, record, base, stop, tile_of, span_of, tile_start, members, slots, spans):
+    """Fill the tile lists of views, nearest first.
 
     Args:
         count: Gaussians a view, N.
@@ -420,8 +430,8 @@ def _sort_views(counter, end_view, count, record, base, stop, tile_of, span_of, 
     cursor = np.empty(tiles + 1, np.int64)
     depth_bits = record.view(np.uint32)  # the order of positive floats is that of their bits
     while True:
-        view = take(counter)
-        if view >= end_view:
+        view = first_view + take(queue, 0)
+        if view >= first_view + units:
             return
         for value in range(3 * 2048):
             histogram[value] = 0
@@ -468,6 +478,7 @@ def _sort_views(counter, end_view, count, record, base, stop, tile_of, span_of, 
                 members[place] = g
                 slots[place] = e
                 spans[place] = span_of[e]
+        take(queue, 1)
 
 
 # ---- tiles -------------------------------------------------------------------------------------------------------------------
@@ -613,11 +624,12 @@ def _backward_tile(record, members, slots, spans, begin, end, x0, y0, lane_x, la
 
 
 @_inner
-def _grown(array, used, size):
-    larger = np.empty(size, np.int32)
-    for i in range(used):
-        larger[i] = array[i]
-    return larger
+def _completed(queue, units):
+    """Whether all units of a queue are done, after a little patience."""
+    looks = 0
+    while peek(queue, 1) < units and looks < PATIENCE:
+        looks += 1
+    return looks < PATIENCE
 
 
 @_inner
@@ -628,15 +640,15 @@ def _row(array, item):
 
 @_inner
 def _project_views(
-    counter, end_view, means, quats, scales, opacity, reach, colors, cameras, items, width, height, radii, record, base, bad
+    queue, units, means, quats, scales, opacity, reach, colors, cameras, items, width, height, radii, record, base, bad
 ):  # fmt: skip
-    """Take chunks of Gaussians of views until none is left: fills record, radii and, at one past the Gaussian, base."""
+    """Fill record, radii and, at one past the Gaussian, base."""
     views, count, padded = len(cameras), colors.shape[1], means.shape[2]
     chunks = (count + CHUNK - 1) // CHUNK
     out = np.zeros(LANES * LANES, np.float32)
     while True:
-        unit = take(counter)
-        if unit >= end_view * chunks:
+        unit = take(queue, 0)
+        if unit >= units:
             return
         view, chunk = unit // chunks, unit % chunks
         item = view // (views // items)
@@ -661,41 +673,43 @@ def _project_views(
                     base[g + 1] = _bound_tiles(record, r, width, height)
                 if len(radii):
                     radii[view, block + lane] = math.ceil(max(record[r + EX], record[r + EY])) if seen else 0.0
+        take(queue, 1)
 
 
 @_inner
-def _emit_views(counter, end_view, count, width, height, record, base, stop, tile_of, span_of):
-    """Take chunks of Gaussians of views until none is left: fills stop, tile_of and span_of."""
+def _emit_views(queue, units, first_view, count, width, height, record, base, stop, tile_of, span_of):
+    """Fill stop, tile_of and span_of."""
     chunks = (count + CHUNK - 1) // CHUNK
     while True:
-        unit = take(counter)
-        if unit >= end_view * chunks:
+        unit = take(queue, 0)
+        if unit >= units:
             return
-        view, chunk = unit // chunks, unit % chunks
+        view, chunk = first_view + unit // chunks, unit % chunks
         for g in range(view * count + chunk * CHUNK, view * count + min(chunk * CHUNK + CHUNK, count)):
             stop[g] = base[g]
             if base[g + 1] > base[g]:
                 stop[g] = _emit_tiles(record, g * LANES, width, height, base[g], tile_of, span_of)
+        take(queue, 1)
 
 
 @_inner
 def _draw_views(
-    counter, end_view, width, height, record, tile_start, members, spans, needed, lane_x, lane_y, color, alpha, depth
+    queue, units, first_view, width, height, record, tile_start, members, spans, needed, lane_x, lane_y, color, alpha, depth
 ):  # fmt: skip
-    """Take tiles of views until none is left: fills the pictures and needed."""
+    """Fill the pictures and needed."""
     across, tiles = (width + COLUMNS - 1) // COLUMNS, tile_start.shape[1] - 1
     buffer = np.empty(5 * _AREA, np.float32)
     while True:
-        unit = take(counter)
-        if unit >= end_view * tiles:
+        unit = take(queue, 0)
+        if unit >= units:
             return
-        view, tile = unit // tiles, unit % tiles
+        view, tile = first_view + unit // tiles, unit % tiles
         x0, y0 = tile % across * COLUMNS, tile // across * 2 * PAIRS
         begin, end = tile_start[view, tile], tile_start[view, tile + 1]
         _start_tile(buffer, x0, y0, width, height)
         for k in range(_AREA, 5 * _AREA):
             buffer[k] = 0
-        needed[unit] = _forward_tile(record, members, spans, begin, end, x0, y0, lane_x, lane_y, buffer)
+        needed[view, tile] = _forward_tile(record, members, spans, begin, end, x0, y0, lane_x, lane_y, buffer)
         for y in range(y0, min(y0 + 2 * PAIRS, height)):
             for x in range(x0, min(x0 + COLUMNS, width)):
                 k = (y - y0) * COLUMNS + x - x0
@@ -704,72 +718,76 @@ def _draw_views(
                 color[view, y, x, 2] = buffer[k + 3 * _AREA]
                 depth[view, y, x] = buffer[k + 4 * _AREA]
                 alpha[view, y, x] = np.float32(1) - abs(buffer[k])
+        take(queue, 1)
 
 
-@njit(parallel=True, cache=True, nogil=True)
-def forward(
-    means, quats, scales, opacity, reach, colors, cameras, items, width, height, workers, lane_x, lane_y,
-    record, base, stop, tile_start, needed, color, alpha, depth, radii, bad,
+@njit(cache=True, nogil=True)
+def project(
+    queues, phase, means, quats, scales, opacity, reach, colors, cameras, items, width, height, record, base, radii, bad
 ):  # fmt: skip
-    """Draw V views of B items, V / B views each.
+    """Project the Gaussians of B items into V views, V / B each. One phase; see :func:`draw` for the first two arguments.
 
     Args:
         means, quats, scales: planes (B or 1, 3 or 4, P), float32, P >= N a multiple of 16.
         opacity, reach: (B or 1, P), reach = 2 ln(255 opacity), negative where there is no Gaussian.
         colors: (B or 1 or V, N, 3).
         cameras: (V, 20), see _geometry.
-        lane_x, lane_y: LANE_X, LANE_Y.
         record: (V N 16,), filled with the projected Gaussians.
-        base, stop: (V N + 1,) of zeros and (V N,), filled with each Gaussian's intersections.
-        tile_start, needed: (V, tiles + 1) and (V tiles,), filled with each tile's list and its end of use.
-        color, alpha, depth: (V, H, W, 3), (V, H, W), (V, H, W), filled.
+        base: (V N + 1,) of zeros, filled at one past each Gaussian with a bound of its intersections.
         radii: (V, N), filled, or (0, 0).
-        bad: (1,) zero; set to 1 for input that is not finite, to 2 for too many intersections.
-
-    Returns the tile lists: Gaussian, intersection and span of row pairs of each entry.
+        bad: (1,), set to 1 for input that is not finite.
     """
-    views, count, tiles = len(cameras), colors.shape[1], tile_start.shape[1] - 1
-    chunks = (count + CHUNK - 1) // CHUNK
-    counter = np.zeros(1, np.int64)
-    room, used = 0, 0
-    tile_of, span_of = np.empty(0, np.int32), np.empty(0, np.int32)
-    members, slots, spans = np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.int32)
+    units = len(cameras) * ((colors.shape[1] + CHUNK - 1) // CHUNK)
+    if phase == 0:
+        _project_views(
+            queues[0], units, means, quats, scales, opacity, reach, colors, cameras, items, width, height,
+            radii, record, base, bad,
+        )  # fmt: skip
+    return 1 if _completed(queues[0], units) else 0
 
-    # Group by group of views, so that their records stay in the processor's cache.
-    group = workers * max(1, GROUP // max(count, 1))
-    for begin_view in range(0, views, group):
-        end_view = min(begin_view + group, views)
-        counter[0] = begin_view * chunks
-        for _ in prange(workers):
-            _project_views(
-                counter, end_view, means, quats, scales, opacity, reach, colors, cameras, items, width, height, radii,
-                record, base, bad,
-            )  # fmt: skip
-        for g in range(begin_view * count, end_view * count):
-            base[g + 1] += base[g]
-        total = base[end_view * count]
-        if total > 2**31 - 1:
-            bad[0] = 2
-        if bad[0]:
-            break
-        if total > room:
-            room = total * views // end_view
-            tile_of, span_of = _grown(tile_of, used, room), _grown(span_of, used, room)
-            members, slots, spans = _grown(members, used, room), _grown(slots, used, room), _grown(spans, used, room)
-        used = total
-        counter[0] = begin_view * chunks
-        for _ in prange(workers):
-            _emit_views(counter, end_view, count, width, height, record, base, stop, tile_of, span_of)
-        counter[0] = begin_view
-        for _ in prange(workers):
-            _sort_views(counter, end_view, count, record, base, stop, tile_of, span_of, tile_start, members, slots, spans)
-        counter[0] = begin_view * tiles
-        for _ in prange(workers):
+
+@njit(cache=True, nogil=True)
+def draw(
+    queues, phase, count, width, height, lane_x, lane_y, groups, record, base, stop, tile_of, span_of, tile_start, needed,
+    members, slots, spans, color, alpha, depth,
+):  # fmt: skip
+    """List the Gaussians of each tile and composite them. Three phases a group of views.
+
+    Any number of threads call this at once, with the same arguments; each takes units of work from the queue of a phase until
+    none is left. When others take long over their last units the call returns the number of the phase that it waits for, to
+    be called with again, in the end the number of phases.
+
+    Args:
+        queues: (phases, 2) of zeros: units taken and done.
+        phase: to begin with.
+        count: Gaussians a view, N.
+        lane_x, lane_y: LANE_X, LANE_Y.
+        groups: first view of each group, one past the last at the end: their records stay in the processor's cache.
+        record: from project; base: the sums over it of what project wrote, first intersections.
+        stop: (V N,), filled with one past each Gaussian's last intersection.
+        tile_of, span_of: filled with the tile and the span of row pairs of each intersection.
+        tile_start, needed: (V, tiles + 1) and (V, tiles), filled with each tile's list and its end of use.
+        members, slots, spans: filled with the Gaussian, intersection and span of each list entry.
+        color, alpha, depth: (V, H, W, 3), (V, H, W), (V, H, W), filled.
+    """
+    chunks, tiles = (count + CHUNK - 1) // CHUNK, tile_start.shape[1] - 1
+    for p in range(phase, 3 * len(groups) - 3):
+        view, views = groups[p // 3], groups[p // 3 + 1] - groups[p // 3]
+        queue, units = queues[p], views
+        if p % 3 == 0:
+            units = views * chunks
+            _emit_views(queue, units, view, count, width, height, record, base, stop, tile_of, span_of)
+        elif p % 3 == 1:
+            _sort_views(queue, units, view, count, record, base, stop, tile_of, span_of, tile_start, members, slots, spans)
+        else:
+            units = views * tiles
             _draw_views(
-                counter, end_view, width, height, record, tile_start, members, spans, needed, lane_x, lane_y,
+                queue, units, view, width, height, record, tile_start, members, spans, needed, lane_x, lane_y,
                 color, alpha, depth,
             )  # fmt: skip
-    return members, slots, spans
+        if not _completed(queue, units):
+            return p
+    return 3 * len(groups) - 3
 
 
 @_inner
@@ -855,19 +873,20 @@ def _pull_back(means, quats, scales, opacity, stride, g, camera, sums, d_means, 
 
 @_inner
 def _backward_views(
-    counter, end_view, width, height, record, tile_start, members, slots, spans, needed, lane_x, lane_y,
+    queue, units, first_view, width, height, record, tile_start, members, slots, spans, needed, lane_x, lane_y,
     color, alpha, depth, g_color, g_alpha, g_depth, origin, partial,
 ):  # fmt: skip
-    """Take tiles of views until none is left: fills the slots in ``partial``, that of intersection ``origin`` first."""
+    """Fill the slots in ``partial``, that of intersection ``origin`` first."""
     across, tiles = (width + COLUMNS - 1) // COLUMNS, tile_start.shape[1] - 1
     buffer = np.zeros(7 * _AREA, np.float32)
     while True:
-        unit = take(counter)
-        if unit >= end_view * tiles:
+        unit = take(queue, 0)
+        if unit >= units:
             return
-        view, tile = unit // tiles, unit % tiles
+        view, tile = first_view + unit // tiles, unit % tiles
         begin, end = tile_start[view, tile], tile_start[view, tile + 1]
         if begin == end:
+            take(queue, 1)
             continue
         x0, y0 = tile % across * COLUMNS, tile // across * 2 * PAIRS
         _start_tile(buffer, x0, y0, width, height)
@@ -887,25 +906,25 @@ def _backward_views(
                     buffer[k + 6 * _AREA] = g_alpha[view, y, x]
                     rest += g_alpha[view, y, x] * alpha[view, y, x]
                 buffer[k + _AREA] = rest
-        last = needed[unit]
+        last = needed[view, tile]
         _backward_tile(record, members, slots, spans, begin, last, x0, y0, lane_x, lane_y, buffer, origin, partial)
         for i in range(last, end):
             store(partial, (slots[i] - origin) * LANES, splat(0))
+        take(queue, 1)
 
 
 @_inner
 def _pull_back_views(
-    counter, begin_view, end_view, means, quats, scales, opacity, cameras, items, width, height, base, stop, origin, partial,
-    d_means, d_quats, d_scales, d_logits, d_colors, screen,
+    queue, units, begin_view, end_view, means, quats, scales, opacity, cameras, items, width, height, base, stop, origin,
+    partial, d_means, d_quats, d_scales, d_logits, d_colors, screen,
 ):  # fmt: skip
-    """Take chunks of Gaussians until none is left: adds up their slots in the group's views, in a fixed order, into d_*."""
+    """Add up the Gaussians' slots in a group of views, in a fixed order, into d_*."""
     views, count, padded = len(cameras), d_colors.shape[1], means.shape[2]
-    chunks = (count + CHUNK - 1) // CHUNK
     rows, sums = np.zeros(LANES * LANES, np.float32), np.zeros(LANES * LANES, np.float32)
     center = np.zeros(2 * LANES, np.float32)
     while True:
-        chunk = take(counter)
-        if chunk >= chunks:
+        chunk = take(queue, 0)
+        if chunk >= units:
             return
         for view in range(begin_view, end_view):
             item = view // (views // items)
@@ -939,39 +958,43 @@ def _pull_back_views(
                         if base[first + lane] < stop[first + lane]:
                             dx, dy = center[lane] * width / 2, center[LANES + lane] * height / 2
                             screen[view, block + lane] = math.sqrt(dx * dx + dy * dy)
+        take(queue, 1)
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def backward(
-    means, quats, scales, opacity, cameras, items, width, height, workers, lane_x, lane_y,
+    queues, phase, means, quats, scales, opacity, cameras, items, width, height, lane_x, lane_y, groups,
     record, base, stop, tile_start, needed, members, slots, spans, color, alpha, depth, g_color, g_alpha, g_depth,
-    groups, partial, d_means, d_quats, d_scales, d_logits, d_colors, screen,
+    partial, d_means, d_quats, d_scales, d_logits, d_colors, screen,
 ):  # fmt: skip
     """Add the gradients by means, quats, the scales' logarithms, the opacities' logits and the colours to d_*.
 
+    Two phases a group of views; see :func:`draw` for how it is called.
+
     Args:
-        means, quats, scales, opacity, cameras: as passed to forward; d_means and so on are of their shapes.
+        means, quats, scales, opacity, cameras: as passed to project; d_means and so on are of their shapes.
+        groups: as for draw; the slots of a group stay in the processor's cache until they are added up.
         record to depth: the forward pass's.
         g_color, g_alpha, g_depth: loss gradients by the pictures, each (0, ...) where there is none.
-        groups: first view of each group, one past the last at the end.
         partial: scratch, 16 numbers an intersection of the largest group.
         screen: (V, N) of zeros, receives the gradient norm by the centre in half pictures, or (0, 0).
     """
     count, tiles = d_colors.shape[1], tile_start.shape[1] - 1
-    counter = np.zeros(1, np.int64)
-    # Group by group, so that the slots stay in the processor's cache until they are added up.
-    for group in range(len(groups) - 1):
-        begin_view, end_view = groups[group], groups[group + 1]
-        origin = base[begin_view * count]
-        counter[0] = begin_view * tiles
-        for _ in prange(workers):
+    for p in range(phase, 2 * len(groups) - 2):
+        view, end_view = groups[p // 2], groups[p // 2 + 1]
+        queue, origin = queues[p], base[view * count]
+        if p % 2 == 0:
+            units = (end_view - view) * tiles
             _backward_views(
-                counter, end_view, width, height, record, tile_start, members, slots, spans, needed, lane_x, lane_y,
+                queue, units, view, width, height, record, tile_start, members, slots, spans, needed, lane_x, lane_y,
                 color, alpha, depth, g_color, g_alpha, g_depth, origin, partial,
             )  # fmt: skip
-        counter[0] = 0
-        for _ in prange(workers):
+        else:
+            units = (count + CHUNK - 1) // CHUNK
             _pull_back_views(
-                counter, begin_view, end_view, means, quats, scales, opacity, cameras, items, width, height, base, stop,
+                queue, units, view, end_view, means, quats, scales, opacity, cameras, items, width, height, base, stop,
                 origin, partial, d_means, d_quats, d_scales, d_logits, d_colors, screen,
             )  # fmt: skip
+        if not _completed(queue, units):
+            return p
+    return 2 * len(groups) - 2

@@ -5,6 +5,9 @@ This file is torch's side of it: the kernels are in ``_kernels.py``, which alone
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +22,8 @@ from .torch_backend import require_finite
 if TYPE_CHECKING:
     from .rasterize import ScreenStatistics
 
-GROUP = 1 << 16  # intersections whose gradients, 64 bytes each, are kept at once
+INTERSECTIONS = 1 << 16  # drawn backward at once: their gradients, 64 bytes each, stay in the processor's cache
+GAUSSIANS = 1 << 15  # drawn at once by a thread: so do their records of 64 bytes
 _scratch = np.empty(0, np.float32)
 _KERNELS = f"{__package__}._kernels"
 
@@ -77,29 +81,36 @@ class _Draw(torch.autograd.Function):
         lens = torch.stack([fx, fy, cx, cy, *limits], 1).float()
         rows = torch.cat([cameras.world_to_camera[:, :3].flatten(1), lens], 1).detach().numpy()
         width, height = cameras.width, cameras.height
-        # What the kernel fills, see there.
-        tiles = -(-width // 8) * -(-height // 32)
-        record, base = np.empty(views * count * 16, np.float32), np.zeros(views * count + 1, np.int64)
-        stop, needed = np.empty(views * count, np.int64), np.empty(views * tiles, np.int64)
-        projected = record, base, stop, np.empty((views, tiles + 1), np.int64), needed
         pictures = torch.empty(views, height, width, 3), torch.empty(views, height, width), torch.empty(views, height, width)
         radii = torch.zeros((views, count) if statistics is not None else (0, 0))
+        record, base = np.empty(views * count * 16, np.float32), np.zeros(views * count + 1, np.int64)
         bad = np.zeros(1, np.int64)
-        kernels: Any = numba_support.load(_KERNELS)
-        with numba_support.running() as threads:
-            lists = kernels.forward(
-                *(x.detach().numpy() for x in tensors), rows, items, width, height, threads, kernels.LANE_X, kernels.LANE_Y,
-                *projected, *(x.numpy() for x in (*pictures, radii)), bad,
+        arrays = [x.detach().numpy() for x in tensors]
+        with numba_support.LOCK:
+            _run("project", 1, *arrays, rows, items, width, height, record, base, radii.numpy(), bad)
+            if bad[0]:
+                require_finite(
+                    means=means, quats=quats, log_scales=log_scales, opacity_logits=opacity_logits, colors=colors
+                )
+                raise InputError("gaussians: log_scales or means overflow, lower the learning rate or check the input")
+            base.cumsum(out=base)
+            if base[-1] > 2**31 - 1:
+                raise InputError("gaussians: too large and too many for one call, draw fewer views at once or check the scales")
+            tiles = -(-width // 8) * -(-height // 32)
+            stop, tile_start = np.empty(views * count, np.int64), np.empty((views, tiles + 1), np.int64)
+            needed = np.empty((views, tiles), np.int64)
+            tile_of, span_of = np.empty((2, base[-1]), np.int32)
+            members, slots, spans = np.empty((3, base[-1]), np.int32)
+            step = _threads() * max(1, GAUSSIANS // max(count, 1))
+            groups = np.array([*range(0, views, step), views], np.int64)
+            _run(
+                "draw", 3 * len(groups) - 3, count, width, height, *_lanes(), groups, record, base, stop, tile_of, span_of,
+                tile_start, needed, members, slots, spans, *(x.numpy() for x in pictures),
             )  # fmt: skip
-        if bad[0] == 1:
-            require_finite(means=means, quats=quats, log_scales=log_scales, opacity_logits=opacity_logits, colors=colors)
-            raise InputError("gaussians: log_scales or means overflow, lower the learning rate or check the input")
-        if bad[0] == 2:
-            raise InputError("gaussians: too large and too many for one call, draw fewer views at once or check the scales")
         if statistics is not None:
             statistics.radii, statistics.visible = radii, radii > 0
         ctx.save_for_backward(*tensors, *pictures)
-        ctx.rest = rows, items, width, height, (*projected, *lists), statistics
+        ctx.rest = rows, items, width, height, (record, base, stop, tile_start, needed, members, slots, spans), statistics
         ctx.set_materialize_grads(False)
         return pictures
 
@@ -118,14 +129,13 @@ class _Draw(torch.autograd.Function):
         result = [np.zeros_like(x) for x in (means, quats, scales, opacities, colors)]
         screen = np.zeros((views, count) if statistics is not None else (0, 0), np.float32)
         groups, most = _groups(saved[1][:: max(count, 1)])
-        kernels: Any = numba_support.load(_KERNELS)
-        with numba_support.running() as threads:
+        with numba_support.LOCK:
             # One slot of 16 numbers an intersection, kept for the next call: fresh pages cost more than the arithmetic.
             if len(_scratch) < most * 16:
                 _scratch = np.empty(most * 16, np.float32)
-            kernels.backward(
-                means, quats, scales, opacities, rows, items, width, height, threads, kernels.LANE_X, kernels.LANE_Y,
-                *saved, *pictures, *incoming, groups, _scratch, *result, screen,
+            _run(
+                "backward", 2 * len(groups) - 2, means, quats, scales, opacities, rows, items, width, height, *_lanes(), groups,
+                *saved, *pictures, *incoming, _scratch, *result, screen,
             )  # fmt: skip
         if statistics is not None:
             statistics.gradient = torch.from_numpy(screen)
@@ -134,11 +144,49 @@ class _Draw(torch.autograd.Function):
         return (*by_attribute, d_logits[:, :count], d_colors, None, None, None)
 
 
+def _run(name: str, phases: int, *arguments: Any) -> None:
+    """Run a kernel on all our threads until all its phases are done.
+
+    This thread would do it all alone; helpers only take work from it. So nothing waits for a helper that comes late, and no
+    threading layer of numba's is used: those fight with torch's idle threads, or abort when two packages use them at once.
+    """
+    kernel = getattr(numba_support.load(_KERNELS), name)
+    queues = np.zeros((phases, 2), np.int64)
+
+    def work() -> None:
+        phase = 0
+        while (phase := kernel(queues, phase, *arguments)) < phases:
+            time.sleep(0)  # others take long over their last work
+
+    for _ in range(_threads() - 1):
+        _helpers().submit(work)
+    try:
+        work()
+    except BaseException:
+        queues[:] = 1 << 40  # nothing left to take or to wait for: the helpers go home
+        raise
+
+
+@cache
+def _threads() -> int:
+    return numba_support.default_threads()
+
+
+@cache
+def _helpers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max(_threads() - 1, 1), "anchor4d-rasterize")
+
+
+def _lanes() -> tuple[np.ndarray, np.ndarray]:
+    kernels: Any = numba_support.load(_KERNELS)
+    return kernels.LANE_X, kernels.LANE_Y
+
+
 def _groups(edges: np.ndarray) -> tuple[np.ndarray, int]:
-    """Runs of views of at most GROUP intersections, or one view, from each view's first: their edges, and the largest size."""
+    """Runs of views of at most INTERSECTIONS, or one view, from each view's first: their edges, and the largest size."""
     first, most = [0], 0
     for view in range(1, len(edges)):
-        if view - 1 > first[-1] and edges[view] - edges[first[-1]] > GROUP:
+        if view - 1 > first[-1] and edges[view] - edges[first[-1]] > INTERSECTIONS:
             first.append(view - 1)
         most = max(most, int(edges[view] - edges[first[-1]]))
     return np.array([*first, len(edges) - 1], np.int64), most
