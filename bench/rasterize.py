@@ -49,18 +49,20 @@ def tile_intersections(gaussians: Gaussians, cameras: Cameras, tile: int = 16) -
     return float(((high - low).clamp_min(0).prod(-1) * inside).sum()) / len(cameras)
 
 
-def measure(gaussians: Gaussians, cameras: Cameras, backend: str, repeat: int) -> tuple[list[float], list[float]]:
-    """Seconds of the forward pass and of both passes, one number a repetition, after three warm-up rounds."""
+def measure(
+    gaussians: Gaussians, cameras: Cameras, backend: str, repeat: int
+) -> tuple[list[float], list[float], list[float]]:
+    """Seconds of the forward pass, of both passes, and of processor time of both, a number a repetition, after three more."""
     leaves = [x.requires_grad_() for x in gaussians.tensors().values()]
-    forward, both = [], []
+    forward, both, processor = [], [], []
     grads: list[torch.Tensor] = []
     for round_ in range(repeat + 3):
-        begin = time.perf_counter()
+        begin, busy = time.perf_counter(), time.process_time()
         render = rasterize(gaussians, cameras, backend=backend)
         if round_ == 0:
             generator = torch.Generator().manual_seed(0)
             grads = [torch.randn(x.shape, generator=generator).to(x) for x in (render.color, render.alpha, render.depth)]
-            begin = time.perf_counter()
+            begin, busy = time.perf_counter(), time.process_time()
             render = rasterize(gaussians, cameras, backend=backend)
         _wait(gaussians)
         middle = time.perf_counter()
@@ -68,7 +70,8 @@ def measure(gaussians: Gaussians, cameras: Cameras, backend: str, repeat: int) -
         _wait(gaussians)
         forward.append(middle - begin)
         both.append(time.perf_counter() - begin)
-    return forward[3:], both[3:]
+        processor.append(time.process_time() - busy)
+    return forward[3:], both[3:], processor[3:]
 
 
 def _wait(gaussians: Gaussians) -> None:
@@ -91,7 +94,7 @@ def main() -> None:
     measure(bumpy_sphere(500).to(arguments.device), small.to(arguments.device), backend, 0)
     sys.stdout.write(f"first call, forward and backward: {time.perf_counter() - begin:.2f} s\n")
 
-    sys.stdout.write("Gaussians  pictures      intersections   forward          forward + backward\n")
+    sys.stdout.write("Gaussians  pictures      intersections   forward             forward + backward  processor time\n")
     for count, views, size in (*CASES, *FRAMES):
         gaussians, cameras = bumpy_sphere(count), orbit(torch.arange(views) * 360 / views, 15.0, 2.0, 49.1, size, size)
         crossings = tile_intersections(gaussians, cameras)
@@ -103,8 +106,8 @@ def main() -> None:
             gaussians = Gaussians(moved, turned, gaussians.log_scales, gaussians.opacity_logits, gaussians.sh)
             cameras = cameras.reshape(views, 1)
         gaussians, cameras = gaussians.to(arguments.device), cameras.to(arguments.device)
-        forward, both = measure(gaussians, cameras, backend, arguments.repeat)
-        figures = "   ".join(f"{1e3 * statistics.median(x):7.1f} ({1e3 * min(x):6.1f})" for x in (forward, both))
+        times = measure(gaussians, cameras, backend, arguments.repeat)
+        figures = "   ".join(f"{1e3 * statistics.median(x):7.1f} ({1e3 * min(x):6.1f})" for x in times)
         sys.stdout.write(f"{count:9d}  {label:16s} {crossings:10.0f}   {figures}\n")
 
 

@@ -52,24 +52,27 @@ def draw(
     opacity_logits: Tensor,  # (B or 1, N)
     colors: Tensor,  # (B or 1 or V, N, 3)
     cameras: Cameras,  # (V,)
-    items: int,
+    items: int,  # B
     statistics: ScreenStatistics | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As :func:`torch_backend.draw`."""
     from gsplat import rasterization  # pyright: ignore[reportMissingImports]
 
     views, (height, width) = len(cameras), (cameras.height, cameras.width)
+    if means.shape[1] == 0:
+        empty = means.new_zeros(views, height, width)
+        return means.new_zeros(views, height, width, 3), empty, empty
 
     def spread(x: Tensor) -> Tensor:
-        return x.expand(items, *x.shape[1:])
+        return x.expand(items, *x.shape[1:]).contiguous()
 
-    view_colors = colors if len(colors) in (1, items) else colors.unflatten(0, (items, -1))
+    by_view = len(colors) not in (1, items)
     picture, alpha, meta = rasterization(
         spread(means),
         spread(quats),
         spread(log_scales).exp(),
         spread(opacity_logits).sigmoid(),
-        spread(view_colors) if view_colors.dim() == 3 else view_colors,
+        colors.unflatten(0, (items, -1)) if by_view else spread(colors),
         cameras.world_to_camera.unflatten(0, (items, -1)),
         cameras.K.unflatten(0, (items, -1)),
         width,
@@ -80,11 +83,13 @@ def draw(
         render_mode="RGB+D",
     )
     if statistics is not None:
-        radii = meta["radii"].reshape(views, means.shape[1], -1).amax(-1)
-        statistics.radii, statistics.visible = radii.to(means.dtype), radii > 0
+        radii = meta["radii"].reshape(views, means.shape[1], -1)
+        visible = (radii > 0).all(-1)
+        statistics.visible, statistics.radii = visible, torch.where(visible, radii.amax(-1), 0).to(means.dtype)
         half = means.new_tensor([width / 2, height / 2])
-        meta["means2d"].register_hook(
-            lambda grad: setattr(statistics, "gradient", (grad.reshape(views, -1, 2) * half).norm(dim=-1))
-        )
+        if meta["means2d"].requires_grad:
+            meta["means2d"].register_hook(
+                lambda grad: setattr(statistics, "gradient", (grad.reshape(views, -1, 2) * half).norm(dim=-1))
+            )
     picture = picture.flatten(0, 1)
     return picture[..., :3], alpha.flatten(0, 1)[..., 0], picture[..., 3]
