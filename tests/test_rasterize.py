@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -452,3 +454,25 @@ def test_threads_may_draw_at_once():
     for worker in workers:
         worker.join()
     assert same == [True] * 15
+
+
+@pytest.mark.skipif("numba" not in available_backends("cpu"), reason="numba is not installed")
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_and_groups_of_views_change_nothing(monkeypatch, threads):
+    from anchor4d.core.render import numba_backend
+
+    cameras = orbit(torch.arange(5) * 72.0, 10.0, 2.0, 49.1, 90, 70)
+
+    def run() -> list[Tensor]:
+        scene = prepared(random_scene(400), "cpu", torch.float32)
+        statistics = ScreenStatistics()
+        render = rasterize(scene, cameras, backend="numba", statistics=statistics)
+        return [render.color, render.alpha, render.depth, *gradients(render, scene).values(), statistics.gradient]  # pyright: ignore
+
+    whole = run()
+    monkeypatch.setattr(numba_backend, "INTERSECTIONS", 1000)
+    monkeypatch.setattr(numba_backend, "GAUSSIANS", 1)
+    monkeypatch.setattr(numba_backend, "_threads", lambda: threads)
+    monkeypatch.setattr(numba_backend, "_helpers", functools.cache(lambda: ThreadPoolExecutor(max(threads - 1, 1))))
+    for a, b in zip(whole, run(), strict=True):
+        assert torch.equal(a, b)
