@@ -5,10 +5,12 @@ This file is torch's side of it: the kernels are in ``_kernels.py``, which alone
 
 from __future__ import annotations
 
+import math
 import time
-from concurrent.futures import ThreadPoolExecutor
+import weakref
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
 
 INTERSECTIONS = 1 << 16  # drawn backward at once: their gradients, 64 bytes each, stay in the processor's cache
 GAUSSIANS = 1 << 15  # drawn at once by a thread: so do their records of 64 bytes
-_scratch = np.empty(0, np.float32)
 _KERNELS = f"{__package__}._kernels"
 
 
@@ -83,7 +84,9 @@ class _Draw(torch.autograd.Function):
         width, height = cameras.width, cameras.height
         pictures = torch.empty(views, height, width, 3), torch.empty(views, height, width), torch.empty(views, height, width)
         radii = torch.zeros((views, count) if statistics is not None else (0, 0))
-        record, base = np.empty(views * count * 16, np.float32), np.zeros(views * count + 1, np.int64)
+        own = _Buffers()
+        record, base = own.array("record", np.float32, views * count * 16), own.array("base", np.int64, views * count + 1)
+        base.fill(0)
         bad = np.zeros(1, np.int64)
         arrays = [x.detach().numpy() for x in tensors]
         with numba_support.LOCK:
@@ -97,10 +100,9 @@ class _Draw(torch.autograd.Function):
             if base[-1] > 2**31 - 1:
                 raise InputError("gaussians: too large and too many for one call, draw fewer views at once or check the scales")
             tiles = -(-width // 8) * -(-height // 32)
-            stop, tile_start = np.empty(views * count, np.int64), np.empty((views, tiles + 1), np.int64)
-            needed = np.empty((views, tiles), np.int64)
-            tile_of, span_of = np.empty((2, base[-1]), np.int32)
-            members, slots, spans = np.empty((3, base[-1]), np.int32)
+            stop, needed = own.array("stop", np.int64, views * count), own.array("needed", np.int64, views, tiles)
+            tile_start = own.array("tile_start", np.int64, views, tiles + 1)
+            tile_of, span_of, members, slots, spans = own.array("lists", np.int32, 5, int(base[-1]))
             step = _threads() * max(1, GAUSSIANS // max(count, 1))
             groups = np.array([*range(0, views, step), views], np.int64)
             _run(
@@ -110,7 +112,7 @@ class _Draw(torch.autograd.Function):
         if statistics is not None:
             statistics.radii, statistics.visible = radii, radii > 0
         ctx.save_for_backward(*tensors, *pictures)
-        ctx.rest = rows, items, width, height, (record, base, stop, tile_start, needed, members, slots, spans), statistics
+        ctx.rest = rows, items, width, height, (record, base, stop, tile_start, needed, members, slots, spans), own, statistics
         ctx.set_materialize_grads(False)
         return pictures
 
@@ -119,8 +121,7 @@ class _Draw(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grads: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        global _scratch
-        rows, items, width, height, saved, statistics = ctx.rest
+        rows, items, width, height, saved, own, statistics = ctx.rest
         *tensors, color, alpha, depth = ctx.saved_tensors
         pictures = [x.numpy() for x in (color, alpha, depth)]
         incoming = [p[:0] if g is None else g.contiguous().numpy() for p, g in zip(pictures, grads, strict=True)]
@@ -129,19 +130,39 @@ class _Draw(torch.autograd.Function):
         result = [np.zeros_like(x) for x in (means, quats, scales, opacities, colors)]
         screen = np.zeros((views, count) if statistics is not None else (0, 0), np.float32)
         groups, most = _groups(saved[1][:: max(count, 1)])
+        partial = own.array("partial", np.float32, most * 16)
         with numba_support.LOCK:
-            # One slot of 16 numbers an intersection, kept for the next call: fresh pages cost more than the arithmetic.
-            if len(_scratch) < most * 16:
-                _scratch = np.empty(most * 16, np.float32)
             _run(
                 "backward", 2 * len(groups) - 2, means, quats, scales, opacities, rows, items, width, height, *_lanes(), groups,
-                *saved, *pictures, *incoming, _scratch, *result, screen,
+                *saved, *pictures, *incoming, partial, *result, screen,
             )  # fmt: skip
         if statistics is not None:
             statistics.gradient = torch.from_numpy(screen)
         d_means, d_quats, d_scales, d_logits, d_colors = map(torch.from_numpy, result)
         by_attribute = (x[..., :count].transpose(1, 2) for x in (d_means, d_quats, d_scales))
         return (*by_attribute, d_logits[:, :count], d_colors, None, None, None)
+
+
+class _Buffers:
+    """The large arrays of one drawing; when autograd lets go of it they serve the next: fresh pages are slow."""
+
+    idle: ClassVar[list[dict[str, np.ndarray]]] = []
+
+    def __init__(self) -> None:
+        self.held = self.idle.pop() if self.idle else {}
+        weakref.finalize(self, self.give_back, self.held).atexit = False
+
+    def array(self, name: str, kind: type, *shape: int) -> np.ndarray:
+        """An array of any content, valid as long as this object lives."""
+        size = math.prod(shape)
+        if name not in self.held or self.held[name].size < size:
+            self.held[name] = np.empty(size + size // 4, kind)
+        return self.held[name][:size].reshape(shape)
+
+    @classmethod
+    def give_back(cls, held: dict[str, np.ndarray]) -> None:
+        if len(cls.idle) < 2:
+            cls.idle.append(held)
 
 
 def _run(name: str, phases: int, *arguments: Any) -> None:
@@ -158,12 +179,12 @@ def _run(name: str, phases: int, *arguments: Any) -> None:
         while (phase := kernel(queues, phase, *arguments)) < phases:
             time.sleep(0)  # others take long over their last work
 
-    for _ in range(_threads() - 1):
-        _helpers().submit(work)
+    helping = [_helpers().submit(work) for _ in range(_threads() - 1)]
     try:
         work()
     except BaseException:
-        queues[:] = 1 << 40  # nothing left to take or to wait for: the helpers go home
+        queues[:] = 1 << 40  # nothing left to take or to wait for
+        wait(helping)
         raise
 
 
