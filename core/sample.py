@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .cameras import FrontCamera
 from .files import atomic_path
-from .mesh import Mesh
+from .mesh import Mesh, write_glb
 from .render.mesh import render_mesh
 
 FRAMES = 14
@@ -126,28 +126,13 @@ def write_sample(folder: str | os.PathLike[str], frames: int = FRAMES, size: int
     with atomic_path(folder) as temporary:
         temporary.mkdir(parents=True)
         (temporary / "case.json").write_text(json.dumps(case, indent=1))
-        _write_glb(meshes[0], temporary / "mesh.glb")
+        write_glb(temporary / "mesh.glb", meshes[0])
         for name, frames_rgba in pictures.items():
             target = temporary / "front" if name == "front" else temporary / "views" / name
             target.mkdir(parents=True)
             for t, picture in enumerate((frames_rgba * 255).round().to(torch.uint8).numpy()):
                 Image.fromarray(picture, "RGBA").save(target / f"{t:03d}.png")
     return Path(folder)
-
-
-def _write_glb(mesh: Mesh, path: Path) -> None:
-    import trimesh
-    from PIL import Image
-    from trimesh.visual import TextureVisuals
-    from trimesh.visual.material import PBRMaterial
-
-    assert mesh.uvs is not None
-    image = Image.fromarray((mesh.textures[0][..., :3] * 255).round().to(torch.uint8).numpy())
-    material = PBRMaterial(baseColorTexture=image, metallicFactor=0.0, roughnessFactor=1.0)
-    uv = mesh.uvs.double().numpy() * [1, -1] + [0, 1]  # trimesh counts v from the bottom
-    visual = TextureVisuals(uv=uv, material=material)
-    model = trimesh.Trimesh(mesh.vertices.numpy(), mesh.faces.numpy(), visual=visual, process=False)
-    trimesh.Scene({"sample": model}).export(str(path), file_type="glb")
 
 
 # Shapes. Units: the creature is about 1 high, feet at y = 0, facing +Z; its right hand is at -X.
