@@ -255,6 +255,14 @@ class FrontCamera:
         return orbit(azimuth, elevation, self.distance, fovy, resolution, resolution)
 
 
+def spherical(cameras: Cameras) -> tuple[Tensor, Tensor, Tensor]:  # each (...)
+    """Azimuth and elevation in degrees and distance from the origin of each camera's centre: :func:`orbit_poses` undone."""
+    x, y, z = cameras.positions.unbind(-1)
+    azimuth = torch.rad2deg(torch.atan2(x, z))
+    elevation = torch.rad2deg(torch.atan2(y, torch.hypot(x, z)))
+    return azimuth, elevation, cameras.positions.norm(dim=-1)
+
+
 def from_opengl(camera_to_world: Tensor, K: Tensor, width: int, height: int) -> Cameras:
     """Cameras from OpenGL camera-to-world poses ``(..., 4, 4)`` (columns right, up, back)."""
     flip = GL_TO_CV.to(camera_to_world)

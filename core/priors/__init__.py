@@ -1,0 +1,17 @@
+"""Diffusion priors behind one interface: see :class:`Prior`, and :func:`load_prior` for the models there are."""
+
+from .base import Condition, NoiseSchedule, Prediction, Prior, Viewpoints
+from .distill import Annealed, Distillation, Term, UniformWindow, composed
+
+__all__ = [
+    "Annealed",
+    "Condition",
+    "Distillation",
+    "NoiseSchedule",
+    "Prediction",
+    "Prior",
+    "Term",
+    "UniformWindow",
+    "Viewpoints",
+    "composed",
+]

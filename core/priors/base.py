@@ -1,0 +1,347 @@
+"""What a diffusion prior is: one question, answered alike by every model.
+
+Given noisy latents, a diffusion time, conditions and viewpoints: what noise, with the condition and without it? Everything that
+uses a prior (score distillation, distance search, sampling) goes through :class:`Prior`.
+
+A *sample* is what the model sees at once: one picture (Zero123, Stable Diffusion), a set of views (MVDream) or a clip. Pictures
+are ``(B, V, H, W, 3)`` and latents ``(B, F, c, h, w)``: V pictures a sample, F of them in latent space (F < V where a video VAE
+shortens time).
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..cameras import Cameras, spherical
+from ..files import InputError
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """How a model mixes a clean latent x with noise n, ``z_t = alpha_t x + sigma_t n``, and what it predicts of them.
+
+    A diffusion time ``t`` is a fraction of the schedule in [0, 1]: 0 is clean, 1 is noise.
+
+    Args:
+        kind: "epsilon" predicts n; "v" predicts ``alpha n - sigma x``; "flow" (rectified flow) predicts ``n - x`` and has
+            ``alpha = 1 - t, sigma = t``.
+        alphas_cumprod: abar of each discrete step, ``(S,)``, alpha = sqrt(abar); None for "flow".
+        steps: number S of discrete steps, also what a flow model's time is counted in.
+    """
+
+    kind: Literal["epsilon", "v", "flow"]
+    alphas_cumprod: Tensor | None = None  # (S,)
+    steps: int = 1000
+
+    @classmethod
+    def scaled_linear(
+        cls, kind: Literal["epsilon", "v"] = "epsilon", start: float = 0.00085, end: float = 0.012
+    ) -> NoiseSchedule:
+        """Stable Diffusion's schedule: 1000 steps, the square roots of the betas evenly spaced."""
+        betas = torch.linspace(start**0.5, end**0.5, 1000, dtype=torch.float64) ** 2
+        return cls(kind, torch.cumprod(1 - betas, 0).float())
+
+    @classmethod
+    def of(cls, scheduler: Any) -> NoiseSchedule:
+        """The schedule of a diffusers scheduler: by its ``alphas_cumprod`` and ``prediction_type``, or flow matching.
+
+        Raises:
+            InputError: for a prediction type that is neither epsilon, v nor flow.
+        """
+        config = scheduler.config
+        steps = int(config.num_train_timesteps)
+        kind = config.get("prediction_type", "epsilon")
+        if "flow" in type(scheduler).__name__.lower() or kind == "flow_prediction":
+            return cls("flow", None, steps)
+        kinds: dict[str, Literal["epsilon", "v"]] = {"epsilon": "epsilon", "v_prediction": "v"}
+        if kind not in kinds:
+            raise InputError(f"scheduler: prediction type {kind!r} is not supported, expected epsilon, v_prediction or flow")
+        return cls(kinds[kind], scheduler.alphas_cumprod.detach().clone().float(), steps)
+
+    def index(self, t: Tensor) -> Tensor:
+        """Discrete step of each time, int64: ``round(t S)`` kept within the schedule."""
+        return (t * self.steps).round().long().clamp(0, self.steps - 1)
+
+    def model_time(self, t: Tensor) -> Tensor:
+        """The time as the model takes it: the discrete step, or for flow models ``t S``, float32."""
+        return t.float() * self.steps if self.alphas_cumprod is None else self.index(t)
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma at times ``t`` of any shape, float32."""
+        if self.alphas_cumprod is None:
+            return 1 - t.float(), t.float()
+        abar = self.alphas_cumprod.to(t.device)[self.index(t)]
+        return abar.sqrt(), (1 - abar).sqrt()
+
+    def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:  # (B, ...), (B, ...), (B,) -> (B, ...)
+        """``alpha x + sigma n``."""
+        alpha, sigma = (_spread(c, latents) for c in self.coefficients(t))
+        return alpha * latents + sigma * noise
+
+    def target(self, latents: Tensor, noise: Tensor) -> Tensor:
+        """What a perfect prediction would be, as :meth:`Prior.predict` returns it: n, or ``n - x`` for flow models."""
+        return noise - latents if self.kind == "flow" else noise
+
+    def as_prediction(self, output: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
+        """The model's output as noise (epsilon and v models) or velocity (flow models)."""
+        if self.kind != "v":
+            return output
+        alpha, sigma = (_spread(c, noisy) for c in self.coefficients(t))
+        return alpha * output + sigma * noisy
+
+    def clean(self, prediction: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
+        """The clean latent that a prediction of :meth:`Prior.predict` implies."""
+        alpha, sigma = (_spread(c, noisy) for c in self.coefficients(t))
+        return noisy - sigma * prediction if self.kind == "flow" else (noisy - sigma * prediction) / alpha
+
+
+@dataclass(frozen=True)
+class Viewpoints:
+    """Where the pictures of a batch of samples are seen from, in our world (degrees, elevation positive = from above).
+
+    Args:
+        azimuth, elevation: ``(B, V)`` degrees.
+        distance: ``(B, V)`` from the origin, in units of the object's longest side.
+        reference: of the condition pictures, ``(B, 1)``; None where the model is conditioned on no picture.
+    """
+
+    azimuth: Tensor
+    elevation: Tensor
+    distance: Tensor
+    reference: Viewpoints | None = None
+
+    @classmethod
+    def of(cls, cameras: Cameras, reference: Cameras | None = None) -> Viewpoints:
+        """Of cameras ``(B, V)``, or ``(B,)`` for one picture a sample, aimed at the origin; ``reference``: ``(B,)`` or (1,)."""
+
+        def parts(c: Cameras) -> list[Tensor]:
+            return [x if x.ndim > 1 else x[:, None] for x in spherical(c)]
+
+        azimuth, elevation, distance = parts(cameras)
+        seen = None
+        if reference is not None:
+            a, e, d = (x.expand(len(azimuth), 1) for x in parts(reference))
+            seen = cls(a, e, d)
+        return cls(azimuth, elevation, distance, seen)
+
+    def __len__(self) -> int:
+        return len(self.azimuth)
+
+    def map(self, function: Any) -> Viewpoints:
+        """A function applied to every tensor."""
+        return Viewpoints(
+            function(self.azimuth),
+            function(self.elevation),
+            function(self.distance),
+            None if self.reference is None else self.reference.map(function),
+        )
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a prior made of pictures, texts and numbers, once; used for as many predictions as wanted.
+
+    Args:
+        positive: the model's own inputs with the condition, each ``(B, ...)``, or ``(1, ...)`` for any batch.
+        negative: the same without it, or with the negative prompt; None where no unconditional prediction is wanted.
+    """
+
+    positive: Mapping[str, Tensor]
+    negative: Mapping[str, Tensor] | None = None
+
+    def map(self, function: Any) -> Condition:
+        """A function applied to every tensor."""
+        parts = [None if part is None else {k: function(v) for k, v in part.items()} for part in (self.positive, self.negative)]
+        assert parts[0] is not None
+        return Condition(parts[0], parts[1])
+
+    def __getitem__(self, index: Any) -> Condition:
+        """Rows of the batch; what is there once for any batch stays."""
+        return self.map(lambda v: v[index] if len(v) > 1 else v)
+
+    @staticmethod
+    def cat(conditions: Sequence[Condition]) -> Condition:
+        """Several batches as one."""
+        first = conditions[0]
+        join = {k: torch.cat([c.positive[k] for c in conditions]) for k in first.positive}
+        if first.negative is None:
+            return Condition(join)
+        return Condition(join, {k: torch.cat([(c.negative or {})[k] for c in conditions]) for k in first.negative})
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Predicted noise (velocity for flow models), ``(B, F, c, h, w)`` float32, with the condition and without it."""
+
+    conditional: Tensor
+    unconditional: Tensor | None
+
+    def guided(self, scale: float) -> Tensor:
+        """Classifier-free guidance: ``u + scale (c - u)``."""
+        if self.unconditional is None:
+            return self.conditional
+        return self.unconditional + scale * (self.conditional - self.unconditional)
+
+
+class Prior(ABC):
+    """A diffusion model as this project uses it. Subclasses say what conditions it and run its network.
+
+    Attributes:
+        name: shown to users and kept in checkpoints' fingerprints.
+        conditions: what it can be told: a subset of {"image", "text", "cameras", "fps"}.
+        resolution: picture (height, width) in pixels.
+        pictures: pictures in one sample, V.
+        background: RGB behind its training objects.
+        guidance: usual guidance scale for distillation.
+        schedule: its noise schedule.
+        modules: its frozen networks, by name ("unet" or "transformer", "vae", ...).
+        small_encoder: optional distilled encoder (TAESD's layout) that stands in for the VAE's when gradients are taken.
+        one_pass: predict with and without the condition in one batch (faster) or one after the other (less memory).
+    """
+
+    conditions: ClassVar[frozenset[str]] = frozenset()
+
+    name: str
+    resolution: tuple[int, int]
+    pictures: int = 1
+    background: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    guidance: float = 5.0
+    schedule: NoiseSchedule
+    modules: dict[str, nn.Module]
+    small_encoder: nn.Module | None = None
+    one_pass: bool = True
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r})"
+
+    @property
+    def device(self) -> torch.device:
+        """Where its networks are."""
+        return next(next(iter(self.modules.values())).parameters()).device
+
+    def to(self, device: str | torch.device) -> Prior:
+        """Moves the networks; returns itself."""
+        for module in (*self.modules.values(), *([self.small_encoder] if self.small_encoder is not None else [])):
+            module.to(device)
+        return self
+
+    #: Whether each picture's latent depends on that picture alone, so that pictures may be encoded a few at a time.
+    encodes_apart: ClassVar[bool] = True
+
+    def encode(self, images: Tensor) -> Tensor:  # (B, V, H, W, 3) in [0, 1] -> (B, F, c, h, w)
+        """Scaled latents of pictures at the prior's resolution, float32, with gradient where the pictures have one.
+
+        Here: an AutoencoderKL's posterior mode (or the small encoder's latent) of each picture times its scaling factor.
+        """
+        encoder: Any = self.small_encoder or self.modules["vae"]
+        pixels = rearrange(images, "b v h w c -> (b v) c h w").to(self.device, encoder.dtype) * 2 - 1
+        if self.small_encoder is not None:
+            latents = encoder.encode(pixels).latents
+        else:
+            latents = encoder.encode(pixels).latent_dist.mode() * encoder.config.scaling_factor
+        return rearrange(latents.float(), "(b v) c h w -> b v c h w", v=images.shape[1])
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:  # (B, F, c, h, w) -> (B, V, H, W, 3)
+        """Pictures of scaled latents, in [0, 1]; no gradient."""
+        vae: Any = self.modules["vae"]
+        scaled = rearrange(latents, "b v c h w -> (b v) c h w").to(self.device, vae.dtype) / vae.config.scaling_factor
+        pixels = vae.decode(scaled).sample.float().clamp(-1, 1) / 2 + 0.5
+        return rearrange(pixels, "(b v) c h w -> b v h w c", v=latents.shape[1])
+
+    @abstractmethod
+    def condition(
+        self,
+        image: Tensor | None = None,  # (B, H, W, 3), any size
+        text: str | Sequence[str] | None = None,
+        negative: str | Sequence[str] | None = None,
+        fps: float | None = None,
+    ) -> Condition:
+        """What the model makes of its conditions; to be kept and used again. No gradient.
+
+        Raises:
+            InputError: where one that the model needs is missing, or it knows nothing of one that is given.
+        """
+
+    @abstractmethod
+    def _denoise(
+        self,
+        latents: Tensor,  # (B, F, c, h, w)
+        time: Tensor,  # (B,)
+        inputs: dict[str, Tensor],  # each (B, ...)
+        views: Viewpoints | None,  # (B, V)
+    ) -> Tensor:  # (B, F, c, h, w)
+        """The network's raw output."""
+
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """(F, c, h, w) of one sample, without running the encoder."""
+        height, width = self.resolution
+        factor, channels = self._latent_layout()
+        return self._latent_frames(), channels, height // factor, width // factor
+
+    def _latent_layout(self) -> tuple[int, int]:
+        """Pixels a latent cell, and channels; of an AutoencoderKL."""
+        config: Any = self.modules["vae"].config
+        return 2 ** (len(config.block_out_channels) - 1), int(config.latent_channels)
+
+    def _latent_frames(self) -> int:
+        return self.pictures
+
+    @torch.no_grad()
+    def predict(
+        self,
+        latents: Tensor,  # (B, F, c, h, w) noisy
+        t: Tensor,  # (B,) in [0, 1]
+        condition: Condition,
+        views: Viewpoints | None = None,
+        *,
+        unconditional: bool = True,
+    ) -> Prediction:
+        """Predicted noise (velocity for flow models) with the condition and, on request, without it.
+
+        Raises:
+            InputError: for latents that are not finite, or missing viewpoints.
+        """
+        if "cameras" in self.conditions and views is None:
+            raise InputError(f"prior {self.name}: needs viewpoints, give the cameras of the pictures")
+        if not torch.isfinite(latents).all():
+            raise InputError(
+                f"prior {self.name}: the latents hold NaN or infinite numbers; lower the learning rate, "
+                "or load the prior with precision fp32"
+            )
+        count, time = len(latents), self.schedule.model_time(t).to(latents.device)
+
+        def rows(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {k: v.expand(count, *v.shape[1:]) for k, v in inputs.items()}
+
+        positive = rows(condition.positive)
+        negative = rows(condition.negative) if unconditional and condition.negative is not None else None
+        if negative is None:
+            outputs = [self._denoise(latents, time, positive, views)]
+        elif self.one_pass:
+            both = {k: torch.cat([positive[k], negative[k]]) for k in positive}
+            twice = None if views is None else views.map(lambda v: torch.cat([v, v]))
+            outputs = list(self._denoise(torch.cat([latents, latents]), torch.cat([time, time]), both, twice).chunk(2))
+        else:
+            outputs = [self._denoise(latents, time, inputs, views) for inputs in (positive, negative)]
+        predictions = [self.schedule.as_prediction(output.float(), latents, t) for output in outputs]
+        return Prediction(predictions[0], predictions[1] if len(predictions) > 1 else None)
+
+    def with_settings(self, **settings: Any) -> Prior:
+        """The same networks with other plain attributes (resolution, guidance, one_pass, ...)."""
+        changed = copy.copy(self)
+        for name, value in settings.items():
+            setattr(changed, name, value)
+        return changed
+
+
+def _spread(values: Tensor, like: Tensor) -> Tensor:
+    return values.to(like.device).reshape(-1, *[1] * (like.ndim - 1))

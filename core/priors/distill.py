@@ -1,0 +1,231 @@
+"""Score distillation: a prior's opinion of renders as a gradient on them.
+
+SDS (DreamFusion): ``dL/dz = w(t) (eps_hat - eps)`` with ``eps_hat = u + s (c - u)``, for flow models ``w(t) (v_hat - v)``. CSD
+(classifier score distillation; Align Your Gaussians): only ``w(t) s (c - u)``, where u may be a negative prompt's prediction.
+The networks are frozen: the gradient reaches the pictures through the encoder alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ..files import InputError
+from ..objectives.base import Weight, constant, linear
+from .base import Condition, Prior, Viewpoints
+
+
+class TimePolicy(Protocol):
+    """Diffusion times of a step."""
+
+    def __call__(self, rho: float, count: int, generator: torch.Generator) -> Tensor:
+        """Times in [0, 1], ``(count,)``, at progress ``rho``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Annealed:
+    """The same time for all, falling evenly (DreamGaussian4D: 1 to 0 kept within 0.02 to 0.98; PLA4D: 0.5 to 0.02)."""
+
+    start: float = 0.98
+    end: float = 0.02
+
+    def __call__(self, rho: float, count: int, generator: torch.Generator) -> Tensor:
+        return torch.full((count,), min(max(self.start + (self.end - self.start) * rho, 0.02), 0.98))
+
+
+@dataclass(frozen=True)
+class UniformWindow:
+    """Each sample's own time, uniform between two ramps (threestudio: 0.7 to 0.3 and 0.98 to 0.8; STAG4D)."""
+
+    low: Weight = constant(0.02)  # noqa: RUF009
+    high: Weight = linear(0.98, 0.5)  # noqa: RUF009
+
+    def __call__(self, rho: float, count: int, generator: torch.Generator) -> Tensor:
+        low, high = self.low(rho), self.high(rho)
+        return low + (high - low) * torch.rand(count, generator=generator)
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How one prior is distilled.
+
+    Args:
+        prior: the model.
+        weight: factor on the gradient, as a function of progress.
+        time: diffusion times, as a function of progress.
+        form: "sds", or "csd": the classifier term alone.
+        guidance: guidance scale s; None = the prior's usual.
+        weighting: w(t): "sigma2" is ``sigma_t ** 2`` (1 - abar), "uniform" is 1.
+        amplification: omega_ma of Align Your Gaussians over a sample's pictures: the classifier term's deviation from its mean
+            over the clip is multiplied by it; 1 = off.
+        normalise: scale the latent gradient of each step to unit RMS (before ``weight``), so that priors of different size
+            and noise can be weighed against each other.
+        micro_batch: samples shown to the network at once, 0 = all. Changes memory, not results.
+        encode_batch: pictures encoded at once, their activations made again when gradients are taken; 0 = all, kept.
+            Changes memory, not results.
+    """
+
+    prior: Prior
+    weight: Weight = constant(1.0)  # noqa: RUF009
+    time: TimePolicy = Annealed()
+    form: Literal["sds", "csd"] = "sds"
+    guidance: float | None = None
+    weighting: Literal["sigma2", "uniform"] = "sigma2"
+    amplification: float = 1.0
+    normalise: bool = False
+    micro_batch: int = 0
+    encode_batch: int = 0
+
+    def __call__(
+        self,
+        images: Tensor,  # (B, V, H, W, 3) in [0, 1], on the prior's background
+        condition: Condition,
+        rho: float,
+        generator: torch.Generator,
+        views: Viewpoints | None = None,  # (B, V)
+    ) -> Tensor:
+        """A scalar whose gradient by the latents of ``images`` is ``weight(rho)`` times the distillation gradient, summed.
+
+        The images may have any size: they are resampled to the prior's resolution. Times and noise are drawn from
+        ``generator`` for the whole batch at once, on the CPU, so that neither batching nor the device changes them.
+
+        Raises:
+            InputError: for latents or predictions that are not finite.
+        """
+        prior, count = self.prior, len(images)
+        t = self.time(rho, count, generator)
+        noise = torch.randn(count, *prior.latent_shape(), generator=generator).to(prior.device)
+        step = self.micro_batch or count
+        gradient, squares, cells = torch.zeros_like(images), 0.0, noise.numel()
+        for start in range(0, count, step):
+            rows = slice(start, start + step)
+            picture = images[rows].detach().requires_grad_(True)
+            with torch.enable_grad():
+                latents = self._encode(resampled(picture, prior.resolution))
+            pull = self.latent_gradient(
+                latents.detach(), noise[rows], t[rows].to(noise.device), condition[rows],
+                None if views is None else views.map(lambda v: v[rows].to(noise.device)),  # noqa: B023
+            )  # fmt: skip
+            (gradient[rows],) = torch.autograd.grad(latents, picture, pull)
+            squares = squares + pull.square().sum()
+        squares = torch.as_tensor(squares)
+        scale = self.weight(rho) * (1 / (squares / cells).sqrt().clamp_min(1e-12) if self.normalise else torch.ones(()))
+        gradient = gradient * scale.to(gradient)
+        value = (0.5 * scale * squares).to(images)
+        # The value is half the squared latent gradient, as of the usual surrogate; the gradient is the one computed above.
+        return _WithGradient.apply(images, gradient, value)  # pyright: ignore[reportReturnType]
+
+    def latent_gradient(
+        self,
+        latents: Tensor,  # (B, F, c, h, w) clean
+        noise: Tensor,  # (B, F, c, h, w)
+        t: Tensor,  # (B,)
+        condition: Condition,
+        views: Viewpoints | None = None,
+    ) -> Tensor:  # (B, F, c, h, w)
+        """``w(t) (eps_hat - eps)``, or the CSD form of it."""
+        schedule, scale = self.prior.schedule, self.prior.guidance if self.guidance is None else self.guidance
+        noisy = schedule.add_noise(latents, noise, t)
+        needed = self.form == "csd" or scale != 1 or self.amplification != 1
+        predicted = self.prior.predict(noisy, t, condition, views, unconditional=needed)
+        if predicted.unconditional is None:
+            if self.form == "csd":
+                raise InputError(
+                    f"prior {self.prior.name}: CSD needs a prediction without the condition, give a negative prompt"
+                )
+            residual = predicted.conditional - schedule.target(latents, noise)
+        else:
+            classifier = amplified(predicted.conditional - predicted.unconditional, self.amplification)
+            residual = scale * classifier
+            if self.form == "sds":
+                residual = residual + (predicted.unconditional - schedule.target(latents, noise))
+        if not torch.isfinite(residual).all():
+            raise InputError(f"prior {self.prior.name}: its prediction is not finite; load it with precision fp32")
+        if self.weighting == "uniform":
+            return residual
+        sigma = schedule.coefficients(t)[1]
+        return sigma.square().to(residual).reshape(-1, 1, 1, 1, 1) * residual
+
+    def _encode(self, pictures: Tensor) -> Tensor:
+        prior, size = self.prior, self.encode_batch
+        if not size or not prior.encodes_apart or pictures.shape[0] * pictures.shape[1] <= size:
+            return prior.encode(pictures)
+        flat = rearrange(pictures, "b v h w c -> (b v) 1 h w c").split(size)
+        latents = torch.cat([torch.as_tensor(checkpoint(prior.encode, part, use_reentrant=False)) for part in flat])
+        return rearrange(latents, "(b v) 1 c h w -> b v c h w", b=len(pictures))
+
+
+class _WithGradient(torch.autograd.Function):
+    """A value with a gradient that was computed beforehand."""
+
+    @staticmethod
+    def forward(ctx, images: Tensor, gradient: Tensor, value: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.saved_tensors[0] * grads[0], None, None
+
+
+def amplified(classifier: Tensor, factor: float) -> Tensor:  # (B, F, ...) -> (B, F, ...)
+    """Motion amplification: ``<d> + omega_ma (d - <d>)``, <.> the mean over a clip's frames (Align Your Gaussians).
+
+    With factor 1 nothing changes; the mean over frames never does.
+    """
+    if factor == 1:
+        return classifier
+    mean = classifier.mean(1, keepdim=True)
+    return mean + factor * (classifier - mean)
+
+
+def resampled(images: Tensor, size: tuple[int, int]) -> Tensor:  # (B, V, H, W, 3) -> (B, V, h, w, 3)
+    """Pictures at another (height, width), antialiased, with gradient."""
+    if images.shape[2:4] == size:
+        return images
+    flat = rearrange(images, "b v h w c -> (b v) c h w")
+    flat = F.interpolate(flat, size=size, mode="bilinear", antialias=True, align_corners=False)
+    return rearrange(flat, "(b v) c h w -> b v h w c", b=len(images))
+
+
+@dataclass(frozen=True)
+class Term:
+    """One prior's part in :func:`composed`.
+
+    Args:
+        distillation: prior and settings; ``normalise`` makes its weight a share.
+        condition: of every sample it is shown.
+        views: ``(B, V)``, where the prior wants them.
+        subset: pictures of each clip that this prior sees, drawn at random and each a sample of its own; 0 = all as they are.
+    """
+
+    distillation: Distillation
+    condition: Condition
+    views: Viewpoints | None = None
+    subset: int = 0
+
+
+def composed(images: Tensor, terms: Sequence[Term], rho: float, generator: torch.Generator) -> Tensor:
+    """The sum of several priors' distillation losses on the same pictures ``(B, V, H, W, 3)`` (Align Your Gaussians).
+
+    Its gradient is ``sum_k weight_k g_k``: the reverse KL divergence to the product of the priors' distributions.
+    """
+    losses = []
+    for term in terms:
+        shown, views, condition = images, term.views, term.condition
+        if term.subset:
+            pick = torch.rand(images.shape[:2], generator=generator).argsort(1)[:, : term.subset]
+            rows = torch.arange(len(images))[:, None].expand_as(pick).reshape(-1)
+            shown = images[rows, pick.reshape(-1)][:, None]
+            condition = condition[rows]
+            views = None if views is None else views.map(lambda v: v[rows, pick.reshape(-1) % v.shape[1]][:, None])  # noqa: B023
+        losses.append(term.distillation(shown, condition, rho, generator, views))
+    return torch.stack([loss.to(images.device) for loss in losses]).sum()
