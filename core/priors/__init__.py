@@ -2,6 +2,7 @@
 
 from .base import Condition, NoiseSchedule, Prediction, Prior, Viewpoints
 from .distill import Annealed, Distillation, Term, UniformWindow, composed
+from .load import load_prior
 
 __all__ = [
     "Annealed",
@@ -14,4 +15,5 @@ __all__ = [
     "UniformWindow",
     "Viewpoints",
     "composed",
+    "load_prior",
 ]

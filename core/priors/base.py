@@ -196,6 +196,7 @@ class Prior(ABC):
 
     Attributes:
         name: shown to users and kept in checkpoints' fingerprints.
+        identity: tells weights of one name apart, in fingerprints.
         conditions: what it can be told: a subset of {"image", "text", "cameras", "fps"}.
         resolution: picture (height, width) in pixels.
         pictures: pictures in one sample, V.
@@ -210,6 +211,7 @@ class Prior(ABC):
     conditions: ClassVar[frozenset[str]] = frozenset()
 
     name: str
+    identity: str = ""
     resolution: tuple[int, int]
     pictures: int = 1
     background: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -220,7 +222,7 @@ class Prior(ABC):
     one_pass: bool = True
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.name!r})"
+        return f"{type(self).__name__}({', '.join(filter(None, (repr(self.name), self.identity)))})"
 
     @property
     def device(self) -> torch.device:
