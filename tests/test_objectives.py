@@ -8,9 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-from anchor4d.core.cameras import Cameras, Crop, FrontCamera
+from anchor4d.core.cameras import Crop, FrontCamera
 from anchor4d.core.deformation import ControlNodes, DeformationField, DeformationMLP
 from anchor4d.core.gaussians import Gaussians, from_points, random_gaussians
 from anchor4d.core.methods.pla4d import gaussians_on_mesh
@@ -20,7 +19,6 @@ from anchor4d.core.objectives.first_frame import FirstFrame
 from anchor4d.core.objectives.front import FrontMatch, image_loss
 from anchor4d.core.objectives.mesh import MeshMatch
 from anchor4d.core.objectives.perceptual import LPIPS, SSIMDistance, perceptual_distance
-from anchor4d.core.objectives.reference import ReferenceRefinement
 from anchor4d.core.objectives.rigidity import Rigidity, Smoothness, edge_strain
 from anchor4d.core.render import rasterize
 from anchor4d.core.sample import sample_meshes
@@ -279,32 +277,3 @@ def test_even_motion_is_smooth(gaussians: Gaussians) -> None:
     assert Smoothness(weight=constant(1.0))(step_of(gaussians, field)).item() < 1e-8
     # A clip that loops must come back: the jump from the last frame to the first counts.
     assert Smoothness(weight=constant(1.0))(step_of(gaussians, field, loop=True)).item() > 1e-3
-
-
-# Priors
-
-
-class Grey:
-    """A prior that wants grey pictures: its score is the difference to grey."""
-
-    resolution = 16
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[tuple[int, ...], tuple[int, ...], int, float]] = []
-
-    def distill(self, images: Tensor, reference: Tensor, cameras: Cameras, t: float, generator: torch.Generator) -> Tensor:
-        self.calls.append((tuple(images.shape), tuple(reference.shape), len(cameras), t))
-        assert not reference.requires_grad
-        return ((images - 0.5).detach() * images).sum()
-
-
-def test_reference_refinement_hands_the_prior_what_it_needs(gaussians: Gaussians) -> None:
-    prior, field = Grey(), nodes_of(gaussians)
-    loss = ReferenceRefinement(prior, views=3)(step_of(gaussians, field))
-    loss.backward()
-    images, reference, cameras, time = prior.calls[0]
-    assert images == reference == (3, 16, 16, 3)
-    assert cameras == 3
-    assert time == pytest.approx(0.5 + (0.02 - 0.5) * 3 / 10)
-    assert field.translations.grad is not None
-    assert float(field.translations.grad.abs().sum()) > 0

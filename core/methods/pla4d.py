@@ -28,8 +28,9 @@ from ..objectives.base import Objective, constant, linear
 from ..objectives.first_frame import FirstFrame
 from ..objectives.front import FrontMatch
 from ..objectives.mesh import MeshMatch
-from ..objectives.reference import ReferenceRefinement, ScoreDistillation
+from ..objectives.reference import ReferenceRefinement
 from ..objectives.rigidity import Rigidity, Smoothness
+from ..priors.base import Prior
 from ..scene import Scene4D
 from ..video import DrivingVideo, looks_looping
 
@@ -59,7 +60,9 @@ class MotionConfig:
         field: "control-nodes", "hexplane" or "mlp".
         tracking: schedule of the pass that follows the object frame by frame, or None.
         schedule: of the pass over all frames.
-        fine: schedule of a last pass at full size, or None.
+        fine: schedule of a pass at full size, or None.
+        refine: schedule of a last pass, taken where an objective asks a diffusion prior (``generative``); those take part in
+            this pass alone. None: they take part in every pass but the tracking one.
         objectives: terms of all passes.
         nodes: control nodes.
         opacity: whether opacity moves.
@@ -70,6 +73,7 @@ class MotionConfig:
     objectives: tuple[Objective, ...]
     tracking: Schedule | None = None
     fine: Schedule | None = None
+    refine: Schedule | None = None
     nodes: int = 300
     opacity: bool = False
 
@@ -86,13 +90,13 @@ class PLA4DConfig:
     focal_per_frame: bool = False
 
 
-def preset(name: str, prior: ScoreDistillation | None = None) -> PLA4DConfig:
+def preset(name: str, prior: Prior | None = None) -> PLA4DConfig:
     """ "paper", "standard" or "draft", with reference refinement (Eq. 11) where a prior is given.
 
     ``paper`` is the paper's text; what it leaves open is marked. ``draft`` and ``standard`` were chosen by measurement
     (docs/benchmarks.md) and are iteration counts, never time budgets.
     """
-    refinement: tuple[Objective, ...] = () if prior is None else (ReferenceRefinement(prior),)
+    refinement: tuple[Objective, ...] = () if prior is None else (ReferenceRefinement.of(prior),)
     if name == "paper":
         sizes = ((0.5, 128), (0.7, 256), (1.0, 512))  # App. A: 128 until 50 %, 256 until 70 %, then 512
         return PLA4DConfig(
@@ -339,9 +343,17 @@ def fit_motion(
     )  # fmt: skip
     state = FitState(scene.gaussians, field)
     losses = dict(scene.meta.get("losses", {}))
-    passes = [("follow frame by frame", config.tracking), ("3D to 4D", config.schedule), ("3D to 4D, fine", config.fine)]
-    for stage, schedule in passes:
-        if schedule is None or not config.objectives or schedule.steps == 0:
+    plain = tuple(o for o in config.objectives if not getattr(o, "generative", False))
+    asking = config.objectives if len(plain) < len(config.objectives) else ()
+    joint = plain if config.refine is not None else config.objectives
+    passes = [
+        ("follow frame by frame", config.tracking, plain),
+        ("3D to 4D", config.schedule, joint),
+        ("3D to 4D, fine", config.fine, joint),
+        ("3D to 4D, refine", config.refine, asking),
+    ]
+    for stage, schedule, objectives in passes:
+        if schedule is None or not objectives or schedule.steps == 0:
             continue
         if schedule.one_by_one:
             schedule = replace(schedule, steps=schedule.one_by_one * (len(video) - 1))
@@ -349,7 +361,7 @@ def fit_motion(
         state = run_fit(
             stage,
             state,
-            config.objectives,
+            objectives,
             schedule,
             inputs,
             train="field",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -14,6 +15,9 @@ from ..render import rasterize
 from ..render.mesh import render_mesh
 from .base import FitStep, Weight, linear
 from .front import image_loss
+
+#: Side of the window around the unit object that random cameras frame.
+FRAMING = 1.3
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ def framing_cameras(
     fovy_jitter: float = 2.0,
 ) -> Cameras:
     """Random cameras at the front camera's distance that frame the whole unit object, (count,)."""
-    fovy = 2 * float(torch.rad2deg(torch.atan(torch.tensor(0.65 / front.distance))))
+    fovy = 2 * math.degrees(math.atan(0.5 * FRAMING / front.distance))
     return sample_orbit(
         count, generator, elevation=elevation, distance=front.distance, fovy=fovy, fovy_jitter=fovy_jitter,
         width=resolution, height=resolution,

@@ -3,54 +3,65 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..cameras import Cameras
-from .base import FitStep, Weight, linear
+from ..files import InputError
+from ..priors.base import Prior, Viewpoints
+from ..priors.distill import Annealed, Distillation
+from ..render import rasterize
+from .base import FitStep, Weight, constant
 from .mesh import framing_cameras
-
-
-class ScoreDistillation(Protocol):
-    """The part of a prior that this objective calls."""
-
-    #: Picture size that the prior works at, pixels.
-    resolution: int
-
-    def distill(self, images: Tensor, reference: Tensor, cameras: Cameras, t: float, generator: torch.Generator) -> Tensor:
-        """A scalar whose gradient by ``images`` (B, H, W, 3) is w(t) (eps_hat - eps) dz/dx.
-
-        ``reference`` (B, H, W, 3) is the condition picture from the same camera, so the relative pose is zero; ``t`` is the
-        diffusion time as a fraction of the schedule.
-        """
-        ...
 
 
 @dataclass(frozen=True)
 class ReferenceRefinement:
     """L_ref of PLA4D: score distillation of random (time, view) renders, conditioned on the STATIC render of the same view.
 
+    The condition is seen by the very camera of the render, so the relative pose is zero.
+
     Args:
-        prior: an image-conditioned diffusion prior.
-        weight: of the loss as a function of rho.
-        time: diffusion time as a function of rho (PLA4D: 0.5 to 0.02).
+        distillation: an image-conditioned prior and how it is distilled (PLA4D: diffusion times 0.5 to 0.02).
+        weight: of the loss, the mean over views, as a function of rho.
         views: (time, view) pairs a step (PLA4D: batch 6).
+        elevation: range of the random elevations, degrees.
     """
 
     name: ClassVar[str] = "reference"
-    prior: ScoreDistillation
-    weight: Weight = linear(1.0, 1.0)  # noqa: RUF009
-    time: Weight = linear(0.5, 0.02)  # noqa: RUF009
+    generative: ClassVar[bool] = True
+    distillation: Distillation
+    weight: Weight = constant(1.0)  # noqa: RUF009
     views: int = 6
+    elevation: tuple[float, float] = (-30.0, 30.0)
+
+    @staticmethod
+    def of(prior: Prior, **settings: object) -> ReferenceRefinement:
+        """With a prior's usual guidance and PLA4D's diffusion times."""
+        return ReferenceRefinement(Distillation(prior, time=Annealed(0.5, 0.02)), **settings)  # pyright: ignore[reportArgumentType]
 
     def __call__(self, step: FitStep) -> Tensor:
+        if step.field is None:
+            return step.canonical.means.new_zeros(())
+        prior = self.distillation.prior
+        require_image(prior, "Reference Refinement")
         device = step.canonical.device
-        cameras = framing_cameras(step.fronts[0], self.views, self.prior.resolution, step.generator).to(device)
+        cameras = framing_cameras(step.fronts[0], self.views, prior.resolution[0], step.generator, self.elevation).to(device)
         pick = torch.randint(len(step.frames), (self.views,), generator=step.generator)
         moved = step.gaussians.map(lambda t: t[pick])
-        images = step.render(moved, cameras.reshape(self.views, 1)).color[:, 0]
+        background = torch.tensor(prior.background, device=device)
+        images = rasterize(moved, cameras.reshape(self.views, 1), background, backend=step.backend).color
         with torch.no_grad():
-            reference = step.render(step.canonical, cameras).color
-        return self.weight(step.rho) * self.prior.distill(images, reference, cameras, self.time(step.rho), step.generator)
+            reference = rasterize(step.canonical, cameras, background, backend=step.backend).color
+            condition = prior.condition(image=reference.clamp(0, 1))
+        loss = self.distillation(images, condition, step.rho, step.generator, Viewpoints.of(cameras, cameras))
+        return self.weight(step.rho) / self.views * loss
+
+
+def require_image(prior: Prior, who: str) -> None:
+    """Refuse a prior that cannot be shown a picture."""
+    if "image" not in prior.conditions:
+        raise InputError(
+            f"{who}: prior {prior.name} is not conditioned on a picture; choose an image-conditioned one (tiny, Zero123, ...)"
+        )

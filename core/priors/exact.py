@@ -23,7 +23,7 @@ class ExactPrior(Prior):
         spread: s, in units of the latents.
     """
 
-    conditions = frozenset({"cameras"})
+    conditions = frozenset({"cameras", "image"})
     guidance = 1.0
 
     def __init__(self, truth: Callable[[Viewpoints, Tensor], Tensor], resolution: int = 64, spread: float = 0.0) -> None:
@@ -49,7 +49,9 @@ class ExactPrior(Prior):
         negative: str | Sequence[str] | None = None,
         fps: float | None = None,
     ) -> Condition:
-        return self.at(torch.zeros(1, 1))
+        """Of a clip's T pictures: their times, which is all that the truth needs. Without pictures: time 0."""
+        count = 1 if image is None else len(image)
+        return self.at(torch.linspace(0, 1, count)[:, None] if count > 1 else torch.zeros(1, 1))
 
     def at(self, taus: Tensor) -> Condition:
         """The condition of clip times ``(B, V)``."""
