@@ -284,7 +284,7 @@ def zero123_vector(
     azimuth: Tensor | float,  # (...) degrees, target minus condition
     radius_offset: Tensor | float = 0.0,
     *,
-    condition_elevation: float = 0.0,
+    condition_elevation: Tensor | float = 0.0,
 ) -> Tensor:  # (..., 4)
     """Zero123's relative camera ``[d_theta, sin d_phi, cos d_phi, d_r]``.
 

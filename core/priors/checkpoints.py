@@ -53,8 +53,11 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """The folder's own name."""
-        return self.folder.resolve().name
+        """The folder's own name; of a snapshot in the Hub's cache, the repository's."""
+        folder = self.folder.absolute()
+        if folder.parent.name == "snapshots":
+            return folder.parents[1].name.rsplit("--", 1)[-1]
+        return folder.name
 
     @property
     def index(self) -> dict[str, Any]:
@@ -113,9 +116,10 @@ class Checkpoint:
         import diffusers
 
         config = self.config(sub)
-        cls = getattr(diffusers, str(config.get("_class_name", "DDIMScheduler")), None)
-        if cls is None or not issubclass(cls, diffusers.SchedulerMixin):
-            raise InputError(f"{self.folder / sub}: scheduler class {config.get('_class_name')!r} is not known to diffusers")
+        name = str(config.get("_class_name", "DDIMScheduler"))
+        cls: Any = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
+        if cls is None:
+            raise InputError(f"{self.folder / sub}: scheduler class {name!r} is not known to diffusers")
         return cls.from_config(config)
 
     def tokenizer(self, sub: str = "tokenizer") -> Any:
@@ -131,7 +135,7 @@ class Checkpoint:
                 raise InputError(f"{self.folder / sub}: not a tokenizer that transformers can read ({_line(error)})") from None
 
     def weights(self, sub: str) -> tuple[list[Path], str | None]:
-        """A subfolder's weight files, each with an intact header, and their variant ("fp16" or None).
+        """A subfolder's weight files, each with an intact header, and their variant ("fp16", ...; None for the plain one).
 
         Raises:
             InputError: for no weights, pickles only, a missing shard or a file cut short.
@@ -139,7 +143,7 @@ class Checkpoint:
         folder = self.folder / sub
         if not folder.is_dir():
             raise InputError(f"{self.folder}: no folder {sub}; {self.found()}")
-        for variant in (None, "fp16"):
+        for variant in (None, "fp16", "fp16_ema", "bf16"):
             mark = f".{variant}" if variant else ""
             for stem in STEMS:
                 single = folder / f"{stem}{mark}.safetensors"

@@ -14,6 +14,7 @@ from .checkpoints import Checkpoint, Precision, precision_dtypes
 
 #: Kind, module beside this one, class: asked in this order whether a checkpoint is theirs.
 ADAPTERS = (
+    ("zero123plus", "zero123plus", "Zero123Plus"),
     ("stable-zero123", "zero123", "StableZero123"),
     ("zero123", "zero123", "Zero123"),
 )
