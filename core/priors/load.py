@@ -17,6 +17,9 @@ ADAPTERS = (
     ("zero123plus", "zero123plus", "Zero123Plus"),
     ("stable-zero123", "zero123", "StableZero123"),
     ("zero123", "zero123", "Zero123"),
+    ("text-to-video", "text_to_video", "TextToVideoPrior"),
+    ("wan", "flow_video", "WanPrior"),
+    ("ltx", "flow_video", "LTXPrior"),
 )
 
 TINY = Path(__file__).parent / "tiny"
