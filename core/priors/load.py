@@ -17,6 +17,8 @@ ADAPTERS = (
     ("zero123plus", "zero123plus", "Zero123Plus"),
     ("stable-zero123", "zero123", "StableZero123"),
     ("zero123", "zero123", "Zero123"),
+    ("mvdream", "mvdream", "MVDream"),
+    ("imagedream", "mvdream", "ImageDream"),
     ("text-to-video", "text_to_video", "TextToVideoPrior"),
     ("wan", "flow_video", "WanPrior"),
     ("ltx", "flow_video", "LTXPrior"),

@@ -1,8 +1,8 @@
 """The multi-view UNet of MVDream and ImageDream, which diffusers has not.
 
-Stable Diffusion 2.1's UNet with three additions: self-attention runs over the tokens of all views of a sample at once, an MLP of
-each view's camera is added to the time embedding, and (ImageDream) every cross-attention also attends to image tokens. Parameter
-names and shapes are those of the published checkpoints, which keep the latent-diffusion code base's layout.
+Stable Diffusion 2.1's UNet with three additions: self-attention runs over the tokens of all views of a sample at once, an MLP
+of each view's camera is added to the time embedding, and (ImageDream) every cross-attention also attends to image tokens.
+Parameter names and shapes are those of the published checkpoints, which keep the latent-diffusion code base's layout.
 
 Sources: MVDream (arXiv 2308.16512), ImageDream (arXiv 2312.02201); state-dict layout of ashawkey/mvdream-sd2.1-diffusers and
 ashawkey/imagedream-ipmv-diffusers.
@@ -121,7 +121,7 @@ class MultiViewUNet(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.out[2].weight.dtype
+        return next(self.parameters()).dtype
 
     def forward(
         self,
@@ -173,9 +173,7 @@ class ResBlock(nn.Module):
 
     def __init__(self, channels: int, out_channels: int, time_dim: int) -> None:
         super().__init__()
-        self.in_layers = nn.Sequential(
-            nn.GroupNorm(32, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
-        )
+        self.in_layers = nn.Sequential(nn.GroupNorm(32, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(time_dim, out_channels))
         # The third is the training's dropout: it keeps the convolution's published name, out_layers.3.
         self.out_layers = nn.Sequential(
@@ -304,7 +302,9 @@ class Resampler(nn.Module):
     Sizes that no configuration file states: 4 layers, 12 heads of 64 channels, MLPs 4 times as wide.
     """
 
-    def __init__(self, image_dim: int, dim: int, queries: int, depth: int = 4, heads: int = 12, head_channels: int = 64) -> None:
+    def __init__(
+        self, image_dim: int, dim: int, queries: int, depth: int = 4, heads: int = 12, head_channels: int = 64
+    ) -> None:
         super().__init__()
         self.latents = nn.Parameter(torch.randn(1, queries, dim) / dim**0.5)
         self.proj_in = nn.Linear(image_dim, dim)
@@ -343,5 +343,5 @@ class ResamplerAttention(nn.Module):
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:  # (B, N, c), (B, M, c), (B, M, c)
     """Multi-head softmax attention, ``(B, N, c)``."""
-    parts = (rearrange(x, "b n (h c) -> b h n c", h=heads) for x in (queries, keys, values))
-    return rearrange(F.scaled_dot_product_attention(*parts), "b h n c -> b n (h c)")
+    q, k, v = (rearrange(x, "b n (h c) -> b h n c", h=heads) for x in (queries, keys, values))
+    return rearrange(F.scaled_dot_product_attention(q, k, v), "b h n c -> b n (h c)")
