@@ -185,14 +185,17 @@ def bench(args: argparse.Namespace, console: Console) -> int:
 
 
 def models(args: argparse.Namespace, console: Console) -> int:
-    from .core.models import download, table
+    from .core.models import convert, download, model_named, table
 
     if args.action == "list":
         print(table())
-        return 0
-    if args.action == "convert":
-        raise InputError("models convert: there is nothing to convert yet; priors come in a later release")
-    print(download(args.name, progress=console.counting(f"download {args.name}")))
+    elif args.action == "convert":
+        print(convert(args.name))
+    else:
+        model = model_named(args.name or "")
+        if model is not None and model.warning:
+            console.note(f"licence: {model.licence}: {model.warning}")
+        print(download(args.name, progress=console.counting(f"download {args.name}, MB")))
     return 0
 
 
@@ -448,9 +451,12 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--only", nargs="+", metavar="NAME", help="names of the cases to run (default: all)")
     made.add_argument("--out", type=Path, default=Path("anchor4d-bench"), help="folder (default: %(default)s)")
 
-    made = command("models", models, "optional models: what is here, and where each file is expected")
+    made = command("models", models, "optional models: what is here, where each is expected, and fetching one")
+    made.set_defaults(again="run the same command to go on")
     made.add_argument("action", choices=("list", "get", "convert"))
-    made.add_argument("name", nargs="?", metavar="NAME", help="get: name in the list")
+    made.add_argument(
+        "name", nargs="?", metavar="NAME|PATH", help="get: name in the list, or OWNER/NAME on the Hub; convert: file or folder"
+    )
     return parser
 
 
