@@ -130,9 +130,12 @@ def _registry() -> dict[str, Any]:
 @lru_cache(maxsize=1)
 def known_models() -> tuple[Model, ...]:
     """Every model of the registry."""
-    entries: list[dict[str, Any]] = _registry()["model"]
-    lists = ("roles", "parts", "files", "needs")
-    return tuple(Model(**entry | {key: tuple(entry.get(key, ())) for key in lists}) for entry in entries)
+
+    def model(entry: dict[str, Any]) -> Model:
+        lists: dict[str, Any] = {key: tuple(value) for key, value in entry.items() if isinstance(value, list)}
+        return Model(**entry | lists)
+
+    return tuple(model(entry) for entry in _registry()["model"])
 
 
 def model_named(name: str) -> Model | None:
@@ -207,7 +210,7 @@ def table() -> str:
         size = f"{model.size:g} GB" if model.size else ""
         lines.append(f"{model.name:{width}}  {'present' if found else 'missing':8} {size:8} {model.purpose}")
         lines.append(f"{'':{width}}  {f'at {found}' if found else f'expected at {model.expected}'}")
-        notes = [f"licence: {model.licence}" + (f" ({model.warning})" if model.warning else "")]
+        notes = [f"licence: {model.licence}" + (f": {model.warning}" if model.warning else "")]
         notes += [f"wants {model.memory:g} GB of GPU memory"] if model.memory else []
         notes += [f"works with {' and '.join(model.needs)}"] if model.needs else []
         if model.package and not importlib.util.find_spec(model.package):
