@@ -2,11 +2,11 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import align, fit, measure, objectives, prepare, view
+from . import align, fit, measure, objectives, prepare, priors, view
 
 
 class Anchor4DExtension(ComfyExtension):
     """All nodes of the pack, in the order of the pipeline."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [*prepare.NODES, *align.NODES, *objectives.NODES, *fit.NODES, *view.NODES, *measure.NODES]
+        return [*prepare.NODES, *align.NODES, *objectives.NODES, *fit.NODES, *priors.NODES, *view.NODES, *measure.NODES]

@@ -22,16 +22,18 @@ from torch import Tensor
 
 from ..core.fit.checkpoint import fingerprint
 from ..core.formats.film import to_uint8
+from ..core.models import set_models_folder
 from ..core.render import available_backends
 
 log = logging.getLogger(__name__)
+set_models_folder(folder_paths.models_dir)
 
-# A4D_PRIOR is reserved for diffusion priors.
 Video = io.Custom("A4D_VIDEO")  # core.video.DrivingVideo
 Mesh = io.Custom("A4D_MESH")  # core.mesh.Mesh
 Alignment = io.Custom("A4D_ALIGNMENT")  # core.align.FocalAlignment
 Cameras = io.Custom("A4D_CAMERAS")  # list of core.cameras.FrontCamera, one a frame
 Objectives = io.Custom("A4D_OBJECTIVES")  # tuple of objectives
+Prior = io.Custom("A4D_PRIOR")  # core.priors.Prior
 Scene = io.Custom("A4D_SCENE")  # core.scene.Scene4D
 
 PRESETS = ["standard", "draft", "paper"]

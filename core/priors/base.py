@@ -312,13 +312,7 @@ class Prior(ABC):
         Raises:
             InputError: for latents that are not finite, or missing viewpoints.
         """
-        if "cameras" in self.conditions and views is None:
-            raise InputError(f"prior {self.name}: needs viewpoints, give the cameras of the pictures")
-        if not torch.isfinite(latents).all():
-            raise InputError(
-                f"prior {self.name}: the latents hold NaN or infinite numbers; lower the learning rate, "
-                "or load the prior with precision fp32"
-            )
+        self.check(latents, views)
         count, time = len(latents), self.schedule.model_time(t).to(latents.device)
 
         def rows(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -336,6 +330,20 @@ class Prior(ABC):
             outputs = [self._denoise(latents, time, inputs, views) for inputs in (positive, negative)]
         predictions = [self.schedule.as_prediction(output.float(), latents, t) for output in outputs]
         return Prediction(predictions[0], predictions[1] if len(predictions) > 1 else None)
+
+    def check(self, latents: Tensor, views: Viewpoints | None) -> None:
+        """Refuse what :meth:`predict` cannot take.
+
+        Raises:
+            InputError: for latents that are not finite, or missing viewpoints.
+        """
+        if "cameras" in self.conditions and views is None:
+            raise InputError(f"prior {self.name}: needs viewpoints, give the cameras of the pictures")
+        if not torch.isfinite(latents).all():
+            raise InputError(
+                f"prior {self.name}: the latents hold NaN or infinite numbers; lower the learning rate, "
+                "or load the prior with precision fp32"
+            )
 
     def with_settings(self, **settings: Any) -> Prior:
         """The same networks with other plain attributes (resolution, guidance, one_pass, ...)."""

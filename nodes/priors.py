@@ -1,0 +1,200 @@
+"""4 Priors: diffusion models that a fit asks what the sides look like that the video does not show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import folder_paths
+from comfy_api.latest import io
+
+from ..core import models
+from ..core.priors.base import Prior
+from ..core.priors.load import load_prior, precision_name
+from . import host, host_prior
+
+CATEGORY = "Anchor4D/4 Priors"
+#: What a prior from disk may be for, in the order of the list.
+ROLES = ("zero123", "multiview", "text-to-image", "text-to-video")
+#: What the fourth number of Zero123's camera vector is, as the node says it.
+CAMERAS = {"stable zero123": "polar", "zero123": "delta"}
+
+
+def _output() -> io.Output:
+    return host.Prior.Output("prior", tooltip="For the objectives that ask a prior, such as Reference Refinement.")
+
+
+def _source(prior: str, path: str) -> str:
+    """What the two inputs name; the text field wins: a folder, also below ComfyUI's models folder, or a model's name."""
+    text = path.strip().strip('"')
+    inside = Path(folder_paths.models_dir) / Path(text).expanduser()
+    return prior if not text else str(inside) if inside.exists() else text
+
+
+def _describe(prior: Prior) -> str:
+    told = ", ".join(sorted(prior.conditions)) or "texts given with it"
+    shown = f"{prior.pictures} pictures" if prior.pictures > 1 else "pictures"
+    return f"{prior.name}: {shown} of {prior.resolution[0]} px, conditioned on {told}, guidance {prior.guidance:g}"
+
+
+class Anchor4DLoadPrior(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Anchor4DLoadPrior",
+            display_name="Load Prior",
+            category=CATEGORY,
+            description="Loads a diffusion model that tells how the object looks from sides that the video does not show: the "
+            "bundled tiny one, or a Zero123, Zero123++, MVDream, ImageDream or Stable Diffusion folder.",
+            search_aliases=["zero123", "mvdream", "imagedream", "diffusion", "sds", "score distillation", "novel view"],
+            inputs=[
+                io.Combo.Input(
+                    "prior",
+                    options=["tiny", *dict.fromkeys(name for role in ROLES for name in models.folders_for(role))],
+                    default="tiny",
+                    tooltip="tiny = comes with this pack: quick, 64 pixels, simple objects. The others are folders found in "
+                    "ComfyUI's models/diffusers. Press R after adding one.",
+                ),
+                io.String.Input(
+                    "path",
+                    default="",
+                    optional=True,
+                    tooltip="A model's folder anywhere on this computer, or its name as models list shows it. Used instead of "
+                    "the list above when not empty.",
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=["auto", "fp32", "bf16", "fp16"],
+                    default="auto",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Numbers the network counts in. auto = half precision on a GPU, full on the CPU. fp32 = twice the "
+                    "memory, for when a fit complains of infinite numbers.",
+                ),
+                io.Boolean.Input(
+                    "low_memory",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Ask the model with and without its condition one after the other: less memory, slower, the same "
+                    "result.",
+                ),
+            ],
+            outputs=[_output()],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, prior: str, path: str = "", **settings: Any) -> Any:
+        source = _source(prior, path)
+        folder = models.find(source) or Path(source)
+        return [source, host.changed(folder) if folder.exists() else 0.0]
+
+    @classmethod
+    def execute(cls, prior: str, path: str = "", precision: str = "auto", low_memory: bool = False) -> io.NodeOutput:
+        with host.work(cls):
+            try:
+                loaded = load_prior(
+                    _source(prior, path),
+                    device=comfy.model_management.get_torch_device(),
+                    precision=precision,  # pyright: ignore[reportArgumentType]
+                )
+            except ImportError as error:
+                raise ValueError(
+                    f"Python package {error.name} is not installed, install this pack's requirements.txt with ComfyUI's Python"
+                ) from error
+            # A fit takes it to the GPU and back, see host_prior.loaded.
+            loaded = loaded.to("cpu").with_settings(one_pass=not low_memory)
+            host.say(f"{_describe(loaded)}, {precision_name(loaded)}")
+            return io.NodeOutput(loaded)
+
+
+class Anchor4DPriorFromModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Anchor4DPriorFromModel",
+            display_name="Prior from Model",
+            category=CATEGORY,
+            description="Makes a prior of any diffusion model that ComfyUI loads, with its LoRAs and offloading: Stable "
+            "Zero123, or a model that makes pictures or films from text.",
+            search_aliases=["stable zero123", "sds", "score distillation", "sdxl", "wan", "ltx", "flux", "text to video"],
+            inputs=[
+                io.Model.Input("model", tooltip="From any of ComfyUI's loaders, LoRA nodes and all."),
+                io.Vae.Input("vae", tooltip="The model's own VAE. Gradients go through it."),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="For Stable Zero123 and Zero123: the CLIP_VISION of Image Only Checkpoint Loader.",
+                ),
+                io.Conditioning.Input(
+                    "positive",
+                    optional=True,
+                    tooltip="For models that are told a text: CLIP Text Encode with what the object is.",
+                ),
+                io.Conditioning.Input(
+                    "negative",
+                    optional=True,
+                    tooltip="For models that are told a text: CLIP Text Encode with what it is not, or with nothing.",
+                ),
+                io.Int.Input(
+                    "size",
+                    default=0,
+                    min=0,
+                    max=2048,
+                    step=8,
+                    optional=True,
+                    tooltip="Side of the pictures shown to the model, in pixels. Lower = less memory, faster. 0 = the model's "
+                    "usual: 256 for Zero123, 512 for most, 1024 for SDXL, 480 for films.",
+                ),
+                io.Int.Input(
+                    "frames",
+                    default=0,
+                    min=0,
+                    max=257,
+                    optional=True,
+                    tooltip="Frames of a film shown to the model at once. 0 = the model's usual: 17 for video models, 1 for "
+                    "others. 1 for picture models built like video models, such as Qwen-Image.",
+                ),
+                io.Combo.Input(
+                    "camera",
+                    options=list(CAMERAS),
+                    default="stable zero123",
+                    optional=True,
+                    advanced=True,
+                    tooltip="How a Zero123 model is told the camera. ComfyUI loads both kinds as Stable Zero123: choose "
+                    "zero123 for Zero123 and Zero123-XL.",
+                ),
+                io.Boolean.Input(
+                    "low_memory",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Ask the model with and without its condition one after the other: less memory, slower, the same "
+                    "result.",
+                ),
+            ],
+            outputs=[_output()],
+        )
+
+    @classmethod
+    def execute(
+        cls, model: Any, vae: Any, clip_vision: Any = None, positive: Any = None, negative: Any = None, size: int = 0,
+        frames: int = 0, camera: str = "stable zero123", low_memory: bool = False,
+    ) -> io.NodeOutput:  # fmt: skip
+        with host.work(cls):
+            prior = host_prior.prior_of(
+                model,
+                vae,
+                clip_vision,
+                positive,
+                negative,
+                size,
+                frames,
+                CAMERAS[camera],  # pyright: ignore[reportArgumentType]
+            ).with_settings(one_pass=not low_memory)
+            host.say(_describe(prior))
+            return io.NodeOutput(prior)
+
+
+NODES = [Anchor4DLoadPrior, Anchor4DPriorFromModel]

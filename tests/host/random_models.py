@@ -1,0 +1,83 @@
+"""Small checkpoints with random weights that the host's own loaders take for the real ones. Run by the host's interpreter."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import comfy.ops
+import torch
+from comfy.ldm.models.autoencoder import AutoencoderKL
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.ldm.wan.model import WanModel
+from comfy.ldm.wan.vae import WanVAE
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+OPERATIONS = comfy.ops.disable_weight_init
+SD_VAE = {
+    "double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128, "ch_mult": [1, 2, 4, 4],
+    "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0,
+}  # fmt: skip
+
+
+def weights(build: Any, prefix: str = "", seed: int = 0) -> dict[str, Tensor]:
+    """Random half-precision weights of a module that is built without memory; every layer keeps the size of its input."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.device("meta"):
+        module: nn.Module = build()
+    made = {}
+    for name, like in module.state_dict().items():
+        if like.ndim < 2 or name.endswith("gamma"):
+            value = torch.ones(like.shape) if name.endswith(("weight", "gamma")) else torch.zeros(like.shape)
+        else:
+            value = torch.randn(like.shape, generator=generator) / math.sqrt(math.prod(like.shape[1:]))
+        made[prefix + name] = value.half()
+    return made
+
+
+def unet(channels: int) -> UNetModel:
+    """Stable Diffusion 1.5's UNet with one level of its four."""
+    return UNetModel(
+        image_size=32, in_channels=channels, model_channels=320, out_channels=4, num_res_blocks=[1], channel_mult=[1],
+        transformer_depth=[1], transformer_depth_output=[1, 1], transformer_depth_middle=1, context_dim=768, num_heads=8,
+        use_spatial_transformer=True, use_checkpoint=False, legacy=False, operations=OPERATIONS, dtype=torch.float32,
+    )  # fmt: skip
+
+
+def sd_vae() -> dict[str, Tensor]:
+    """Weights of Stable Diffusion's VAE."""
+    return weights(lambda: AutoencoderKL(ddconfig=SD_VAE, embed_dim=4), "first_stage_model.")
+
+
+def zero123(path: Path) -> Path:
+    """A checkpoint that the host detects as Stable Zero123; without a CLIP vision tower."""
+    generator = torch.Generator().manual_seed(2)
+    projection = {
+        "cc_projection.weight": torch.randn(768, 772, generator=generator).half() * 0.03,
+        "cc_projection.bias": torch.zeros(768).half(),
+    }
+    save_file(weights(lambda: unet(8), "model.diffusion_model.", 1) | projection | sd_vae(), path)
+    return path
+
+
+def picture_unet(path: Path) -> Path:
+    """A diffusion model that the host detects as Stable Diffusion 1.5."""
+    save_file(weights(lambda: unet(4), "model.diffusion_model.", 3), path)
+    return path
+
+
+def wan(path: Path) -> Path:
+    """A diffusion model that the host detects as Wan 2.1 text to video: one block of 128 channels."""
+    model = weights(
+        lambda: WanModel(dim=128, ffn_dim=64, num_heads=1, num_layers=1, in_dim=16, out_dim=16, operations=OPERATIONS), "", 4
+    )
+    save_file(model, path)
+    return path
+
+
+def wan_vae(path: Path) -> Path:
+    """Its VAE, 8 channels wide."""
+    save_file(weights(lambda: WanVAE(dim=8, z_dim=16, dim_mult=[1, 2, 4, 4]), "", 5), path)
+    return path
