@@ -14,7 +14,13 @@ pytest.importorskip("transformers")
 
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
 
 #: VAE factor of the tiny models: 16 x 16 pixels are 8 x 8 latent cells.
 FACTOR, CELLS = 2, 8
@@ -120,6 +126,68 @@ def write_zero123(folder: Path, prediction: str = "epsilon", seed: int = 0, pipe
         {"format": "pt"},
     )
     write_json(folder / "model_index.json", {"_class_name": pipeline, "unet": ["diffusers", "UNet2DConditionModel"]})
+    return folder
+
+
+def write_tokenizer(folder: Path, length: int = 16) -> None:
+    """CLIP's byte-pair tokenizer without merges: a token a letter, 54 in all."""
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    write_json(folder / "vocab.json", {word: i for i, word in enumerate(words)})
+    (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+    special["pad_token"] = "<|endoftext|>"
+    write_json(folder / "special_tokens_map.json", special)
+    write_json(
+        folder / "tokenizer_config.json",
+        {"tokenizer_class": "CLIPTokenizer", "model_max_length": length, "do_lower_case": True, **special},
+    )
+
+
+def text_config(**settings: Any) -> CLIPTextConfig:
+    defaults: dict[str, Any] = dict(
+        vocab_size=54,
+        bos_token_id=52,
+        eos_token_id=53,
+        hidden_size=12,
+        intermediate_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        projection_dim=10,
+    )
+    return CLIPTextConfig(**(defaults | settings))
+
+
+def write_stable_diffusion(folder: Path, prediction: str = "epsilon", seed: int = 0, **unet_settings: Any) -> Path:
+    """Stable Diffusion 1.x and 2.x."""
+    unet(seed, **unet_settings).save_pretrained(folder / "unet")
+    vae(seed + 1).save_pretrained(folder / "vae")
+    perturbed(CLIPTextModel(text_config()), seed + 2).save_pretrained(folder / "text_encoder")
+    write_tokenizer(folder / "tokenizer")
+    scheduler(prediction).save_pretrained(folder / "scheduler")
+    write_json(folder / "model_index.json", {"_class_name": "StableDiffusionPipeline"})
+    return folder
+
+
+def write_stable_diffusion_xl(folder: Path, seed: int = 0, zeros: bool = True) -> Path:
+    """Stable Diffusion XL: the second text encoder 20 wide with 10 pooled numbers."""
+    unet(
+        seed,
+        cross_attention_dim=32,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=10 + 6 * 4,
+        use_linear_projection=True,
+    ).save_pretrained(folder / "unet")
+    vae(seed + 1, scaling_factor=0.13025, force_upcast=True).save_pretrained(folder / "vae")
+    perturbed(CLIPTextModel(text_config()), seed + 2).save_pretrained(folder / "text_encoder")
+    second = CLIPTextModelWithProjection(text_config(hidden_size=20, num_attention_heads=4))
+    perturbed(second, seed + 3).save_pretrained(folder / "text_encoder_2")
+    write_tokenizer(folder / "tokenizer")
+    write_tokenizer(folder / "tokenizer_2")
+    scheduler().save_pretrained(folder / "scheduler")
+    write_json(folder / "model_index.json", {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": zeros})
     return folder
 
 

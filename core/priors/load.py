@@ -17,6 +17,8 @@ ADAPTERS = (
     ("zero123plus", "zero123plus", "Zero123Plus"),
     ("stable-zero123", "zero123", "StableZero123"),
     ("zero123", "zero123", "Zero123"),
+    ("stable-diffusion", "stable_diffusion", "StableDiffusion"),
+    ("stable-diffusion-xl", "stable_diffusion", "StableDiffusionXL"),
     ("mvdream", "mvdream", "MVDream"),
     ("imagedream", "mvdream", "ImageDream"),
     ("text-to-video", "text_to_video", "TextToVideoPrior"),
