@@ -1,7 +1,7 @@
 """Text-to-video with rectified-flow transformers: Wan 2.1 and 2.2, and LTX-Video, which is told the frame rate.
 
-Both mix ``z = (1 - t) x + t n``, predict the velocity ``n - x`` and count time in thousandths. Their VAEs shorten time: V = 1 + k F'
-pictures make F = 1 + F' latent frames (k = 4 for Wan, 8 for LTX), so a clip is encoded whole. Latents are normalised by channel.
+Both mix ``z = (1 - t) x + t n``, predict the velocity ``n - x`` and count time in thousandths. Their VAEs shorten time: 1 + k n
+pictures make 1 + n latent frames (k = 4 for Wan, 8 for LTX), so a clip is encoded whole. Latents are normalised by channel.
 """
 
 from __future__ import annotations
@@ -158,9 +158,7 @@ class FlowVideoPrior(Prior):
         """Of texts; ``negative`` defaults to :data:`~.text_to_video.MOTIONLESS`."""
         positive, against = prompts(self, image, text, negative, fps)
         states = self._encoded([*positive, *against])
-        return Condition(
-            {k: v[: len(positive)] for k, v in states.items()}, {k: v[len(positive) :] for k, v in states.items()}
-        )
+        return Condition({k: v[: len(positive)] for k, v in states.items()}, {k: v[len(positive) :] for k, v in states.items()})
 
 
 def _tiled(encode: Callable[[Tensor], Tensor], pixels: Tensor, tile: int, cell: int) -> Tensor:
@@ -220,8 +218,8 @@ class WanPrior(FlowVideoPrior):
         channels, wanted = checkpoint.config("transformer").get("in_channels", 16), checkpoint.config("vae").get("z_dim", 16)
         if channels != wanted:
             raise InputError(
-                f"{checkpoint.folder}: an image-to-video Wan (its transformer takes {channels} channels, the VAE makes {wanted}); "
-                "give a text-to-video one, such as Wan2.1-T2V-1.3B-Diffusers"
+                f"{checkpoint.folder}: an image-to-video Wan (its transformer takes {channels} channels, not {wanted}); give a "
+                "text-to-video one, such as Wan2.1-T2V-1.3B-Diffusers"
             )
         network, vae = precision_dtypes(precision, device)
         modules: dict[str, nn.Module] = {
@@ -244,8 +242,8 @@ class WanPrior(FlowVideoPrior):
 
     def _statistics(self) -> tuple[Tensor, Tensor]:
         config: Any = self.modules["vae"].config
-        mean, std = (torch.tensor(v, device=self.device)[:, None, None, None] for v in (config.latents_mean, config.latents_std))
-        return mean, std
+        both = torch.tensor([config.latents_mean, config.latents_std], device=self.device)[..., None, None, None]
+        return both[0], both[1]
 
     def _raw_latents(self, pixels: Tensor) -> Tensor:
         vae: Any = self.modules["vae"]
@@ -278,13 +276,13 @@ class WanPrior(FlowVideoPrior):
         return {"text": states * tokens.attention_mask[0, :, None].to(states.dtype)}  # zeros behind the text's end
 
     def _denoise(self, latents: Tensor, time: Tensor, inputs: dict[str, Tensor], views: Viewpoints | None) -> Tensor:
-        expert = torch.zeros_like(time, dtype=torch.bool)
-        if self.boundary is not None:
-            expert = time < self.boundary * self.schedule.steps
-        output = torch.empty_like(latents)
-        for name, rows in (("transformer", ~expert), ("transformer_2", expert)):
+        text = inputs["text"].to(latents.device)
+        if self.boundary is None:
+            return self._velocity(self.modules["transformer"], latents, time, text)
+        output, first = torch.empty_like(latents), time >= self.boundary * self.schedule.steps
+        for name, rows in (("transformer", first), ("transformer_2", ~first)):
             if rows.any():
-                output[rows] = self._velocity(self.modules[name], latents[rows], time[rows], inputs["text"][rows.to(inputs["text"].device)])
+                output[rows] = self._velocity(self.modules[name], latents[rows], time[rows], text[rows])
         return output
 
     def _velocity(self, network: Any, latents: Tensor, time: Tensor, text: Tensor) -> Tensor:
@@ -294,7 +292,7 @@ class WanPrior(FlowVideoPrior):
         output = network(
             hidden_states=rearrange(latents, "b f c h w -> b c f h w").to(network.dtype),
             timestep=time,
-            encoder_hidden_states=text.to(latents.device, network.dtype),
+            encoder_hidden_states=text.to(network.dtype),
         ).sample
         return rearrange(output, "b c f h w -> b f c h w").to(latents.dtype)
 
@@ -312,15 +310,15 @@ class LTXPrior(FlowVideoPrior):
     resolution = (512, 512)
     text_class = "T5EncoderModel"
     text_length = 128
-    #: From 0.9.5 on a latent frame's time is that of the last picture before it, not of its index.
-    causal_times: bool = False
+    #: Version 0.9.5 or later: a latent frame's time is that of its first picture, not a multiple of its index; the text encoder
+    #: is run with a mask, on longer texts.
+    since_095: bool = False
 
     @classmethod
     def matches(cls, checkpoint: Checkpoint) -> bool:
         """Whether the folder's transformer is an LTXVideoTransformer3DModel."""
-        return (
-            checkpoint.has("transformer") and checkpoint.config("transformer").get("_class_name") == "LTXVideoTransformer3DModel"
-        )
+        named = checkpoint.config("transformer").get("_class_name") if checkpoint.has("transformer") else None
+        return named == "LTXVideoTransformer3DModel"
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, device: str | torch.device, precision: Precision) -> LTXPrior:
@@ -337,7 +335,7 @@ class LTXPrior(FlowVideoPrior):
         text_dtype = torch.float32 if network == torch.float32 else torch.bfloat16
         prior = cls(checkpoint.name, modules, checkpoint, text_dtype, NoiseSchedule.of(checkpoint.scheduler()))
         if checkpoint.index.get("_class_name") == "LTXConditionPipeline":
-            prior.causal_times, prior.text_length = True, 256
+            prior.since_095, prior.text_length = True, 256
         return prior
 
     def _factors(self) -> tuple[int, int, int]:
@@ -362,8 +360,8 @@ class LTXPrior(FlowVideoPrior):
         return vae.decode(latents, time).sample
 
     def _text_states(self, encoder: Any, tokens: Any) -> dict[str, Tensor]:
-        # Its text encoder is run without a mask, which the transformer gets.
-        return {"text": encoder(tokens.input_ids)[0][0], "mask": tokens.attention_mask[0].float()}
+        mask = tokens.attention_mask
+        return {"text": encoder(tokens.input_ids, mask if self.since_095 else None)[0][0], "mask": mask[0].float()}
 
     def condition(
         self,
@@ -387,7 +385,7 @@ class LTXPrior(FlowVideoPrior):
         size = {"t": steps, "p": patch, "q": patch}
         tokens = rearrange(latents, "b (f t) c (h p) (w q) -> b (f h w) (c t p q)", **size)
         place: dict[str, Any]
-        if self.causal_times:
+        if self.since_095:
             grid = torch.meshgrid(
                 (torch.arange(0, frames, steps) * pictures + 1 - pictures).clamp_min(0),
                 torch.arange(0, height, patch) * cell,
