@@ -80,8 +80,8 @@ def sample(
         views = views.map(lambda v: v.to(prior.device))
         frames = views.azimuth.shape[1] if frames == prior.pictures else frames
     times = step_times(prior.schedule, steps, spacing, shift)
-    noise = torch.randn(count, frames, *cell, generator=torch.Generator().manual_seed(seed))
-    latents = noise.to(prior.device)
+    generator = torch.Generator().manual_seed(seed)
+    latents = torch.stack([torch.randn(frames, *cell, generator=generator) for _ in range(count)]).to(prior.device)
     for step in range(steps):
         now, then = (times[i].expand(count).to(prior.device) for i in (step, step + 1))
         prediction = prior.predict(latents, now, condition, views, unconditional=guidance != 1).guided(guidance)
