@@ -60,11 +60,15 @@ class HostPrior(Prior):
         pictures: int = 0,
     ) -> None:
         self.model, self.vae, self.positive, self.negative = model, vae, positive, negative
-        self.name = type(model.model).__name__
+        self.name = _name(model)
         self.modules = {"model": model.model, "vae": vae.first_stage_model}
         self.schedule = schedule_of(model.get_model_object("model_sampling"), self.name)
         self.guidance = self.usual_guidance
         self._vae_copy: dict[str, Any] = {}  # shared by the copies that with_settings makes
+        self.latent_format = copy.copy(model.model.latent_format)
+        for name, value in vars(self.latent_format).items():
+            if isinstance(value, Tensor):  # an inference tensor, which autograd could not keep
+                setattr(self.latent_format, name, value.clone())
 
         cell, side = int(vae.spacial_compression_encode()), size or self.usual_size()
         if side % cell:
@@ -121,7 +125,7 @@ class HostPrior(Prior):
             latents = own.model.encode(pixels)
         if self.vae.format_encoded is not None:
             latents = self.vae.format_encoded(latents)
-        return self._ours(self.model.model.process_latent_in(latents.float()), len(images))
+        return self._ours(self.latent_format.process_in(latents.float()), len(images))
 
     def _own_vae(self) -> Any:
         """A ModelPatcher around a copy of the VAE made of ordinary tensors; the host's own weights are inference tensors."""
@@ -149,7 +153,7 @@ class HostPrior(Prior):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:  # (B, F, c, h, w) -> (B, V, H, W, 3)
-        pictures = self.vae.decode(self.model.model.process_latent_out(self._theirs(latents)))
+        pictures = self.vae.decode(self.latent_format.process_out(self._theirs(latents)))
         return pictures.reshape(len(latents), -1, *pictures.shape[-3:])
 
     def _theirs(self, latents: Tensor) -> Tensor:
@@ -164,7 +168,7 @@ class HostPrior(Prior):
         return rearrange(latents if latents.ndim == 4 else latents[:, :, 0], "(b f) c h w -> b f c h w", b=count)
 
     def _latent_layout(self) -> tuple[int, int]:
-        return self.cell, int(self.model.model.latent_format.latent_channels)
+        return self.cell, int(self.latent_format.latent_channels)
 
     def _latent_frames(self) -> int:
         return self.frames(self.pictures)[0]
@@ -410,10 +414,10 @@ def prior_of(
             raise InputError("clip_vision: Stable Zero123 needs it; connect the loader's CLIP_VISION")
         return HostZero123(model, vae, clip_vision, slot4, size)
     if positive is None:
-        raise InputError(f"positive: {type(base).__name__} needs it; connect CLIP Text Encode")
+        raise InputError(f"positive: {_name(model)} needs it; connect CLIP Text Encode")
     dimensions = base.latent_format.latent_dimensions
     if dimensions not in (2, 3) or vae.latent_dim not in (2, 3):
-        raise InputError(f"model: {type(base).__name__} makes neither pictures nor clips; connect a picture or video model")
+        raise InputError(f"model: {_name(model)} makes neither pictures nor clips; connect a picture or video model")
     kind = HostPrior
     if dimensions == 3 and vae.latent_dim == 3 and not vae.not_video:
         timed = isinstance(base, (comfy.model_base.LTXV, comfy.model_base.LTXAV))
@@ -434,8 +438,13 @@ def priors_in(value: Any) -> Iterator[Prior]:
 
 
 @contextmanager
-def loaded(objectives: Iterable[Any], device: torch.device) -> Iterator[None]:
-    """The priors of a fit's objectives on their device while it runs: the host's own as it sees fit, ours moved and back."""
+def loaded(objectives: Iterable[Any], device: str) -> Iterator[None]:
+    """The priors of a fit's objectives where they compute while it runs: the host's own as it sees fit, ours moved and back.
+
+    Args:
+        device: the node's own choice; only "cpu" keeps them there, since Gaussians drawn on the CPU are no reason to.
+    """
+    where = torch.device("cpu") if device == "cpu" else comfy.model_management.get_torch_device()
     priors = {id(prior): prior for prior in priors_in(list(objectives))}
     with ExitStack() as stack:
         for prior in priors.values():
@@ -444,10 +453,15 @@ def loaded(objectives: Iterable[Any], device: torch.device) -> Iterator[None]:
                 continue
             size = sum(p.nbytes for module in prior.modules.values() for p in module.parameters())
             needed = size + comfy.model_management.minimum_inference_memory()
-            comfy.model_management.free_memory(needed, device)
+            comfy.model_management.free_memory(needed, where)
             stack.callback(prior.to, prior.device)
-            prior.to(device)
+            prior.to(where)
         yield
+
+
+def _name(model: Any) -> str:
+    """What the host takes a model for: SD15, SDXL, WAN21_T2V, ..."""
+    return type(model.model.model_config).__name__
 
 
 def _fixed(conditioning: Conditioning | None) -> Any:

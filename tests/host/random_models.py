@@ -8,6 +8,7 @@ from typing import Any
 
 import comfy.ops
 import torch
+from comfy.clip_vision import ClipVisionModel
 from comfy.ldm.models.autoencoder import AutoencoderKL
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.ldm.wan.model import WanModel
@@ -15,6 +16,12 @@ from comfy.ldm.wan.vae import WanVAE
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+#: A CLIP vision tower of the host's class with ViT-L's embedding; no loader of the host makes one this small.
+CLIP_VISION = {
+    "model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2,
+    "num_hidden_layers": 2, "num_channels": 3, "patch_size": 56, "image_size": 224, "projection_dim": 768,
+    "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
+}  # fmt: skip
 OPERATIONS = comfy.ops.disable_weight_init
 SD_VAE = {
     "double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128, "ch_mult": [1, 2, 4, 4],
@@ -79,5 +86,14 @@ def wan(path: Path) -> Path:
 
 def wan_vae(path: Path) -> Path:
     """Its VAE, 8 channels wide."""
-    save_file(weights(lambda: WanVAE(dim=8, z_dim=16, dim_mult=[1, 2, 4, 4]), "", 5), path)
+    save_file(
+        weights(lambda: WanVAE(dim=8, z_dim=16, dim_mult=[1, 2, 4, 4], temperal_downsample=[False, True, True]), "", 5), path
+    )
     return path
+
+
+def clip_vision() -> ClipVisionModel:
+    """What the host's loaders give as CLIP_VISION."""
+    model = ClipVisionModel(CLIP_VISION)
+    model.load_sd(weights(lambda: type(model.model)(CLIP_VISION, torch.float32, "meta", OPERATIONS), "", 6))
+    return model
