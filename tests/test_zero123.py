@@ -158,6 +158,21 @@ def test_condition_pads_and_composites(prior: Zero123) -> None:
         torch.testing.assert_close(given.positive[key], wanted.positive[key])
 
 
+def test_conditions_of_several_batches_join(prior: Zero123) -> None:
+    """The unconditional part, kept once for any batch, gets a row for each."""
+    parts = [prior.condition(pictures(count, seed=count)) for count in (2, 3)]
+    both = Condition.cat(parts)
+    noisy, t, seen = torch.randn(5, 1, 4, 8, 8), torch.full((5,), 0.4), views(5)
+    whole = prior.predict(noisy, t, both, seen)
+    rows = [slice(0, 2), slice(2, 5)]
+    apart = [prior.predict(noisy[r], t[r], c, seen.map(lambda v, r=r: v[r] if len(v) > 1 else v)) for r, c in zip(rows, parts)]
+    torch.testing.assert_close(whole.conditional, torch.cat([p.conditional for p in apart]), rtol=1e-4, atol=1e-5)
+    assert whole.unconditional is not None and all(p.unconditional is not None for p in apart)
+    torch.testing.assert_close(
+        whole.unconditional, torch.cat([p.unconditional for p in apart if p.unconditional is not None]), rtol=1e-4, atol=1e-5
+    )
+
+
 def test_recentred() -> None:
     image = torch.zeros(40, 60, 4)
     image[5:15, 50:58] = torch.tensor([0.2, 0.5, 0.9, 1.0])

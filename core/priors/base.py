@@ -170,11 +170,15 @@ class Condition:
     @staticmethod
     def cat(conditions: Sequence[Condition]) -> Condition:
         """Several batches as one."""
-        first = conditions[0]
-        join = {k: torch.cat([c.positive[k] for c in conditions]) for k in first.positive}
-        if first.negative is None:
-            return Condition(join)
-        return Condition(join, {k: torch.cat([(c.negative or {})[k] for c in conditions]) for k in first.negative})
+
+        def joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+            rows = [{k: v.expand(n, *v.shape[1:]) for k, v in part.items()} for part, n in zip(parts, counts)]
+            return {k: torch.cat([row[k] for row in rows]) for k in rows[0]}
+
+        counts = [max(len(v) for v in c.positive.values()) for c in conditions]
+        negatives = [c.negative for c in conditions if c.negative is not None]
+        positive = joined([c.positive for c in conditions])
+        return Condition(positive, joined(negatives) if len(negatives) == len(conditions) else None)
 
 
 @dataclass(frozen=True)
@@ -246,7 +250,7 @@ class Prior(ABC):
         encoder: Any = self.small_encoder or self.modules["vae"]
         pixels = rearrange(images, "b v h w c -> (b v) c h w").to(self.device, encoder.dtype) * 2 - 1
         if self.small_encoder is not None:
-            latents = encoder.encode(pixels).latents
+            latents = encoder.encode(pixels).latents * encoder.config.scaling_factor
         else:
             latents = encoder.encode(pixels).latent_dist.mode() * encoder.config.scaling_factor
         return rearrange(latents.float(), "(b v) c h w -> b v c h w", v=images.shape[1])
