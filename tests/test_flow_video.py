@@ -10,8 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-tiny = pytest.importorskip("tiny_videos", reason="needs diffusers and transformers")
-models = pytest.importorskip("tiny_models", reason="needs diffusers and transformers")
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+import tiny_models as models
+import tiny_videos as tiny
 
 from anchor4d.core.files import InputError
 from anchor4d.core.priors import Distillation, Prior, load_prior

@@ -6,22 +6,38 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import (
+    AutoencoderKLCogVideoX,
+    AutoencoderKLHunyuanVideo,
     AutoencoderKLLTXVideo,
+    AutoencoderKLTemporalDecoder,
     AutoencoderKLWan,
+    CogVideoXDDIMScheduler,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    HunyuanVideoPipeline,
+    HunyuanVideoTransformer3DModel,
     LTXPipeline,
     LTXVideoTransformer3DModel,
+    MotionAdapter,
+    StableDiffusionPipeline,
+    StableVideoDiffusionPipeline,
     TextToVideoSDPipeline,
     UNet3DConditionModel,
+    UNetSpatioTemporalConditionModel,
     UniPCMultistepScheduler,
     WanPipeline,
     WanTransformer3DModel,
 )
-from tiny_models import perturbed, scheduler, vae
+from tiny_models import perturbed, scheduler, unet, vae, vision_tower
 from transformers import (
+    CLIPImageProcessor,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTokenizer,
+    LlamaConfig,
+    LlamaModel,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -192,5 +208,136 @@ def write_ltx(folder: Path, pipeline: Any = LTXPipeline) -> Path:
         text_encoder=t5_encoder(2),
         tokenizer=t5_tokenizer(),
         transformer=ltx_transformer(3),
+    ).save_pretrained(folder)
+    return folder
+
+
+def write_svd(folder: Path) -> Path:
+    """Stable Video Diffusion's layout; a picture's 224 pixels are one patch of its CLIP tower."""
+    blocks: dict[str, Any] = dict(
+        down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+        up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+        block_out_channels=(32, 32),
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=24,
+        layers_per_block=1,
+        cross_attention_dim=12,
+        num_attention_heads=(2, 2),
+        num_frames=3,
+        sample_size=8,
+    )
+    StableVideoDiffusionPipeline(
+        vae=perturbed(
+            AutoencoderKLTemporalDecoder(
+                down_block_types=("DownEncoderBlock2D",) * 2, block_out_channels=(32, 32), latent_channels=4
+            ),
+            1,
+        ),
+        image_encoder=vision_tower(2, image_size=224, patch_size=224),
+        unet=perturbed(UNetSpatioTemporalConditionModel(**blocks)),
+        scheduler=EulerDiscreteScheduler(
+            beta_schedule="scaled_linear", prediction_type="v_prediction", use_karras_sigmas=True, timestep_type="continuous",
+            sigma_min=0.002, sigma_max=700.0, timestep_spacing="leading", steps_offset=1, interpolation_type="linear",
+        ),
+        feature_extractor=CLIPImageProcessor(size={"shortest_edge": 224}),
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def write_cogvideox(folder: Path) -> Path:
+    """CogVideoX's text-to-video layout: 5 frames of 16x24 pixels."""
+    CogVideoXPipeline(
+        tokenizer=t5_tokenizer(),
+        text_encoder=t5_encoder(2),
+        vae=perturbed(
+            AutoencoderKLCogVideoX(
+                down_block_types=("CogVideoXDownBlock3D",) * 4,
+                up_block_types=("CogVideoXUpBlock3D",) * 4,
+                block_out_channels=(4, 4, 4, 4),
+                latent_channels=4,
+                layers_per_block=1,
+                norm_num_groups=2,
+            ),
+            1,
+        ),
+        transformer=perturbed(
+            CogVideoXTransformer3DModel(
+                num_attention_heads=2,
+                attention_head_dim=8,
+                in_channels=4,
+                out_channels=4,
+                time_embed_dim=4,
+                text_embed_dim=12,
+                num_layers=1,
+                sample_width=4,
+                sample_height=2,
+                sample_frames=5,
+            )
+        ),
+        scheduler=CogVideoXDDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True),
+    ).save_pretrained(folder)
+    return folder
+
+
+def write_stable_diffusion(folder: Path) -> Path:
+    StableDiffusionPipeline(
+        vae=vae(1),
+        text_encoder=clip_text(2),
+        tokenizer=clip_tokenizer(),
+        unet=unet(),
+        scheduler=scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+def write_motion_adapter(folder: Path) -> Path:
+    """AnimateDiff's motion, for :func:`write_stable_diffusion`."""
+    adapter = MotionAdapter(
+        block_out_channels=(8, 16), motion_layers_per_block=1, motion_num_attention_heads=2, motion_norm_num_groups=4
+    )
+    perturbed(adapter).save_pretrained(folder)
+    return folder
+
+
+def write_hunyuan(folder: Path) -> Path:
+    """HunyuanVideo's text-to-video layout."""
+    sizes: dict[str, Any] = dict(
+        hidden_size=12, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2, vocab_size=len(t5_tokenizer())
+    )
+    HunyuanVideoPipeline(
+        text_encoder=perturbed(LlamaModel(LlamaConfig(**sizes)), 1),
+        tokenizer=t5_tokenizer(512),
+        transformer=perturbed(
+            HunyuanVideoTransformer3DModel(
+                in_channels=4,
+                out_channels=4,
+                num_attention_heads=2,
+                attention_head_dim=10,
+                num_layers=1,
+                num_single_layers=1,
+                num_refiner_layers=1,
+                patch_size=1,
+                text_embed_dim=12,
+                pooled_projection_dim=12,
+                rope_axes_dim=(2, 4, 4),
+            )
+        ),
+        vae=perturbed(
+            AutoencoderKLHunyuanVideo(
+                latent_channels=4,
+                down_block_types=("HunyuanVideoDownBlock3D",) * 4,
+                up_block_types=("HunyuanVideoUpBlock3D",) * 4,
+                block_out_channels=(4, 4, 4, 4),
+                layers_per_block=1,
+                norm_num_groups=2,
+            ),
+            2,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
+        text_encoder_2=clip_text(3),
+        tokenizer_2=clip_tokenizer(),
     ).save_pretrained(folder)
     return folder
