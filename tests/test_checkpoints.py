@@ -236,6 +236,11 @@ def test_classes_of_our_own(tmp_path: Path) -> None:
         Checkpoint(tmp_path).load(Own, "part")
 
 
+def test_packages_that_are_not_installed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anchor4d.core.priors.load.find_spec", lambda name: None)
+    assert "pip install diffusers transformers accelerate" in refused(folder)
+
+
 def test_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
     """The VAE is never in float16."""
     assert precision_dtypes("auto", "cpu") == (torch.float32, torch.float32)

@@ -235,6 +235,15 @@ def test_distillation_gradient(tmp_path: Path, prediction: str) -> None:
     assert not any(p.requires_grad or p.grad is not None for p in parameters)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_changes_the_gradient_little(folder: Path, prior: Zero123, precision: Any) -> None:
+    half = load_prior(folder, precision=precision)
+    assert next(half.modules["vae"].parameters()).dtype == torch.bfloat16
+    images, seen = pictures(2)[:, None], views(2)
+    full, less = (distilled(Distillation(p), images, p.condition(pictures(1)), seen) for p in (prior, half))
+    assert torch.cosine_similarity(full.flatten(), less.flatten(), 0) > 0.999
+
+
 def test_small_encoder_stands_in(tmp_path: Path) -> None:
     """Its latents are the UNet's as they come; pictures go in as the VAE's would."""
     folder = tiny.write_zero123(tmp_path / "zero123")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,13 @@ def load_prior(
         small_encoder: folder (or name) of an AutoencoderTiny (TAESD) that encodes in the VAE's stead where gradients are taken.
 
     Raises:
-        InputError: for a source that is not here (with the command that gets it), or is not what it should be.
+        InputError: for a source that is not here (with the command that gets it), or is not what it should be; for packages
+            that are not installed.
     """
+    if absent := [package for package in ("diffusers", "transformers") if find_spec(package) is None]:
+        raise InputError(
+            f"prior {source}: needs packages that are not installed here; pip install {' '.join(absent)} accelerate"
+        )
     checkpoint = Checkpoint(_locate(source))
     if kind != "auto" and kind not in {row[0] for row in ADAPTERS}:
         raise InputError(f"prior kind {kind!r}: choose auto or one of {', '.join(row[0] for row in ADAPTERS)}")
