@@ -158,6 +158,16 @@ def test_condition_pads_and_composites(prior: Zero123) -> None:
         torch.testing.assert_close(given.positive[key], wanted.positive[key])
 
 
+def test_resolution(prior: Zero123) -> None:
+    """The UNet's cells times the VAE's factor, 256 at most."""
+    assert prior.resolution == (16, 16) and prior.latent_shape() == (1, 4, 8, 8)
+    parts = prior.modules
+    for cells, side in ((16, 32), (32, 64), (256, 256)):
+        net = tiny.unet(in_channels=8, sample_size=cells)
+        made = Zero123("sized", net, parts["vae"], parts["image_encoder"], parts["projection"], prior.schedule)
+        assert made.resolution == (side, side)
+
+
 def test_conditions_of_several_batches_join(prior: Zero123) -> None:
     """The unconditional part, kept once for any batch, gets a row for each."""
     parts = [prior.condition(pictures(count, seed=count)) for count in (2, 3)]

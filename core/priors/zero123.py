@@ -87,7 +87,8 @@ class Zero123(Prior):
         self.modules = {"unet": unet, "vae": vae, "image_encoder": image_encoder, "projection": projection}
         self.schedule = schedule
         self.extractor = extractor or {}
-        side = int(self._config("unet").sample_size) * self._latent_layout()[0]
+        # All of them were trained at 256 pixels, also where a conversion kept the 64 cells of Stable Diffusion's configuration.
+        side = min(256, int(self._config("unet").sample_size) * self._latent_layout()[0])
         self.resolution = (side, side)
 
     @classmethod
