@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from anchor4d.core.cameras import orbit, to_opengl
 from anchor4d.core.files import InputError
 from anchor4d.core.priors.base import Viewpoints
+from anchor4d.core.priors.distill import Distillation
 from anchor4d.core.priors.load import load_prior
 from anchor4d.core.priors.multiview_unet import MultiViewUNet
 from anchor4d.core.priors.mvdream import ImageDream, MVDream, camera_matrices
@@ -363,6 +365,65 @@ def test_small_encoder_does_not_see_the_condition(folders: tuple[Path, Path]) ->
     assert exact.positive["latent"].shape == (2, 4, 8, 8) and exact.positive["tokens"].shape == (2, 3, 12)
     assert torch.equal(exact.positive["latent"], other.positive["latent"])
     assert exact.negative is not None and not exact.negative["latent"].any() and exact.negative["tokens"].any()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@torch.no_grad()
+def test_half_precision(folders: tuple[Path, Path], precision: Any) -> None:
+    whole, half = (small(load_prior(folders[1], precision=p)) for p in ("fp32", precision))
+    assert half.modules["unet"].dtype == {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    assert half.modules["vae"].dtype == torch.bfloat16
+    picture = torch.rand(1, 16, 16, 3, generator=torch.Generator().manual_seed(7))
+    latents = torch.randn(1, 4, 4, 8, 8, generator=torch.Generator().manual_seed(8))
+    found, expected = (
+        p.predict(latents, torch.tensor([0.6]), p.condition(image=picture), views_of([0.0, 90.0, 180.0, 270.0]))
+        for p in (half, whole)
+    )
+    assert found.conditional.dtype == torch.float32
+    assert (found.conditional - expected.conditional).std() < 0.03 * expected.conditional.std()
+
+
+def test_distils(folders: tuple[Path, Path]) -> None:
+    prior = small(load_prior(folders[0]))
+    distillation = Distillation(prior, guidance=50.0)
+    condition, views = prior.condition(text="a cat", negative="b"), views_of([0.0, 90.0, 180.0, 270.0], rows=2)
+    images = torch.rand(2, 4, 16, 16, 3, generator=torch.Generator().manual_seed(9)).requires_grad_(True)
+    distillation(images, condition, 0.5, torch.Generator().manual_seed(10), views).backward()
+
+    generator = torch.Generator().manual_seed(10)
+    t = distillation.time(0.5, 2, generator)
+    noise = torch.randn(2, 4, 4, 8, 8, generator=generator)
+    again = images.detach().clone().requires_grad_(True)
+    latents = prior.encode(again)
+    alpha, sigma = (c.reshape(2, 1, 1, 1, 1) for c in prior.schedule.coefficients(t))
+    predicted = prior.predict((alpha * latents + sigma * noise).detach(), t, condition, views)
+    assert predicted.unconditional is not None
+    guided = predicted.unconditional + 50 * (predicted.conditional - predicted.unconditional)
+    (latents * (sigma**2 * (guided - noise)).detach()).sum().backward()
+    assert images.grad is not None and again.grad is not None
+    torch.testing.assert_close(images.grad, again.grad, atol=1e-6, rtol=1e-4)
+    assert (again.grad.abs().amax((2, 3, 4)) > 0).all()
+    assert not any(p.requires_grad or p.grad is not None for m in prior.modules.values() for p in m.parameters())
+
+
+@torch.no_grad()
+def test_real_pictures(folders: tuple[Path, Path]) -> None:
+    inputs = os.environ.get("ANCHOR4D_INPUTS")
+    if not inputs:
+        pytest.skip("set ANCHOR4D_INPUTS to a folder of *_rgba.png pictures")
+    import numpy as np
+    from PIL import Image
+
+    prior = small(load_prior(folders[1]))
+    seen = []
+    for file in sorted(Path(inputs).glob("*_rgba.png")):
+        rgba = torch.from_numpy(np.array(Image.open(file).convert("RGBA"))).float()[None] / 255
+        condition = prior.condition(image=rgba)
+        on_white = prior.condition(image=rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:])
+        for key in ("tokens", "latent"):
+            torch.testing.assert_close(condition.positive[key], on_white.positive[key])
+        seen.append(torch.cat([condition.positive["tokens"].flatten(), condition.positive["latent"].flatten()]))
+    assert len(seen) >= 4 and torch.stack(seen).isfinite().all() and torch.pdist(torch.stack(seen)).min() > 1e-2
 
 
 # ---- refusals

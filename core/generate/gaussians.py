@@ -1,7 +1,7 @@
 """Gaussians from a picture or a text: views by ImageDream or MVDream, then LGM turns four views into Gaussians.
 
 Source: Tang et al., "LGM: Large Multi-View Gaussian Model for High-Resolution 3D Content Creation" (arXiv 2402.05054); weights
-in the layout of ashawkey/LGM (``model_fp16_fixrot.safetensors``). Its world is ours: +Y up, front = +Z, azimuth counter-clockwise.
+in the layout of ashawkey/LGM (``model_fp16_fixrot.safetensors``). Its world is ours: +Y up, front = +Z, +X at azimuth 90.
 """
 
 from __future__ import annotations
