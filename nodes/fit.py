@@ -17,7 +17,7 @@ from ..core.methods import pla4d
 from ..core.scene import Scene4D
 from ..core.video import DrivingVideo
 from ..core.views import DEFAULT_FRONT, render_frames
-from . import host
+from . import host, host_prior
 from .objectives import Terms, describe
 
 CATEGORY = "Anchor4D/3 Fit"
@@ -84,6 +84,13 @@ def _changed(schedule: Schedule | None, steps: int, factor: float = 1.0) -> Sche
     if steps > 0:
         schedule = replace(schedule, one_by_one=steps) if schedule.one_by_one else replace(schedule, steps=steps)
     return schedule
+
+
+def _refine(schedule: Schedule | None, whole: Schedule, steps: int, factor: float) -> Schedule | None:
+    """The last pass: the preset's own, or with the user's number of steps, of which 0 leaves it and the priors out."""
+    if steps < 0:
+        return _changed(schedule, -1, factor)
+    return replace(schedule or whole, steps=steps, one_by_one=0)
 
 
 def _factor(resolution: int, *schedules: Schedule | None) -> float:
@@ -168,7 +175,7 @@ class Anchor4DFitGaussians(io.ComfyNode):
             video = driving_video.to(host.device_for(device, renderer))
             with host.checkpoint(
                 "object", video.frames, alignment.mesh.vertices, repr(alignment.front), repr(config), seed
-            ) as path:
+            ) as path, host_prior.loaded(config.objectives, device):  # fmt: skip
                 scene = pla4d.fit_static(
                     video, alignment.mesh, alignment.front, config, seed=seed, backend=renderer,
                     progress=host.Report().fit, checkpoint=path,
@@ -242,6 +249,16 @@ class Anchor4DMotionAlignment(io.ComfyNode):
                 ),
                 _resolution(),
                 *host.device_inputs(),
+                io.Int.Input(
+                    "refine_steps",
+                    default=-1,
+                    min=-1,
+                    max=100_000,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Steps of the last pass, in which a prior has its say (with Reference Refinement or Novel Views "
+                    "among the objectives only). More = tears close further, slower. 0 = off. -1 = the preset's.",
+                ),
             ],
             outputs=[host.Scene.Output("scene", tooltip="The moving object.")],
             has_intermediate_output=True,
@@ -262,6 +279,7 @@ class Anchor4DMotionAlignment(io.ComfyNode):
         resolution: int = 0,
         device: str = "auto",
         renderer: str = "auto",
+        refine_steps: int = -1,
         alignment: FocalAlignment | None = None,
         cameras: Sequence[FrontCamera] = (),
         objectives: Terms = (),
@@ -276,6 +294,7 @@ class Anchor4DMotionAlignment(io.ComfyNode):
                 tracking=_changed(config.tracking, tracking_steps if chosen == "control-nodes" else 0, min(factor, 1.0)),
                 schedule=_changed(config.schedule, steps or -1, factor),
                 fine=_changed(config.fine, fine_steps, factor),
+                refine=_refine(config.refine, config.schedule, refine_steps, factor),
                 nodes=control_nodes or config.nodes,
                 objectives=tuple(objectives),
             )
@@ -284,7 +303,7 @@ class Anchor4DMotionAlignment(io.ComfyNode):
             video, still = driving_video.to(where), scene.to(where)
             mesh = None if alignment is None else alignment.mesh
             inputs = video.frames, still.gaussians.tensors(), repr(cameras), repr(config), mesh is None, seed
-            with host.checkpoint("motion", *inputs) as path:
+            with host.checkpoint("motion", *inputs) as path, host_prior.loaded(config.objectives, device):
                 moving = pla4d.fit_motion(
                     video, still, config, mesh=mesh, fronts=cameras, seed=seed, backend=renderer,
                     progress=host.Report().fit, checkpoint=path,

@@ -11,7 +11,11 @@ from ..core.objectives.base import Objective, Ramp
 from ..core.objectives.first_frame import FirstFrame
 from ..core.objectives.front import FrontMatch
 from ..core.objectives.mesh import MeshMatch
+from ..core.objectives.novel_view import NovelView
+from ..core.objectives.reference import ReferenceRefinement, require_image
 from ..core.objectives.rigidity import Rigidity, Smoothness
+from ..core.priors.base import Prior
+from ..core.priors.distill import Annealed, Distillation
 from . import host
 
 CATEGORY = "Anchor4D/3 Fit/Objectives"
@@ -280,6 +284,110 @@ class Anchor4DSmoothness(io.ComfyNode):
         return io.NodeOutput((*objectives, Smoothness(_ramp(weight, end_weight))))
 
 
+def _distillation_inputs(weight: float) -> list[io.Input]:
+    """What every objective that asks a prior takes."""
+    return [
+        host.Prior.Input("prior", tooltip="An image-conditioned diffusion model: from Load Prior or Prior from Model."),
+        _more(),
+        *_weight(weight, "the prior has its way; lower = the video has"),
+        io.Int.Input(
+            "views", default=6, min=1, max=64, tooltip="Pictures shown to the prior in every step. More = steadier, slower."
+        ),
+        io.Float.Input(
+            "guidance",
+            default=0.0,
+            min=0.0,
+            max=200.0,
+            step=0.5,
+            optional=True,
+            advanced=True,
+            tooltip="Guidance scale. Higher = closer to the condition, more contrast. 0 = the prior's usual.",
+        ),
+        *(
+            io.Float.Input(
+                f"{end}_time",
+                default=default,
+                min=0.02,
+                max=0.98,
+                step=0.01,
+                optional=True,
+                advanced=True,
+                tooltip=f"Share of noise {when}. Higher = larger changes are suggested, lower = only details.",
+            )
+            for end, default, when in (("first", 0.5, "at the first step"), ("last", 0.02, "at the last step"))
+        ),
+        io.Int.Input(
+            "micro_batch",
+            default=0,
+            min=0,
+            max=64,
+            optional=True,
+            advanced=True,
+            tooltip="Pictures in the prior at once. Lower = less memory, slower, the same result. 0 = all.",
+        ),
+    ]
+
+
+def _distillation(prior: Prior, guidance: float, first_time: float, last_time: float, micro_batch: int) -> Distillation:
+    return Distillation(
+        prior,
+        time=Annealed(first_time, last_time),
+        guidance=guidance or None,
+        micro_batch=micro_batch,
+        encode_batch=micro_batch,
+    )
+
+
+class Anchor4DReferenceRefinement(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Anchor4DReferenceRefinement",
+            display_name="Reference Refinement",
+            category=CATEGORY,
+            description="Objective for motion: a diffusion prior, shown the still object from the same side, mends tears and "
+            "holes where the video does not look (PLA4D Eq. 11).",
+            search_aliases=["sds", "score distillation", "zero123", "prior", "refine", "objective", "loss", "pla4d"],
+            inputs=_distillation_inputs(pla4d.REFINEMENT_WEIGHT),
+            outputs=[_output()],
+        )
+
+    @classmethod
+    def execute(
+        cls, prior: Prior, weight: float, views: int, end_weight: float = -1.0, guidance: float = 0.0,
+        first_time: float = 0.5, last_time: float = 0.02, micro_batch: int = 0, objectives: Terms = (),
+    ) -> io.NodeOutput:  # fmt: skip
+        with host.work(cls):
+            require_image(prior, "it")
+            distillation = _distillation(prior, guidance, first_time, last_time, micro_batch)
+            return io.NodeOutput((*objectives, ReferenceRefinement(distillation, _ramp(weight, end_weight), views)))
+
+
+class Anchor4DNovelViews(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Anchor4DNovelViews",
+            display_name="Novel Views",
+            category=CATEGORY,
+            description="Objective: a diffusion prior, shown each frame of the driving video, tells how the object looks from "
+            "other sides at that time (time-multiview refinement of PLA4D's later version; DreamGaussian4D's distillation).",
+            search_aliases=["sds", "score distillation", "zero123", "t-mv", "prior", "objective", "loss", "pla4d-v4", "dg4d"],
+            inputs=_distillation_inputs(pla4d.NOVEL_VIEW_WEIGHT),
+            outputs=[_output()],
+        )
+
+    @classmethod
+    def execute(
+        cls, prior: Prior, weight: float, views: int, end_weight: float = -1.0, guidance: float = 0.0,
+        first_time: float = 0.5, last_time: float = 0.02, micro_batch: int = 0, objectives: Terms = (),
+    ) -> io.NodeOutput:  # fmt: skip
+        with host.work(cls):
+            require_image(prior, "it")
+            distillation = _distillation(prior, guidance, first_time, last_time, micro_batch)
+            return io.NodeOutput((*objectives, NovelView(distillation, _ramp(weight, end_weight), views)))
+
+
 def _preset_input() -> io.Input:
     return io.Combo.Input(
         "preset",
@@ -327,15 +435,24 @@ class Anchor4DPLA4DObjectives4D(io.ComfyNode):
             display_name="PLA4D Objectives (3D to 4D)",
             category=CATEGORY,
             description="PLA4D's objectives for the motion with a preset's weights: Front Match, and First Frame (paper) or "
-            "Rigidity and Smoothness (standard, draft).",
+            "Rigidity and Smoothness (standard, draft); with a prior, Reference Refinement.",
             search_aliases=["losses", "preset", "motion alignment", "dynamic", "pla4d"],
-            inputs=[_preset_input(), _more()],
+            inputs=[
+                _preset_input(),
+                _more(),
+                host.Prior.Input(
+                    "prior",
+                    optional=True,
+                    tooltip="An image-conditioned diffusion model, from Load Prior: adds Reference Refinement, which mends "
+                    "tears on the sides that the video does not show. Nothing connected = none.",
+                ),
+            ],
             outputs=[_output()],
         )
 
     @classmethod
-    def execute(cls, preset: str, objectives: Terms = ()) -> io.NodeOutput:
-        return _set_output(pla4d.preset(preset).motion.objectives, objectives)
+    def execute(cls, preset: str, objectives: Terms = (), prior: Prior | None = None) -> io.NodeOutput:
+        return _set_output(pla4d.preset(preset, prior).motion.objectives, objectives)
 
 
 NODES = [
@@ -346,4 +463,6 @@ NODES = [
     Anchor4DFirstFrame,
     Anchor4DRigidity,
     Anchor4DSmoothness,
+    Anchor4DReferenceRefinement,
+    Anchor4DNovelViews,
 ]

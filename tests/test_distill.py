@@ -369,7 +369,7 @@ def test_reference_refinement_is_conditioned_on_the_static_render_of_the_same_vi
 
 def test_a_prior_without_pictures_cannot_refine(moving: tuple[DeformationMLP, Gaussians]) -> None:
     with pytest.raises(InputError, match="not conditioned on a picture"):
-        ReferenceRefinement.of(Linears(NoiseSchedule.scaled_linear()))(moving_step(*moving))
+        ReferenceRefinement(Distillation(Linears(NoiseSchedule.scaled_linear())))(moving_step(*moving))
 
 
 def test_frames_are_reframed_for_the_prior_as_its_camera_sees_them() -> None:

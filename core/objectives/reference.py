@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..files import InputError
 from ..priors.base import Prior, Viewpoints
-from ..priors.distill import Annealed, Distillation
+from ..priors.distill import Distillation
 from ..render import rasterize
 from .base import FitStep, Weight, constant
 from .mesh import framing_cameras
@@ -35,11 +35,6 @@ class ReferenceRefinement:
     weight: Weight = constant(1.0)  # noqa: RUF009
     views: int = 6
     elevation: tuple[float, float] = (-30.0, 30.0)
-
-    @staticmethod
-    def of(prior: Prior, **settings: object) -> ReferenceRefinement:
-        """With a prior's usual guidance and PLA4D's diffusion times."""
-        return ReferenceRefinement(Distillation(prior, time=Annealed(0.5, 0.02)), **settings)  # pyright: ignore[reportArgumentType]
 
     def __call__(self, step: FitStep) -> Tensor:
         if step.field is None:
