@@ -292,6 +292,9 @@ def test_image_to_gaussians(tmp_path: Path) -> None:
     assert not torch.equal(found.views, other.views)
     with pytest.raises(InputError, match="picture: no foreground"):
         image_to_gaussians(network, imagedream, torch.zeros(40, 60, 4), steps=1)
+    for wrong in (picture[None], picture / 0):
+        with pytest.raises(InputError, match="picture: give finite numbers"):
+            image_to_gaussians(network, imagedream, wrong, steps=1)
 
 
 class Discs(ExactPrior):

@@ -76,6 +76,8 @@ def image_to_gaussians(
     Raises:
         InputError: for a picture without an object, or models that are not here or of another kind.
     """
+    if image.ndim != 3 or image.shape[-1] not in (3, 4) or not image.isfinite().all():
+        raise InputError(f"picture: give finite numbers (height, width, 3 or 4), not {tuple(image.shape)}")
     network = lgm if isinstance(lgm, LGM) else load_lgm(lgm, device=device, precision=precision)
     clip = Clip(image[None].detach().cpu().float(), source="picture")
     cut = prepare(clip, resolution=2 * RESOLUTION, fill=FILL, upsample=True).composited(1.0)[0]
