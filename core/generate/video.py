@@ -232,7 +232,9 @@ def _generate(
 ) -> GeneratedVideo:
     import diffusers
 
-    cls = getattr(diffusers, pipeline)
+    cls: Any = getattr(diffusers, pipeline, None)
+    if cls is None:
+        raise InputError(f"{family.name}: diffusers {diffusers.__version__} has no {pipeline}; run: pip install -U diffusers")
     # diffusers 0.42's Wan image-to-video mends broken unicode with ftfy without looking whether that is installed.
     vars(sys.modules[cls.__module__]).setdefault("ftfy", SimpleNamespace(fix_text=str))
     accepted = inspect.signature(cls.__call__).parameters
