@@ -131,28 +131,43 @@ class Mesh:
         Raises:
             InputError: for a mesh of no extent.
         """
-        used = self.vertices[self.faces.reshape(-1)].cpu().double()
-        low, high = used.amin(0), used.amax(0)
-        side = float((high - low).max())
-        if not side > 0:
-            raise InputError(f"{self.name}: all vertices coincide, choose a mesh with an extent")
-        matrix = torch.eye(4, dtype=torch.float64)
-        matrix[:3, :3] /= side
-        matrix[:3, 3] = -(low + high) / 2 / side
+        matrix = centring(self.vertices[self.faces.reshape(-1)], self.name)
         return self.transformed(matrix.float()), matrix.to(self.vertices)
 
     def turned(self, degrees_about_y: float) -> Mesh:
         """Turned about +Y, counter-clockwise seen from above: at +90 what faced +Z faces +X."""
-        a = math.radians(degrees_about_y)
-        matrix = torch.eye(4)
-        matrix[0, 0] = matrix[2, 2] = math.cos(a)
-        matrix[0, 2], matrix[2, 0] = math.sin(a), -math.sin(a)
-        return self.transformed(matrix)
+        return self.transformed(turn_about_y(degrees_about_y))
 
     def face_normals(self) -> Tensor:  # (F, 3)
         """Unit normals by the faces' winding (counter-clockwise seen from outside)."""
         a, b, c = self.vertices[self.faces].unbind(1)
         return torch.nn.functional.normalize(torch.linalg.cross(b - a, c - a), dim=-1)
+
+
+def centring(points: Tensor, name: str) -> Tensor:  # (N, 3) -> (4, 4) float64
+    """The matrix that centres points on the origin and makes their bounding box's longest side 1.
+
+    Raises:
+        InputError: for points of no extent.
+    """
+    points = points.cpu().double()
+    low, high = points.amin(0), points.amax(0)
+    side = float((high - low).max())
+    if not side > 0:
+        raise InputError(f"{name}: all its points coincide, choose an object with an extent")
+    matrix = torch.eye(4, dtype=torch.float64)
+    matrix[:3, :3] /= side
+    matrix[:3, 3] = -(low + high) / 2 / side
+    return matrix
+
+
+def turn_about_y(degrees: float) -> Tensor:  # (4, 4)
+    """A turn about +Y, counter-clockwise seen from above."""
+    a = math.radians(degrees)
+    matrix = torch.eye(4)
+    matrix[0, 0] = matrix[2, 2] = math.cos(a)
+    matrix[0, 2], matrix[2, 0] = math.sin(a), -math.sin(a)
+    return matrix
 
 
 # --- colours of the surface -------------------------------------------------------------------------------------------

@@ -215,7 +215,7 @@ def table() -> str:
         notes += [f"works with {' and '.join(model.needs)}"] if model.needs else []
         if model.package and not importlib.util.find_spec(model.package):
             notes.append(f"also needs: pip install {model.package}")
-        if found and (pickle := _pickle(found)) and model.hub:
+        if found and model.hub and (pickle := _pickle(found)):
             notes.append(f"{pickle.relative_to(found)} is a pickle: run {COMMAND} convert {found}")
         lines.append(f"{'':{width}}  {'; '.join(notes)}")
     import torch
@@ -283,7 +283,7 @@ def download(name: str | None, progress: Callable[[int, int], None] | None = Non
     if model.hub:
         os.replace(folder, target)
         if _pickle(target):
-            return convert(target)
+            convert(target)
     return target
 
 
@@ -296,10 +296,12 @@ def convert(path: str | os.PathLike[str] | None) -> Path:
     return convert_pickles(Path(path))
 
 
-def _pickle(path: Path) -> Path | None:
+def _pickle(folder: Path) -> Path | None:
+    """A pickle in a model's folder that has no safetensors beside it."""
     from .downloads import PICKLES
 
-    return next((file for file in sorted(path.rglob("*")) if file.suffix in PICKLES), None) if path.is_dir() else None
+    found = (file for file in sorted(folder.rglob("*")) if file.suffix in PICKLES)
+    return next((file for file in found if not any(file.parent.glob("*.safetensors"))), None)
 
 
 def _fetched(folder: Path) -> int:

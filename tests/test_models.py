@@ -10,10 +10,13 @@ import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from anchor4d import cli
 from anchor4d.core import downloads, models
@@ -205,8 +208,8 @@ def test_a_stale_part_is_noticed_by_its_hash(hub: Hub, tmp_path: Path) -> None:
     assert (folder / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == UNET
 
 
-def refused(capsys: pytest.CaptureFixture[str], name: str) -> str:
-    assert cli.main(["models", "get", name]) == 2
+def refused(capsys: pytest.CaptureFixture[str], *name: str, command: str = "get") -> str:
+    assert cli.main(["models", command, *name]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     return lines[0]
@@ -280,19 +283,26 @@ def test_any_model_of_the_hub_can_be_named(hub: Hub, tmp_path: Path) -> None:
     assert models.find("diffusers/someone--finetune") == folder
 
 
-def test_pickles_are_converted_when_all_is_here(
-    hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_pickles_are_converted_when_all_is_here(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
     hub.repository = "cerspense/zeroscope_v2_576w"
     hub.files = {f"{part}/config.json": b"{}" for part in ("scheduler", "text_encoder", "tokenizer", "unet", "vae")}
-    hub.files["unet/diffusion_pytorch_model.bin"] = VAE
-    converted: list[Path] = []
-    monkeypatch.setattr(models, "convert", lambda path: converted.append(path) or path)
+    pickled = BytesIO()
+    torch.save({"conv.weight": torch.arange(6.0).reshape(2, 3)}, pickled)
+    hub.files["unet/diffusion_pytorch_model.bin"] = pickled.getvalue()
     assert cli.main(["models", "get", "zeroscope"]) == 0
     printed = capsys.readouterr()
-    assert converted == [models.find("zeroscope")]
-    assert "no commercial use" in printed.err
+    folder = models.find("zeroscope")
+    assert folder is not None
+    assert printed.out.strip() == str(folder)
+    assert "licence: CC-BY-NC 4.0: no commercial use" in printed.err
+    made = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    assert torch.equal(load_file(made)["conv.weight"], torch.arange(6.0).reshape(2, 3))
+    assert "is a pickle" not in models.table()
+    made.unlink()
     assert models.table().count(f"unet{os.sep}diffusion_pytorch_model.bin is a pickle: run") == 1
+    assert cli.main(["models", "convert", str(folder)]) == 0
+    assert made.is_file()
+    assert "name a file" in refused(capsys, command="convert")
 
 
 def test_single_files_from_elsewhere(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

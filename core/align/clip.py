@@ -11,15 +11,14 @@ import torch
 from torch import Tensor
 
 from ..cameras import Cameras, Crop, FrontCamera
-from ..mesh import Mesh
-from ..render.mesh import render_mesh
+from ..object3d import Object3D, render_object
 from ..video import DrivingVideo
 from .curve import AlignmentCurve
 
 
 def focal_per_frame(
     video: DrivingVideo,
-    meshes: Sequence[Mesh],
+    meshes: Sequence[Object3D],
     front: FrontCamera,
     *,
     reach: float = 0.15,
@@ -83,10 +82,10 @@ def _scaled(front: FrontCamera, scale: float) -> FrontCamera:
     return replace(front, fovy=2 * math.degrees(math.atan(scale * math.tan(math.radians(front.fovy) / 2))))
 
 
-def _errors(mesh: Mesh, front: FrontCamera, scales: np.ndarray, crop: Crop, wanted: Tensor) -> np.ndarray:
+def _errors(mesh: Object3D, front: FrontCamera, scales: np.ndarray, crop: Crop, wanted: Tensor) -> np.ndarray:
     """Mean squared error of premultiplied colour and alpha against ``wanted`` (S, S, 4) for each scale."""
     cameras = Cameras.cat([_scaled(front, float(s)).cropped(crop, len(wanted)) for s in scales])
-    view = render_mesh(mesh, cameras)
+    view = render_object(mesh, cameras)
     return (torch.cat([view.color, view.alpha[..., None]], -1) - wanted).square().mean((1, 2, 3)).numpy()
 
 

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from ..cameras import Cameras, FrontCamera
-from ..mesh import Mesh
-from ..render.mesh import render_mesh
+from ..object3d import Object3D, render_object
 from ..video import DrivingVideo
 from .curve import AlignmentCurve
 from .front import detect_yaw
@@ -40,7 +39,7 @@ class FocalAlignment:
     """
 
     front: FrontCamera
-    mesh: Mesh
+    mesh: Object3D
     yaw: float
     curves: list[AlignmentCurve]
     error: float
@@ -48,7 +47,7 @@ class FocalAlignment:
 
 
 def align_camera(
-    mesh: Mesh,
+    mesh: Object3D,
     video: DrivingVideo,
     *,
     yaw: Literal["auto"] | float = "auto",
@@ -63,7 +62,7 @@ def align_camera(
     """Normalise a mesh, turn it to face front and find the camera of a frame of the video.
 
     Args:
-        mesh: any size, place and turn about +Y; +Y up.
+        mesh: a mesh or Gaussians (:class:`~anchor4d.core.object3d.SplatObject`), any size, place and turn about +Y; +Y up.
         video: driving video; its crop ties the result to the original picture.
         yaw: degrees to turn the mesh about +Y so that its front faces +Z, or ``auto`` to detect them.
         mode: ``robust`` solves field of view, distance and shift; ``literal`` is PLA4D Eq. 4, field of view alone.
@@ -112,7 +111,7 @@ def align_camera(
 
 
 def robust_search(
-    mesh: Mesh,
+    mesh: Object3D,
     target: Target,
     *,
     elevation: float = 0.0,
@@ -145,7 +144,7 @@ def robust_search(
 
 
 def literal_search(
-    mesh: Mesh,
+    mesh: Object3D,
     target: Target,
     *,
     distance: float = 2.0,
@@ -170,7 +169,7 @@ def literal_search(
         for part in fovy.split(16):
             views = [FrontCamera(float(f), distance, crop.width, crop.height, elevation=elevation) for f in part]
             cameras = Cameras.cat([view.cropped(crop, resolution) for view in views])
-            values.append((render_mesh(mesh, cameras, torch.ones(3)).color - goal).square().mean((1, 2, 3)))
+            values.append((render_object(mesh, cameras, torch.ones(3)).color - goal).square().mean((1, 2, 3)))
         return torch.cat(values)
 
     x = torch.arange(round((fovy_range[1] - fovy_range[0]) / step) + 1, dtype=torch.float64) * step + fovy_range[0]
@@ -186,7 +185,7 @@ def literal_search(
     return FrontCamera(chosen, distance, crop.width, crop.height, elevation=elevation), curve, float(fine.min())
 
 
-def overlay(mesh: Mesh, front: FrontCamera, target: Target) -> Tensor:  # (S, S, 3)
+def overlay(mesh: Object3D, front: FrontCamera, target: Target) -> Tensor:  # (S, S, 3)
     """Half the frame, half the mesh as the camera sees it, on white."""
-    render = render_mesh(mesh, front.cropped(target.crop, target.image.shape[0]), torch.ones(3))
+    render = render_object(mesh, front.cropped(target.crop, target.image.shape[0]), torch.ones(3))
     return ((target.image[..., :3] + 1 - target.image[..., 3:]) + render.color[0]) / 2

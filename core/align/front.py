@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..mesh import Mesh
+from ..object3d import Object3D
 from .curve import AlignmentCurve
 from .solve import AZIMUTH, DISTANCE, DOWN, ELEVATION, EXTENT, RIGHT, STAGES, Target, locate, refine
 
@@ -23,7 +23,7 @@ NEAR = 1.0
 
 
 def detect_yaw(
-    mesh: Mesh,
+    mesh: Object3D,
     target: Target,
     *,
     step: float = 12.0,

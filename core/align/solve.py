@@ -1,4 +1,4 @@
-"""The camera that makes a mesh look like a frame: closed-form placement, then robust Gauss-Newton on rendered pictures.
+"""The camera that makes an object look like a frame: closed-form placement, then robust Gauss-Newton on rendered pictures.
 
 A pose is six numbers: log extent, log distance, shift right and down of the object (principal point) in picture heights,
 elevation and azimuth in radians. Extent, tan(fovy / 2) times distance, is the half height of the picture at the object: it
@@ -16,8 +16,7 @@ from torch import Tensor
 
 from ..cameras import Cameras, Crop, FrontCamera, orbit_poses
 from ..files import InputError
-from ..mesh import Mesh
-from ..render.mesh import render_mesh
+from ..object3d import Object3D, bounding_points, render_object
 from ..video import DrivingVideo
 
 EXTENT, DISTANCE, RIGHT, DOWN, ELEVATION, AZIMUTH = range(6)
@@ -126,7 +125,7 @@ class View:
         pose[:, [RIGHT, DOWN]] = (place - middle) / self.crop.height
         return pose
 
-    def cameras(self, pose: Tensor, mesh: Mesh) -> Cameras:  # (B, 6)
+    def cameras(self, pose: Tensor, mesh: Object3D) -> Cameras:  # (B, 6)
         """Cameras (B) of poses, each around the centre that the mesh has once it is turned to face that camera."""
         distance = pose[:, DISTANCE].exp()
         focal = self.crop.height / 2 * distance / pose[:, EXTENT].exp()
@@ -139,9 +138,9 @@ class View:
             poses[:, :3, 3] -= (poses[:, :3, :3] @ turned_centre(mesh, pose[:, AZIMUTH])[..., None])[..., 0]
         return Cameras(poses, K, self.image.shape[1], self.image.shape[0])
 
-    def draw(self, mesh: Mesh, pose: Tensor, supersample: int = 2) -> Tensor:  # (B, 6) -> (B, H, W, 4)
+    def draw(self, mesh: Object3D, pose: Tensor, supersample: int = 2) -> Tensor:  # (B, 6) -> (B, H, W, 4)
         """The mesh from poses, premultiplied RGBA."""
-        render = render_mesh(mesh, self.cameras(pose, mesh), supersample=supersample)
+        render = render_object(mesh, self.cameras(pose, mesh), supersample=supersample)
         return torch.cat([render.color, render.alpha[..., None]], -1)
 
     def residuals(self, images: Tensor, color: bool) -> Tensor:  # (B, H, W, 4) -> (B, H, W, 4 or 1)
@@ -177,7 +176,7 @@ def pose_front(pose: Tensor, crop: Crop) -> FrontCamera:  # (6,)
     )
 
 
-def locate(mesh: Mesh, target: Target, pose: Tensor, *, resolution: int = 64, rounds: int = 3) -> tuple[Tensor, Tensor]:
+def locate(mesh: Object3D, target: Target, pose: Tensor, *, resolution: int = 64, rounds: int = 3) -> tuple[Tensor, Tensor]:
     """Extent and shift in closed form, by the masks' centroid and spread, for each pose's distance, elevation and azimuth.
 
     Args:
@@ -189,7 +188,7 @@ def locate(mesh: Mesh, target: Target, pose: Tensor, *, resolution: int = 64, ro
     goal = target.at(resolution)
     # First guess from bounding boxes, orthographic.
     turn = orbit_poses(pose[:, AZIMUTH].rad2deg(), pose[:, ELEVATION].rad2deg(), 1.0)[:, :2, :3]
-    seen = turn @ mesh.vertices[mesh.faces.unique()].T - turn @ turned_centre(mesh, pose[:, AZIMUTH])[..., None]
+    seen = turn @ bounding_points(mesh).T - turn @ turned_centre(mesh, pose[:, AZIMUTH])[..., None]
     low, high = seen.amin(-1), seen.amax(-1)  # (B, 2)
     inside = goal.image[..., 3] > 0.5
     columns, rows = inside.any(0).nonzero()[:, 0], inside.any(1).nonzero()[:, 0]
@@ -210,14 +209,14 @@ def locate(mesh: Mesh, target: Target, pose: Tensor, *, resolution: int = 64, ro
     return pose, goal.error(goal.residuals(images, target.color), STAGES[0][1]) * prior(pose)
 
 
-def turned_centre(mesh: Mesh, azimuth: Tensor) -> Tensor:  # (B,) radians -> (B, 3)
+def turned_centre(mesh: Object3D, azimuth: Tensor) -> Tensor:  # (B,) radians -> (B, 3)
     """The point that becomes the bounding box's centre, seen from above, once the mesh is turned to face each azimuth's camera.
 
     A pose's distance and shift count from there, so that turning and centring the mesh afterwards changes neither.
     """
     s, c = azimuth.float().sin(), azimuth.float().cos()
     axes = torch.stack([torch.stack([c, -s], -1), torch.stack([s, c], -1)], 1)  # the camera's right and back, in x and z
-    along = axes @ mesh.vertices[mesh.faces.unique()][:, [0, 2]].T
+    along = axes @ bounding_points(mesh)[:, [0, 2]].T
     x, z = ((along.amin(-1) + along.amax(-1)) / 2)[:, None].matmul(axes)[:, 0].unbind(-1)
     return torch.stack([x, torch.zeros_like(x), z], -1)
 
@@ -229,7 +228,7 @@ def prior(pose: Tensor) -> Tensor:  # (B, 6) -> (B,)
 
 
 def refine(
-    mesh: Mesh,
+    mesh: Object3D,
     target: Target,
     pose: Tensor,  # (6,)
     free: tuple[int, ...],

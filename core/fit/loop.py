@@ -20,7 +20,7 @@ from torch import Tensor
 from ..cameras import FrontCamera
 from ..deformation import DeformationField
 from ..gaussians import Gaussians
-from ..mesh import Mesh
+from ..object3d import Object3D
 from ..objectives.base import FitStep, Objective
 from ..render import ScreenStatistics
 from ..video import DrivingVideo
@@ -93,7 +93,7 @@ class Inputs:
     video: DrivingVideo
     taus: Tensor
     fronts: list[FrontCamera]
-    meshes: list[Mesh] = dataclasses.field(default_factory=list)
+    meshes: list[Object3D] = dataclasses.field(default_factory=list)
     loop: bool = False
     backend: str = "auto"
 

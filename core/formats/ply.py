@@ -75,6 +75,14 @@ def _write(path: Path, gaussians: Gaussians) -> None:
         file.write(torch.cat(columns, 1).numpy().astype("<f4").tobytes())
 
 
+def is_splat_ply(path: str | os.PathLike[str]) -> bool:
+    """Whether a ply file holds 3D Gaussians, compressed ones included, and not a mesh or plain points."""
+    with open(path, "rb") as file:
+        head = file.read(_HEADER_BYTES).partition(b"end_header")[0]
+    names = {line.split()[-1] for line in head.splitlines() if line.startswith(b"property")}
+    return {b"opacity", b"scale_0"} <= names or b"packed_position" in names
+
+
 def read_ply(path: str | os.PathLike[str]) -> Gaussians:
     """Read Gaussians (N, ...) into our Y-up frame. No more memory is taken than the file is long.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..cameras import Cameras, FrontCamera
 from ..gaussians import Gaussians
-from ..mesh import Mesh
+from ..object3d import Object3D
 from ..render import Render, ScreenStatistics, rasterize
 from ..video import DrivingVideo
 
@@ -71,7 +71,7 @@ class FitStep:
         resolution: of this step's front renders, pixels.
         background: colour behind this step's renders and targets, (3,).
         generator: source of every random choice.
-        meshes: the object's mesh, or one of each frame of the clip; empty where there is none.
+        meshes: the object as it was given, or one of each frame of the clip; empty where there is none.
         loop: whether the clip's last frame is followed by its first.
         tracking: while frames are tracked one by one: this frame, its tracked neighbour, and the one before that.
         stiffness: factor that regularisers put on their weights.
@@ -90,7 +90,7 @@ class FitStep:
     resolution: int
     background: Tensor
     generator: torch.Generator
-    meshes: list[Mesh] = dataclasses.field(default_factory=list)
+    meshes: list[Object3D] = dataclasses.field(default_factory=list)
     loop: bool = False
     tracking: tuple[int, int, int] | None = None
     stiffness: float = 1.0

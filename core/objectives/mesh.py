@@ -1,4 +1,7 @@
-"""Geometry alignment: from random sides the Gaussians must look like the mesh (PLA4D Eq. 9, GS-Mesh contrastive learning)."""
+"""Geometry alignment: from random sides the Gaussians must look like the mesh (PLA4D Eq. 9, GS-Mesh contrastive learning).
+
+Where the object was given as Gaussians, these stand in for the mesh.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,9 @@ from torch import Tensor
 
 from ..cameras import Cameras, FrontCamera, quaternion_to_matrix, sample_orbit
 from ..gaussians import SH_C0
+from ..object3d import Object3D, SplatObject, render_object
 from ..render import rasterize
-from ..render.mesh import render_mesh
+from ..render.mesh import MeshRender
 from .base import FitStep, Weight, linear
 from .front import image_loss
 
@@ -58,15 +62,12 @@ class MeshMatch:
             if step.field is not None:
                 shown = step.field(shown, torch.zeros(1, device=device)).map(lambda t: t[0])
             seen = cameras.to(device)
-            truth = [render_mesh(step.meshes[0], cameras, step.background.cpu())]
+            truth = [_drawn(step.meshes[0], cameras, step)]
         else:
             pick = torch.randint(len(step.frames), (self.views,), generator=step.generator)
             shown = step.gaussians.map(lambda t: t[pick])
             seen = cameras.reshape(self.views, 1).to(device)
-            truth = [
-                render_mesh(step.meshes[int(step.frames[p])], cameras[i : i + 1], step.background.cpu())
-                for i, p in enumerate(pick)
-            ]
+            truth = [_drawn(step.meshes[int(step.frames[p])], cameras[i : i + 1], step) for i, p in enumerate(pick)]
         color, alpha, depth, normal = (
             torch.cat([getattr(view, part) for view in truth]).to(device).unflatten(0, seen.batch)
             for part in ("color", "alpha", "depth", "normal")
@@ -82,13 +83,21 @@ class MeshMatch:
             centre = step.fronts[0].distance
             difference = (render.depth - centre * render.alpha) - alpha * (depth - centre)
             loss = loss + weight * self.depth * difference.square().mean()
-        if self.normals > 0:
+        if self.normals > 0 and not isinstance(step.meshes[0], SplatObject):
             # The thin axis of a Gaussian sampled on the surface starts as its outward normal and stays continuous.
             facing = quaternion_to_matrix(shown.quats)[..., 2] / 2
             as_color = replace(shown, sh=(facing / SH_C0)[..., None, :])
             drawn = rasterize(as_color, seen, backend=step.backend).color
             loss = loss + weight * self.normals * (drawn - alpha[..., None] * (normal + 1) / 2).square().mean()
         return loss
+
+
+def _drawn(item: Object3D, cameras: Cameras, step: FitStep) -> MeshRender:
+    """The target from cameras: a mesh from the CPU; Gaussians where the fit is and exactly as the fit draws its own."""
+    if isinstance(item, SplatObject):
+        item = item.to(step.canonical.device)
+        return render_object(item, cameras, step.background, supersample=1, backend=step.backend)
+    return render_object(item, cameras, step.background.cpu())
 
 
 def framing_cameras(
