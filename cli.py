@@ -79,7 +79,6 @@ def demo(args: argparse.Namespace, console: Console) -> int:
 def fit(args: argparse.Namespace, console: Console) -> int:
     if args.method in LATER_METHODS:
         raise InputError(f"method {args.method!r}: comes in a later release; choose pla4d")
-    _check_prior(args.prior, console)
     for name in ("image", "prompt"):
         if getattr(args, name) is not None:
             raise InputError(f"--{name}: making what is missing comes in a later release; give --video and --object")
@@ -177,7 +176,6 @@ def export(args: argparse.Namespace, console: Console) -> int:
 def bench(args: argparse.Namespace, console: Console) -> int:
     if args.method in LATER_METHODS:
         raise InputError(f"method {args.method!r}: comes in a later release; choose pla4d")
-    _check_prior(args.prior, console)
     from .bench.cases import run_cases
 
     print(run_cases(args.cases, args.out, _settings(args), only=args.only, console=console))
@@ -213,14 +211,8 @@ def _settings(args: argparse.Namespace) -> Any:
         frames=args.frames,
         device=args.device,
         renderer=args.renderer,
+        prior=args.prior,
     )
-
-
-def _check_prior(prior: str, console: Console) -> None:
-    if prior == "auto":
-        console.note("prior: none (diffusion priors come in a later release)")
-    elif prior != "none":
-        raise InputError(f"prior {prior!r}: diffusion priors are not in this release; choose none or auto")
 
 
 def _number(option: str, text: str) -> float:
@@ -462,7 +454,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _method(made: argparse.ArgumentParser, renderers: Sequence[str]) -> None:
     made.add_argument("--method", choices=("pla4d", "pla4d-v4", *LATER_METHODS), default="pla4d")
-    made.add_argument("--prior", default="auto", metavar="auto|none", help="diffusion prior; none in this release")
+    made.add_argument(
+        "--prior",
+        default="auto",
+        metavar="auto|tiny|DIR|ID|none",
+        help="diffusion prior: tiny comes with the pack; a checkpoint folder, or a name of models list (default: the method's "
+        "own where it is here and there is a GPU, else tiny)",
+    )
     made.add_argument("--preset", choices=("draft", "standard", "paper"), default="standard")
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")

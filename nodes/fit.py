@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from comfy_api.latest import io
@@ -107,6 +108,14 @@ def _say_objectives(objectives: Terms, standing: str) -> None:
         host.say(f"No objectives connected: {standing}")
 
 
+def _estimate(*fit: Any, **inputs: Any) -> str:
+    """What the fit will cost on this machine, told before it starts and kept in sight while it runs."""
+    cost = f"estimate: {pla4d.estimate(*fit, **inputs)}"
+    host.log.info(cost)
+    host.say(cost)
+    return cost
+
+
 def _finish(scene: Scene4D) -> Scene4D:
     """What leaves a fit: on the CPU, as the host keeps values, and nothing asks for gradients."""
     if scene.field is not None:
@@ -173,12 +182,14 @@ class Anchor4DFitGaussians(io.ComfyNode):
             )
             _say_objectives(config.objectives, "Gaussians as sampled on the mesh, unfitted")
             video = driving_video.to(host.device_for(device, renderer))
+            start = pla4d.fit_static(video, alignment.mesh, alignment.front, replace(config, objectives=()), seed=seed)
+            cost = _estimate(video, start, config, mesh=alignment.mesh, backend=renderer)
             with host.checkpoint(
                 "object", video.frames, alignment.mesh.vertices, repr(alignment.front), repr(config), seed
             ) as path, host_prior.loaded(config.objectives, device):  # fmt: skip
                 scene = pla4d.fit_static(
                     video, alignment.mesh, alignment.front, config, seed=seed, backend=renderer,
-                    progress=host.Report().fit, checkpoint=path,
+                    progress=host.Report(note=cost).fit, checkpoint=path,
                 )  # fmt: skip
             scene = _finish(scene)
             return io.NodeOutput(scene, ui=_look(scene, driving_video, scene.taus[:1]))
@@ -302,11 +313,12 @@ class Anchor4DMotionAlignment(io.ComfyNode):
             where = host.device_for(device, renderer)
             video, still = driving_video.to(where), scene.to(where)
             mesh = None if alignment is None else alignment.mesh
+            cost = _estimate(video, still, config, mesh=mesh, fronts=cameras, backend=renderer)
             inputs = video.frames, still.gaussians.tensors(), repr(cameras), repr(config), mesh is None, seed
             with host.checkpoint("motion", *inputs) as path, host_prior.loaded(config.objectives, device):
                 moving = pla4d.fit_motion(
                     video, still, config, mesh=mesh, fronts=cameras, seed=seed, backend=renderer,
-                    progress=host.Report().fit, checkpoint=path,
+                    progress=host.Report(note=cost).fit, checkpoint=path,
                 )  # fmt: skip
             moving = _finish(moving)
             return io.NodeOutput(moving, ui=_look(moving, driving_video, moving.taus))

@@ -72,8 +72,8 @@ def say(text: str) -> None:
 class Report:
     """A core loop's progress as the host's bar with a live preview; raises when the user interrupts."""
 
-    def __init__(self, total: int = 100) -> None:
-        self.bar, self.shown = comfy.utils.ProgressBar(total), 0.0
+    def __init__(self, total: int = 100, note: str = "") -> None:
+        self.bar, self.shown, self.note = comfy.utils.ProgressBar(total), 0.0, note
 
     def show(self, step: int, total: int, picture: Callable[[], Tensor | None] | None = None, text: str = "") -> bool:
         """Moves the bar, and where the last preview is long enough ago, draws ``picture`` (H, W, 3)."""
@@ -85,7 +85,7 @@ class Report:
         if due:
             self.shown = time.monotonic()
             if text:
-                say(text)
+                say(f"{text}\n{self.note}" if self.note else text)
         return due
 
     def fit(self, stage: str, step: int, steps: int, losses: dict[str, float], preview: Callable[[], Tensor]) -> None:

@@ -127,7 +127,7 @@ def test_fit_leaves_what_it_promises(case: Path, tmp_path: Path, capsys: pytest.
     assert cli.main([*fit_arguments(case, tmp_path / "out"), "--seed", "7"]) == 0
     printed = capsys.readouterr()
     assert printed.out.strip() == str(tmp_path / "out" / "scene.safetensors")
-    assert "prior: none" in printed.err
+    assert "prior: tiny" in printed.err
     assert "3D to 4D  6/6" in printed.err
     left = {p.name for p in (tmp_path / "out").iterdir()} - {"preview.png"}  # drawn where a fit takes longer
     assert left == {"scene.safetensors", "report.json", "preview.mp4"}
@@ -214,7 +214,7 @@ def test_bad_inputs_are_refused_in_one_line_and_leave_nothing(
         (["fit", "--out", "x"], "--video: not given"),
         (["fit", "--video", "v", "--out", "x"], "--object: not given"),
         (["fit", "--method", "stag4d", "--out", "x"], "later release"),
-        (["fit", "--prior", "tiny", "--out", "x"], "not in this release"),
+        (["fit", "--video", "v", "--object", "o", "--prior", "no-such-prior", "--out", "x"], "no-such-prior"),
         (["fit", "--prompt", "a bear", "--out", "x"], "later release"),
         (["fit", "--video", "v", "--object", "o", "--renderer", "nvrtc", "--out", "x"], "later release"),
         (["fit", "--video", "v", "--object", "o", "--yaw", "left", "--out", "x"], "not a number"),

@@ -21,18 +21,25 @@ from ..cameras import FrontCamera
 from ..deformation import ControlNodes, DeformationField, DeformationMLP, HexPlane
 from ..fit.checkpoint import fingerprint
 from ..fit.density import DensityControl
+from ..fit.estimate import FitEstimate, Pass, estimate_passes
 from ..fit.loop import FitState, Inputs, Progress, Schedule, run_fit
 from ..gaussians import Gaussians, from_points, neighbour_distances
 from ..mesh import Mesh, sample_surface
+from ..object3d import Object3D, SplatObject
 from ..objectives.base import Objective, constant, linear
 from ..objectives.first_frame import FirstFrame
 from ..objectives.front import FrontMatch
 from ..objectives.mesh import MeshMatch
+from ..objectives.novel_view import NovelView
 from ..objectives.reference import ReferenceRefinement
 from ..objectives.rigidity import Rigidity, Smoothness
 from ..priors.base import Prior
+from ..priors.distill import Annealed, Distillation
 from ..scene import Scene4D
 from ..video import DrivingVideo, looks_looping
+
+#: Weights of the objectives that ask a prior against the presets' other objectives; the paper does not give them.
+REFINEMENT_WEIGHT, NOVEL_VIEW_WEIGHT = 1e-3, 1e-3
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,10 @@ def preset(name: str, prior: Prior | None = None) -> PLA4DConfig:
     ``paper`` is the paper's text; what it leaves open is marked. ``draft`` and ``standard`` were chosen by measurement
     (docs/benchmarks.md) and are iteration counts, never time budgets.
     """
-    refinement: tuple[Objective, ...] = () if prior is None else (ReferenceRefinement.of(prior),)
+    refinement: tuple[Objective, ...] = ()
+    if prior is not None:
+        distillation = Distillation(prior, time=Annealed(0.5, 0.02))  # 5.5: lambda_t 0.5 -> 0.02
+        refinement = (ReferenceRefinement(distillation, constant(REFINEMENT_WEIGHT), views=6),)  # App. A: batch 6
     if name == "paper":
         sizes = ((0.5, 128), (0.7, 256), (1.0, 512))  # App. A: 128 until 50 %, 256 until 70 %, then 512
         return PLA4DConfig(
@@ -183,19 +193,23 @@ def _draft(refinement: tuple[Objective, ...]) -> PLA4DConfig:
 _OURS = {"standard": _standard, "draft": _draft}
 
 
-def v4(config: PLA4DConfig) -> PLA4DConfig:
+def v4(config: PLA4DConfig, prior: Prior | None = None) -> PLA4DConfig:
     """The variant ``pla4d-v4`` of a preset, after a summary of the later paper; the details are ours.
 
     A focal length for each frame (:func:`~anchor4d.core.align.clip.focal_per_frame`), and GS-Mesh losses (Eq. 9) on the 4D
-    Gaussians at each frame's time, against that frame's mesh where there is one a frame, else against the first frame's.
+    Gaussians at each frame's time, against that frame's mesh where there is one a frame, else against the first frame's. With a
+    prior, time-multiview refinement: distillation at random (time, view) pairs, conditioned on that time's frame.
     """
     front = next((o for o in config.motion.objectives if isinstance(o, FrontMatch)), FrontMatch())
     match = MeshMatch(weight=front.weight, views=4, mask=front.mask, perceptual=front.perceptual, levels=front.levels)
+    views: tuple[Objective, ...] = ()
+    if prior is not None:
+        views = (NovelView(Distillation(prior, time=Annealed(0.5, 0.02)), constant(NOVEL_VIEW_WEIGHT)),)
     return replace(
         config,
         name=f"{config.name}-v4",
         focal_per_frame=True,
-        motion=replace(config.motion, objectives=(*config.motion.objectives, match)),
+        motion=replace(config.motion, objectives=(*config.motion.objectives, match, *views)),
     )
 
 
@@ -210,7 +224,7 @@ def untextured(config: PLA4DConfig) -> PLA4DConfig:
 
 def align(
     video: DrivingVideo,
-    mesh: Mesh,
+    mesh: Object3D,
     *,
     mode: Literal["robust", "literal"] = "robust",
     yaw: Literal["auto"] | float = "auto",
@@ -221,7 +235,7 @@ def align(
     A mesh without colours is given the first frame's, filled in where the frame does not see.
     """
     aligned = align_camera(mesh, video, yaw=yaw, mode=mode, progress=progress)
-    if not aligned.mesh.has_color:
+    if isinstance(aligned.mesh, Mesh) and not aligned.mesh.has_color:
         colored = color_from_frame(
             aligned.mesh, video.frames[0], video.masks[0], aligned.front.cropped(video.crop, video.resolution)
         )
@@ -250,7 +264,7 @@ def gaussians_on_mesh(mesh: Mesh, count: int, seed: int = 0) -> tuple[Gaussians,
 
 def fit_static(
     video: DrivingVideo,
-    mesh: Mesh,
+    mesh: Object3D,
     front: FrontCamera,
     config: StaticConfig,
     *,
@@ -263,13 +277,16 @@ def fit_static(
 
     Args:
         video: driving video; its first frame is the reference.
-        mesh: aligned, see :func:`align`.
+        mesh: aligned, see :func:`align`. Of Gaussians, as many as the configuration has are where the fit starts.
         front: the aligned camera.
 
     Returns:
         a scene of one still object with the video's timing.
     """
-    gaussians, _ = gaussians_on_mesh(mesh, config.gaussians, seed)
+    if isinstance(mesh, SplatObject):
+        gaussians = mesh.thinned(config.gaussians, seed)
+    else:
+        gaussians, _ = gaussians_on_mesh(mesh, config.gaussians, seed)
     state = FitState(gaussians.to(video.frames.device))
     if config.objectives:
         inputs = Inputs(video=video, taus=torch.zeros(1), fronts=[front], meshes=[mesh], backend=backend)
@@ -285,7 +302,7 @@ def fit_static(
     )  # fmt: skip
 
 
-def build_field(config: MotionConfig, scene: Scene4D, mesh: Mesh | None = None, seed: int = 0) -> DeformationField:
+def build_field(config: MotionConfig, scene: Scene4D, mesh: Object3D | None = None, seed: int = 0) -> DeformationField:
     """A deformation field at rest for a scene's Gaussians.
 
     Args:
@@ -293,8 +310,9 @@ def build_field(config: MotionConfig, scene: Scene4D, mesh: Mesh | None = None, 
     """
     torch.manual_seed(seed)
     if config.field == "control-nodes":
+        surface = mesh if isinstance(mesh, Mesh) else None
         return ControlNodes.build(
-            scene.gaussians, scene.frames, mesh=mesh, nodes=config.nodes, loop=scene.loop, opacity=config.opacity
+            scene.gaussians, scene.frames, mesh=surface, nodes=config.nodes, loop=scene.loop, opacity=config.opacity
         )
     if config.field == "hexplane":
         field = HexPlane(time_resolution=max(2, math.ceil(0.85 * scene.frames)), opacity=config.opacity)
@@ -309,8 +327,8 @@ def fit_motion(
     scene: Scene4D,
     config: MotionConfig,
     *,
-    mesh: Mesh | None = None,
-    meshes: Sequence[Mesh] = (),
+    mesh: Object3D | None = None,
+    meshes: Sequence[Object3D] = (),
     fronts: Sequence[FrontCamera] = (),
     seed: int = 0,
     backend: str = "auto",
@@ -343,26 +361,13 @@ def fit_motion(
     )  # fmt: skip
     state = FitState(scene.gaussians, field)
     losses = dict(scene.meta.get("losses", {}))
-    plain = tuple(o for o in config.objectives if not getattr(o, "generative", False))
-    asking = config.objectives if len(plain) < len(config.objectives) else ()
-    joint = plain if config.refine is not None else config.objectives
-    passes = [
-        ("follow frame by frame", config.tracking, plain),
-        ("3D to 4D", config.schedule, joint),
-        ("3D to 4D, fine", config.fine, joint),
-        ("3D to 4D, refine", config.refine, asking),
-    ]
-    for stage, schedule, objectives in passes:
-        if schedule is None or not objectives or schedule.steps == 0:
-            continue
-        if schedule.one_by_one:
-            schedule = replace(schedule, steps=schedule.one_by_one * (len(video) - 1))
+    for stage, part in motion_passes(config, len(video)):
         path = None if checkpoint is None else _with_stage(checkpoint, stage)
         state = run_fit(
             stage,
             state,
-            objectives,
-            schedule,
+            part.objectives,
+            part.schedule,
             inputs,
             train="field",
             seed=seed,
@@ -372,6 +377,47 @@ def fit_motion(
         )
         losses[stage] = state.losses
     return replace(scene, field=state.field, meta={**scene.meta, "losses": losses})
+
+
+def motion_passes(config: MotionConfig, frames: int) -> list[tuple[str, Pass]]:
+    """The passes of :func:`fit_motion` by name; those without objectives or steps left out."""
+    plain = tuple(o for o in config.objectives if not getattr(o, "generative", False))
+    asking = config.objectives if len(plain) < len(config.objectives) else ()
+    joint = plain if config.refine is not None else config.objectives
+    tracking = config.tracking
+    if tracking is not None and tracking.one_by_one:
+        tracking = replace(tracking, steps=tracking.one_by_one * (frames - 1))
+    passes = [
+        ("follow frame by frame", tracking, plain),
+        ("3D to 4D", config.schedule, joint),
+        ("3D to 4D, fine", config.fine, joint),
+        ("3D to 4D, refine", config.refine, asking),
+    ]
+    return [(stage, Pass(terms, schedule)) for stage, schedule, terms in passes if schedule and schedule.steps and terms]
+
+
+def estimate(
+    video: DrivingVideo,
+    scene: Scene4D,
+    config: StaticConfig | MotionConfig,
+    *,
+    mesh: Object3D | None = None,
+    meshes: Sequence[Object3D] = (),
+    fronts: Sequence[FrontCamera] = (),
+    backend: str = "auto",
+) -> FitEstimate:
+    """What :func:`fit_static` or :func:`fit_motion` will cost, from a few steps of each pass; the scene may be unfitted."""
+    assert scene.front is not None
+    inputs = Inputs(
+        video=video, taus=scene.taus, fronts=list(fronts) or [scene.front],
+        meshes=list(meshes) or ([] if mesh is None else [mesh]), loop=scene.loop, backend=backend,
+    )  # fmt: skip
+    if isinstance(config, StaticConfig):
+        inputs = replace(inputs, taus=scene.taus[:1])
+        passes = [Pass(config.objectives, config.schedule, "gaussians")] if config.objectives else []
+        return estimate_passes(passes, FitState(scene.gaussians), inputs)
+    state = FitState(scene.gaussians, build_field(config, scene, mesh))
+    return estimate_passes([part for _, part in motion_passes(config, len(video))], state, inputs)
 
 
 def _with_stage(checkpoint: str | Path, stage: str) -> Path:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import platform
 import re
 import shutil
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -22,20 +22,31 @@ from torch import Tensor
 from ... import __version__
 from ..align import FocalAlignment, color_from_frame
 from ..align.clip import focal_per_frame
+from ..cameras import FrontCamera
 from ..files import InputError, atomic_path
 from ..fit.checkpoint import fingerprint
+from ..fit.estimate import FitEstimate, process_memory_mb
 from ..fit.loop import Progress
 from ..formats import side_by_side, write_mp4
-from ..mesh import SUFFIXES, Mesh, load_mesh
+from ..mesh import SUFFIXES, Mesh
+from ..models import find
+from ..object3d import Object3D, SplatObject, load_object
+from ..objectives.novel_view import NovelView
 from ..objectives.perceptual import perceptual_distance
+from ..objectives.reference import ReferenceRefinement
 from ..render import available_backends, resolve_backend
 from ..scene import Scene4D
 from ..video import DrivingVideo, load_video
 from ..views import render_frames, turning_cameras
 from . import pla4d
 
+log = logging.getLogger(__name__)
+
 METHODS = ("pla4d", "pla4d-v4")
 PRESETS = ("draft", "standard", "paper")
+
+#: The prior that each method's paper uses.
+OWN_PRIOR = {"pla4d": "zero123-xl", "pla4d-v4": "zero123-xl"}
 
 #: What :func:`run_in_folder` leaves in its folder.
 SCENE, REPORT, FILM, CHECKPOINTS = "scene.safetensors", "report.json", "preview.mp4", "checkpoints"
@@ -53,6 +64,9 @@ class Settings:
         frames: frames of the video to keep; all where None.
         device: "auto", "cpu", "cuda" or "mps".
         renderer: see :func:`anchor4d.core.render.rasterize`.
+        prior: diffusion prior for reference refinement: "none", "tiny" (it comes with the pack), a checkpoint folder, a name
+            or Hub id of ``models list``, or "auto": :data:`OWN_PRIOR` of the method where it is here and there is a GPU for
+            it, else tiny.
     """
 
     method: str = "pla4d"
@@ -62,9 +76,10 @@ class Settings:
     frames: int | None = None
     device: str = "auto"
     renderer: str = "auto"
+    prior: str = "auto"
 
     def resolved(self) -> Settings:
-        """The same with the device and renderer that "auto" means on this machine.
+        """The same with the device, renderer and prior that "auto" means on this machine.
 
         Raises:
             InputError: for an unknown name, or a device or renderer that is not there.
@@ -73,12 +88,25 @@ class Settings:
             if value not in known:
                 raise InputError(f"{name} {value!r}: unknown, choose one of {', '.join(known)}")
         device = resolve_device(self.device)
-        return replace(self, device=device, renderer=resolve_backend(self.renderer, device))
+        prior = self.prior
+        if prior == "auto":
+            own = OWN_PRIOR[self.method]
+            prior = own if prior_device(device) != "cpu" and find(own) is not None else "tiny"
+            log.info("prior: %s%s", prior, "" if prior == own else f" (the method's own, {own}, needs a GPU and its files)")
+        return replace(self, device=device, renderer=resolve_backend(self.renderer, device), prior=prior)
 
     def config(self) -> pla4d.PLA4DConfig:
-        """The method's own settings."""
-        config = pla4d.preset(self.preset)
-        return pla4d.v4(config) if self.method == "pla4d-v4" else config
+        """The method's own settings, with its prior loaded.
+
+        Raises:
+            InputError: for a prior that is not here or does not fit.
+        """
+        from ..priors.load import load_prior
+
+        resolved = self.resolved()
+        prior = None if resolved.prior == "none" else load_prior(resolved.prior, device=prior_device(resolved.device))
+        config = pla4d.preset(self.preset, prior)
+        return pla4d.v4(config, prior) if self.method == "pla4d-v4" else config
 
 
 @dataclass(frozen=True)
@@ -114,9 +142,14 @@ def resolve_device(name: str) -> str:
     return name
 
 
+def prior_device(device: str) -> str:
+    """Where a prior runs beside a fit on ``device``: a CUDA GPU where there is one, even if the fit itself stays on the CPU."""
+    return "cuda" if torch.cuda.is_available() else device
+
+
 def run(
     video: DrivingVideo,
-    mesh: Mesh | Sequence[Mesh],
+    mesh: Object3D | Sequence[Object3D],
     settings: Settings,
     *,
     config: pla4d.PLA4DConfig | None = None,
@@ -127,7 +160,8 @@ def run(
 
     Args:
         video: driving video on the CPU.
-        mesh: any size, place and turn about +Y; or one for each frame, all placed alike, for the method pla4d-v4.
+        mesh: the object as a mesh or as Gaussians, of any size, place and turn about +Y; or one for each frame, all placed
+            alike, for the method pla4d-v4.
         config: in place of the preset's.
         progress: called in every stage; interrupts by raising.
         checkpoints: folder to keep checkpoints in, and to resume from where it holds some of the same run.
@@ -140,7 +174,7 @@ def run(
     """
     settings = settings.resolved()
     config = settings.config() if config is None else config
-    meshes = [mesh] if isinstance(mesh, Mesh) else list(mesh)
+    meshes = [mesh] if isinstance(mesh, Object3D) else list(mesh)
     mesh = meshes[0]
     if not mesh.has_color:
         config = pla4d.untextured(config)
@@ -160,6 +194,11 @@ def run(
         alignment.curves.append(curve)
     clock.stop("align camera")
     on_device = video.to(settings.device)
+    foreseen = None
+    if progress is not None and (folder is None or not any(folder.glob("*.safetensors"))):
+        foreseen = _foresee(on_device, alignment, config, moving, fronts, settings)
+        log.info("estimate: %s", foreseen)
+        clock.stop("estimate")
     still = pla4d.fit_static(
         on_device,
         alignment.mesh,
@@ -183,7 +222,7 @@ def run(
         checkpoint=None if folder is None else folder / "motion.safetensors",
     )
     scene = scene.to("cpu")
-    made = {"method": settings.method, "preset": settings.preset, "seed": settings.seed, "prior": "none"}
+    made = {"method": settings.method, "preset": settings.preset, "seed": settings.seed, "prior": _prior(config)}
     scene.meta.update(made, program=f"anchor4d {__version__}")
     report = {
         **made,
@@ -203,13 +242,14 @@ def run(
             "foreground": video.masked_by,
             "loops": scene.loop,
         },
-        "object": {"name": mesh.name, "vertices": len(mesh.vertices), "faces": len(mesh.faces), "coloured": mesh.has_color},
+        "object": {"name": mesh.name, **_size(mesh), "coloured": mesh.has_color},
         "camera": asdict(alignment.front) | {"yaw": alignment.yaw},
         "alignment": alignment.report | {"curves": [_curve(curve) for curve in alignment.curves]},
         "gaussians": len(scene.gaussians),
         "perceptual": _perceptual(config, settings.device),
         "seconds": {name: round(value, 3) for name, value in clock.seconds.items()},
         "memory_peak_mb": memory_peak_mb(settings.device),
+        "estimate": None if foreseen is None else asdict(foreseen),
         "losses": scene.meta.get("losses", {}),
     }
     return Run(scene, video, alignment, report)
@@ -232,7 +272,7 @@ def run_in_folder(
     nothing else there is touched. Checkpoints are kept in ``out`` until the run is done.
 
     Args:
-        mesh: a file, or a folder of one a frame in natural order, see :func:`run`.
+        mesh: a mesh or splat file, or a folder of one a frame in natural order, see :func:`run`.
         fps: frames a second, where the video does not say or says wrong.
         config: in place of the preset's.
         resume: go on from the checkpoints in ``out``; to the same result, bit by bit on a CPU, as a run without interruption.
@@ -250,8 +290,8 @@ def run_in_folder(
         raise InputError(f"{out}: is a file, choose a folder to write to")
     config = settings.config() if config is None else config
     clip = load_video(video, fps=fps, frames=settings.frames, resolution=config.resolution)
-    models = [load_mesh(path) for path in _mesh_files(Path(mesh))]
-    shapes = [[model.vertices, model.faces] for model in models]
+    models = [load_object(path) for path in _mesh_files(Path(mesh))]
+    shapes = [_identity(model) for model in models]
     key = fingerprint(clip.frames, clip.masks, shapes, repr(config), repr(settings), __version__)
     checkpoints, label = out / CHECKPOINTS, out / CHECKPOINTS / "run.json"
     if resume and not label.is_file() and _finished(out, key):
@@ -296,19 +336,25 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
         temporary.write_text(json.dumps(_plain(value), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def memory_peak_mb(device: str = "cpu") -> dict[str, float | None]:
+def memory_peak_mb(device: str = "cpu") -> dict[str, float]:
     """The most memory that this process has held so far, megabytes, on the host and on a CUDA device."""
-    peak: dict[str, float | None] = {"host": None}
-    try:
-        import resource
-    except ImportError:  # Windows
-        pass
-    else:
-        unit = 2**20 if sys.platform == "darwin" else 2**10
-        peak["host"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
-    if device == "cuda":
-        peak["cuda"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    return peak
+    places = {"host": "cpu"} | ({"cuda": "cuda"} if device == "cuda" else {})
+    return {name: round(process_memory_mb(torch.device(place)), 1) for name, place in places.items()}
+
+
+def _foresee(
+    video: DrivingVideo,
+    alignment: FocalAlignment,
+    config: pla4d.PLA4DConfig,
+    meshes: Sequence[Object3D],
+    fronts: Sequence[FrontCamera],
+    settings: Settings,
+) -> FitEstimate:
+    """The cost of both fits; the Gaussians as they are sampled stand for the fitted ones."""
+    start = pla4d.fit_static(video, alignment.mesh, alignment.front, replace(config.static, objectives=()), seed=settings.seed)
+    common: dict[str, Any] = {"mesh": alignment.mesh, "backend": settings.renderer}
+    static = pla4d.estimate(video, start, config.static, **common)
+    return static + pla4d.estimate(video, start, config.motion, meshes=meshes, fronts=fronts, **common)
 
 
 class _Clock:
@@ -333,7 +379,7 @@ class _Clock:
             self.progress("align camera", round(100 * fraction), 100, {}, lambda: blank if picture is None else picture)
 
 
-def _placed_like(alignment: FocalAlignment, video: DrivingVideo, meshes: Sequence[Mesh]) -> list[Mesh]:
+def _placed_like(alignment: FocalAlignment, video: DrivingVideo, meshes: Sequence[Object3D]) -> list[Object3D]:
     """The second and later meshes moved as alignment moved the first, and coloured from their frames where they are bare."""
     first, matrix = meshes[0].normalized()
     again = first.turned(alignment.yaw).normalized()[1] if alignment.yaw else torch.eye(4)
@@ -341,8 +387,22 @@ def _placed_like(alignment: FocalAlignment, video: DrivingVideo, meshes: Sequenc
     placed = []
     for t, mesh in enumerate(meshes[1:], 1):
         mesh = mesh.transformed(matrix).turned(alignment.yaw).transformed(again)
-        placed.append(mesh if mesh.has_color else color_from_frame(mesh, video.frames[t], video.masks[t], camera))
+        if isinstance(mesh, Mesh) and not mesh.has_color:
+            mesh = color_from_frame(mesh, video.frames[t], video.masks[t], camera)
+        placed.append(mesh)
     return placed
+
+
+def _size(item: Object3D) -> dict[str, int]:
+    """What a report says of an object's size."""
+    if isinstance(item, SplatObject):
+        return {"gaussians": len(item.gaussians)}
+    return {"vertices": len(item.vertices), "faces": len(item.faces)}
+
+
+def _identity(item: Object3D) -> list[Tensor]:
+    """What tells an object from another one."""
+    return list(item.gaussians.tensors().values()) if isinstance(item, SplatObject) else [item.vertices, item.faces]
 
 
 def _mesh_files(path: Path) -> list[Path]:
@@ -388,6 +448,12 @@ def _curve(curve: Any) -> dict[str, Any]:
     }
 
 
+def _prior(config: pla4d.PLA4DConfig) -> str:
+    """The prior that the objectives ask, by name."""
+    asked = {o.distillation.prior.name for o in config.motion.objectives if isinstance(o, (ReferenceRefinement, NovelView))}
+    return ", ".join(sorted(asked)) or "none"
+
+
 def _perceptual(config: Any, device: str) -> str:
     """Which perceptual distance the objectives used on this machine."""
     used = {
@@ -401,7 +467,7 @@ def _perceptual(config: Any, device: str) -> str:
 def _versions() -> dict[str, str | None]:
     found: dict[str, str | None] = {"anchor4d": __version__, "python": platform.python_version()}
     found["platform"] = platform.platform()
-    for name in ("torch", "numpy", "numba", "gsplat", "lpips"):
+    for name in ("torch", "numpy", "numba", "gsplat", "lpips", "diffusers", "transformers"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -1,0 +1,94 @@
+"""How long a fit will take on this machine and how much memory, from a few of its own steps."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..objectives.base import Objective
+from .density import DensityControl
+from .loop import FitState, Inputs, Schedule, run_fit
+
+#: Steps taken at each picture size; the first, which fills caches, is not counted.
+PROBE_STEPS = 3
+
+
+@dataclass(frozen=True)
+class FitEstimate:
+    """Seconds that a fit will take, and megabytes that the process will hold at most; of GPU memory where it fits there."""
+
+    seconds: float
+    memory_mb: float
+
+    def __add__(self, other: FitEstimate) -> FitEstimate:
+        return FitEstimate(self.seconds + other.seconds, max(self.memory_mb, other.memory_mb))
+
+    def __str__(self) -> str:
+        minutes, seconds = divmod(round(self.seconds), 60)
+        span = f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
+        return f"about {span} and {self.memory_mb / 1024:.1f} GB of memory on this machine"
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One call of :func:`run_fit` to come."""
+
+    objectives: Sequence[Objective]
+    schedule: Schedule
+    train: str = "field"
+    density: DensityControl | None = None
+
+
+def estimate_passes(passes: Sequence[Pass], state: FitState, inputs: Inputs, seed: int = 0) -> FitEstimate:
+    """Take :data:`PROBE_STEPS` steps of every pass at every picture size, on a copy of the state.
+
+    The state of the first pass stands for that of later ones, so density control, which changes the number of Gaussians, is
+    not foreseen.
+    """
+    seconds = 0.0
+    for p in passes:
+        begin = 0.0
+        for until, pixels in p.schedule.resolutions:
+            steps = round((min(until, 1.0) - begin) * p.schedule.steps)
+            begin = until
+            if steps <= 0:
+                continue
+            few = replace(p.schedule, steps=min(steps, PROBE_STEPS), resolutions=((1.0, pixels),))
+            seconds += steps * _step_seconds(p, few, state, inputs, seed)
+    return FitEstimate(seconds, process_memory_mb(state.gaussians.device))
+
+
+def _step_seconds(p: Pass, few: Schedule, state: FitState, inputs: Inputs, seed: int) -> float:
+    device, times = state.gaussians.device, []
+
+    def tick(stage: str, step: int, steps: int, losses: dict[str, float], preview: Callable[[], Tensor]) -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter())
+
+    began = time.perf_counter()
+    run_fit(
+        "estimate", FitState(state.gaussians, copy.deepcopy(state.field)), p.objectives, few, inputs,
+        train=p.train, seed=seed, progress=tick,
+    )  # fmt: skip
+    spans = [b - a for a, b in zip([began, *times], times)]
+    return min(spans[1:] or spans)
+
+
+def process_memory_mb(device: torch.device) -> float:
+    """The most memory held so far, megabytes: of the GPU where ``device`` is one, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset / 2**20  # pyright: ignore[reportAttributeAccessIssue]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,0 +1,75 @@
+"""The estimate before a fit: the steps to come times what a few of them take."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from anchor4d.core.cameras import Crop, FrontCamera
+from anchor4d.core.deformation import ControlNodes
+from anchor4d.core.fit import estimate
+from anchor4d.core.fit.estimate import FitEstimate, Pass, estimate_passes
+from anchor4d.core.fit.loop import FitState, Inputs, Schedule
+from anchor4d.core.gaussians import random_gaussians
+from anchor4d.core.objectives.base import FitStep
+from anchor4d.core.scene import frame_times
+from anchor4d.core.video import DrivingVideo
+
+
+class Clock:
+    """Time that passes as objectives say."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+class Costly:
+    """An objective whose step takes as many seconds as its picture has pixels on a side, the first ten times as long."""
+
+    name: ClassVar[str] = "costly"
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock, self.asked = clock, []
+
+    def __call__(self, step: FitStep) -> Tensor:
+        self.asked.append((step.resolution, step.index))
+        self.clock.now += step.resolution * (10 if step.index == 0 else 1)
+        return step.gaussians.means.square().sum()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(estimate, "time", made)
+    return made
+
+
+def test_it_counts_every_pass_at_every_size(clock: Clock) -> None:
+    gaussians = random_gaussians(20, torch.Generator().manual_seed(0))
+    field = ControlNodes.build(gaussians, 3, nodes=5)
+    rest = {k: v.clone() for k, v in field.state_dict().items()}
+    video = DrivingVideo(torch.ones(3, 32, 32, 3), torch.ones(3, 32, 32), 12.0, Crop(0, 0, 32, 32, 32))
+    inputs = Inputs(video, frame_times(3), [FrontCamera(40.0, 2.0, 32, 32)])
+    term = Costly(clock)
+    passes = [
+        Pass([term], Schedule(40, resolutions=((0.5, 8), (1.0, 16)))),
+        Pass([term], Schedule(20, resolutions=((1.0, 8),), one_by_one=10)),
+        Pass([term], Schedule(1, resolutions=((1.0, 32),))),
+    ]
+    found = estimate_passes(passes, FitState(gaussians, field), inputs)
+    assert found.seconds == 20 * 8 + 20 * 16 + 20 * 8 + 320
+    assert max(index for _, index in term.asked) == 2
+    # What is fitted later starts from where it was.
+    assert all(torch.equal(v, rest[k]) for k, v in field.state_dict().items())
+    assert found.memory_mb > 50
+
+
+def test_estimates_add_up_and_read_well() -> None:
+    total = FitEstimate(8.0, 2048.0) + FitEstimate(100.0, 1024.0)
+    assert total == FitEstimate(108.0, 2048.0)
+    assert str(total) == "about 1 min 48 s and 2.0 GB of memory on this machine"
