@@ -2,11 +2,12 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import align, fit, measure, objectives, prepare, priors, view
+from . import align, fit, generate, measure, objectives, prepare, priors, view
 
 
 class Anchor4DExtension(ComfyExtension):
     """All nodes of the pack, in the order of the pipeline."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [*prepare.NODES, *align.NODES, *objectives.NODES, *fit.NODES, *priors.NODES, *view.NODES, *measure.NODES]
+        parts = (prepare, align, objectives, fit, priors, generate, view, measure)
+        return [node for part in parts for node in part.NODES]

@@ -239,7 +239,7 @@ class Anchor4DLoadMesh(io.ComfyNode):
     @classmethod
     def execute(cls, mesh: str, path: str = "") -> io.NodeOutput:
         with host.work(cls):
-            return _mesh_output(meshes.load_mesh(host.chosen_path(mesh, path)))
+            return mesh_output(meshes.load_mesh(host.chosen_path(mesh, path)))
 
 
 class Anchor4DConvertMesh(io.ComfyNode):
@@ -267,7 +267,7 @@ class Anchor4DConvertMesh(io.ComfyNode):
     @classmethod
     def execute(cls, mesh: Types.MESH | Types.File3D, index: int = 0) -> io.NodeOutput:
         with host.work(cls):
-            return _mesh_output(convert_mesh(mesh, index))
+            return mesh_output(convert_mesh(mesh, index))
 
 
 def convert_mesh(value: meshes.Mesh | Types.MESH | Types.File3D, index: int = 0) -> meshes.Mesh:
@@ -288,7 +288,7 @@ def convert_mesh(value: meshes.Mesh | Types.MESH | Types.File3D, index: int = 0)
     )  # fmt: skip
 
 
-def _mesh_output(mesh: meshes.Mesh) -> io.NodeOutput:
+def mesh_output(mesh: meshes.Mesh) -> io.NodeOutput:
     color = "coloured" if mesh.has_color else "without colour: it will be coloured from the video's first frame"
     host.say(f"{len(mesh.vertices)} vertices, {len(mesh.faces)} faces, {color}")
     views = render_mesh(mesh.normalized()[0], orbit([0.0, 90.0, 180.0, 270.0], 10.0, 2.0, 45.0, 192, 192), torch.ones(3))

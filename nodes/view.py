@@ -285,7 +285,7 @@ class Anchor4DSceneAtTime(io.ComfyNode):
     @classmethod
     def execute(cls, scene: Scene4D, time: float) -> io.NodeOutput:
         with host.work(cls):
-            return io.NodeOutput(_splat([scene.at(time)]))
+            return io.NodeOutput(splat_of([scene.at(time)]))
 
 
 class Anchor4DSceneToSplats(io.ComfyNode):
@@ -317,10 +317,10 @@ class Anchor4DSceneToSplats(io.ComfyNode):
         with host.work(cls):
             count = frames or scene.frames
             front = (scene.front or DEFAULT_FRONT).centred(512)
-            return io.NodeOutput(_splat(scene.bake(count)), to_camera_info(front), scene.fps * count / scene.frames)
+            return io.NodeOutput(splat_of(scene.bake(count)), to_camera_info(front), scene.fps * count / scene.frames)
 
 
-def _splat(sets: list[Gaussians]) -> Types.SPLAT:
+def splat_of(sets: list[Gaussians]) -> Types.SPLAT:
     """The host's SPLAT, one set a frame, all of one size: activated values, in the splat files' Y-down frame."""
     turned = [half_turn(gaussians.detach().to("cpu", torch.float32)) for gaussians in sets]
     batch = Gaussians(**{name: torch.stack([g.tensors()[name] for g in turned]) for name in turned[0].tensors()})
