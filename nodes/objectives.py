@@ -32,14 +32,14 @@ def _output() -> io.Output:
     return host.Objectives.Output("objectives", tooltip="For a fitting step, or the next objective.")
 
 
-def _weight(default: float, what: str) -> list[io.Input]:
+def _weight(default: float, what: str, step: float = 0.1) -> list[io.Input]:
     return [
         io.Float.Input(
             "weight",
             default=default,
             min=0.0,
             max=1e6,
-            step=0.1,
+            step=step,
             tooltip=f"How much this counts against the other objectives. Higher = {what}. 0 = off.",
         ),
         io.Float.Input(
@@ -47,7 +47,7 @@ def _weight(default: float, what: str) -> list[io.Input]:
             default=-1.0,
             min=-1.0,
             max=1e6,
-            step=0.1,
+            step=step,
             optional=True,
             advanced=True,
             tooltip="Weight at the last step; it changes evenly from first to last. -1 = it stays the same.",
@@ -289,7 +289,7 @@ def _distillation_inputs(weight: float) -> list[io.Input]:
     return [
         host.Prior.Input("prior", tooltip="An image-conditioned diffusion model: from Load Prior or Prior from Model."),
         _more(),
-        *_weight(weight, "the prior has its way; lower = the video has"),
+        *_weight(weight, "the prior has its way; lower = the video has", 0.0001),  # the page shows as many decimals
         io.Int.Input(
             "views", default=6, min=1, max=64, tooltip="Pictures shown to the prior in every step. More = steadier, slower."
         ),

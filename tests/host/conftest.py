@@ -36,8 +36,22 @@ TINY = {
         "fine_steps": 4,
         "control_nodes": 40,
         "resolution": 48,
+        "refine_steps": 2,
     },
     "Anchor4DRenderScene": {"size": 80},
+    "Anchor4DPriorFromModel": {"size": 64},
+    "Anchor4DReferenceRefinement": {"views": 2},
+    "KSampler": {"steps": 2},
+    "Wan22ImageToVideoLatent": {"width": 64, "height": 64, "length": 5},
+    "EmptyLatentHunyuan3Dv2": {"resolution": 32},
+    "VAEDecodeHunyuan3D": {"octree_resolution": 16},
+}
+#: What stands in for a file that a workflow names, see random_nodes; and at which of the stand-in's outputs its first is.
+STAND_INS = {
+    "stable_zero123.ckpt": ("zero123", 0),
+    "wan2.2_ti2v_5B_fp16.safetensors": ("wan22", 0),
+    "wan2.2_vae.safetensors": ("wan22", 2),
+    "hunyuan_3d_v2.1.safetensors": ("hunyuan3d", 0),
 }
 
 
@@ -49,8 +63,7 @@ def as_prompt(workflow: dict[str, Any]) -> dict[str, Any]:
     for node in nodes.values():
         if node["type"] in ("MarkdownNote", "PrimitiveNode"):
             continue
-        names = [slot["name"] for slot in node["inputs"] if "widget" in slot]
-        values = dict(zip(names, node.get("widgets_values") or [], strict=True))
+        values = {slot["name"]: node["widgets_values_named"][slot["name"]] for slot in node["inputs"] if "widget" in slot}
         for slot in node["inputs"]:
             if slot.get("link") is not None:
                 source, output = links[slot["link"]]
@@ -104,6 +117,24 @@ class Host:
         for node in prompt.values():
             node["inputs"] |= TINY.get(node["class_type"], {})
         return prompt
+
+    @staticmethod
+    def random(prompt: dict[str, Any]) -> None:
+        """Puts small models with random weights in place of the files that a workflow names, and of its text encoders."""
+        outputs = {}
+        for key, node in prompt.items():
+            named = [STAND_INS[value] for value in node["inputs"].values() if isinstance(value, str) and value in STAND_INS]
+            if named:
+                ((kind, outputs[key]),) = named
+                node |= {"class_type": "RandomModel", "inputs": {"kind": kind}}
+            elif node["class_type"] == "CLIPTextEncode":
+                node |= {"class_type": "RandomText", "inputs": {"features": 4096}}
+        for node in prompt.values():
+            for value in node["inputs"].values():
+                if isinstance(value, list) and value[0] in outputs:
+                    value[1] += outputs[value[0]]
+        for key in [key for key, node in prompt.items() if node["class_type"] == "CLIPLoader"]:
+            del prompt[key]
 
     @staticmethod
     def only(prompt: dict[str, Any], kind: str) -> tuple[str, dict[str, Any]]:
@@ -166,17 +197,17 @@ def host(comfyui: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hos
     # A place that stays: compiled kernels are kept by the name that the host gives the pack, which is its path.
     place = Path(tempfile.gettempdir()) / f"anchor4d-host-{hashlib.sha256(str(ROOT).encode()).hexdigest()[:8]}" / "custom_nodes"
     place.mkdir(parents=True, exist_ok=True)
-    link = place / "anchor4d"
-    if os.name == "nt":
-        shutil.copytree(ROOT, link, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".git", "__pycache__"))
-    elif not link.is_symlink():
-        link.symlink_to(ROOT, target_is_directory=True)
+    for link, target in (("anchor4d", ROOT), ("random_nodes", ROOT / "tests" / "host" / "random_nodes")):
+        if os.name == "nt":
+            shutil.copytree(target, place / link, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".git", "__pycache__"))
+        elif not (place / link).is_symlink():
+            (place / link).symlink_to(target, target_is_directory=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [
         comfyui.python, comfyui.path / "main.py", "--cpu", "--listen", "127.0.0.1", "--port", port, "--disable-auto-launch",
-        "--base-directory", place.parent, "--disable-all-custom-nodes", "--whitelist-custom-nodes", "anchor4d",
+        "--base-directory", place.parent, "--disable-all-custom-nodes", "--whitelist-custom-nodes", "anchor4d", "random_nodes",
         "--input-directory", folder / "input", "--output-directory", folder / "output", "--temp-directory", folder,
         "--user-directory", folder / "user", "--database-url", f"sqlite:///{folder / 'host.db'}",
     ]  # fmt: skip

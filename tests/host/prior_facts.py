@@ -112,7 +112,7 @@ def zero123(vae: Any, model: Any) -> dict[str, Any]:
             Viewpoints(torch.tensor([[0.0], [10.0], [20.0]]), torch.tensor([[0.0], [10.0], [5.0]]), torch.full((3, 1), 2.0)),
         )  # fmt: skip
         condition = prior.condition(image=reference)
-        # Zero-1-to-3's camera written out: the condition's elevation minus the target's, the turn, the reference from the zenith.
+        # Zero-1-to-3, written out: the condition's elevation minus the target's, the turn, the reference from the zenith.
         turn = torch.deg2rad(torch.tensor([0.0, 30.0, -110.0]))
         drop = torch.deg2rad(torch.tensor([0.0, 10.0 - 30.0, 5.0 + 20.0]))
         zenith = torch.deg2rad(torch.tensor([90.0, 80.0, 85.0]))

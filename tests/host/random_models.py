@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import comfy.ldm.hunyuan3d.vae
+import comfy.ldm.wan.vae2_2
 import comfy.ops
+import comfy.sd
 import torch
 from comfy.clip_vision import ClipVisionModel
+from comfy.ldm.hunyuan3d.model import Hunyuan3Dv2
 from comfy.ldm.models.autoencoder import AutoencoderKL
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.ldm.wan.model import WanModel
@@ -75,12 +82,10 @@ def picture_unet(path: Path) -> Path:
     return path
 
 
-def wan(path: Path) -> Path:
-    """A diffusion model that the host detects as Wan 2.1 text to video: one block of 128 channels."""
-    model = weights(
-        lambda: WanModel(dim=128, ffn_dim=64, num_heads=1, num_layers=1, in_dim=16, out_dim=16, operations=OPERATIONS), "", 4
-    )
-    save_file(model, path)
+def wan(path: Path, channels: int = 16) -> Path:
+    """A diffusion model that the host detects as Wan 2.1, with 48 channels as Wan 2.2 5B: one block of 128 features."""
+    settings = {"dim": 128, "ffn_dim": 64, "num_heads": 1, "num_layers": 1, "in_dim": channels, "out_dim": channels}
+    save_file(weights(lambda: WanModel(**settings, operations=OPERATIONS), "", 4), path)
     return path
 
 
@@ -97,3 +102,36 @@ def clip_vision() -> ClipVisionModel:
     model = ClipVisionModel(CLIP_VISION)
     model.load_sd(weights(lambda: type(model.model)(CLIP_VISION, torch.float32, "meta", OPERATIONS), "", 6))
     return model
+
+
+@contextmanager
+def small(module: Any, name: str, **settings: Any) -> Iterator[Any]:
+    """A class of the host with other defaults: its VAE loader makes some networks at their full size only."""
+    whole = getattr(module, name)
+    setattr(module, name, lambda **given: whole(**given | settings))
+    try:
+        yield functools.partial(whole, **settings)
+    finally:
+        setattr(module, name, whole)
+
+
+def wan22_vae() -> comfy.sd.VAE:
+    """Wan 2.2's VAE, 8 channels wide."""
+    layout = {"z_dim": 48, "dim_mult": [1, 2, 4, 4], "temperal_downsample": [False, True, True]}
+    with small(comfy.ldm.wan.vae2_2, "WanVAE", dim=8, dec_dim=8) as build:
+        return comfy.sd.VAE(sd=weights(lambda: build(**layout), "", 7))
+
+
+def hunyuan3d(path: Path) -> Path:
+    """A diffusion model that the host detects as Hunyuan3D 2: two blocks of 128 features, told of pictures by CLIP_VISION."""
+    settings = {"hidden_size": 128, "depth": 1, "depth_single_blocks": 1, "context_in_dim": CLIP_VISION["hidden_size"]}
+    save_file(weights(lambda: Hunyuan3Dv2(**settings, operations=OPERATIONS), "", 8), path)
+    return path
+
+
+def hunyuan3d_vae() -> comfy.sd.VAE:
+    """Its VAE of shapes, 64 features wide."""
+    with small(
+        comfy.ldm.hunyuan3d.vae, "ShapeVAE", width=64, heads=4, num_decoder_layers=1, num_encoder_layers=1, num_freqs=1
+    ) as build:
+        return comfy.sd.VAE(sd=weights(build, "", 9))

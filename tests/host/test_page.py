@@ -34,6 +34,19 @@ SHOWN = """() => Object.fromEntries(app.graph._nodes.map((node) => [
   }
 ]))"""
 
+#: The graph as the page holds it: node types, those it does not know, and links whose two ends agree.
+LOADED = """() => ({
+  types: app.graph._nodes.map((node) => node.type).sort(),
+  unknown: app.graph._nodes.map((node) => node.type).filter((type) => !(type in LiteGraph.registered_node_types)),
+  errors: app.graph._nodes.filter((node) => node.has_errors).map((node) => node.type),
+  links: app.graph._nodes.flatMap((node) => (node.inputs ?? []).flatMap((input) => {
+    const link = input.link == null ? null : app.graph.getLink?.(input.link) ?? app.graph.links[input.link];
+    const origin = link && app.graph.getNodeById(link.origin_id);
+    return origin?.outputs[link.origin_slot]?.links?.includes(link.id)
+      ? [[Number(link.origin_id), link.origin_slot, Number(node.id), input.name].join(" ")] : [];
+  })).sort(),
+})"""
+
 
 @pytest.fixture
 def page(host: Any, tmp_path: Path):
@@ -75,6 +88,27 @@ def test_demo_runs_in_the_page(host: Any, page: Any, tmp_path: Path):
     assert shown["Motion Alignment"]["images"][0].endswith(".webp")
     page.screenshot(path=tmp_path / "page.png")
     assert (tmp_path / "page.png").stat().st_size > 20_000
+    assert not failures
+
+
+def test_every_workflow_loads_whole(host: Any, page: Any):
+    """Also those whose models are not here: no node is missing, no link is lost."""
+    failures: list[str] = []
+    page.on("pageerror", lambda error: failures.append(str(error)))
+    for path in sorted((ROOT / "workflows").glob("*.json")):
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        page.evaluate("async (workflow) => { await app.loadGraphData(workflow); }", saved)
+        shown = page.evaluate(LOADED)
+        assert shown["types"] == sorted(node["type"] for node in saved["nodes"]), path.name
+        assert not shown["unknown"], path.name
+        named = {node["type"] for node in saved["nodes"] if node["properties"].get("models")}
+        assert set(shown["errors"]) <= named, path.name  # they are marked since their files are not here
+        origins = {link[0]: f"{link[1]} {link[2]}" for link in saved["links"]}
+        ends = [
+            (origins[slot["link"]], n["id"], slot["name"]) for n in saved["nodes"] for slot in n["inputs"] if slot.get("link")
+        ]
+        assert len(ends) == len(origins), path.name
+        assert shown["links"] == sorted(" ".join(map(str, end)) for end in ends), path.name
     assert not failures
 
 

@@ -31,6 +31,15 @@ def picture(path: Path) -> np.ndarray:
         return np.asarray(image.convert("RGB"), dtype=np.float64) / 255
 
 
+def clip_and_mesh(host: Any) -> None:
+    """The sample as files that Load Driving Video and Load Mesh offer."""
+    if (host.folder / "input" / "clip").exists():
+        return
+    case = write_sample(host.folder / "case", frames=4, size=80)
+    (case / "front").rename(host.folder / "input" / "clip")
+    (case / "mesh.glb").rename(host.folder / "input" / "3d" / "creature.glb")
+
+
 def test_demo_workflow(host: Any):
     prompt = host.workflow("anchor4d_demo")
     host.only(prompt, "Anchor4DFitGaussians")[1]["seed"] = 1  # nothing that another test left in the host's cache
@@ -53,9 +62,7 @@ def test_demo_workflow(host: Any):
 
 
 def test_your_video_and_mesh_workflow(host: Any):
-    case = write_sample(host.folder / "case", frames=4, size=80)
-    (case / "front").rename(host.folder / "input" / "clip")
-    (case / "mesh.glb").rename(host.folder / "input" / "3d" / "creature.glb")
+    clip_and_mesh(host)
     prompt = host.workflow("anchor4d_your_video_and_mesh")
     host.only(prompt, "Anchor4DLoadVideo")[1]["video"] = "clip"
     host.only(prompt, "Anchor4DLoadMesh")[1]["mesh"] = "3d/creature.glb"
@@ -64,6 +71,47 @@ def test_your_video_and_mesh_workflow(host: Any):
     folder = next((host.folder / "output" / "3d").glob("anchor4d_*_ply"))
     assert [path.name for path in sorted(folder.glob("*.ply"))] == [f"frame{i:04}.ply" for i in range(4)]
     assert json.loads((folder / "manifest.json").read_text())["frames"]["count"] == 4
+
+
+def test_stable_zero123_of_the_host_refines(host: Any):
+    """The workflow with a random Stable Zero123 that the host's own code loads: it is asked, and the fit ends."""
+    clip_and_mesh(host)
+    prompt = host.workflow("anchor4d_stable_zero123")
+    host.only(prompt, "Anchor4DLoadVideo")[1]["video"] = "clip"
+    host.only(prompt, "Anchor4DLoadMesh")[1]["mesh"] = "3d/creature.glb"
+    host.only(prompt, "Anchor4DSaveScene")[1]["filename_prefix"] = "3d/refined"
+    host.random(prompt)
+    outcome = host.run(prompt)
+    assert outcome.ended == "execution_success", outcome.detail
+    assert any(text.startswith("Stable_Zero123: pictures of 64 px, conditioned on cameras, image") for text in outcome.texts)
+    assert any("reference" in text for text in outcome.texts if "step" in text)
+    refined = Scene4D.load(next((host.folder / "output" / "3d").glob("refined_*.safetensors")))
+    assert travelled(refined) > 0
+
+
+def test_a_film_and_a_mesh_by_the_hosts_own_models(host: Any):
+    """Text to 4D with a small random Wan 2.2 and Hunyuan3D; the film is noise, so its outline comes from the sample."""
+    prompt = host.workflow("anchor4d_text_to_4d")
+    host.random(prompt)
+    add(prompt, "sample", "Anchor4DSample", frames=5, size=64, truth_azimuth="15")
+    host.only(prompt, "Anchor4DPrepareVideo")[1].update(mask=["sample", 1], frames=4)
+    host.only(prompt, "Anchor4DSaveScene")[1]["filename_prefix"] = "3d/text"
+    outcome = host.run(prompt)
+    assert outcome.ended == "execution_success", outcome.detail
+    scene = Scene4D.load(next((host.folder / "output" / "3d").glob("text_*.safetensors")))
+    assert (scene.frames, len(scene.gaussians)) == (4, 800)
+
+
+def test_a_mesh_of_the_first_frame_by_the_hosts_own_model(host: Any):
+    clip_and_mesh(host)
+    prompt = host.workflow("anchor4d_video_to_4d_hunyuan3d")
+    host.only(prompt, "Anchor4DLoadVideo")[1]["video"] = "clip"
+    host.only(prompt, "Anchor4DSaveScene")[1]["filename_prefix"] = "3d/hunyuan"
+    host.random(prompt)
+    outcome = host.run(prompt)
+    assert outcome.ended == "execution_success", outcome.detail
+    scene = Scene4D.load(next((host.folder / "output" / "3d").glob("hunyuan_*.safetensors")))
+    assert (scene.frames, len(scene.gaussians)) == (4, 800)
 
 
 def test_a_host_video_is_a_driving_video(host: Any):

@@ -1,0 +1,56 @@
+"""Nodes that stand in for loaders whose files tests have not got: the host's own classes, small, with random weights."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import comfy.sd
+import folder_paths
+import torch
+
+#: random_models lies beside this folder, or beside its original where that is a link or a copy.
+HERE = [Path(__file__).resolve().parents[1], Path(__file__).parents[1] / "anchor4d" / "tests" / "host"]
+sys.path.extend(map(str, HERE))
+import random_models  # noqa: E402
+
+KINDS = ["zero123", "wan22", "hunyuan3d"]
+
+
+class RandomModel:
+    """MODEL, CLIP_VISION and VAE, in the order of Load Checkpoint Image Only."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "tests", "make", ("MODEL", "CLIP_VISION", "VAE")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"kind": (KINDS,)}}
+
+    def make(self, kind: str) -> tuple[Any, Any, Any]:
+        path = Path(folder_paths.get_temp_directory()) / f"random_{kind}.safetensors"  # must stay: the host reads it again
+        path.parent.mkdir(exist_ok=True)
+        if kind == "zero123":
+            made = comfy.sd.load_checkpoint_guess_config(str(random_models.zero123(path)), output_clip=False)
+            return made[0], random_models.clip_vision(), made[2]
+        if kind == "wan22":
+            vae, path = random_models.wan22_vae(), random_models.wan(path, 48)
+        else:
+            vae, path = random_models.hunyuan3d_vae(), random_models.hunyuan3d(path)
+        return comfy.sd.load_diffusion_model(str(path)), random_models.clip_vision(), vae
+
+
+class RandomText:
+    """CONDITIONING of a text encoder with so many features."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "tests", "make", ("CONDITIONING",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"features": ("INT", {"default": 768, "max": 8192})}}
+
+    def make(self, features: int) -> tuple[Any]:
+        return ([[torch.randn(1, 5, features, generator=torch.Generator().manual_seed(0)), {}]],)
+
+
+NODE_CLASS_MAPPINGS = {"RandomModel": RandomModel, "RandomText": RandomText}
