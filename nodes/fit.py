@@ -182,11 +182,10 @@ class Anchor4DFitGaussians(io.ComfyNode):
             )
             _say_objectives(config.objectives, "Gaussians as sampled on the mesh, unfitted")
             video = driving_video.to(host.device_for(device, renderer))
-            start = pla4d.fit_static(video, alignment.mesh, alignment.front, replace(config, objectives=()), seed=seed)
-            cost = _estimate(video, start, config, mesh=alignment.mesh, backend=renderer)
-            with host.checkpoint(
-                "object", video.frames, alignment.mesh.vertices, repr(alignment.front), repr(config), seed
-            ) as path, host_prior.loaded(config.objectives, device):  # fmt: skip
+            inputs = video.frames, alignment.mesh.vertices, repr(alignment.front), repr(config), seed
+            with host.checkpoint("object", *inputs) as path, host_prior.loaded(config.objectives, device):
+                start = pla4d.fit_static(video, alignment.mesh, alignment.front, replace(config, objectives=()), seed=seed)
+                cost = _estimate(video, start, config, mesh=alignment.mesh, backend=renderer)
                 scene = pla4d.fit_static(
                     video, alignment.mesh, alignment.front, config, seed=seed, backend=renderer,
                     progress=host.Report(note=cost).fit, checkpoint=path,
@@ -313,9 +312,9 @@ class Anchor4DMotionAlignment(io.ComfyNode):
             where = host.device_for(device, renderer)
             video, still = driving_video.to(where), scene.to(where)
             mesh = None if alignment is None else alignment.mesh
-            cost = _estimate(video, still, config, mesh=mesh, fronts=cameras, backend=renderer)
             inputs = video.frames, still.gaussians.tensors(), repr(cameras), repr(config), mesh is None, seed
             with host.checkpoint("motion", *inputs) as path, host_prior.loaded(config.objectives, device):
+                cost = _estimate(video, still, config, mesh=mesh, fronts=cameras, backend=renderer)
                 moving = pla4d.fit_motion(
                     video, still, config, mesh=mesh, fronts=cameras, seed=seed, backend=renderer,
                     progress=host.Report(note=cost).fit, checkpoint=path,
