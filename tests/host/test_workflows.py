@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,40 @@ def test_stable_zero123_of_the_host_refines(host: Any):
     assert any("reference" in text for text in outcome.texts if "step" in text)
     refined = Scene4D.load(next((host.folder / "output" / "3d").glob("refined_*.safetensors")))
     assert travelled(refined) > 0
+
+
+def test_a_prior_from_a_folder_refines(host: Any, comfyui: Any, monkeypatch: pytest.MonkeyPatch):
+    """Load Prior reads a published layout by its path, and a fit moves it to its device and back."""
+    have = subprocess.run([comfyui.python, "-c", "import diffusers, transformers"], capture_output=True, check=False)
+    if have.returncode:
+        pytest.skip("ComfyUI's Python has no diffusers and transformers")
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    tiny_models = pytest.importorskip("tiny_models", reason="diffusers or transformers is not installed")
+    folder = tiny_models.write_zero123(host.folder / "zero123-random")
+    clip_and_mesh(host)
+    prompt = host.workflow("anchor4d_your_video_and_mesh")
+    host.only(prompt, "Anchor4DLoadVideo")[1]["video"] = "clip"
+    host.only(prompt, "Anchor4DLoadMesh")[1]["mesh"] = "3d/creature.glb"
+    _, motion = host.only(prompt, "Anchor4DMotionAlignment")
+    add(prompt, "prior", "Anchor4DLoadPrior", prior="tiny", path=str(folder))
+    add(
+        prompt, "refinement", "Anchor4DReferenceRefinement",
+        prior=["prior", 0], objectives=motion["objectives"], weight=0.001, views=2,
+    )  # fmt: skip
+    motion["objectives"] = ["refinement", 0]
+    prompt = {
+        k: v for k, v in prompt.items() if v["class_type"] not in ("Anchor4DExportPLY", "Anchor4DRenderScene", "SaveVideo")
+    }
+    outcome = host.run(prompt)
+    assert outcome.ended == "execution_success", outcome.detail
+    told = "zero123-random: pictures of 16 px, conditioned on cameras, image, guidance 5, float32"
+    assert told in outcome.texts
+    assert any("reference" in text for text in outcome.texts if "step" in text)
+
+    prompt["prior"]["inputs"]["path"] = "/no/such/prior"
+    outcome = host.run(prompt)
+    assert outcome.ended == "execution_error"
+    assert outcome.detail["exception_message"].strip().startswith("Load Prior: /no/such/prior: no such file or folder")
 
 
 def test_a_film_and_a_mesh_by_the_hosts_own_models(host: Any):
