@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import tiny_videos as tiny
 
 from anchor4d.core.files import InputError
 from anchor4d.core.priors import Distillation, Prior, load_prior
+from anchor4d.core.priors.checkpoints import Checkpoint
 from anchor4d.core.priors.distill import UniformWindow
 from anchor4d.core.priors.flow_video import LTXPrior, WanPrior
 from anchor4d.core.priors.text_to_video import MOTIONLESS
@@ -100,8 +102,6 @@ def test_prediction_is_what_the_pipeline_asks_its_network(name, folders, priors)
 @pytest.mark.parametrize("name", ["wan", "ltx"])
 def test_velocity_points_from_the_clip_to_the_noise(name, folders, priors):
     """The model's own scheduler, told the velocity n - x throughout, turns the noise n into the clip x."""
-    from anchor4d.core.priors.checkpoints import Checkpoint
-
     scheduler, schedule = Checkpoint(folders[name]).scheduler(), priors[name].schedule
     assert (schedule.kind, schedule.steps) == ("flow", 1000)
     clean, noise = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -234,6 +234,26 @@ def test_text_encoders_are_not_kept(folders, tmp_path):
     assert again.negative is not None and torch.equal(again.negative["text"], first.positive["text"])
     with pytest.raises(InputError, match="text_encoder"):
         prior.condition(text="another")
+
+
+def test_tokenizer_of_a_sentencepiece_file(folders, tmp_path, monkeypatch):
+    """LTX-Video publishes its tokenizer as spiece.model alone: the same pieces, and the end."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    pytest.importorskip("google.protobuf")
+    folder = tmp_path / "ltx" / "tokenizer"
+    folder.mkdir(parents=True)
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a bear walks slowly", "the quick brown fox jumps over the lazy dog"] * 20), model_writer=model,
+        vocab_size=32, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
+    )  # fmt: skip
+    (folder / "spiece.model").write_bytes(model.getvalue())
+    models.write_json(folder / "tokenizer_config.json", {"tokenizer_class": "T5Tokenizer", "extra_ids": 2})
+    expected = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).encode("the bear walks")
+    assert Checkpoint(folder.parent).tokenizer()("the bear walks").input_ids == [*expected, 1]
+    monkeypatch.setattr("anchor4d.core.priors.checkpoints._importable", lambda name: False)
+    with pytest.raises(InputError, match="pip install sentencepiece protobuf"):
+        Checkpoint(folder.parent).tokenizer()
 
 
 def test_distillation_gradient_is_the_flow_form(priors):

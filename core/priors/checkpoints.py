@@ -7,6 +7,7 @@ A folder holds one model a subfolder (``unet/config.json`` and its weights, ...)
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -128,6 +129,9 @@ class Checkpoint:
 
         if not self.has(sub):
             raise InputError(f"{self.folder}: no folder {sub}, the checkpoint is incomplete; get it again")
+        lacking = [name for name in ("sentencepiece", "google.protobuf") if not _importable(name)]
+        if lacking and (self.folder / sub / "spiece.model").is_file() and not (self.folder / sub / "tokenizer.json").is_file():
+            raise InputError(f"{self.folder / sub / 'spiece.model'}: to read it, run: pip install sentencepiece protobuf")
         with quiet():
             try:
                 return AutoTokenizer.from_pretrained(self.folder / sub, local_files_only=True, trust_remote_code=False)
@@ -294,6 +298,13 @@ def _load_own(
         if remaining := [name for name, buffer in model.named_buffers() if buffer.is_meta]:
             raise RuntimeError(f"{cls.__name__}: buffers {remaining} are made on the default device and not saved")
     return model, missing, unexpected, mismatched
+
+
+def _importable(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # of the package that the name begins with
+        return False
 
 
 def _check_header(path: Path) -> None:
