@@ -46,6 +46,8 @@ class HostPrior(Prior):
             pictures that the VAE cannot have.
     """
 
+    hosted: ClassVar[bool] = True
+
     #: Latents with an axis of time, ``(B, c, F, h, w)`` in the host.
     clips: ClassVar[bool] = False
     usual_guidance: ClassVar[float] = 7.5

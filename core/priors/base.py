@@ -239,6 +239,9 @@ class Prior(ABC):
             module.to(device)
         return self
 
+    #: Whether a host places and moves the networks as it sees fit, so that their memory is its concern.
+    hosted: ClassVar[bool] = False
+
     #: Whether each picture's latent depends on that picture alone, so that pictures may be encoded a few at a time.
     encodes_apart: ClassVar[bool] = True
 

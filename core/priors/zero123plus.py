@@ -87,6 +87,11 @@ class Zero123Plus(Prior):
     published sampler draws new noise for the reference at each step; here it is drawn from ``seed``, the diffusion step and
     nothing else, so that equal calls give equal answers and batching changes nothing.
 
+    Attributes:
+        seed: of the reference's noise.
+        recompute: make the VAE encoder's activations again when gradients are taken, instead of keeping those of a picture
+            of 640 x 960 pixels.
+
     Args:
         scheduler: the published one, of diffusers; kept for its configuration.
         ramp: the 77 factors of the CLIP embedding, from model_index.json.
@@ -101,6 +106,7 @@ class Zero123Plus(Prior):
     background = (127 / 255, 127 / 255, 127 / 255)
     guidance = 4.0
     seed: int = 0
+    recompute: bool = True
 
     def __init__(
         self,
@@ -117,6 +123,8 @@ class Zero123Plus(Prior):
         self.scheduler, self.schedule = scheduler, NoiseSchedule.of(scheduler)
         self.ramp, self.empty, self.picture, self.clip = ramp, empty, picture, clip
         self.resolution = (320, 320)
+        vae: Any = modules["vae"]
+        vae.enable_gradient_checkpointing()
         unet: Any = modules["unet"]
         unet.set_attn_processor({layer: ReferenceAttention(layer) for layer in unet.attn_processors})
 
@@ -148,7 +156,7 @@ class Zero123Plus(Prior):
             empty = text(tokens.input_ids)[0]
         if len(ramp) != empty.shape[1]:
             raise InputError(f"{index}: {len(ramp)} ramping_coefficients, expected {empty.shape[1]}, one a text token")
-        dtype, vae_dtype = precision_dtypes(precision, device)
+        dtype, vae_dtype = precision_dtypes(precision, device, torch.float16)
         return cls(
             checkpoint.name,
             {
@@ -186,6 +194,8 @@ class Zero123Plus(Prior):
 
     def encode(self, images: Tensor) -> Tensor:  # (B, 6, H, W, 3) -> (B, 6, c, h, w)
         """Latents of the six pictures laid out as one, as the model was trained; see :meth:`Prior.encode`."""
+        vae: Any = self.modules["vae"]
+        vae.encoder.gradient_checkpointing = self.recompute
         tiled = rearrange(images, "b (r k) h w c -> b 1 (r h) (k w) c", k=COLUMNS)
         latents = super().encode(0.5 + (tiled - 0.5) * CONTRAST)
         return rearrange((latents - SHIFT) * SCALE, "b 1 c (r h) (k w) -> b (r k) c h w", k=COLUMNS, r=self.pictures // COLUMNS)
