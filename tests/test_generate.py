@@ -35,6 +35,10 @@ def ti2v(folder: Path) -> Path:
     return tiny.write_wan(folder, settings, expand_timesteps=True)
 
 
+def cogvideox_image(folder: Path) -> Path:
+    return tiny.write_cogvideox(folder, diffusers.CogVideoXImageToVideoPipeline)
+
+
 def ltx_condition(folder: Path) -> Path:
     return tiny.write_ltx(folder, diffusers.LTXConditionPipeline)
 
@@ -46,6 +50,8 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "ltx-condition": ltx_condition,
     "svd": tiny.write_svd,
     "cogvideox": tiny.write_cogvideox,
+    "cogvideox-i2v": cogvideox_image,
+    "wan-i2v": tiny.write_wan_image,
     "hunyuan": tiny.write_hunyuan,
     "modelscope": tiny.write_modelscope,
     "sd": tiny.write_stable_diffusion,
@@ -107,6 +113,8 @@ def test_text_to_video(name, settings, shape, fps, folders):
         ("ti2v", dict(frames=5, height=32, width=48), (5, 32, 48, 3)),
         ("ltx", dict(frames=4, height=32, width=64), (4, 32, 64, 3)),
         ("ltx-condition", dict(frames=4, height=32, width=64), (4, 32, 64, 3)),
+        ("wan-i2v", dict(frames=5, height=32, width=48), (5, 32, 48, 3)),
+        ("cogvideox-i2v", {}, (5, 16, 32, 3)),
         ("svd", dict(height=64, width=64), (3, 64, 64, 3)),
     ],
 )

@@ -27,6 +27,7 @@ from diffusers import (
     UNet3DConditionModel,
     UNetSpatioTemporalConditionModel,
     UniPCMultistepScheduler,
+    WanImageToVideoPipeline,
     WanPipeline,
     WanTransformer3DModel,
 )
@@ -36,6 +37,8 @@ from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModel,
     LlamaConfig,
     LlamaModel,
     T5Config,
@@ -244,9 +247,28 @@ def write_svd(folder: Path) -> Path:
     return folder
 
 
-def write_cogvideox(folder: Path) -> Path:
-    """CogVideoX's text-to-video layout: 5 frames of 16x24 pixels."""
-    CogVideoXPipeline(
+def write_wan_image(folder: Path) -> Path:
+    """Wan 2.1's image-to-video layout: noise, mask and the picture's latents, and CLIP's patches."""
+    tower = CLIPVisionModel(
+        CLIPVisionConfig(
+            hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14
+        )
+    )  # fmt: skip
+    WanImageToVideoPipeline(
+        tokenizer=t5_tokenizer(),
+        text_encoder=t5_encoder(2, multilingual=True),
+        vae=wan_vae(1),
+        scheduler=wan_scheduler(),
+        transformer=wan_transformer(3, in_channels=4 + 4 + 4, image_dim=8, added_kv_proj_dim=24),
+        image_encoder=perturbed(tower, 4),
+        image_processor=CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}),
+    ).save_pretrained(folder)
+    return folder
+
+
+def write_cogvideox(folder: Path, pipeline: Any = CogVideoXPipeline) -> Path:
+    """CogVideoX's layout: 5 frames of 16x32 pixels."""
+    pipeline(
         tokenizer=t5_tokenizer(),
         text_encoder=t5_encoder(2),
         vae=perturbed(
@@ -264,7 +286,7 @@ def write_cogvideox(folder: Path) -> Path:
             CogVideoXTransformer3DModel(
                 num_attention_heads=2,
                 attention_head_dim=8,
-                in_channels=4,
+                in_channels=4 if pipeline is CogVideoXPipeline else 8,
                 out_channels=4,
                 time_embed_dim=4,
                 text_embed_dim=12,

@@ -73,7 +73,7 @@ def load_pipeline(
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{checkpoint.folder}: cannot be read as a {cls.__name__} ({reason})") from None
     device = torch.device(device)
-    if device.type == "cpu" or offload == "none":
+    if offload == "none" or device.type not in ("cuda", "xpu"):
         return pipeline.to(device)
     vae: Any = getattr(pipeline, "vae", None)
     if hasattr(vae, "use_tiling"):

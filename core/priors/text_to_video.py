@@ -126,7 +126,7 @@ class TextToVideoPrior(Prior):
                     max_length=encoder.config.max_position_embeddings,
                     return_tensors="pt",
                 )
-                self._texts[text] = encoder(tokens.input_ids.to(encoder.device)).last_hidden_state[0]
+                self._texts[text] = encoder(tokens.input_ids.to(encoder.device)).last_hidden_state[0].cpu()
         return torch.stack([self._texts[text] for text in texts])
 
     def _denoise(self, latents: Tensor, time: Tensor, inputs: dict[str, Tensor], views: Viewpoints | None) -> Tensor:
