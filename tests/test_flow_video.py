@@ -24,7 +24,7 @@ from anchor4d.core.priors.distill import UniformWindow
 from anchor4d.core.priors.flow_video import LTXPrior, WanPrior
 from anchor4d.core.priors.text_to_video import MOTIONLESS
 
-SIDE, PICTURES = 16, 5
+SIDE, PICTURES = 16, 9
 PROMPT, AGAINST = "a walking  bear", "no motion"
 
 
@@ -283,7 +283,7 @@ def test_clips_of_another_form_are_refused(priors):
         wan.with_settings(pictures=16).latent_shape()
     with pytest.raises(InputError, match="20x16, give multiples of 8"):
         wan.with_settings(resolution=(16, 20)).latent_shape()
-    with pytest.raises(InputError, match=r"expected \(5, 16, 16\)"):
+    with pytest.raises(InputError, match=r"expected \(9, 16, 16\)"):
         ltx.encode(clips(1, side=32))
     with pytest.raises(InputError, match="small picture encoder"):
         ltx.with_settings(small_encoder=models.small_encoder()).encode(clips(1))
