@@ -118,7 +118,8 @@ class HostPrior(Prior):
             pixels = rearrange(pixels, "b v c h w -> (b v) c 1 h w")
         else:
             pixels = rearrange(pixels, "b v c h w -> (b v) c h w")
-        needed = self.vae.memory_used_encode(pixels.shape, self.vae.vae_dtype)
+        # The host counts one picture without gradients; a gradient keeps about twice that of each.
+        needed = 2 * len(pixels) * self.vae.memory_used_encode(pixels.shape, self.vae.vae_dtype)
         comfy.model_management.load_models_gpu([own], memory_required=needed)
         pixels = self.vae.process_input(pixels.to(own.load_device)).to(self.vae.vae_dtype)
         if getattr(own.model, "comfy_has_chunked_io", False):
@@ -135,7 +136,7 @@ class HostPrior(Prior):
             with torch.inference_mode(False):
                 theirs = self.vae.patcher
                 if theirs.cached_patcher_init is not None:
-                    own = theirs.clone(force_deepcopy=True)
+                    own = theirs.clone(disable_dynamic=True, force_deepcopy=True)  # weights that stay while gradients flow
                 else:
                     own = comfy.model_patcher.ModelPatcher(ordinary(theirs.model), theirs.load_device, theirs.offload_device)
                 own.parent = None  # the host would take its place for the original
