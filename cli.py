@@ -390,7 +390,7 @@ def _parser() -> argparse.ArgumentParser:
         "--object",
         "--mesh",
         metavar="FILE|DIR",
-        help="mesh: .glb, .gltf, .obj, .ply or .stl; pla4d-v4: or a folder of one a frame",
+        help="mesh (.glb, .gltf, .obj, .ply, .stl) or Gaussian splats (.ply); pla4d-v4: or a folder of one a frame",
     )
     made.add_argument("--image", metavar="FILE", help="later release: what is missing is made from it")
     made.add_argument("--prompt", metavar="TEXT", help="later release: what is missing is made from it")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .cameras import Cameras, quaternion_to_matrix
 from .files import InputError
-from .formats.ply import is_splat_ply, read_ply
+from .formats.ply import half_turn, is_splat_ply, read_ply
 from .gaussians import Gaussians
 from .mesh import Mesh, centring, load_mesh, turn_about_y
 from .render import rasterize
@@ -62,6 +62,27 @@ class SplatObject:
             log.info("%s: colours that depend on the view are reduced to their constant part", name)
         gaussians = replace(gaussians.detach().select(seen), sh=gaussians.sh.detach()[seen, :1])
         return SplatObject(gaussians, _solid(gaussians), name)
+
+    @staticmethod
+    def from_arrays(
+        positions: Tensor,  # (N, 3)
+        scales: Tensor,  # (N, 3) standard deviations
+        rotations: Tensor,  # (N, 4) wxyz
+        opacities: Tensor,  # (N) or (N, 1) in [0, 1]
+        sh: Tensor,  # (N, K, 3)
+        name: str = "splats",
+    ) -> SplatObject:
+        """One item of the host's SPLAT value: activated attributes in the splat files' frame, +Y down.
+
+        Raises:
+            InputError: for values that are not numbers, or nothing to see.
+        """
+        arrays = [array.detach().cpu().float() for array in (positions, scales, rotations, opacities.reshape(-1), sh)]
+        if not all(bool(array.isfinite().all()) for array in arrays):
+            raise InputError(f"{name}: holds values that are not numbers (NaN or infinite), make it again")
+        positions, scales, rotations, opacities, sh = arrays
+        logits = opacities.clamp(1e-6, 1 - 1e-6).logit()
+        return SplatObject.of(half_turn(Gaussians(positions, rotations, scales.clamp_min(1e-9).log(), logits, sh)), name)
 
     @property
     def vertices(self) -> Tensor:  # (N, 3)

@@ -10,11 +10,11 @@ from comfy_api.latest import Types, io
 from ..core.align import FocalAlignment, Target, draw_curve, overlay
 from ..core.align.clip import focal_per_frame
 from ..core.cameras import to_camera_info
-from ..core.mesh import Mesh
 from ..core.methods import pla4d
+from ..core.object3d import Object3D
 from ..core.video import DrivingVideo
 from . import host
-from .prepare import MESH_TYPES, convert_mesh
+from .prepare import OBJECT_TYPES, convert_object
 
 
 class Anchor4DFocalAlignment(io.ComfyNode):
@@ -33,8 +33,8 @@ class Anchor4DFocalAlignment(io.ComfyNode):
                 ),
                 io.MultiType.Input(
                     "mesh",
-                    types=[host.Mesh, *MESH_TYPES],
-                    tooltip="The object as a mesh: from Load Mesh, or a MESH or 3D file of any other node.",
+                    types=OBJECT_TYPES,
+                    tooltip="The object as a mesh or as splats: from Load Mesh, or a MESH, SPLAT or 3D file of any other node.",
                 ),
                 io.Combo.Input(
                     "method",
@@ -87,11 +87,15 @@ class Anchor4DFocalAlignment(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, driving_video: DrivingVideo, mesh: Mesh | Types.MESH | Types.File3D, method: str, front: dict[str, Any]
+        cls,
+        driving_video: DrivingVideo,
+        mesh: Object3D | Types.MESH | Types.SPLAT | Types.File3D,
+        method: str,
+        front: dict[str, Any],
     ) -> io.NodeOutput:
         with host.work(cls):
             yaw = front["yaw"] if front["front"] == "degrees" else "auto"
-            found = pla4d.align(driving_video, convert_mesh(mesh), mode=method, yaw=yaw, progress=host.Report().align)  # pyright: ignore[reportArgumentType]
+            found = pla4d.align(driving_video, convert_object(mesh), mode=method, yaw=yaw, progress=host.Report().align)  # pyright: ignore[reportArgumentType]
             camera = found.front
             host.say(
                 f"field of view {camera.fovy:.1f}°, distance {camera.distance:.2f} × the object's size, "

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 set_models_folder(folder_paths.models_dir)
 
 Video = io.Custom("A4D_VIDEO")  # core.video.DrivingVideo
-Mesh = io.Custom("A4D_MESH")  # core.mesh.Mesh
+Mesh = io.Custom("A4D_MESH")  # core.object3d.Object3D: a mesh or Gaussians
 Alignment = io.Custom("A4D_ALIGNMENT")  # core.align.FocalAlignment
 Cameras = io.Custom("A4D_CAMERAS")  # list of core.cameras.FrontCamera, one a frame
 Objectives = io.Custom("A4D_OBJECTIVES")  # tuple of objectives

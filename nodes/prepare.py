@@ -14,14 +14,15 @@ from torch import Tensor
 from ..core import mesh as meshes
 from ..core.cameras import orbit
 from ..core.files import InputError
-from ..core.render.mesh import render_mesh
+from ..core.object3d import Object3D, SplatObject, load_object, render_object
 from ..core.sample import FPS, FRAMES, TEST_AZIMUTHS, sample_case
 from ..core.video import ANIMATIONS, PICTURES, load_video
 from . import host
 
 CATEGORY = "Anchor4D/1 Prepare"
-#: What the host's own types and 3D files are called on a socket that also takes an Anchor4D mesh.
+#: What the host's own types and 3D files are called on a socket that also takes an Anchor4D object.
 MESH_TYPES = [io.Mesh, io.File3DAny, io.File3DGLB, io.File3DGLTF, io.File3DOBJ, io.File3DPLY, io.File3DSTL]
+OBJECT_TYPES = [host.Mesh, *MESH_TYPES, io.Splat]
 
 
 def _clip_inputs() -> list[io.Input]:
@@ -210,8 +211,9 @@ class Anchor4DLoadMesh(io.ComfyNode):
             node_id="Anchor4DLoadMesh",
             display_name="Load Mesh",
             category=CATEGORY,
-            description="Reads a 3D model (GLB, GLTF, OBJ, PLY or STL) with its textures. Size, place and turn do not matter.",
-            search_aliases=["load 3d model", "import glb", "import obj", "object", "pla4d", "4d"],
+            description="Reads a 3D model (GLB, GLTF, OBJ, PLY or STL) with its textures, or a splat PLY. Size, place and turn "
+            "do not matter.",
+            search_aliases=["load 3d model", "import glb", "import obj", "load splat", "object", "pla4d", "4d"],
             inputs=[
                 io.Combo.Input(
                     "mesh",
@@ -239,7 +241,7 @@ class Anchor4DLoadMesh(io.ComfyNode):
     @classmethod
     def execute(cls, mesh: str, path: str = "") -> io.NodeOutput:
         with host.work(cls):
-            return mesh_output(meshes.load_mesh(host.chosen_path(mesh, path)))
+            return mesh_output(load_object(host.chosen_path(mesh, path)))
 
 
 class Anchor4DConvertMesh(io.ComfyNode):
@@ -267,31 +269,67 @@ class Anchor4DConvertMesh(io.ComfyNode):
     @classmethod
     def execute(cls, mesh: Types.MESH | Types.File3D, index: int = 0) -> io.NodeOutput:
         with host.work(cls):
-            return mesh_output(convert_mesh(mesh, index))
+            return mesh_output(convert_object(mesh, index))
 
 
-def convert_mesh(value: meshes.Mesh | Types.MESH | Types.File3D, index: int = 0) -> meshes.Mesh:
-    """Our mesh from whatever a mesh socket carries. Called inside :func:`host.work`."""
-    if isinstance(value, meshes.Mesh):
+class Anchor4DConvertSplats(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Anchor4DConvertSplats",
+            display_name="Convert Splats",
+            category=CATEGORY,
+            description="Takes a SPLAT from ComfyUI's own nodes (TripoSplat, Get Splat, ...) into Anchor4D, where it does what "
+            "a mesh does.",
+            search_aliases=["splat to anchor4d", "triposplat", "gaussian splat", "object", "pla4d", "4d"],
+            inputs=[
+                io.Splat.Input("splat", tooltip="One object as Gaussians, the pose that the video's first frame shows."),
+                io.Int.Input(
+                    "index", default=0, min=0, max=4095, optional=True, advanced=True, tooltip="Which splat of a batch."
+                ),
+            ],
+            outputs=[host.Mesh.Output("object", tooltip="The splats for Focal Alignment, in place of a mesh.")],
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def execute(cls, splat: Types.SPLAT, index: int = 0) -> io.NodeOutput:
+        with host.work(cls):
+            return mesh_output(convert_object(splat, index))
+
+
+def convert_object(value: Object3D | Types.MESH | Types.SPLAT | Types.File3D, index: int = 0) -> Object3D:
+    """Our object from whatever an object's socket carries. Called inside :func:`host.work`."""
+    if isinstance(value, Object3D):
         return value
     if isinstance(value, Types.File3D):
         if f".{value.format}" not in meshes.SUFFIXES:
             raise InputError(f"3D file: .{value.format} is not read, give one of {', '.join(meshes.SUFFIXES)}")
         source = value.get_source()
         if isinstance(source, str):
-            return meshes.load_mesh(source)
+            return load_object(source)
         with tempfile.TemporaryDirectory() as folder:
-            return meshes.load_mesh(value.save_to(str(Path(folder) / f"model.{value.format}")))
+            return load_object(value.save_to(str(Path(folder) / f"model.{value.format}")))
+    if isinstance(value, Types.SPLAT):
+        if index >= len(value.positions):
+            raise InputError(f"splat: has {len(value.positions)} items, choose an index below that, not {index}")
+        count = value.positions.shape[1] if value.counts is None else int(value.counts[index])
+        parts = (value.positions, value.scales, value.rotations, value.opacities, value.sh)
+        return SplatObject.from_arrays(*(part[index, :count] for part in parts), name="splat")
     return meshes.mesh_from_arrays(
         value.vertices, value.faces, uvs=value.uvs, vertex_colors=value.vertex_colors, texture=value.texture,
         normals=value.normals, vertex_counts=value.vertex_counts, face_counts=value.face_counts, index=index,
     )  # fmt: skip
 
 
-def mesh_output(mesh: meshes.Mesh) -> io.NodeOutput:
-    color = "coloured" if mesh.has_color else "without colour: it will be coloured from the video's first frame"
-    host.say(f"{len(mesh.vertices)} vertices, {len(mesh.faces)} faces, {color}")
-    views = render_mesh(mesh.normalized()[0], orbit([0.0, 90.0, 180.0, 270.0], 10.0, 2.0, 45.0, 192, 192), torch.ones(3))
+def mesh_output(mesh: Object3D) -> io.NodeOutput:
+    """An object as a node's output, said in words and shown from four sides."""
+    if isinstance(mesh, SplatObject):
+        host.say(f"{len(mesh.gaussians)} Gaussians")
+    else:
+        color = "coloured" if mesh.has_color else "without colour: it will be coloured from the video's first frame"
+        host.say(f"{len(mesh.vertices)} vertices, {len(mesh.faces)} faces, {color}")
+    views = render_object(mesh.normalized()[0], orbit([0.0, 90.0, 180.0, 270.0], 10.0, 2.0, 45.0, 192, 192), torch.ones(3))
     picture = views.color if mesh.has_color else (views.normal + 1) / 2 * views.alpha[..., None] + 1 - views.alpha[..., None]
     return io.NodeOutput(mesh, ui=host.stills(torch.cat([*picture], 1)[None]))
 
@@ -342,4 +380,11 @@ class Anchor4DSample(io.ComfyNode):
             )  # fmt: skip
 
 
-NODES = [Anchor4DLoadVideo, Anchor4DPrepareVideo, Anchor4DLoadMesh, Anchor4DConvertMesh, Anchor4DSample]
+NODES = [
+    Anchor4DLoadVideo,
+    Anchor4DPrepareVideo,
+    Anchor4DLoadMesh,
+    Anchor4DConvertMesh,
+    Anchor4DConvertSplats,
+    Anchor4DSample,
+]

@@ -15,6 +15,7 @@ from anchor4d.core.cameras import Crop, FrontCamera, orbit
 from anchor4d.core.files import InputError
 from anchor4d.core.fit.loop import FitState, Inputs, Schedule, run_fit
 from anchor4d.core.formats import write_ply
+from anchor4d.core.formats.ply import half_turn
 from anchor4d.core.gaussians import Gaussians, from_points
 from anchor4d.core.mesh import Mesh, write_glb
 from anchor4d.core.methods import pla4d
@@ -87,6 +88,20 @@ def test_a_splat_file_is_told_from_a_mesh_file(character: Mesh, sampled: SplatOb
     torch.testing.assert_close(splats.gaussians.colors, sampled.gaussians.colors)
     for name in ("mesh.ply", "mesh.glb"):
         assert isinstance(load_object(tmp_path / name), Mesh)
+
+
+def test_the_hosts_splats_are_read(sampled: SplatObject) -> None:
+    turned = half_turn(sampled.gaussians)
+    read = SplatObject.from_arrays(
+        turned.means, turned.scales, turned.quats, turned.opacities[:, None], torch.cat([turned.sh] * 4, 1), "splat"
+    )
+    torch.testing.assert_close(read.gaussians.means, sampled.gaussians.means)
+    torch.testing.assert_close(read.gaussians.scales, sampled.gaussians.scales)
+    torch.testing.assert_close(read.gaussians.opacities, sampled.gaussians.opacities)
+    here, there = (rasterize(item.gaussians, orbit([30.0], 10.0, 2.0, 40.0, 64, 64)).color for item in (read, sampled))
+    torch.testing.assert_close(here, there, atol=1e-4, rtol=0)
+    with pytest.raises(InputError, match="not numbers"):
+        SplatObject.from_arrays(turned.means / 0, turned.scales, turned.quats, turned.opacities, turned.sh)
 
 
 def test_what_cannot_be_an_object_is_refused(sampled: SplatObject, tmp_path: Path) -> None:

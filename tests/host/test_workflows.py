@@ -238,7 +238,7 @@ def test_errors_name_the_node_and_the_input(host: Any, kind: str, inputs: dict[s
 
 
 def test_the_hosts_own_3d_nodes_take_and_give(host: Any):
-    """SPLAT out: its renderer draws what ours does. MESH and FILE_3D in: both are read and aligned."""
+    """SPLAT out: its renderer draws what ours does. MESH, FILE_3D and SPLAT in: all are read and aligned."""
     prompt = {
         k: v
         for k, v in host.workflow("anchor4d_demo").items()
@@ -273,7 +273,8 @@ def test_the_hosts_own_3d_nodes_take_and_give(host: Any):
     )  # fmt: skip
     add(prompt, "file", "MeshToFile3D", mesh=["mesh", 0])
     add(prompt, "converted", "Anchor4DConvertMesh", mesh=["file", 0])
-    for key, source in (("from mesh", "mesh"), ("from file", "converted")):
+    add(prompt, "splats", "Anchor4DConvertSplats", splat=["batch", 0], index=1)
+    for key, source in (("from mesh", "mesh"), ("from file", "converted"), ("from splat", "moment"), ("from splats", "splats")):
         add(
             prompt, key, "Anchor4DFocalAlignment",
             driving_video=[video, 0], mesh=[source, 0], method="literal", front="degrees", front__yaw=0.0,
@@ -289,3 +290,6 @@ def test_the_hosts_own_3d_nodes_take_and_give(host: Any):
     assert len(outcome.outputs["film pictures"]["images"]) == 3
     overlays = [picture(host.file(outcome.outputs[f"overlay from {key}"]["images"][0])) for key in ("mesh", "file")]
     assert np.abs(overlays[0] - overlays[1]).mean() < 0.01
+    overlays = [picture(host.file(outcome.outputs[f"overlay from {key}"]["images"][0])) for key in ("splat", "splats")]
+    assert np.abs(overlays[0] - overlays[1]).mean() < 0.05
+    assert all((overlay.min(-1) < 0.9).mean() > 0.05 for overlay in overlays)
