@@ -220,8 +220,8 @@ def test_bad_inputs_are_refused_in_one_line_and_leave_nothing(
         (["fit", "--video", "v", "--object", "o", "--yaw", "left", "--out", "x"], "not a number"),
         (["fit", "--video", "v", "--object", "o", "--frames", "1", "--out", "x"], "at least 2"),
         (["bench", "--cases", "no-cases"], "no cases"),
-        (["models", "get", "crystal-ball"], "choose one of rembg"),
-        (["models", "convert", "x.ckpt"], "later release"),
+        (["models", "get", "crystal-ball"], "choose one of zero123-xl"),
+        (["models", "convert", "x.ckpt"], "no such file or folder"),
     ],
 )
 def test_what_is_not_offered_is_said(
