@@ -41,10 +41,12 @@ TINY = {
     "Anchor4DRenderScene": {"size": 80},
     "Anchor4DPriorFromModel": {"size": 64},
     "Anchor4DReferenceRefinement": {"views": 2},
-    "KSampler": {"steps": 2},
+    "KSampler": {"steps": 1},
     "Wan22ImageToVideoLatent": {"width": 64, "height": 64, "length": 5},
     "EmptyLatentHunyuan3Dv2": {"resolution": 32},
     "VAEDecodeHunyuan3D": {"octree_resolution": 16},
+    "TripoSplatPreprocessImage": {"size": 256},
+    "VAEDecodeTripoSplat": {"num_gaussians": 32768},
 }
 #: What stands in for a file that a workflow names, see random_nodes; and at which of the stand-in's outputs its first is.
 STAND_INS = {
@@ -52,6 +54,10 @@ STAND_INS = {
     "wan2.2_ti2v_5B_fp16.safetensors": ("wan22", 0),
     "wan2.2_vae.safetensors": ("wan22", 2),
     "hunyuan_3d_v2.1.safetensors": ("hunyuan3d", 0),
+    "triposplat_fp16.safetensors": ("triposplat", 0),
+    "dino_v3_vit_h.safetensors": ("triposplat", 1),
+    "triposplat_vae_decoder_fp16.safetensors": ("triposplat", 2),
+    "flux2-vae.safetensors": ("zero123", 2),
 }
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import comfy.ldm.hunyuan3d.vae
+import comfy.ldm.triposplat.model
+import comfy.ldm.triposplat.vae
 import comfy.ldm.wan.vae2_2
 import comfy.ops
 import comfy.sd
@@ -26,7 +28,7 @@ from torch import Tensor, nn
 #: A CLIP vision tower of the host's class with ViT-L's embedding; no loader of the host makes one this small.
 CLIP_VISION = {
     "model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2,
-    "num_hidden_layers": 2, "num_channels": 3, "patch_size": 56, "image_size": 224, "projection_dim": 768,
+    "num_hidden_layers": 2, "num_channels": 3, "patch_size": 64, "image_size": 256, "projection_dim": 768,
     "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
 }  # fmt: skip
 OPERATIONS = comfy.ops.disable_weight_init
@@ -36,10 +38,10 @@ SD_VAE = {
 }  # fmt: skip
 
 
-def weights(build: Any, prefix: str = "", seed: int = 0) -> dict[str, Tensor]:
+def weights(build: Any, prefix: str = "", seed: int = 0, device: str = "meta") -> dict[str, Tensor]:
     """Random half-precision weights of a module that is built without memory; every layer keeps the size of its input."""
     generator = torch.Generator().manual_seed(seed)
-    with torch.device("meta"):
+    with torch.device(device):
         module: nn.Module = build()
     made = {}
     for name, like in module.state_dict().items():
@@ -113,6 +115,26 @@ def small(module: Any, name: str, **settings: Any) -> Iterator[Any]:
         yield functools.partial(whole, **settings)
     finally:
         setattr(module, name, whole)
+
+
+TRIPOSPLAT = {
+    "model_channels": 64, "num_blocks": 1, "num_refiner_blocks": 1, "cond_channels": CLIP_VISION["hidden_size"],
+    "cond2_channels": 4,
+}  # fmt: skip
+
+
+def triposplat(path: Path) -> comfy.sd.ModelPatcher:
+    """TripoSplat's flow model, one block of 64 features, told of pictures by CLIP_VISION and Stable Diffusion's VAE."""
+    with small(comfy.ldm.triposplat.model, "LatentSeqMMFlowModel", **TRIPOSPLAT) as build:
+        save_file(weights(lambda: build(operations=OPERATIONS), "", 10, "cpu"), path)
+        return comfy.sd.load_diffusion_model(str(path))
+
+
+def triposplat_decoder() -> comfy.sd.VAE:
+    """Its decoder of Gaussians, one block of 64 features."""
+    vae, sizes = comfy.ldm.triposplat.vae, {"model_channels": 64, "num_blocks": 1, "num_heads": 1}
+    with small(vae, "OctreeProbabilityFixedlenDecoder", **sizes), small(vae, "ElasticGaussianFixedlenDecoder", **sizes):
+        return comfy.sd.VAE(sd=weights(vae.OctreeGaussianDecoder, "", 11, "cpu"))
 
 
 def wan22_vae() -> comfy.sd.VAE:

@@ -15,7 +15,7 @@ HERE = [Path(__file__).resolve().parents[1], Path(__file__).parents[1] / "anchor
 sys.path.extend(map(str, HERE))
 import random_models  # noqa: E402
 
-KINDS = ["zero123", "wan22", "hunyuan3d"]
+KINDS = ["zero123", "wan22", "hunyuan3d", "triposplat"]
 
 
 class RandomModel:
@@ -33,6 +33,8 @@ class RandomModel:
         if kind == "zero123":
             made = comfy.sd.load_checkpoint_guess_config(str(random_models.zero123(path)), output_clip=False)
             return made[0], random_models.clip_vision(), made[2]
+        if kind == "triposplat":
+            return random_models.triposplat(path), random_models.clip_vision(), random_models.triposplat_decoder()
         if kind == "wan22":
             vae, path = random_models.wan22_vae(), random_models.wan(path, 48)
         else:
