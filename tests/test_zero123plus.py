@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from anchor4d.core.cameras import spherical
@@ -20,11 +23,13 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 from diffusers import AutoencoderKL, EulerAncestralDiscreteScheduler, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from anchor4d.core.generate.multiview import multiview_images, sample_views
 from anchor4d.core.priors.distill import Distillation
 from anchor4d.core.priors.load import load_prior
+from anchor4d.core.priors.pictures import recentred
 from anchor4d.core.priors.zero123plus import ReferenceAttention, Zero123Plus
 
 WIDTH = 32
@@ -337,9 +342,45 @@ def test_generator_recentres_and_returns_cameras(folder: Path, prior: Zero123Plu
         multiview_images(prior, image, steps=2, progress=interrupt)
 
 
+def test_real_pictures_through_the_encoders(prior: Zero123Plus) -> None:
+    """The four pictures of ANCHOR4D_INPUTS, recentred, through the VAE and the CLIP tower."""
+    inputs = os.environ.get("ANCHOR4D_INPUTS")
+    if not inputs:
+        pytest.skip("set ANCHOR4D_INPUTS to a folder of *_rgba.png pictures")
+    found = []
+    for path in sorted(Path(inputs).glob("*_rgba.png")):
+        image = torch.from_numpy(np.array(Image.open(path).convert("RGBA"))).float() / 255
+        condition = prior.condition(image=recentred(image)[None])
+        assert all(torch.isfinite(v).all() for v in condition.positive.values())
+        found.append(condition.positive)
+    assert len(found) == 4
+    for i, a in enumerate(found):
+        assert all((a[k] - b[k]).abs().max() > 1e-3 for b in found[:i] for k in ("tokens", "reference"))
+
+
 def test_v1_1_is_told_by_its_ramp(tmp_path: Path) -> None:
     older = load_prior(write_folder(tmp_path / "any name", [0.0, *RAMP[1:]]))
     assert isinstance(older, Zero123Plus) and older.version == "1.1" and older.elevations[:2] == (30, -20)
+
+
+def test_names_that_older_libraries_wrote(tmp_path: Path, prior: Zero123Plus) -> None:
+    """v1.1 was saved by diffusers 0.17 and a transformers that kept position ids."""
+    folder = write_folder(tmp_path / "old", RAMP)
+    old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+    for file, rename in (
+        ("vae/diffusion_pytorch_model", lambda k: next((k.replace(n, o) for n, o in old.items() if n in k), k)),
+        ("text_encoder/model", lambda k: k if k.startswith("text_model.") else f"text_model.{k}"),
+    ):
+        path = folder / f"{file}.safetensors"
+        tensors = {rename(k): v for k, v in load_file(path).items()}
+        if "text" in file:
+            tensors["text_model.embeddings.position_ids"] = torch.arange(len(RAMP))[None]
+        save_file(tensors, path)
+    assert "encoder.mid_block.attentions.0.query.weight" in load_file(folder / "vae/diffusion_pytorch_model.safetensors")
+    loaded: Any = load_prior(folder)
+    assert torch.equal(loaded.empty, prior.empty)
+    for mine, theirs in zip(loaded.modules["vae"].parameters(), prior.modules["vae"].parameters()):
+        assert torch.equal(mine, theirs)
 
 
 def test_wrong_folders(tmp_path: Path) -> None:
