@@ -128,6 +128,10 @@ def test_stable_zero123_is_told_by_its_name(tmp_path: Path) -> None:
     assert type(load_prior(named, kind="zero123")) is Zero123
     hub = tmp_path / "models--someone--stable-zero123" / "snapshots" / "0123abc"
     assert load_prior(tiny.write_zero123(hub)).name == "stable-zero123"
+    # The published Zero123 pipelines' own class has "Stable" in its name.
+    plain = tiny.write_zero123(tmp_path / "weights", pipeline="Zero1to3StableDiffusionPipeline")
+    assert type(load_prior(plain)) is Zero123
+
 
 
 def test_condition_needs_a_picture_and_takes_no_text(prior: Zero123) -> None:

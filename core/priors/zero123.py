@@ -7,6 +7,7 @@ relative camera T. Published as folders of ``unet``, ``vae``, ``image_encoder``,
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -205,4 +206,5 @@ class StableZero123(Zero123):
     def matches(cls, checkpoint: Checkpoint) -> bool:
         """Told by its name, since the layout is Zero123's."""
         names = (checkpoint.name, checkpoint.index.get("_class_name"), checkpoint.index.get("_name_or_path"))
-        return super().matches(checkpoint) and any("stable" in str(name).lower() for name in names)
+        # Zero123's own class is named Zero1to3StableDiffusionPipeline.
+        return super().matches(checkpoint) and any(re.search("stable[-_ ]?zero", str(name), re.IGNORECASE) for name in names)
