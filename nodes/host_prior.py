@@ -109,6 +109,9 @@ class HostPrior(Prior):
 
     def encode(self, images: Tensor) -> Tensor:  # (B, V, H, W, 3) -> (B, F, c, h, w)
         """The host's own encoding, to its last bit, with gradient."""
+        return self._ours(self.latent_format.process_in(self._unscaled(images)), len(images))
+
+    def _unscaled(self, images: Tensor) -> Tensor:  # (B, V, H, W, 3) -> latents as the host shapes and leaves them
         own = self._own_vae()
         pixels = self.vae.vae_encode_crop_pixels(rearrange(images, "b v h w c -> (b v) h w c"))
         pixels = rearrange(pixels, "(b v) h w c -> b v c h w", b=len(images))
@@ -128,7 +131,7 @@ class HostPrior(Prior):
             latents = own.model.encode(pixels)
         if self.vae.format_encoded is not None:
             latents = self.vae.format_encoded(latents)
-        return self._ours(self.latent_format.process_in(latents.float()), len(images))
+        return latents.float()
 
     def _own_vae(self) -> Any:
         """A ModelPatcher around a copy of the VAE made of ordinary tensors; the host's own weights are inference tensors."""
@@ -323,8 +326,7 @@ class HostZero123(HostPrior):
             raise InputError(f"prior {self.name}: knows neither texts nor frame rates, leave them out")
         picture = squared(image.float(), self.resolution[0], self.background)
         embedding = self.clip_vision.encode_image(picture).image_embeds
-        latent = self.vae.encode(picture)
-        given = {"embedding": embedding.float().to(self.device), "latent": latent.float().to(self.device)}
+        given = {"embedding": embedding.float().to(self.device), "latent": self._unscaled(picture[:, None]).to(self.device)}
         return Condition(given, {name: torch.zeros_like(value) for name, value in given.items()})
 
     def conditionings(self, inputs: Mapping[str, Tensor], views: Viewpoints | None) -> tuple[Conditioning, Conditioning]:

@@ -71,7 +71,7 @@ def test_distillation_leaves_the_host_as_it_was(facts):
     found = facts["zero123"]
     assert found["micro batch"] < 1e-3
     assert found["weights with gradients"] == 0
-    # The fit's copy of the VAE is gone; the host's own was loaded by the condition and stays the host's business.
+    # The fit's copy of the VAE is gone; the host's own, which the comparison asked, stays the host's business.
     assert found["vaes loaded"] == [0, 2, 1]
 
 
