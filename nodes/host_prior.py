@@ -124,6 +124,7 @@ class HostPrior(Prior):
         # The host counts one picture without gradients; a gradient keeps about twice that of each.
         needed = 2 * len(pixels) * self.vae.memory_used_encode(pixels.shape, self.vae.vae_dtype)
         comfy.model_management.load_models_gpu([own], memory_required=needed)
+        make_ordinary(own.model)  # making room for the model, in inference mode, the host may have moved it
         pixels = self.vae.process_input(pixels.to(own.load_device)).to(self.vae.vae_dtype)
         if getattr(own.model, "comfy_has_chunked_io", False):
             latents = own.model.encode(pixels, device=own.load_device)
@@ -141,7 +142,8 @@ class HostPrior(Prior):
                 if theirs.cached_patcher_init is not None:
                     own = theirs.clone(disable_dynamic=True, force_deepcopy=True)  # weights that stay while gradients flow
                 else:
-                    own = comfy.model_patcher.ModelPatcher(ordinary(theirs.model), theirs.load_device, theirs.offload_device)
+                    twin = make_ordinary(copy.deepcopy(theirs.model))
+                    own = comfy.model_patcher.ModelPatcher(twin, theirs.load_device, theirs.offload_device)
                 own.parent = None  # the host would take its place for the original
                 own.model.requires_grad_(False)
             self._vae_copy["patcher"] = own
@@ -159,8 +161,9 @@ class HostPrior(Prior):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:  # (B, F, c, h, w) -> (B, V, H, W, 3)
-        pictures = self.vae.decode(self.latent_format.process_out(self._theirs(latents)))
-        return pictures.reshape(len(latents), -1, *pictures.shape[-3:])
+        with torch.inference_mode():
+            pictures = self.vae.decode(self.latent_format.process_out(self._theirs(latents)))
+        return pictures.reshape(len(latents), -1, *pictures.shape[-3:]).clone()
 
     def _theirs(self, latents: Tensor) -> Tensor:
         if self.clips:
@@ -228,11 +231,12 @@ class HostPrior(Prior):
         both = unconditional and condition.negative is not None
         # Picture models take the pictures of a clip as a batch, and some (AnimateDiff) their order in it as time.
         rows = len(latents) if self.clips or self.pictures == 1 else 1
-        clean = [
-            self._clean(latents[i : i + rows], t[i : i + rows], condition[i : i + rows],
-                        None if views is None else views.map(lambda v, i=i: v[i : i + rows]), both)
-            for i in range(0, len(latents), rows)
-        ]  # fmt: skip
+        with torch.inference_mode():  # as the host runs its models, whose weights are inference tensors
+            clean = [
+                self._clean(latents[i : i + rows], t[i : i + rows], condition[i : i + rows],
+                            None if views is None else views.map(lambda v, i=i: v[i : i + rows]), both)
+                for i in range(0, len(latents), rows)
+            ]  # fmt: skip
         alpha, sigma = (c.to(latents.device).reshape(-1, 1, 1, 1, 1) for c in self.schedule.coefficients(t))
         scale = 1.0 if self.schedule.kind == "flow" else alpha
         noise = [(latents - scale * torch.cat(part).to(latents)) / sigma for part in zip(*clean, strict=True)]
@@ -325,8 +329,12 @@ class HostZero123(HostPrior):
         if text is not None or negative is not None or fps is not None:
             raise InputError(f"prior {self.name}: knows neither texts nor frame rates, leave them out")
         picture = squared(image.float(), self.resolution[0], self.background)
-        embedding = self.clip_vision.encode_image(picture).image_embeds
-        given = {"embedding": embedding.float().to(self.device), "latent": self._unscaled(picture[:, None]).to(self.device)}
+        with torch.inference_mode():
+            embedding = self.clip_vision.encode_image(picture).image_embeds
+        given = {
+            "embedding": embedding.clone().float().to(self.device),
+            "latent": self._unscaled(picture[:, None]).to(self.device),
+        }
         return Condition(given, {name: torch.zeros_like(value) for name, value in given.items()})
 
     def conditionings(self, inputs: Mapping[str, Tensor], views: Viewpoints | None) -> tuple[Conditioning, Conditioning]:
@@ -385,17 +393,16 @@ def schedule_of(sampling: Any, name: str) -> NoiseSchedule:
     raise InputError(f"model {name}: its noise schedule cannot be distilled; connect a diffusion or rectified flow model")
 
 
-def ordinary(module: nn.Module) -> nn.Module:
-    """A copy of a module whose parameters and buffers are no inference tensors; call it outside inference mode."""
-    twin = copy.deepcopy(module)
-    for part in twin.modules():
+def make_ordinary(module: nn.Module) -> nn.Module:
+    """The module, its inference tensors replaced by clones that autograd can keep; call it outside inference mode."""
+    for part in module.modules():
         for name, value in part._parameters.items():
-            if value is not None:
+            if value is not None and value.is_inference():
                 part._parameters[name] = nn.Parameter(value.detach().clone(), requires_grad=False)
         for name, value in part._buffers.items():
-            if value is not None:
+            if value is not None and value.is_inference():
                 part._buffers[name] = value.detach().clone()
-    return twin
+    return module
 
 
 def prior_of(

@@ -75,9 +75,13 @@ def encoding(prior: Prior, vae: Any, factor: float) -> dict[str, float]:
     with torch.no_grad():
         ends = [float((prior.encode(images + sign * step * direction).double() * weight).sum()) for sign in (1, -1)]
     slope = (ends[0] - ends[1]) / (2 * step)
+    with torch.inference_mode():  # as when the host makes room for another model
+        prior._own_vae().model.double().float()
+    (again,) = torch.autograd.grad((prior.encode(seen) * weight).sum(), seen)
     return {
         "encode": error(latents[: len(theirs)], theirs),
         "gradient": abs(float((gradient.double() * direction).sum()) - slope) / abs(slope),
+        "moved": error(again, gradient),
     }
 
 
