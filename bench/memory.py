@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
-import subprocess
+import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -315,8 +315,9 @@ def table(only: list[str]) -> None:
         write(f"| {stage} | {rest / GIB:.1f} | {memory} | {'; '.join(settings)} |")
 
 
-def check_case(case: Case, settings: dict[str, int], device: str) -> dict[str, float]:
-    """Estimate and truth of one step: bytes and seconds."""
+def check_case(index: int, device: str) -> dict[str, float]:
+    """Estimate and truth of one step of what :func:`checked` lists: bytes and seconds."""
+    case, settings = checked(device)[index]
     half = torch.float32 if device == "cpu" else torch.float16
     before = _resident()
     prior = case.build(networks(device, half, torch.float32 if device == "cpu" else torch.bfloat16))
@@ -343,10 +344,10 @@ def check_case(case: Case, settings: dict[str, int], device: str) -> dict[str, f
         step()
         free, total = torch.cuda.mem_get_info()
         measured = torch.cuda.max_memory_reserved() + total - free - torch.cuda.memory_reserved()
-    # Between two steps, so that other work on the machine slows both alike.
+    # Between steps, so that other work on the machine slows both alike.
     seconds = step()
     probed = estimate_distillation(distillation, case.batch, condition=condition)
-    seconds = min(seconds, step())
+    seconds = min(seconds, step(), step())
     return {
         "memory": peak(estimate.parts), "measured memory": measured,
         "seconds": probed.seconds_per_step or 0.0, "measured seconds": seconds,
@@ -365,12 +366,8 @@ def check(device: str, only: list[str]) -> None:
     for index, (case, settings) in enumerate(checked(device)):
         if only and case.name not in only:
             continue
-        command = [sys.executable, "-m", "anchor4d.bench.memory", "--device", device, "--case", str(index)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            write(f"| {case.name} | {settings} | failed: {done.stderr.strip().splitlines()[-1]} | | | |")
-            continue
-        found = json.loads(done.stdout.splitlines()[-1])
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+            found = process.submit(check_case, index, device).result()
         memory, seconds = (found["memory"], found["measured memory"]), (found["seconds"], found["measured seconds"])
         words = ", ".join(f"{k} {v}" for k, v in settings.items()) or "as it is"
         write(
@@ -395,12 +392,8 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--only", nargs="*", default=[])
-    parser.add_argument("--case", type=int, default=None, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.case is not None:
-        case, settings = checked(arguments.device)[arguments.case]
-        write(json.dumps(check_case(case, settings, arguments.device)))
-    elif arguments.check:
+    if arguments.check:
         check(arguments.device, arguments.only)
     else:
         table(arguments.only)

@@ -2,7 +2,7 @@
 
 Memory: one micro-batch of the very code that will run is run on tensors that have shapes and no data (PyTorch's fake tensors),
 with every storage that comes and goes counted. So any prior, published or not, is accounted without its weights and in seconds.
-Time: the same micro-batch is run for real, twice, and the second run is timed.
+Time: the same micro-batch is run for real, a few times.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ GIB = 2**30
 CONTEXT = {"cuda": int(0.6 * GIB), "cpu": int(0.2 * GIB)}
 #: What allocators lose to rounding and fragments, as a share of the peak.
 ROUNDING = 0.1
-#: A probe is not repeated when it takes longer, seconds.
-PATIENCE = 20.0
+#: A probe is run so many times, but not again once it has taken so many seconds.
+PROBES, PATIENCE = 3, 20.0
 INDEXING = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default, torch.ops.aten._index_put_impl_.default)
 
 
@@ -253,7 +253,7 @@ def _views(prior: Prior, rows: int) -> Viewpoints | None:
 
 
 def _timed(distillation: Distillation, batch: int, condition: Condition) -> float:
-    """Seconds a step: a micro-batch, run twice, the first time to warm up."""
+    """Seconds a step: of a micro-batch, the fastest of a few runs, since the first warms up and other work comes and goes."""
     prior = distillation.prior
     rows = min(batch, distillation.micro_batch or batch)
     generator = torch.Generator().manual_seed(0)
@@ -267,10 +267,10 @@ def _timed(distillation: Distillation, batch: int, condition: Condition) -> floa
             torch.cuda.synchronize(prior.device)
         return time.perf_counter() - begin
 
-    seconds = run()
-    if seconds < PATIENCE:
-        seconds = min(seconds, run())
-    return seconds * math.ceil(batch / rows)
+    seconds = [run()]
+    while len(seconds) < PROBES and sum(seconds) < PATIENCE:
+        seconds.append(run())
+    return min(seconds) * math.ceil(batch / rows)
 
 
 def _bytes(module: nn.Module) -> int:
