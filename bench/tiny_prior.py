@@ -1,0 +1,122 @@
+"""Views by the tiny prior of objects it never saw: python -m anchor4d.bench.tiny_prior [--weights DIR] [--out DIR].
+
+200 generated objects (seeds HELD_OUT and up), each a random pair of views of one moment: any azimuths, elevations -30 to 60,
+distances 1.0 to 2.4. The prediction is the pixel mean of four DDIM samples. Baselines: the condition picture itself; the object's
+mean colour, as the condition shows it, filled into the TRUE mask of the target; and the target's own mean colour in that mask.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..training.objects import generate_many
+from ..training.render import render
+from ..training.tiny_prior import HELD_OUT, Networks, Pairs, draw_pairs, sample_views
+
+BUNDLED = Path(__file__).resolve().parent.parent / "core" / "priors" / "tiny"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Held-out views: conditions, targets (B, 64, 64, 3) and their covered fractions (B, 64, 64)."""
+
+    pairs: Pairs
+    condition: Tensor
+    condition_alpha: Tensor
+    target: Tensor
+    target_alpha: Tensor
+
+
+def held_out(count: int = 200, seed: int = HELD_OUT) -> Trial:
+    """Pairs of views of ``count`` unseen objects; pictures have 3 x 3 samples a pixel."""
+    pairs = draw_pairs(count, torch.Generator().manual_seed(seed), free=True)
+    objects = generate_many(range(HELD_OUT, HELD_OUT + count))
+    (condition, first), (target, second) = (render(objects, pairs.tau[:, k], pairs.cameras(k), supersample=3) for k in (0, 1))
+    return Trial(pairs, condition, first, target, second)
+
+
+def baselines(trial: Trial) -> dict[str, Tensor]:
+    """Pictures (B, H, W, 3) that need no prior, by name."""
+
+    def mean_color(picture: Tensor, alpha: Tensor) -> Tensor:  # of the object alone: white's share is taken off
+        return (picture - 1 + alpha[..., None]).sum((1, 2)) / alpha.sum((1, 2))[:, None].clamp_min(1e-6)
+
+    def filled(color: Tensor, alpha: Tensor) -> Tensor:
+        return alpha[..., None] * color[:, None, None] + 1 - alpha[..., None]
+
+    seen = mean_color(trial.condition, trial.condition_alpha)
+    return {
+        "condition picture": trial.condition,
+        "its mean colour in its own mask": filled(seen, trial.condition_alpha),
+        "its mean colour in the target's TRUE mask": filled(seen, trial.target_alpha),
+        "target's mean colour in its TRUE mask": filled(mean_color(trial.target, trial.target_alpha), trial.target_alpha),
+    }
+
+
+def psnr(guess: Tensor, truth: Tensor) -> Tensor:  # (B,)
+    """Peak signal-to-noise ratio of each picture, dB."""
+    return -10 * ((guess - truth) ** 2).mean((1, 2, 3)).clamp_min(1e-10).log10()
+
+
+def predict(networks: Networks, trial: Trial, *, steps: int = 50, guidance: float = 1.0, batch: int = 25) -> Tensor:
+    """Four samples of each target, (4, B, H, W, 3), seed 0."""
+    generator = torch.Generator().manual_seed(0)
+    T, parts = trial.pairs.camera_vectors, range(0, len(trial.target), batch)
+    done = [
+        sample_views(networks, trial.condition[k : k + batch], T[k : k + batch], generator, steps=steps, guidance=guidance)
+        for k in parts
+    ]
+    return torch.cat(done, 1)
+
+
+def sheet(rows: list[Tensor], path: Path, *, columns: int = 12, zoom: int = 2) -> None:
+    """Pictures (B, H, W, 3) of each row, a block of rows for every ``columns`` objects."""
+    count = len(rows[0]) // columns * columns
+    stacked = torch.stack([r[:count] for r in rows]).unflatten(1, (-1, columns))  # (rows, blocks, columns, H, W, 3)
+    width = stacked.shape[4]
+    stacked = torch.nn.functional.pad(stacked, (0, 0, 1, 1, 1, 1), value=0.85)
+    picture = stacked.permute(1, 0, 3, 2, 4, 5).reshape(-1, columns * (width + 2), 3)
+    image = Image.fromarray((picture.clamp(0, 1) * 255).round().byte().numpy())
+    image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST).save(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", type=Path, default=BUNDLED)
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--out", type=Path, help="folder for scores.json and the picture sheet")
+    options = parser.parse_args()
+    begin = time.perf_counter()
+    trial = held_out(options.count)
+    networks = Networks.load(options.weights).to("cpu")
+    samples = predict(networks, trial, steps=options.steps, guidance=options.guidance)
+    pictures = {"prior, mean of 4": samples.mean(0), "prior, one sample": samples[0], **baselines(trial)}
+    scores = {name: psnr(p, trial.target) for name, p in pictures.items()}
+    turn = trial.pairs.views[:, 1, 0] - trial.pairs.views[:, 0, 0]
+    turn = ((turn + 180) % 360 - 180).abs()
+    bands = {"all": turn >= 0} | {f"{a}-{a + 45}": (turn >= a) & (turn < a + 45) for a in range(0, 180, 45)}
+    table = {name: {band: round(float(s[inside].mean()), 2) for band, inside in bands.items()} for name, s in scores.items()}
+    sys.stdout.write("PSNR, dB, by azimuth difference".ljust(44) + "".join(b.rjust(9) for b in bands) + "\n")
+    sys.stdout.write("objects".ljust(44) + "".join(str(int(i.sum())).rjust(9) for i in bands.values()) + "\n")
+    for name, row in table.items():
+        sys.stdout.write(name.ljust(44) + "".join(f"{v:9.2f}" for v in row.values()) + "\n")
+    sys.stdout.write(f"{time.perf_counter() - begin:.0f} s\n")
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "scores.json").write_text(json.dumps(table, indent=1) + "\n")
+        sheet([trial.condition, trial.target, samples[0], samples.mean(0)], options.out / "tiny-prior-views.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Training of the bundled tiny prior: objects without end, their pictures, the trainer."""
