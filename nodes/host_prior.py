@@ -144,6 +144,7 @@ class HostPrior(Prior):
                 else:
                     twin = make_ordinary(copy.deepcopy(theirs.model))
                     own = comfy.model_patcher.ModelPatcher(twin, theirs.load_device, theirs.offload_device)
+                own.model.to(self.vae.vae_dtype)  # where the host casts weights as they are used, they are as in the file
                 own.parent = None  # the host would take its place for the original
                 own.model.requires_grad_(False)
             self._vae_copy["patcher"] = own
