@@ -1,8 +1,9 @@
 """Views by the tiny prior of objects it never saw: python -m anchor4d.bench.tiny_prior [--weights DIR] [--out DIR].
 
 200 generated objects (seeds HELD_OUT and up), each a random pair of views of one moment: any azimuths, elevations -30 to 60,
-distances 1.0 to 2.4. The prediction is the pixel mean of four DDIM samples. Baselines: the condition picture itself; the object's
-mean colour, as the condition shows it, filled into the TRUE mask of the target; and the target's own mean colour in that mask.
+distances 1.0 to 2.4. The prediction is the pixel mean of four DDIM samples. Baselines: the condition picture; the object's mean
+colour in its own mask, both as the condition shows them; and two that know the answer's silhouette: the condition's, or the
+target's own, mean colour in the target's true mask.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def psnr(guess: Tensor, truth: Tensor) -> Tensor:  # (B,)
     return -10 * ((guess - truth) ** 2).mean((1, 2, 3)).clamp_min(1e-10).log10()
 
 
-def predict(networks: Networks, trial: Trial, *, steps: int = 50, guidance: float = 1.0, batch: int = 25) -> Tensor:
+def predict(networks: Networks, trial: Trial, *, steps: int = 25, guidance: float = 1.0, batch: int = 25) -> Tensor:
     """Four samples of each target, (4, B, H, W, 3), seed 0."""
     generator = torch.Generator().manual_seed(0)
     T, parts = trial.pairs.camera_vectors, range(0, len(trial.target), batch)
@@ -93,7 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, default=BUNDLED)
     parser.add_argument("--count", type=int, default=200)
-    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--out", type=Path, help="folder for scores.json and the picture sheet")
     options = parser.parse_args()

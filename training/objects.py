@@ -2,8 +2,8 @@
 
 An object is up to :data:`SOLIDS` convex solids (ellipsoids, boxes, tapered cylinders) on up to :data:`PARTS` joints, painted by
 formulas. The arrays of :class:`Objects` describe any number of them at once, so that a GPU draws them by casting rays
-(:mod:`.render`); :func:`meshes` gives the same object as triangles. Frame: +Y up, front +Z, longest side 1 at tau = 0, centred on
-the origin. Colours are sRGB, unlit.
+(:mod:`.render`); :func:`meshes` gives the same object as triangles. Frame: +Y up, front +Z, longest side 1 at tau = 0, centred
+on the origin. Colours are sRGB, unlit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from ..core.mesh import Mesh
@@ -94,7 +93,7 @@ class Objects:
         return Objects(**{f.name: torch.cat([getattr(x, f.name) for x in many]) for f in fields(Objects)})
 
     def pose(self, tau: Tensor | float) -> tuple[Tensor, Tensor]:
-        """Rotations ``(..., PARTS, 3, 3)`` and positions ``(..., PARTS, 3)`` of the parts' frames in the world at ``tau`` (...)."""
+        """Rotations ``(..., PARTS, 3, 3)`` and positions ``(..., PARTS, 3)`` of the parts' frames at ``tau`` (...)."""
         turn = 2 * math.pi * torch.as_tensor(tau, dtype=self.offset.dtype, device=self.offset.device)[..., None]
         first, second = (turn + self.phase[..., 0]).sin(), (2 * turn + self.phase[..., 1]).sin()
         angle = self.swing[..., 0] * first + self.swing[..., 1] * second + self.spin * turn
@@ -151,7 +150,7 @@ def _rotation(axis: Tensor, angle: Tensor) -> Tensor:  # (..., 3) unit, (...) ->
 
 # --- triangles --------------------------------------------------------------------------------------------------------------
 
-_TILE, _MARGIN = 56, 4
+_TILE, _MARGIN = 96, 4
 Patch = tuple[np.ndarray, np.ndarray]  # u, v in [0, 1]: the surface's parameters
 
 

@@ -1,8 +1,8 @@
 """Pictures of generated objects by casting rays, batched, on any device; nothing is differentiable here.
 
 A solid is the intersection of a box with the inside of one quadric, ``q(x) = a . x^2 + b y + c <= 0`` in its own frame, and is
-convex: ellipsoid ``|x / r|^2 - 1``, tapered cylinder ``(x / r_x)^2 + (z / r_z)^2 - (1 + k y)^2``, box ``-1``. A ray enters it where
-it enters the box, if q <= 0 there, else at q's falling root.
+convex: ellipsoid ``|x / r|^2 - 1``, tapered cylinder ``(x / r_x)^2 + (z / r_z)^2 - (1 + k y)^2``, box ``-1``. A ray enters it
+where it enters the box, if q <= 0 there, else at q's falling root.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """The bundled tiny prior: a Zero123 of 64 x 64 pictures, trained on generated objects.
 
-``python -m anchor4d.training.tiny_prior --out FOLDER`` trains the VAE, then UNet, image tower and camera projection together, and
-writes Zero123's folder layout. The recipe, the numbers reached and the machine are in docs/tiny-prior.md.
+``python -m anchor4d.training.tiny_prior --out FOLDER`` trains the VAE, then UNet, image tower and camera projection together,
+and writes Zero123's folder layout. The recipe, the numbers reached and the machine are in docs/tiny-prior.md.
 
-Conditioning is Zero123's: one token, a linear map of [image embedding; T], T = :func:`~..core.cameras.zero123_vector` whose slot 4
-is the target's distance minus the condition's; the condition picture's unscaled latent mode beside the noisy latent; both zero for
-the unconditional half.
+Conditioning is Zero123's: one token, a linear map of [image embedding; T], T = :func:`~..core.cameras.zero123_vector` whose
+slot 4 is the target's distance minus the condition's; the condition picture's unscaled latent mode beside the noisy latent;
+both zero for the unconditional half.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 import os
 import sys
 import time
@@ -248,8 +247,8 @@ class Pairs:
 def draw_pairs(count: int, generator: torch.Generator, *, free: bool = False) -> Pairs:
     """Random (condition, target) views.
 
-    ``free``: any two views of one moment, what the evaluation uses. Else, as in training, a quarter are from the very same camera
-    and a sixth from a nearby one; in half of those, and in one of thirty others, the target shows another moment.
+    ``free``: any two views of one moment, what the evaluation uses. Else, as in training, a quarter are from the very same
+    camera and 15 % from a nearby one; in half of those, and in one of thirty others, the target shows another moment.
     """
     device = generator.device
 
