@@ -314,7 +314,7 @@ def _distillation_inputs(weight: float) -> list[io.Input]:
                 advanced=True,
                 tooltip=f"Share of noise {when}. Higher = larger changes are suggested, lower = only details.",
             )
-            for end, default, when in (("first", 0.5, "at the first step"), ("last", 0.02, "at the last step"))
+            for end, default, when in (("first", 0.6, "at the first step"), ("last", 0.4, "at the last step"))
         ),
         io.Int.Input(
             "micro_batch",
@@ -355,7 +355,7 @@ class Anchor4DReferenceRefinement(io.ComfyNode):
     @classmethod
     def execute(
         cls, prior: Prior, weight: float, views: int, end_weight: float = -1.0, guidance: float = 0.0,
-        first_time: float = 0.5, last_time: float = 0.02, micro_batch: int = 0, objectives: Terms = (),
+        first_time: float = 0.6, last_time: float = 0.4, micro_batch: int = 0, objectives: Terms = (),
     ) -> io.NodeOutput:  # fmt: skip
         with host.work(cls):
             require_image(prior, "it")
@@ -380,7 +380,7 @@ class Anchor4DNovelViews(io.ComfyNode):
     @classmethod
     def execute(
         cls, prior: Prior, weight: float, views: int, end_weight: float = -1.0, guidance: float = 0.0,
-        first_time: float = 0.5, last_time: float = 0.02, micro_batch: int = 0, objectives: Terms = (),
+        first_time: float = 0.6, last_time: float = 0.4, micro_batch: int = 0, objectives: Terms = (),
     ) -> io.NodeOutput:  # fmt: skip
         with host.work(cls):
             require_image(prior, "it")

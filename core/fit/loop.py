@@ -48,7 +48,8 @@ class Schedule:
         steps: iterations.
         resolutions: pairs (until rho, pixels): the first pair whose rho is not yet passed sets the picture size.
         frames: frames a step, drawn at random; 0 takes all.
-        lr_final: learning rates fall log-linearly to this factor.
+        lr: factor on the learning rates at the first step; below 1 for a pass that mends what is nearly right.
+        lr_final: further factor to which they fall log-linearly.
         background: "white", or "random": a new solid colour each step, the same for renders and targets, which sharpens alpha.
         one_by_one: 0, or the steps spent on each frame in turn, starting from its neighbour (see :func:`tracking_order`);
             ``steps`` is then that times the frames tracked.
@@ -60,6 +61,7 @@ class Schedule:
     steps: int
     resolutions: tuple[tuple[float, int], ...] = ((1.0, 256),)
     frames: int = 0
+    lr: float = 1.0
     lr_final: float = 0.1
     background: str = "white"
     one_by_one: int = 0
@@ -198,10 +200,10 @@ def run_fit(
                 if within == 0 and deformation is not None:
                     deformation.continue_motion(frame, source, before, schedule.momentum)
                     optimiser.reset()
-                factor = schedule.lr_final ** (within / schedule.one_by_one)
+                factor = schedule.lr * schedule.lr_final ** (within / schedule.one_by_one)
                 frames = rows
             else:
-                factor = schedule.lr_final ** (index / schedule.steps)
+                factor = schedule.lr * schedule.lr_final ** (index / schedule.steps)
                 frames = torch.arange(count)
                 if schedule.frames:
                     frames = torch.randperm(count, generator=generator)[: schedule.frames].sort().values

@@ -5,6 +5,7 @@ The time-multiview (T-MV) refinement of PLA4D's later version; with one frame, t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -27,7 +28,7 @@ class NovelView:
 
     Args:
         distillation: an image-conditioned prior with cameras, and how it is distilled.
-        weight: of the loss, the mean over views, as a function of rho.
+        weight: of the loss, the mean over views and latent cells, as a function of rho.
         views: (time, view) pairs a step.
         elevation: range of the random elevations, degrees, relative to the driving video's.
     """
@@ -53,7 +54,7 @@ class NovelView:
         seen = front.centred(prior.resolution[0], 0.0, margin=FRAMING).to(device)
         condition = self._conditions(step, seen, background)[step.frames[pick]]
         loss = self.distillation(images, condition, step.rho, step.generator, Viewpoints.of(cameras, seen))
-        return self.weight(step.rho) / self.views * loss
+        return self.weight(step.rho) / (self.views * math.prod(prior.latent_shape())) * loss
 
     def _conditions(self, step: FitStep, camera: Cameras, background: Tensor) -> Condition:
         """The condition of every frame of the clip, made once a clip."""

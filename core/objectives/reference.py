@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -24,7 +25,7 @@ class ReferenceRefinement:
 
     Args:
         distillation: an image-conditioned prior and how it is distilled (PLA4D: diffusion times 0.5 to 0.02).
-        weight: of the loss, the mean over views, as a function of rho.
+        weight: of the loss, the mean over views and latent cells, as a function of rho.
         views: (time, view) pairs a step (PLA4D: batch 6).
         elevation: range of the random elevations, degrees.
     """
@@ -51,7 +52,7 @@ class ReferenceRefinement:
             reference = rasterize(step.canonical, cameras, background, backend=step.backend).color
             condition = prior.condition(image=reference.clamp(0, 1))
         loss = self.distillation(images, condition, step.rho, step.generator, Viewpoints.of(cameras, cameras))
-        return self.weight(step.rho) / self.views * loss
+        return self.weight(step.rho) / (self.views * math.prod(prior.latent_shape())) * loss
 
 
 def require_image(prior: Prior, who: str) -> None:

@@ -28,6 +28,8 @@ ADAPTERS = (
 )
 
 TINY = Path(__file__).parent / "tiny"
+#: Without guidance, at half the cost: more of it saturates colours and mends no better (docs/benchmarks.md).
+TINY_GUIDANCE = 1.0
 
 
 def load_prior(
@@ -69,6 +71,8 @@ def load_prior(
             f"{checkpoint.folder}: not a kind of prior that is known here ({', '.join(row[0] for row in ADAPTERS)}); "
             f"{checkpoint.found()}"
         )
+    if checkpoint.folder == TINY:
+        prior.guidance = TINY_GUIDANCE
     prior.identity = f"{checkpoint.identity} {precision_name(prior)}"
     if small_encoder is not None:
         prior.small_encoder = _small_encoder(small_encoder, prior, device, precision)
