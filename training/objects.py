@@ -238,11 +238,13 @@ _PATCHES: dict[int, list[tuple[Any, int, int]]] = {
 }
 
 
+Vector = Sequence[float] | np.ndarray  # (3,)
+
 # --- from a seed --------------------------------------------------------------------------------------------------------------
 
 
 def generate(seed: int) -> Objects:
-    """The object of a seed, without batch dimension. The same seed gives the same object on every machine."""
+    """The object of a seed, without batch dimension. The same seed gives the same object wherever NumPy draws the same numbers."""
     return _tensors({k: v[0] for k, v in _arrays([seed]).items()})
 
 
@@ -328,13 +330,13 @@ class _Maker:
     def joint(
         self,
         parent: int = PARTS,
-        at: Sequence[float] = (0, 0, 0),
+        at: Vector = (0, 0, 0),
         turn: np.ndarray | None = None,
-        axis: Sequence[float] | None = None,
+        axis: Vector | None = None,
         swing: float = 0.0,  # degrees
         phase: float | None = None,
         spin: float = 0.0,
-        slide: Sequence[float] = (0, 0, 0),
+        slide: Vector = (0, 0, 0),
     ) -> int:
         direction = self.rng.normal(size=3) if axis is None else np.asarray(axis, float)
         phases = (self.uniform(0, 2 * math.pi) if phase is None else phase, self.uniform(0, 2 * math.pi))
@@ -348,11 +350,11 @@ class _Maker:
         return len(self.joints) - 1
 
     def solid(
-        self, part: int, kind: int, radius: Sequence[float] | float, at: Sequence[float] = (0, 0, 0), taper: float = 0.0
+        self, part: int, kind: int, radius: Vector | float, at: Vector = (0, 0, 0), taper: float = 0.0
     ) -> None:
-        radius = np.broadcast_to(np.asarray(radius, float), (3,))
+        half = np.maximum(np.broadcast_to(np.asarray(radius, float), (3,)), 1e-3)
         if len(self.solids) < SOLIDS:
-            self.solids.append((part, kind, np.asarray(at, float), np.maximum(radius, 1e-3), taper))
+            self.solids.append((part, kind, np.asarray(at, float), half, taper))
 
     def limb(self, part: int, top: float, bottom: float, length: float, squareness: bool = False) -> None:
         """Hangs from the joint down its -y; a box, or a tapered cylinder that ends in a ball."""
@@ -411,10 +413,10 @@ class _Maker:
             "sharp": sharp, "level": level, "shade": shade,
         }  # fmt: skip
 
-    def decal(self, part: int, centre: Sequence[float], radius: Sequence[float] | float, color: np.ndarray) -> None:
+    def decal(self, part: int, centre: Vector, radius: Vector | float, color: np.ndarray) -> None:
         if len(self.decals) < DECALS:
-            radius = np.broadcast_to(np.asarray(radius, float), (3,))
-            self.decals.append((part, np.asarray(centre, float), radius, np.asarray(color, float)))
+            half = np.broadcast_to(np.asarray(radius, float), (3,))
+            self.decals.append((part, np.asarray(centre, float), half, np.asarray(color, float)))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Fixed-size arrays, scaled and moved so that the object at tau = 0 has longest side 1 around the origin."""
@@ -527,7 +529,7 @@ def _face(m: _Maker, head: int, forward: float = 1.0) -> None:
             m.decal(head, (s * (x + 0.15), y - 0.4, depth * 0.8), (0.14, 0.12, 0.5), cheeks)
 
 
-def _ears(m: _Maker, head: int, middle: Sequence[float], rx: float, ry: float) -> None:
+def _ears(m: _Maker, head: int, middle: Vector, rx: float, ry: float) -> None:
     style = m.rng.choice(["none", "round", "cone", "long", "horn"], p=[0.15, 0.35, 0.2, 0.2, 0.1])
     if style == "none":
         return
@@ -628,7 +630,7 @@ def _biped(m: _Maker) -> None:
         _tail(m, root, (0, -tall * 0.6, -deep * 0.85))
 
 
-def _tail(m: _Maker, root: int, at: Sequence[float]) -> None:
+def _tail(m: _Maker, root: int, at: Vector) -> None:
     tail = m.joint(root, at, _turn("x", m.uniform(40, 150)), (0, 0, 1), 22)
     thick = m.uniform(0.012, 0.04)
     m.limb(tail, thick, thick * m.uniform(0.5, 1.6), m.uniform(0.06, 0.28))

@@ -84,11 +84,15 @@ class Networks:
 
         sizes = sizes or Sizes()
         levels = len(sizes.vae)
+        shape: dict[str, Any] = {
+            "block_out_channels": sizes.vae,
+            "down_block_types": ("DownEncoderBlock2D",) * levels,
+            "up_block_types": ("UpDecoderBlock2D",) * levels,
+        }
         groups = min(8, sizes.vae[0] // 4)
         vae = AutoencoderKL(
-            in_channels=3, out_channels=3, latent_channels=4, block_out_channels=sizes.vae, layers_per_block=1,
-            down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels,
-            norm_num_groups=groups, sample_size=SIZE, scaling_factor=SCALING,
+            in_channels=3, out_channels=3, latent_channels=4, layers_per_block=1, norm_num_groups=groups, sample_size=SIZE,
+            scaling_factor=SCALING, **shape,
         )  # fmt: skip
         unet = UNet2DConditionModel(
             sample_size=SIZE >> (levels - 1), in_channels=8, out_channels=4, block_out_channels=sizes.unet,
@@ -143,9 +147,9 @@ class Networks:
         folder = Path(folder)
         for name, module in self.modules().items():
             (folder / name).mkdir(parents=True, exist_ok=True)
-            config = module.config if hasattr(module, "config") else None
+            config: Any = getattr(module, "config", None)
             if hasattr(config, "to_dict"):  # transformers
-                (folder / name / "config.json").write_text(config.to_json_string() + "\n")  # type: ignore[union-attr]
+                (folder / name / "config.json").write_text(config.to_json_string() + "\n")
             elif config is not None:  # diffusers
                 settings = {"_class_name": type(module).__name__}
                 settings |= {k: v for k, v in dict(config).items() if not k.startswith("_")}
@@ -342,7 +346,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of a run; the defaults are those of the bundled weights.
+    """Settings of a run; the bundled weights took three shorter ones of these sizes (docs/tiny-prior.md).
 
     Args:
         objects: size of the pool, seeds 0 and up.
@@ -354,15 +358,15 @@ class Recipe:
         degraded: share of the condition pictures that are degraded.
     """
 
-    objects: int = 400_000
-    vae_steps: int = 8000
+    objects: int = 200_000
+    vae_steps: int = 5000
     vae_batch: int = 512
     vae_rate: float = 1e-3
-    steps: int = 40_000
+    steps: int = 12_000
     batch: int = 1024
-    rate: float = 8e-4
+    rate: float = 1e-3
     warmup: int = 500
-    decay: float = 0.35
+    decay: float = 0.4
     minutes: float = 0.0
     drop: float = 0.12
     degraded: float = 0.3
@@ -374,7 +378,7 @@ class Ema:
     """A moving mean of parameters, in float32."""
 
     def __init__(self, modules: Sequence[nn.Module], decay: float) -> None:
-        self.live = [p for m in modules for p in m.parameters()]
+        self.live: list[Tensor] = [p for m in modules for p in m.parameters()]
         self.mean = [p.detach().clone() for p in self.live]
         self.decay, self.count = decay, 0
 
@@ -409,9 +413,10 @@ def train_vae(networks: Networks, data: Data, recipe: Recipe, journal: Journal) 
     losses: list[float] = []
     running = torch.zeros((), device=device)
     for step in range(recipe.vae_steps):
-        rate = recipe.vae_rate * min(1.0, (step + 1) / 200) * min(1.0, (recipe.vae_steps - step) / (0.4 * recipe.vae_steps))
+        rise = min(1.0, (step + 1) / max(1, min(200, recipe.vae_steps // 10)))
+        fall = min(1.0, (recipe.vae_steps - step) / (0.4 * recipe.vae_steps))
         for group in optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = recipe.vae_rate * rise * fall
         images = degrade(data.pictures(recipe.vae_batch), data.generator, 0.4).permute(0, 3, 1, 2) * 2 - 1
         images = images.contiguous(memory_format=torch.channels_last)
         with _autocast(device):
