@@ -26,7 +26,7 @@ from ..core.mesh import Mesh
 from ..core.methods import pla4d
 from ..core.methods.run import Settings, run_in_folder, write_json
 from ..core.metrics import mean_scores, on_white, score
-from ..core.objectives.base import constant
+from ..core.objectives.base import constant, linear
 from ..core.objectives.first_frame import FirstFrame
 from ..core.objectives.front import FrontMatch
 from ..core.objectives.reference import ReferenceRefinement
@@ -44,7 +44,7 @@ FIRST_SEED = HELD_OUT + 1000
 FRAMES, SIZE = 6, 128
 FRONT = FrontCamera(fovy=36.0, distance=2.0, width=SIZE, height=SIZE)
 #: Holes seen from behind, as a share of the true mask, from which on an object counts as torn.
-TORN = 0.003
+TORN = 0.004
 STATIC = replace(
     pla4d.preset("draft").static,
     gaussians=3000,
@@ -56,7 +56,7 @@ OBJECTIVES = (
     FirstFrame(weight=constant(3.0), views=1),
 )
 MOTION = Schedule(steps=150, resolutions=((1.0, SIZE),), lr_final=0.3, background="random")
-REFINE = Schedule(steps=150, resolutions=((1.0, SIZE),), lr=0.3, lr_final=0.02, background="random")
+REFINE = Schedule(steps=160, resolutions=((1.0, SIZE),), lr=0.3, lr_final=0.3, background="random")
 
 
 def free_field() -> HexPlane:
@@ -69,7 +69,7 @@ def free_field() -> HexPlane:
         bounds=0.6,
         multiscale=(1, 8),
         opacity=True,
-        grid_lr=2.5e-2,
+        grid_lr=4.5e-2,
         mlp_lr=1e-3,
     )
 
@@ -122,7 +122,7 @@ def torn_objects(prior: Prior, count: int, weight: float, skip: int = 0) -> Iter
         before = measure(*pictures, *truth)
         if before["holes"] < TORN:
             continue
-        refinement = ReferenceRefinement(Distillation(prior, time=pla4d.REFINEMENT_TIME), constant(weight))
+        refinement = ReferenceRefinement(Distillation(prior, time=pla4d.REFINEMENT_TIME), linear(weight, 0.0))
         state = FitState(still.gaussians, torn)
         mended = run_fit("refine", state, (*OBJECTIVES, refinement), REFINE, inputs).field
         after = [seen(replace(still, field=mended), azimuth) for azimuth in (0.0, 180.0)]

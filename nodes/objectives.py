@@ -32,7 +32,7 @@ def _output() -> io.Output:
     return host.Objectives.Output("objectives", tooltip="For a fitting step, or the next objective.")
 
 
-def _weight(default: float, what: str, step: float = 0.1) -> list[io.Input]:
+def _weight(default: float, what: str, step: float = 0.1, end: float = -1.0) -> list[io.Input]:
     return [
         io.Float.Input(
             "weight",
@@ -44,7 +44,7 @@ def _weight(default: float, what: str, step: float = 0.1) -> list[io.Input]:
         ),
         io.Float.Input(
             "end_weight",
-            default=-1.0,
+            default=end,
             min=-1.0,
             max=1e6,
             step=step,
@@ -289,7 +289,8 @@ def _distillation_inputs(weight: float) -> list[io.Input]:
     return [
         host.Prior.Input("prior", tooltip="An image-conditioned diffusion model: from Load Prior or Prior from Model."),
         _more(),
-        *_weight(weight, "the prior has its way; lower = the video has", 0.0001),  # the page shows as many decimals
+        # Towards the end the video has the last word.
+        *_weight(weight, "the prior has its way; lower = the video has", 0.01, 0.0),
         io.Int.Input(
             "views", default=6, min=1, max=64, tooltip="Pictures shown to the prior in every step. More = steadier, slower."
         ),
@@ -348,19 +349,31 @@ class Anchor4DReferenceRefinement(io.ComfyNode):
             description="Objective for motion: a diffusion prior, shown the still object from the same side, mends tears and "
             "holes where the video does not look (PLA4D Eq. 11).",
             search_aliases=["sds", "score distillation", "zero123", "prior", "refine", "objective", "loss", "pla4d"],
-            inputs=_distillation_inputs(pla4d.REFINEMENT_WEIGHT),
+            inputs=[
+                *_distillation_inputs(pla4d.REFINEMENT_WEIGHT),
+                io.Float.Input(
+                    "away",
+                    default=60.0,
+                    min=0.0,
+                    max=170.0,
+                    step=5.0,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Smallest angle between views and front, degrees: there the video knows better. 0 = all around.",
+                ),
+            ],
             outputs=[_output()],
         )
 
     @classmethod
     def execute(
-        cls, prior: Prior, weight: float, views: int, end_weight: float = -1.0, guidance: float = 0.0,
-        first_time: float = 0.6, last_time: float = 0.4, micro_batch: int = 0, objectives: Terms = (),
+        cls, prior: Prior, weight: float, views: int, end_weight: float = 0.0, guidance: float = 0.0,
+        first_time: float = 0.6, last_time: float = 0.4, micro_batch: int = 0, away: float = 60.0, objectives: Terms = (),
     ) -> io.NodeOutput:  # fmt: skip
         with host.work(cls):
             require_image(prior, "it")
             distillation = _distillation(prior, guidance, first_time, last_time, micro_batch)
-            return io.NodeOutput((*objectives, ReferenceRefinement(distillation, _ramp(weight, end_weight), views)))
+            return io.NodeOutput((*objectives, ReferenceRefinement(distillation, _ramp(weight, end_weight), views, away=away)))
 
 
 class Anchor4DNovelViews(io.ComfyNode):
@@ -379,7 +392,7 @@ class Anchor4DNovelViews(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, prior: Prior, weight: float, views: int, end_weight: float = -1.0, guidance: float = 0.0,
+        cls, prior: Prior, weight: float, views: int, end_weight: float = 0.0, guidance: float = 0.0,
         first_time: float = 0.6, last_time: float = 0.4, micro_batch: int = 0, objectives: Terms = (),
     ) -> io.NodeOutput:  # fmt: skip
         with host.work(cls):

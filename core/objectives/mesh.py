@@ -107,10 +107,11 @@ def framing_cameras(
     generator: torch.Generator,
     elevation: tuple[float, float] = (-30.0, 30.0),
     fovy_jitter: float = 2.0,
+    azimuth: tuple[float, float] = (-180.0, 180.0),
 ) -> Cameras:
     """Random cameras at the front camera's distance that frame the whole unit object, (count,)."""
     fovy = 2 * math.degrees(math.atan(0.5 * FRAMING / front.distance))
     return sample_orbit(
-        count, generator, elevation=elevation, distance=front.distance, fovy=fovy, fovy_jitter=fovy_jitter,
+        count, generator, azimuth=azimuth, elevation=elevation, distance=front.distance, fovy=fovy, fovy_jitter=fovy_jitter,
         width=resolution, height=resolution,
     )  # fmt: skip

@@ -28,6 +28,8 @@ class ReferenceRefinement:
         weight: of the loss, the mean over views and latent cells, as a function of rho.
         views: (time, view) pairs a step (PLA4D: batch 6).
         elevation: range of the random elevations, degrees.
+        away: smallest angle between a random view's azimuth and the front, degrees: there the video knows better than the still
+            object (PLA4D: 0).
     """
 
     name: ClassVar[str] = "reference"
@@ -36,6 +38,7 @@ class ReferenceRefinement:
     weight: Weight = constant(1.0)  # noqa: RUF009
     views: int = 6
     elevation: tuple[float, float] = (-30.0, 30.0)
+    away: float = 60.0
 
     def __call__(self, step: FitStep) -> Tensor:
         if step.field is None:
@@ -43,7 +46,10 @@ class ReferenceRefinement:
         prior = self.distillation.prior
         require_image(prior, "Reference Refinement")
         device = step.canonical.device
-        cameras = framing_cameras(step.fronts[0], self.views, prior.resolution[0], step.generator, self.elevation).to(device)
+        cameras = framing_cameras(
+            step.fronts[0], self.views, prior.resolution[0], step.generator, self.elevation,
+            azimuth=(self.away, 360 - self.away),
+        ).to(device)  # fmt: skip
         pick = torch.randint(len(step.frames), (self.views,), generator=step.generator)
         moved = step.gaussians.map(lambda t: t[pick])
         background = torch.tensor(prior.background, device=device)
