@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..training.objects import generate_many
 from ..training.render import render
-from ..training.tiny_prior import HELD_OUT, Networks, Pairs, draw_pairs, sample_views
+from ..training.tiny_prior import HELD_OUT, Networks, Pairs, draw_pairs, sample_views, scheduler
 
 BUNDLED = Path(__file__).resolve().parent.parent / "core" / "priors" / "tiny"
 
@@ -79,9 +79,38 @@ def predict(networks: Networks, trial: Trial, *, steps: int = 25, guidance: floa
     return torch.cat(done, 1)
 
 
+@torch.no_grad()
+def mend(networks: Networks, count: int = 12, time: float = 0.5, guidance: float = 3.0) -> list[Tensor]:
+    """What reference refinement asks of the prior: condition, truth, torn picture, and that noised to ``time`` and denoised.
+
+    The condition shows the object (seeds HELD_OUT + 300 and up) from the very same camera at tau = 0, the others at tau = 0.25;
+    holes are torn into it.
+    """
+    generator = torch.Generator().manual_seed(3)
+    views = draw_pairs(count, generator, free=True).views[:, :1].repeat(1, 2, 1)
+    views[..., 1], views[..., 2] = 10.0, 1.5
+    pairs = Pairs(torch.tensor([0.0, 0.25]).repeat(count, 1), views)
+    objects = generate_many(range(HELD_OUT + 300, HELD_OUT + 300 + count))
+    condition, truth = (render(objects, pairs.tau[:, k], pairs.cameras(k), supersample=3)[0] for k in (0, 1))
+    field = torch.nn.functional.interpolate(torch.rand(count, 1, 12, 12, generator=generator), size=64, mode="bilinear")
+    torn = torch.where(field[:, 0, :, :, None] > 0.72, 1.0, truth)
+    token, latent = networks.condition(condition, pairs.camera_vectors)
+    x = networks.vae.encode(torn.permute(0, 3, 1, 2) * 2 - 1).latent_dist.mode() * networks.vae.config.scaling_factor
+    ddim = scheduler()
+    ddim.set_timesteps(20)
+    steps = [t for t in ddim.timesteps if t <= 1000 * time]
+    x = ddim.add_noise(x, torch.randn(x.shape, generator=generator), steps[0])
+    for t in steps:
+        seen = networks.unet(torch.cat([x, latent], 1), t, token).sample
+        blind = networks.unet(torch.cat([x, 0 * latent], 1), t, 0 * token).sample
+        x = ddim.step(blind + guidance * (seen - blind), t, x).prev_sample
+    mended = networks.vae.decode(x / networks.vae.config.scaling_factor).sample.permute(0, 2, 3, 1) / 2 + 0.5
+    return [condition, truth, torn, mended.clamp(0, 1)]
+
+
 def sheet(rows: list[Tensor], path: Path, *, columns: int = 12, zoom: int = 2) -> None:
-    """Pictures (B, H, W, 3) of each row, a block of rows for every ``columns`` objects."""
-    count = len(rows[0]) // columns * columns
+    """Pictures (B, H, W, 3) of each row, a block of rows for every ``columns`` objects, four blocks at most."""
+    count = min(len(rows[0]) // columns, 4) * columns
     stacked = torch.stack([r[:count] for r in rows]).unflatten(1, (-1, columns))  # (rows, blocks, columns, H, W, 3)
     width = stacked.shape[4]
     stacked = torch.nn.functional.pad(stacked, (0, 0, 1, 1, 1, 1), value=0.85)
@@ -116,6 +145,7 @@ def main() -> None:
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "scores.json").write_text(json.dumps(table, indent=1) + "\n")
+        sheet(mend(networks), options.out / "tiny-prior-mends.png")
         sheet([trial.condition, trial.target, samples[0], samples.mean(0)], options.out / "tiny-prior-views.png")
 
 

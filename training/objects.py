@@ -244,7 +244,7 @@ Vector = Sequence[float] | np.ndarray  # (3,)
 
 
 def generate(seed: int) -> Objects:
-    """The object of a seed, without batch dimension. The same seed gives the same object wherever NumPy draws the same numbers."""
+    """The object of a seed, without batch dimension: the same wherever NumPy draws the same numbers."""
     return _tensors({k: v[0] for k, v in _arrays([seed]).items()})
 
 
