@@ -109,8 +109,8 @@ def mend(networks: Networks, count: int = 12, time: float = 0.5, guidance: float
 
 
 def sheet(rows: list[Tensor], path: Path, *, columns: int = 12, zoom: int = 2) -> None:
-    """Pictures (B, H, W, 3) of each row, a block of rows for every ``columns`` objects, four blocks at most."""
-    count = min(len(rows[0]) // columns, 4) * columns
+    """Pictures (B, H, W, 3) of each row, a block of rows for every ``columns`` objects, three blocks at most."""
+    count = min(len(rows[0]) // columns, 3) * columns
     stacked = torch.stack([r[:count] for r in rows]).unflatten(1, (-1, columns))  # (rows, blocks, columns, H, W, 3)
     width = stacked.shape[4]
     stacked = torch.nn.functional.pad(stacked, (0, 0, 1, 1, 1, 1), value=0.85)
