@@ -281,7 +281,7 @@ def draw_pairs(count: int, generator: torch.Generator, *, free: bool = False) ->
             torch.tensor([ELEVATIONS[1], DISTANCES[1]], device=device),
         )
         target = torch.where((kind < 0.25)[:, None], condition, torch.where((kind < 0.4)[:, None], near, target))
-        moved = chance(1.0) & torch.where(kind < 0.4, chance(0.5), chance(1 / 30))
+        moved = torch.where(kind < 0.4, chance(0.5), chance(1 / 30))
         tau[:, 1] = torch.where(moved, uniform(0, 1), tau[:, 1])
     return Pairs(tau, torch.stack([condition, target], 1))
 
