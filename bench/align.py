@@ -49,6 +49,7 @@ def measure(folder: Path, turns: list[float]) -> tuple[str, list[float]]:
     robust, auto = align_camera(mesh, video, yaw=0.0), align_camera(mesh, video)
     literal = align_camera(mesh, video, yaw=0.0, mode="literal")
     bare = align_camera(untextured(mesh), video, yaw=0.0)
+    assert isinstance(bare.mesh, Mesh)
     camera = bare.front.cropped(video.crop, video.resolution)
     colored = color_from_frame(bare.mesh, video.frames[0], video.masks[0], camera)
     picture = render_mesh(colored, camera, torch.ones(3)).color[0]

@@ -75,7 +75,7 @@ def hub_files(
     except _BROKEN as error:
         raise InputError(f"{endpoint}: cannot be reached ({_reason(error)}); check the connection and try again") from None
     except (json.JSONDecodeError, UnicodeDecodeError):
-        listed = None
+        listed = {}
     try:
         commit = str(listed["sha"])
         entries = {str(entry["rfilename"]): entry for entry in listed["siblings"]}
