@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ..objectives.base import Objective
-from .density import DensityControl
 from .loop import FitState, Inputs, Schedule, run_fit
 
 #: Steps taken at each picture size; the first, which fills caches, is not counted.
@@ -42,7 +41,6 @@ class Pass:
     objectives: Sequence[Objective]
     schedule: Schedule
     train: str = "field"
-    density: DensityControl | None = None
 
 
 def estimate_passes(passes: Sequence[Pass], state: FitState, inputs: Inputs, seed: int = 0) -> FitEstimate:

@@ -364,10 +364,7 @@ def fit_motion(
             f"motion: the video has {len(video)} frames but the scene {scene.frames}; prepare both from the same clip"
         )
     field = build_field(config, scene, mesh, seed)
-    inputs = Inputs(
-        video=video, taus=scene.taus, fronts=list(fronts) or [scene.front],
-        meshes=list(meshes) or ([] if mesh is None else [mesh]), loop=scene.loop, backend=backend,
-    )  # fmt: skip
+    inputs = _motion_inputs(video, scene, mesh, meshes, fronts, backend)
     key = fingerprint(
         video.frames, video.masks, scene.gaussians.tensors(), [asdict(f) for f in inputs.fronts],
         [m.vertices for m in inputs.meshes], repr(config), seed,
@@ -409,6 +406,21 @@ def motion_passes(config: MotionConfig, frames: int) -> list[tuple[str, Pass]]:
     return [(stage, Pass(terms, schedule)) for stage, schedule, terms in passes if schedule and schedule.steps and terms]
 
 
+def _motion_inputs(
+    video: DrivingVideo,
+    scene: Scene4D,
+    mesh: Object3D | None,
+    meshes: Sequence[Object3D],
+    fronts: Sequence[FrontCamera],
+    backend: str,
+) -> Inputs:
+    assert scene.front is not None
+    return Inputs(
+        video=video, taus=scene.taus, fronts=list(fronts) or [scene.front],
+        meshes=list(meshes) or ([] if mesh is None else [mesh]), loop=scene.loop, backend=backend,
+    )  # fmt: skip
+
+
 def estimate(
     video: DrivingVideo,
     scene: Scene4D,
@@ -420,11 +432,7 @@ def estimate(
     backend: str = "auto",
 ) -> FitEstimate:
     """What :func:`fit_static` or :func:`fit_motion` will cost, from a few steps of each pass; the scene may be unfitted."""
-    assert scene.front is not None
-    inputs = Inputs(
-        video=video, taus=scene.taus, fronts=list(fronts) or [scene.front],
-        meshes=list(meshes) or ([] if mesh is None else [mesh]), loop=scene.loop, backend=backend,
-    )  # fmt: skip
+    inputs = _motion_inputs(video, scene, mesh, meshes, fronts, backend)
     if isinstance(config, StaticConfig):
         inputs = replace(inputs, taus=scene.taus[:1])
         passes = [Pass(config.objectives, config.schedule, "gaussians")] if config.objectives else []
