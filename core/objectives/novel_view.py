@@ -16,10 +16,9 @@ from torch import Tensor
 from ..cameras import Cameras
 from ..priors.base import Condition, Viewpoints
 from ..priors.distill import Distillation
-from ..render import rasterize
 from .base import FitStep, Weight, constant
 from .mesh import FRAMING, framing_cameras
-from .reference import require_image
+from .reference import random_moments, require_image
 
 
 @dataclass(frozen=True)
@@ -47,10 +46,8 @@ class NovelView:
         device, front = step.canonical.device, step.fronts[0]
         low, high = (front.elevation + e for e in self.elevation)
         cameras = framing_cameras(front, self.views, prior.resolution[0], step.generator, (low, high), 0.0).to(device)
-        pick = torch.randint(len(step.frames), (self.views,), generator=step.generator)
-        moved = step.gaussians.map(lambda t: t[pick])
         background = torch.tensor(prior.background, device=device)
-        images = rasterize(moved, cameras.reshape(self.views, 1), background, backend=step.backend).color
+        images, pick = random_moments(step, cameras, background)
         seen = front.centred(prior.resolution[0], 0.0, margin=FRAMING).to(device)
         condition = self._conditions(step, seen, background)[step.frames[pick]]
         loss = self.distillation(images, condition, step.rho, step.generator, Viewpoints.of(cameras, seen))

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..cameras import Cameras
 from ..files import InputError
 from ..priors.base import Prior, Viewpoints
 from ..priors.distill import Distillation
@@ -50,15 +51,20 @@ class ReferenceRefinement:
             step.fronts[0], self.views, prior.resolution[0], step.generator, self.elevation,
             azimuth=(self.away, 360 - self.away),
         ).to(device)  # fmt: skip
-        pick = torch.randint(len(step.frames), (self.views,), generator=step.generator)
-        moved = step.gaussians.map(lambda t: t[pick])
         background = torch.tensor(prior.background, device=device)
-        images = rasterize(moved, cameras.reshape(self.views, 1), background, backend=step.backend).color
+        images, _ = random_moments(step, cameras, background)
         with torch.no_grad():
             reference = rasterize(step.canonical, cameras, background, backend=step.backend).color
             condition = prior.condition(image=reference.clamp(0, 1))
         loss = self.distillation(images, condition, step.rho, step.generator, Viewpoints.of(cameras, cameras))
         return self.weight(step.rho) / (self.views * math.prod(prior.latent_shape())) * loss
+
+
+def random_moments(step: FitStep, cameras: Cameras, background: Tensor) -> tuple[Tensor, Tensor]:
+    """The object seen by each camera (V,) at one of the step's times drawn at random: (V, 1, H, W, 3), and which times (V,)."""
+    pick = torch.randint(len(step.frames), (len(cameras),), generator=step.generator)
+    moved = step.gaussians.map(lambda t: t[pick])
+    return rasterize(moved, cameras.reshape(len(cameras), 1), background, backend=step.backend).color, pick
 
 
 def require_image(prior: Prior, who: str) -> None:
