@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..cameras import Cameras
 from ..priors.base import Condition, Viewpoints
 from ..priors.distill import Distillation
+from ..views import reframed
 from .base import FitStep, Weight, constant
 from .mesh import FRAMING, framing_cameras
 from .reference import random_moments, require_image
@@ -59,23 +59,5 @@ class NovelView:
         if key not in self._kept:
             self._kept.clear()
             with torch.no_grad():
-                self._kept[key] = self.distillation.prior.condition(image=reframed(step, camera, background))
+                self._kept[key] = self.distillation.prior.condition(image=reframed(step.video, step.fronts, camera, background))
         return self._kept[key]
-
-
-def reframed(step: FitStep, camera: Cameras, background: Tensor) -> Tensor:  # (T, H, W, 3)
-    """The driving video's frames as ``camera`` (1,) frames them: from where they were filmed, so only shifted and scaled."""
-    video = step.video
-    rgba = torch.cat([video.frames * video.masks[..., None], video.masks[..., None]], -1).movedim(-1, 1)
-    size = camera.width
-    filmed = torch.cat([front.cropped(video.crop, video.resolution).K for front in step.fronts]).to(rgba)
-    grid = torch.stack(torch.meshgrid(*[torch.arange(size, device=rgba.device) + 0.5] * 2, indexing="xy"), -1)
-    wanted = camera.K.to(rgba)
-    rays = (grid - wanted[:, None, :2, 2]) / wanted[0, 0, 0]  # (H, W, 2): x / z and y / z
-    pixels = rays * filmed[:, None, None, 0, 0, None] + filmed[:, None, None, :2, 2]
-    pixels = pixels.expand(len(rgba), size, size, 2) / video.resolution * 2 - 1
-    # Pictures are made smaller here more often than larger: average first, as far as that goes evenly.
-    shrink = max(1, int(float(filmed[0, 0, 0] / wanted[0, 0, 0])))
-    shown = F.grid_sample(F.avg_pool2d(rgba, shrink), pixels, mode="bilinear", padding_mode="zeros", align_corners=False)
-    shown = shown.movedim(1, -1)
-    return shown[..., :3] + (1 - shown[..., 3:]) * background.to(shown)
