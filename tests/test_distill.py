@@ -18,7 +18,7 @@ from anchor4d.core.gaussians import Gaussians
 from anchor4d.core.methods.pla4d import gaussians_on_mesh
 from anchor4d.core.objectives.base import FitStep, constant, linear
 from anchor4d.core.objectives.mesh import FRAMING
-from anchor4d.core.objectives.novel_view import NovelView, reframed
+from anchor4d.core.objectives.novel_view import NovelView
 from anchor4d.core.objectives.reference import ReferenceRefinement
 from anchor4d.core.priors import (
     Annealed,
@@ -37,6 +37,7 @@ from anchor4d.core.render import rasterize
 from anchor4d.core.sample import CAMERA, sample_case, sample_meshes
 from anchor4d.core.scene import frame_times
 from anchor4d.core.video import DrivingVideo
+from anchor4d.core.views import reframed
 
 WHITE = torch.ones(3)
 SIZE = 8
@@ -381,10 +382,9 @@ def test_frames_are_reframed_for_the_prior_as_its_camera_sees_them() -> None:
     crop = Crop(8, 8, 112, 128, 128)
     frames = rgba[:, 8:120, 8:120]
     video = DrivingVideo(frames[..., :3], frames[..., 3], 12.0, crop)
-    step = replace(moving_step(DeformationMLP(), gaussians_on_mesh(meshes[0], 50, 0)[0], 1), video=video, fronts=[front])
     camera = front.centred(64, 0.0, margin=FRAMING)
     from anchor4d.core.render.mesh import render_mesh
 
     truth = render_mesh(meshes[0], camera, WHITE).color[0]
-    shown = reframed(step, camera, WHITE)[0]
+    shown = reframed(video, [front], camera, WHITE)[0]
     assert float(-10 * (shown - truth).square().mean().log10()) > 30
