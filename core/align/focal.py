@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 #: Called between stages with the fraction done and a picture (H, W, 3) of the frame under the mesh; it may raise to interrupt.
 Progress = Callable[[float, Tensor | None], None]
 
+#: A search for the camera of a mesh that faces front: the camera, the curves it looked at, and its error.
+Search = Callable[[Object3D, Target], tuple[FrontCamera, list[AlignmentCurve], float]]
+
 
 @dataclass(frozen=True)
 class FocalAlignment:
@@ -76,22 +79,53 @@ def align_camera(
     Raises:
         InputError: where the frame has no foreground.
     """
+
+    def search(mesh: Object3D, target: Target) -> tuple[FrontCamera, list[AlignmentCurve], float]:
+        if mode == "robust":
+            front, curve, error = robust_search(
+                mesh, target, elevation=elevation, solve_elevation=solve_elevation, progress=progress
+            )
+        else:
+            front, curve, error = literal_search(mesh, target, distance=distance, fovy_range=fovy_range, elevation=elevation)
+        return front, [curve], error
+
+    return align_by(search, mesh, video, mode=mode, yaw=yaw, frame=frame, elevation=elevation, progress=progress)
+
+
+def align_by(
+    search: Search,
+    mesh: Object3D,
+    video: DrivingVideo,
+    *,
+    mode: str,
+    yaw: Literal["auto"] | float = "auto",
+    frame: int = 0,
+    elevation: float = 0.0,
+    detect: Callable[..., tuple[float, AlignmentCurve]] = detect_yaw,
+    progress: Progress | None = None,
+) -> FocalAlignment:
+    """Normalise a mesh, turn it to face front, and find the camera by any search.
+
+    Args:
+        mode: what to call the search in the report.
+        detect: finds the turn where ``yaw`` is ``auto``; takes what :func:`detect_yaw` does.
+
+    Raises:
+        InputError: where the frame has no foreground.
+    """
     started = time.perf_counter()
     target = Target.of(video, frame, color=mesh.has_color)
     mesh = mesh.normalized()[0]
     curves: list[AlignmentCurve] = []
     tell = progress or (lambda fraction, picture: None)
     if yaw == "auto":
-        yaw, curve = detect_yaw(mesh, target, elevation=elevation, progress=lambda f: tell(0.6 * f, None))
+        yaw, curve = detect(mesh, target, elevation=elevation, progress=lambda f: tell(0.6 * f, None))
         curves.append(curve)
     if yaw:
         mesh = mesh.turned(yaw).normalized()[0]
     tell(0.6, None)
-    if mode == "robust":
-        front, curve, error = robust_search(mesh, target, elevation=elevation, solve_elevation=solve_elevation, progress=tell)
-    else:
-        front, curve, error = literal_search(mesh, target, distance=distance, fovy_range=fovy_range, elevation=elevation)
-    curves.append(curve)
+    front, found, error = search(mesh, target)
+    curves += found
     if progress:
         progress(1.0, overlay(mesh, front, target))
     report = {
