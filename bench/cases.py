@@ -168,7 +168,8 @@ def _resumable(out: Path, settings: Settings) -> bool:
     for path in (out / "checkpoints" / "run.json", out / REPORT):
         if path.is_file():
             there = _read_json(path)
-            return (there.get("settings"), there.get("config")) == (asdict(settings), repr(settings.config()))
+            ours = json.loads(json.dumps(asdict(settings)))
+            return (there.get("settings"), there.get("config")) == (ours, repr(settings.config()))
     return False
 
 

@@ -23,7 +23,7 @@ from ..core.demo import read_pictures
 from ..core.fit.loop import FitState, Inputs, Schedule, run_fit
 from ..core.formats import contact_sheet
 from ..core.mesh import Mesh
-from ..core.methods import pla4d
+from ..core.methods import pla4d, stages
 from ..core.methods.run import Settings, run_in_folder, write_json
 from ..core.metrics import mean_scores, on_white, score
 from ..core.objectives.base import constant, linear
@@ -115,7 +115,7 @@ def torn_objects(prior: Prior, count: int, weight: float, skip: int = 0) -> Iter
         truth = [render_all(moving, azimuth) for azimuth in (0.0, 180.0)]
         name, seed = f"object {seed - FIRST_SEED}", seed + 1
         video = DrivingVideo(truth[0][..., :3], truth[0][..., 3], 12.0, Crop(0, 0, SIZE, SIZE, SIZE))
-        still = replace(pla4d.fit_static(video, moving[0], FRONT, STATIC), loop=True)
+        still = replace(stages.fit_static(video, moving[0], FRONT, STATIC), loop=True)
         inputs = Inputs(video, still.taus, [FRONT], [moving[0]], loop=True)
         torn = run_fit("motion", FitState(still.gaussians, free_field()), OBJECTIVES, MOTION, inputs).field
         pictures = [seen(replace(still, field=torn), azimuth) for azimuth in (0.0, 180.0)]

@@ -10,11 +10,15 @@ from comfy_api.latest import Types, io
 from ..core.align import FocalAlignment, Target, draw_curve, overlay
 from ..core.align.clip import focal_per_frame
 from ..core.cameras import to_camera_info
-from ..core.methods import pla4d
+from ..core.methods import stages
+from ..core.methods.stages import Camera
 from ..core.object3d import Object3D
 from ..core.video import DrivingVideo
 from . import host
 from .prepare import OBJECT_TYPES, convert_object
+
+#: What the node's methods are called in :func:`core.methods.stages.align`.
+SEARCHES: dict[str, Camera] = {"robust": "focal", "literal": "focal-literal"}
 
 
 class Anchor4DFocalAlignment(io.ComfyNode):
@@ -95,7 +99,9 @@ class Anchor4DFocalAlignment(io.ComfyNode):
     ) -> io.NodeOutput:
         with host.work(cls):
             yaw = front["yaw"] if front["front"] == "degrees" else "auto"
-            found = pla4d.align(driving_video, convert_object(mesh), mode=method, yaw=yaw, progress=host.Report().align)  # pyright: ignore[reportArgumentType]
+            found = stages.align(
+                driving_video, convert_object(mesh), camera=SEARCHES[method], yaw=yaw, progress=host.Report().align
+            )
             camera = found.front
             host.say(
                 f"field of view {camera.fovy:.1f}°, distance {camera.distance:.2f} × the object's size, "

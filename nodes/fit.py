@@ -14,7 +14,7 @@ from ..core.align import FocalAlignment
 from ..core.cameras import FrontCamera
 from ..core.fit.loop import Schedule
 from ..core.formats import side_by_side
-from ..core.methods import pla4d
+from ..core.methods import pla4d, stages
 from ..core.scene import Scene4D
 from ..core.video import DrivingVideo
 from ..core.views import DEFAULT_FRONT, render_frames
@@ -110,7 +110,7 @@ def _say_objectives(objectives: Terms, standing: str) -> None:
 
 def _estimate(*fit: Any, **inputs: Any) -> str:
     """What the fit will cost on this machine, told before it starts and kept in sight while it runs."""
-    cost = f"estimate: {pla4d.estimate(*fit, **inputs)}"
+    cost = f"estimate: {stages.estimate(*fit, **inputs)}"
     host.log.info(cost)
     host.say(cost)
     return cost
@@ -184,9 +184,9 @@ class Anchor4DFitGaussians(io.ComfyNode):
             video = driving_video.to(host.device_for(device, renderer))
             inputs = video.frames, alignment.mesh.vertices, repr(alignment.front), repr(config), seed
             with host.checkpoint("object", *inputs) as path, host_prior.loaded(config.objectives, device):
-                start = pla4d.fit_static(video, alignment.mesh, alignment.front, replace(config, objectives=()), seed=seed)
+                start = stages.fit_static(video, alignment.mesh, alignment.front, replace(config, objectives=()), seed=seed)
                 cost = _estimate(video, start, config, mesh=alignment.mesh, backend=renderer)
-                scene = pla4d.fit_static(
+                scene = stages.fit_static(
                     video, alignment.mesh, alignment.front, config, seed=seed, backend=renderer,
                     progress=host.Report(note=cost).fit, checkpoint=path,
                 )  # fmt: skip
@@ -315,7 +315,7 @@ class Anchor4DMotionAlignment(io.ComfyNode):
             inputs = video.frames, still.gaussians.tensors(), repr(cameras), repr(config), mesh is None, seed
             with host.checkpoint("motion", *inputs) as path, host_prior.loaded(config.objectives, device):
                 cost = _estimate(video, still, config, mesh=mesh, fronts=cameras, backend=renderer)
-                moving = pla4d.fit_motion(
+                moving = stages.fit_motion(
                     video, still, config, mesh=mesh, fronts=cameras, seed=seed, backend=renderer,
                     progress=host.Report(note=cost).fit, checkpoint=path,
                 )  # fmt: skip

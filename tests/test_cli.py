@@ -23,7 +23,7 @@ from anchor4d.core.deformation import ControlNodes
 from anchor4d.core.fit.loop import Schedule
 from anchor4d.core.gaussians import from_points
 from anchor4d.core.methods import pla4d
-from anchor4d.core.methods.pla4d import MotionConfig, PLA4DConfig, StaticConfig
+from anchor4d.core.methods.stages import MethodConfig, MotionConfig, StaticConfig
 from anchor4d.core.objectives.base import constant
 from anchor4d.core.objectives.front import FrontMatch
 from anchor4d.core.objectives.rigidity import Rigidity
@@ -34,12 +34,12 @@ from anchor4d.core.scene import Scene4D
 SIZE, FRAMES = 64, 3
 
 
-def tiny(motion_steps: int = 6) -> PLA4DConfig:
+def tiny(motion_steps: int = 6) -> MethodConfig:
     """A whole method in a second or two."""
     front = FrontMatch(weight=constant(1.0), perceptual=0.0)
-    return PLA4DConfig(
+    return MethodConfig(
         name="tiny",
-        alignment="robust",
+        camera="focal",
         resolution=SIZE,
         static=StaticConfig(200, Schedule(steps=3, resolutions=((1.0, 32),)), (front,)),
         motion=MotionConfig(

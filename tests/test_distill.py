@@ -15,7 +15,7 @@ from anchor4d.core.deformation import DeformationMLP
 from anchor4d.core.files import InputError
 from anchor4d.core.fit.loop import FitState, Inputs, Schedule, run_fit
 from anchor4d.core.gaussians import Gaussians
-from anchor4d.core.methods.pla4d import gaussians_on_mesh
+from anchor4d.core.methods.stages import gaussians_on_mesh
 from anchor4d.core.objectives.base import FitStep, constant, linear
 from anchor4d.core.objectives.mesh import FRAMING
 from anchor4d.core.objectives.novel_view import NovelView
@@ -308,6 +308,7 @@ def moving_step(field: DeformationMLP, gaussians: Gaussians, frames: int = 5) ->
     return FitStep(
         index=0, total=10, canonical=gaussians, field=field, frames=torch.arange(frames), taus=frame_times(frames),
         video=still_video(frames), fronts=[FRONT], resolution=64, background=WHITE, generator=torch.Generator().manual_seed(5),
+        still=gaussians,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from anchor4d.core.cameras import Crop, FrontCamera
 from anchor4d.core.deformation import ControlNodes, DeformationField, DeformationMLP
 from anchor4d.core.gaussians import Gaussians, from_points, random_gaussians
-from anchor4d.core.methods.pla4d import gaussians_on_mesh
+from anchor4d.core.methods.stages import gaussians_on_mesh
 from anchor4d.core.objectives import perceptual
 from anchor4d.core.objectives.base import FitStep, constant, linear
 from anchor4d.core.objectives.first_frame import FirstFrame
@@ -50,6 +50,7 @@ def step_of(gaussians: Gaussians, field: DeformationField | None = None, **chang
         index=3,
         total=11,
         canonical=gaussians,
+        still=gaussians,
         field=field,
         frames=frames,
         taus=frame_times(FRAMES)[frames],

@@ -16,9 +16,9 @@ from anchor4d.core.files import InputError
 from anchor4d.core.fit.density import DensityControl
 from anchor4d.core.fit.loop import Schedule, tracking_order
 from anchor4d.core.mesh import Mesh, load_mesh
-from anchor4d.core.methods import pla4d
-from anchor4d.core.methods.pla4d import MotionConfig, PLA4DConfig, StaticConfig
+from anchor4d.core.methods import pla4d, stages
 from anchor4d.core.methods.run import Run, Settings, run, run_in_folder
+from anchor4d.core.methods.stages import MethodConfig, MotionConfig, StaticConfig
 from anchor4d.core.metrics import motion, on_white
 from anchor4d.core.objectives.base import constant
 from anchor4d.core.objectives.first_frame import FirstFrame
@@ -32,9 +32,9 @@ from anchor4d.core.views import render_frames, scene_cameras
 
 FRAMES, SIZE = 4, 128
 
-TINY = PLA4DConfig(
+TINY = MethodConfig(
     name="tiny",
-    alignment="robust",
+    camera="focal",
     resolution=SIZE,
     static=StaticConfig(
         gaussians=1500,
@@ -176,13 +176,13 @@ def test_checkpoints_of_other_inputs_are_not_taken_up(inputs: tuple[DrivingVideo
     video, mesh = inputs
     short = replace(TINY, static=replace(TINY.static, schedule=replace(TINY.static.schedule, steps=2)))
     front = FrontCamera(38.0, 2.35, SIZE, SIZE)
-    first = pla4d.fit_static(video, mesh, front, short.static, seed=0, checkpoint=tmp_path / "static.safetensors")
+    first = stages.fit_static(video, mesh, front, short.static, seed=0, checkpoint=tmp_path / "static.safetensors")
     steps: list[int] = []
 
     def count(stage: str, step: int, total: int, losses: dict[str, float], preview: Preview) -> None:
         steps.append(step)
 
-    second = pla4d.fit_static(
+    second = stages.fit_static(
         video, mesh, front, short.static, seed=1, progress=count, checkpoint=tmp_path / "static.safetensors"
     )
     assert steps == [1, 2]
@@ -199,7 +199,7 @@ def test_the_other_fields_fit_too(inputs: tuple[DrivingVideo, Mesh], whole: Run,
         schedule=Schedule(steps=6, resolutions=((1.0, 32),)),
         objectives=(FrontMatch(weight=constant(1e4), perceptual=0.0), FirstFrame(weight=constant(1e4))),
     )
-    moving = pla4d.fit_motion(video, still, config, seed=0)
+    moving = stages.fit_motion(video, still, config, seed=0)
     losses = moving.meta["losses"]["3D to 4D"]["front"]
     assert losses[-1] < losses[0]
     assert moving.field is not None
@@ -208,7 +208,7 @@ def test_the_other_fields_fit_too(inputs: tuple[DrivingVideo, Mesh], whole: Run,
 
 def test_the_paper_preset_is_the_papers() -> None:
     paper = pla4d.preset("paper")
-    assert (paper.alignment, paper.resolution) == ("literal", 512)
+    assert (paper.camera, paper.resolution) == ("focal-literal", 512)
     assert (paper.static.schedule.steps, paper.motion.schedule.steps) == (1000, 65)
     assert (paper.motion.field, paper.motion.opacity) == ("mlp", True)
     names = [objective.name for objective in paper.motion.objectives]

@@ -18,7 +18,7 @@ from anchor4d.core.formats import write_ply
 from anchor4d.core.formats.ply import half_turn
 from anchor4d.core.gaussians import Gaussians, from_points
 from anchor4d.core.mesh import Mesh, write_glb
-from anchor4d.core.methods import pla4d
+from anchor4d.core.methods import stages
 from anchor4d.core.methods.run import Settings, run, run_in_folder
 from anchor4d.core.object3d import SplatObject, bounding_points, load_object, render_object
 from anchor4d.core.objectives.base import constant
@@ -43,20 +43,20 @@ def character() -> Mesh:
 @pytest.fixture(scope="module")
 def sampled(character: Mesh) -> SplatObject:
     """Gaussians laid on the sample's mesh."""
-    return SplatObject.of(pla4d.gaussians_on_mesh(character, 6000)[0], "sampled")
+    return SplatObject.of(stages.gaussians_on_mesh(character, 6000)[0], "sampled")
 
 
 @pytest.fixture(scope="module")
 def fitted(character: Mesh, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample's mesh as a splat file such as another program makes: Gaussians that look like it from everywhere."""
-    config = pla4d.StaticConfig(
+    config = stages.StaticConfig(
         8000,
         Schedule(steps=60, resolutions=((1.0, 256),)),
         (MeshMatch(weight=constant(1e4), views=2, mask=0.3, perceptual=0.0),),
     )
     front = FrontCamera(fovy=40.0, distance=2.0, width=SIZE, height=SIZE)
     path = tmp_path_factory.mktemp("splats") / "character.ply"
-    write_ply(path, pla4d.fit_static(filmed(character, front), character, front, config).gaussians)
+    write_ply(path, stages.fit_static(filmed(character, front), character, front, config).gaussians)
     return path
 
 
@@ -212,15 +212,15 @@ def test_the_front_of_splats_is_found(character: Mesh, fitted: Path) -> None:
     assert isinstance(aligned.mesh, SplatObject)
 
 
-def tiny() -> pla4d.PLA4DConfig:
+def tiny() -> stages.MethodConfig:
     front = FrontMatch(weight=constant(1.0), perceptual=0.0)
     match = MeshMatch(weight=constant(1.0), views=1, perceptual=0.0)
-    return pla4d.PLA4DConfig(
+    return stages.MethodConfig(
         name="tiny",
-        alignment="robust",
+        camera="focal",
         resolution=64,
-        static=pla4d.StaticConfig(2000, Schedule(steps=20, resolutions=((1.0, 64),)), (front, match)),
-        motion=pla4d.MotionConfig(
+        static=stages.StaticConfig(2000, Schedule(steps=20, resolutions=((1.0, 64),)), (front, match)),
+        motion=stages.MotionConfig(
             field="control-nodes",
             nodes=20,
             schedule=Schedule(steps=15, resolutions=((1.0, 48),)),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..objectives.base import Objective
-from .loop import FitState, Inputs, Schedule, run_fit
+from .loop import FitState, Inputs, Schedule, Train, run_fit
 
 #: Steps taken at each picture size; the first, which fills caches, is not counted.
 PROBE_STEPS = 3
@@ -40,7 +40,7 @@ class Pass:
 
     objectives: Sequence[Objective]
     schedule: Schedule
-    train: str = "field"
+    train: Train = "field"
 
 
 def estimate_passes(passes: Sequence[Pass], state: FitState, inputs: Inputs, seed: int = 0) -> FitEstimate:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -29,6 +29,9 @@ from .density import DensityControl
 from .optimiser import Adam, Group
 
 log = logging.getLogger(__name__)
+
+#: What a fit changes: the deformation field, the canonical Gaussians, or both.
+Train = Literal["field", "gaussians", "both"]
 
 
 class Progress(Protocol):
@@ -56,6 +59,9 @@ class Schedule:
         momentum: share of the last frame's motion that the next one starts with when tracking.
         smoothing: factor on how far the field spreads each step over neighbours and time; below 1 for fine detail.
         stiffness: factor on the weights of the regularisers (rigidity, smoothness).
+        means_final: further factor to which the rate of the Gaussians' positions falls log-linearly (DreamGaussian4D: 0.02).
+        alternate: where both are trained, the steps that the field and then the Gaussians have their turn while the other rests
+            (Align4D's asynchronous optimisation); 0 trains both in every step.
     """
 
     steps: int
@@ -68,6 +74,16 @@ class Schedule:
     momentum: float = 0.8
     smoothing: float = 1.0
     stiffness: float = 1.0
+    means_final: float = 1.0
+    alternate: int = 0
+
+    def turns(self, index: int, train: Train) -> tuple[str, ...]:
+        """Which of "field" and "gaussians" a step changes."""
+        if train != "both":
+            return (train,)
+        if not self.alternate:
+            return "field", "gaussians"
+        return ("gaussians",) if index // self.alternate % 2 else ("field",)
 
     def resolution(self, rho: float) -> int:
         """Picture size at a progress."""
@@ -111,7 +127,7 @@ def run_fit(
     schedule: Schedule,
     inputs: Inputs,
     *,
-    train: str = "field",
+    train: Train = "field",
     seed: int = 0,
     density: DensityControl | None = None,
     gaussian_lr: dict[str, float] | None = None,
@@ -126,7 +142,6 @@ def run_fit(
         stage: its name, shown in progress and kept in checkpoints.
         state: where to start; not changed.
         objectives: the terms; an empty list is an error, since nothing would be learnt.
-        train: "field", or "gaussians" for the canonical set.
         density: adds and removes Gaussians while the canonical set is trained.
         checkpoint: file to write every ``checkpoint_seconds`` and on interruption, and to resume from where it exists.
         key: identifies the inputs; a checkpoint with another key is ignored.
@@ -144,16 +159,19 @@ def run_fit(
     losses: dict[str, list[float]] = {}
     rates = GAUSSIAN_LR if gaussian_lr is None else gaussian_lr
 
-    if train == "field" and deformation is None:
+    if train != "gaussians" and deformation is None:
         raise ValueError(f"{stage}: there is no deformation field to train")
 
-    def optimiser_for(gaussians: Gaussians) -> Adam:
-        if train == "gaussians":
-            return Adam(
-                [Group(n, t.requires_grad_(True), rates[n]) for n, t in gaussians.tensors().items() if rates.get(n, 0) > 0]
-            )
-        assert deformation is not None
-        return Adam(deformation.parameter_groups(whole_clip=schedule.one_by_one == 0, smoothing=schedule.smoothing))
+    def optimisers_for(gaussians: Gaussians) -> dict[str, Adam]:
+        made = {}
+        if train != "gaussians":
+            assert deformation is not None
+            made["field"] = Adam(deformation.parameter_groups(schedule.one_by_one == 0, schedule.smoothing))
+        if train != "field":
+            finals = {"means": schedule.means_final}
+            groups = [Group(n, t, rates[n], final=finals.get(n, 1.0)) for n, t in gaussians.tensors().items()]
+            made["gaussians"] = Adam([group for group in groups if group.lr > 0])
+        return made
 
     path = None if checkpoint is None else Path(checkpoint)
     first, resumed = 0, None
@@ -166,9 +184,10 @@ def run_fit(
                 deformation.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("field.")})
             generator.set_state(tensors["generator"])
             log.info("%s: resumed at step %d of %d", stage, first, schedule.steps)
-    optimiser = optimiser_for(gaussians)
+    optimisers = optimisers_for(gaussians)
     if resumed is not None:
-        optimiser.load({k[10:]: v for k, v in resumed.items() if k.startswith("optimiser.")})
+        for part, optimiser in optimisers.items():
+            optimiser.load({k.removeprefix(f"{part} "): v for k, v in resumed.items() if k.startswith(f"{part} ")})
         if density is not None:
             density.load({k[8:]: v for k, v in resumed.items() if k.startswith("density.")})
 
@@ -176,7 +195,8 @@ def run_fit(
         if path is None:
             return
         tensors = {f"gaussians.{k}": v for k, v in gaussians.tensors().items()}
-        tensors |= {f"optimiser.{k}": v for k, v in optimiser.state().items()}
+        for part, optimiser in optimisers.items():
+            tensors |= {f"{part} {k}": v for k, v in optimiser.state().items()}
         tensors["generator"] = generator.get_state()
         if deformation is not None:
             tensors |= {f"field.{k}": v for k, v in deformation.state_dict().items()}
@@ -193,13 +213,17 @@ def run_fit(
         for index in range(first, schedule.steps):
             between_steps = False
             rows, turn = None, 0
+            turns = schedule.turns(index, train)
+            for part, optimiser in optimisers.items():
+                optimiser.requires_grad(part in turns)
             if schedule.one_by_one:
                 turn, within = divmod(index, schedule.one_by_one)
                 frame, source, before = order[turn]
                 rows = torch.tensor([frame])
                 if within == 0 and deformation is not None:
                     deformation.continue_motion(frame, source, before, schedule.momentum)
-                    optimiser.reset()
+                    for optimiser in optimisers.values():
+                        optimiser.reset()
                 factor = schedule.lr * schedule.lr_final ** (within / schedule.one_by_one)
                 frames = rows
             else:
@@ -213,7 +237,7 @@ def run_fit(
                 index=index, total=schedule.steps, canonical=gaussians, field=deformation, frames=frames,
                 taus=inputs.taus[frames].to(device), video=inputs.video, fronts=inputs.fronts,
                 resolution=schedule.resolution(index / schedule.steps), background=background.to(device), generator=generator,
-                meshes=inputs.meshes, loop=inputs.loop,
+                still=state.gaussians, meshes=inputs.meshes, loop=inputs.loop,
                 tracking=order[turn] if order else None, stiffness=schedule.stiffness, backend=inputs.backend,
                 statistics=statistics,
             )  # fmt: skip
@@ -221,9 +245,11 @@ def run_fit(
             total = torch.stack([term for term in terms.values()]).sum()
             if total.requires_grad:
                 total.backward()
-            optimiser.step(factor, rows)
-            if density is not None and statistics is not None:
-                gaussians = density.update(index, schedule.steps, gaussians, optimiser, statistics, generator)
+            for part in turns:
+                optimisers[part].step(factor, rows, index / schedule.steps)
+            if density is not None and statistics is not None and "gaussians" in turns:
+                adam = optimisers["gaussians"]
+                gaussians = density.update(index, schedule.steps, gaussians, adam, statistics, generator)
             done, between_steps = index + 1, True
             if index % 10 == 0 or done == schedule.steps:
                 values = {name: float(term.detach()) for name, term in terms.items()}

@@ -20,12 +20,14 @@ class Group:
         lr: learning rate at the start.
         smooth: symmetric linear map S. Adam then runs on u with parameter = S u, so that a gradient on one node moves its
             whole neighbourhood at once (the reparametrisation of "Large Steps in Inverse Rendering", Nicolet et al. 2021).
+        final: factor to which the rate falls log-linearly over the fit, besides the schedule's.
     """
 
     name: str
     parameter: Tensor
     lr: float
     smooth: Callable[[Tensor], Tensor] | None = None
+    final: float = 1.0
 
 
 class Adam:
@@ -38,8 +40,8 @@ class Adam:
         self.count = 0
 
     @torch.no_grad()
-    def step(self, factor: float = 1.0, rows: Tensor | None = None) -> None:
-        """One step with every learning rate times ``factor``; with ``rows`` only those leading indices move.
+    def step(self, factor: float = 1.0, rows: Tensor | None = None, rho: float = 0.0) -> None:
+        """One step at progress ``rho``, every rate times ``factor``; with ``rows`` only those leading indices move.
 
         Gradients are dropped afterwards.
         """
@@ -59,7 +61,7 @@ class Adam:
                 m, v = first, second
             m = m.mul(b1).add_(gradient, alpha=1 - b1)
             v = v.mul(b2).addcmul_(gradient, gradient, value=1 - b2)
-            change = (m / correction1) / ((v / correction2).sqrt_() + self.eps) * (-group.lr * factor)
+            change = (m / correction1) / ((v / correction2).sqrt_() + self.eps) * (-group.lr * factor * group.final**rho)
             if rows is not None:
                 first[rows], second[rows] = m, v
                 change = torch.zeros_like(group.parameter).index_copy_(0, rows.to(change.device), change)
@@ -68,6 +70,11 @@ class Adam:
                 second.copy_(v)
             group.parameter.add_(change if group.smooth is None else group.smooth(change))
             group.parameter.grad = None
+
+    def requires_grad(self, wanted: bool) -> None:
+        """Whether its parameters take part in the next step."""
+        for group in self.groups:
+            group.parameter.requires_grad_(wanted)
 
     def reset(self) -> None:
         """Forgets the moments, for a new stage."""

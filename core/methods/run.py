@@ -31,22 +31,22 @@ from ..formats import side_by_side, write_mp4
 from ..mesh import SUFFIXES, Mesh
 from ..models import find
 from ..object3d import Object3D, SplatObject, load_object
-from ..objectives.novel_view import NovelView
 from ..objectives.perceptual import perceptual_distance
-from ..objectives.reference import ReferenceRefinement
+from ..priors.base import Prior
 from ..render import available_backends, resolve_backend
 from ..scene import Scene4D
 from ..video import DrivingVideo, load_video
 from ..views import render_frames, turning_cameras
-from . import pla4d
+from . import align4d, dg4d, pla4d, stages
+from .stages import MethodConfig
 
 log = logging.getLogger(__name__)
 
-METHODS = ("pla4d", "pla4d-v4")
+METHODS = ("pla4d", "pla4d-v4", "align4d", "dg4d")
 PRESETS = ("draft", "standard", "paper")
 
 #: The prior that each method's paper uses.
-OWN_PRIOR = {"pla4d": "zero123-xl", "pla4d-v4": "zero123-xl"}
+OWN_PRIOR = {"pla4d": "zero123-xl", "pla4d-v4": "zero123-xl", "align4d": "zero123-xl", "dg4d": "stable-zero123"}
 
 #: What :func:`run_in_folder` leaves in its folder.
 SCENE, REPORT, FILM, CHECKPOINTS = "scene.safetensors", "report.json", "preview.mp4", "checkpoints"
@@ -67,6 +67,7 @@ class Settings:
         prior: diffusion prior for reference refinement: "none", "tiny" (it comes with the pack), a checkpoint folder, a name
             or Hub id of ``models list``, or "auto": :data:`OWN_PRIOR` of the method where it is here and there is a GPU for
             it, else tiny.
+        without: parts of the method to leave out, of :data:`align4d.PARTS`.
     """
 
     method: str = "pla4d"
@@ -77,6 +78,7 @@ class Settings:
     device: str = "auto"
     renderer: str = "auto"
     prior: str = "auto"
+    without: tuple[str, ...] = ()
 
     def resolved(self) -> Settings:
         """The same with the device, renderer and prior that "auto" means on this machine.
@@ -87,6 +89,8 @@ class Settings:
         for name, value, known in (("method", self.method, METHODS), ("preset", self.preset, PRESETS)):
             if value not in known:
                 raise InputError(f"{name} {value!r}: unknown, choose one of {', '.join(known)}")
+        if self.without and self.method != "align4d":
+            raise InputError(f"without {self.without[0]!r}: parts are left out of align4d, not of {self.method}")
         device = resolve_device(self.device)
         prior = self.prior
         if prior == "auto":
@@ -95,7 +99,7 @@ class Settings:
             log.info("prior: %s%s", prior, "" if prior == own else f" (the method's own, {own}, needs a GPU and its files)")
         return replace(self, device=device, renderer=resolve_backend(self.renderer, device), prior=prior)
 
-    def config(self) -> pla4d.PLA4DConfig:
+    def config(self) -> MethodConfig:
         """The method's own settings, with its prior loaded.
 
         Raises:
@@ -105,8 +109,17 @@ class Settings:
 
         resolved = self.resolved()
         prior = None if resolved.prior == "none" else load_prior(resolved.prior, device=prior_device(resolved.device))
-        config = pla4d.preset(self.preset, prior)
-        return pla4d.v4(config, prior) if self.method == "pla4d-v4" else config
+        return method_config(self.method, self.preset, prior, self.without)
+
+
+def method_config(method: str, preset: str, prior: Prior | None = None, without: Sequence[str] = ()) -> MethodConfig:
+    """The settings of one of :data:`METHODS` with one of :data:`PRESETS`."""
+    if method == "align4d":
+        return align4d.preset(preset, prior, without)
+    if method == "dg4d":
+        return dg4d.preset(preset, prior)
+    config = pla4d.preset(preset, prior)
+    return pla4d.v4(config, prior) if method == "pla4d-v4" else config
 
 
 @dataclass(frozen=True)
@@ -152,7 +165,7 @@ def run(
     mesh: Object3D | Sequence[Object3D],
     settings: Settings,
     *,
-    config: pla4d.PLA4DConfig | None = None,
+    config: MethodConfig | None = None,
     progress: Progress | None = None,
     checkpoints: str | os.PathLike[str] | None = None,
 ) -> Run:
@@ -177,7 +190,7 @@ def run(
     meshes = [mesh] if isinstance(mesh, Object3D) else list(mesh)
     mesh = meshes[0]
     if not mesh.has_color:
-        config = pla4d.untextured(config)
+        config = stages.untextured(config)
     if len(meshes) > 1 and not config.focal_per_frame:
         raise InputError(f"{mesh.name} and others: one mesh a frame is for the method pla4d-v4, give one mesh")
     if len(meshes) not in (1, len(video)):
@@ -186,33 +199,35 @@ def run(
         )
     clock = _Clock(progress)
     folder = None if checkpoints is None else Path(checkpoints)
-    alignment = pla4d.align(video, mesh, mode=config.alignment, yaw=settings.yaw, progress=clock.aligning)
+    alignment = stages.align(video, mesh, camera=config.camera, yaw=settings.yaw, progress=clock.aligning)
+    tuned, distance = stages.prefer_distance(config, video, alignment, seed=settings.seed, progress=clock.aligning)
     fronts, moving = [], []
     if config.focal_per_frame:
         moving = [alignment.mesh, *_placed_like(alignment, video, meshes)]
         fronts, curve = focal_per_frame(video, moving, alignment.front)
         alignment.curves.append(curve)
+    curves = [*alignment.curves, *([distance.curve] if distance is not None else [])]
     clock.stop("align camera")
     on_device = video.to(settings.device)
     foreseen = None
     if progress is not None and (folder is None or not any(folder.glob("*.safetensors"))):
-        foreseen = _foresee(on_device, alignment, config, moving, fronts, settings)
+        foreseen = _foresee(on_device, alignment, tuned, moving, fronts, settings)
         log.info("estimate: %s", foreseen)
         clock.stop("estimate")
-    still = pla4d.fit_static(
+    still = stages.fit_static(
         on_device,
         alignment.mesh,
         alignment.front,
-        config.static,
+        tuned.static,
         seed=settings.seed,
         backend=settings.renderer,
         progress=clock,
         checkpoint=None if folder is None else folder / "object.safetensors",
     )
-    scene = pla4d.fit_motion(
+    scene = stages.fit_motion(
         on_device,
         still,
-        config.motion,
+        tuned.motion,
         mesh=alignment.mesh,
         meshes=moving,
         fronts=fronts,
@@ -222,7 +237,13 @@ def run(
         checkpoint=None if folder is None else folder / "motion.safetensors",
     )
     scene = scene.to("cpu")
-    made = {"method": settings.method, "preset": settings.preset, "seed": settings.seed, "prior": _prior(config)}
+    made = {
+        "method": settings.method,
+        "without": list(settings.without),
+        "preset": settings.preset,
+        "seed": settings.seed,
+        "prior": _prior(config),
+    }
     scene.meta.update(made, program=f"anchor4d {__version__}")
     report = {
         **made,
@@ -244,7 +265,8 @@ def run(
         },
         "object": {"name": mesh.name, **_size(mesh), "coloured": mesh.has_color},
         "camera": asdict(alignment.front) | {"yaw": alignment.yaw},
-        "alignment": alignment.report | {"curves": [_curve(curve) for curve in alignment.curves]},
+        "alignment": alignment.report | {"curves": [_curve(curve) for curve in curves]},
+        "distance": None if distance is None else asdict(distance.distance) | distance.report,
         "gaussians": len(scene.gaussians),
         "perceptual": _perceptual(config, settings.device),
         "seconds": {name: round(value, 3) for name, value in clock.seconds.items()},
@@ -262,7 +284,7 @@ def run_in_folder(
     settings: Settings,
     *,
     fps: float | None = None,
-    config: pla4d.PLA4DConfig | None = None,
+    config: MethodConfig | None = None,
     resume: bool = False,
     progress: Progress | None = None,
 ) -> Run | None:
@@ -345,16 +367,16 @@ def memory_peak_mb(device: str = "cpu") -> dict[str, float]:
 def _foresee(
     video: DrivingVideo,
     alignment: FocalAlignment,
-    config: pla4d.PLA4DConfig,
+    config: MethodConfig,
     meshes: Sequence[Object3D],
     fronts: Sequence[FrontCamera],
     settings: Settings,
 ) -> FitEstimate:
     """The cost of both fits; the Gaussians as they are sampled stand for the fitted ones."""
-    start = pla4d.fit_static(video, alignment.mesh, alignment.front, replace(config.static, objectives=()), seed=settings.seed)
+    start = stages.fit_static(video, alignment.mesh, alignment.front, replace(config.static, objectives=()), seed=settings.seed)
     common: dict[str, Any] = {"mesh": alignment.mesh, "backend": settings.renderer}
-    static = pla4d.estimate(video, start, config.static, **common)
-    return static + pla4d.estimate(video, start, config.motion, meshes=meshes, fronts=fronts, **common)
+    static = stages.estimate(video, start, config.static, **common)
+    return static + stages.estimate(video, start, config.motion, meshes=meshes, fronts=fronts, **common)
 
 
 class _Clock:
@@ -448,9 +470,9 @@ def _curve(curve: Any) -> dict[str, Any]:
     }
 
 
-def _prior(config: pla4d.PLA4DConfig) -> str:
+def _prior(config: MethodConfig) -> str:
     """The prior that the objectives ask, by name."""
-    asked = {o.distillation.prior.name for o in config.motion.objectives if isinstance(o, (ReferenceRefinement, NovelView))}
+    asked = {o.distillation.prior.name for o in config.motion.objectives if getattr(o, "generative", False)}  # pyright: ignore[reportAttributeAccessIssue]
     return ", ".join(sorted(asked)) or "none"
 
 

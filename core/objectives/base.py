@@ -71,6 +71,7 @@ class FitStep:
         resolution: of this step's front renders, pixels.
         background: colour behind this step's renders and targets, (3,).
         generator: source of every random choice.
+        still: the Gaussians as the fit found them, not changed by it.
         meshes: the object as it was given, or one of each frame of the clip; empty where there is none.
         loop: whether the clip's last frame is followed by its first.
         tracking: while frames are tracked one by one: this frame, its tracked neighbour, and the one before that.
@@ -90,6 +91,7 @@ class FitStep:
     resolution: int
     background: Tensor
     generator: torch.Generator
+    still: Gaussians
     meshes: list[Object3D] = dataclasses.field(default_factory=list)
     loop: bool = False
     tracking: tuple[int, int, int] | None = None

@@ -144,6 +144,13 @@ class Viewpoints:
             None if self.reference is None else self.reference.map(function),
         )
 
+    @staticmethod
+    def cat(views: Sequence[Viewpoints]) -> Viewpoints:
+        """Several batches as one."""
+        seen = [v.reference for v in views if v.reference is not None]
+        azimuth, elevation, distance = (torch.cat([getattr(v, n) for v in views]) for n in ("azimuth", "elevation", "distance"))
+        return Viewpoints(azimuth, elevation, distance, Viewpoints.cat(seen) if len(seen) == len(views) else None)
+
 
 @dataclass(frozen=True)
 class Condition:

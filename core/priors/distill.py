@@ -54,6 +54,25 @@ class UniformWindow:
 
 
 @dataclass(frozen=True)
+class Question:
+    """What a prior is asked about a batch of samples.
+
+    Args:
+        condition: of every sample.
+        views: ``(B, V)``, where the prior wants them.
+        share: how much the answer counts for each sample, ``(B,)``; 1 where None.
+    """
+
+    condition: Condition
+    views: Viewpoints | None = None
+    share: Tensor | None = None
+
+    def __getitem__(self, rows: slice) -> Question:
+        views = None if self.views is None else self.views.map(lambda v: v[rows])
+        return Question(self.condition[rows], views, None if self.share is None else self.share[rows])
+
+
+@dataclass(frozen=True)
 class Distillation:
     """How one prior is distilled.
 
@@ -100,6 +119,15 @@ class Distillation:
         Raises:
             InputError: for latents or predictions that are not finite.
         """
+        return self.joint(images, [Question(condition, views)], rho, generator)
+
+    def joint(
+        self, images: Tensor, questions: Sequence[Question], rho: float, generator: torch.Generator
+    ) -> Tensor:  # (B, V, H, W, 3) in [0, 1]
+        """As a call, with several questions about the same noisy pictures in one batch: their gradients add up by shares.
+
+        Pictures are encoded once, and times and noise are the same for all questions (Align4D's motion and geometry terms).
+        """
         prior, count = self.prior, len(images)
         t = self.time(rho, count, generator)
         noise = torch.randn(count, *prior.latent_shape(), generator=generator).to(prior.device)
@@ -110,10 +138,7 @@ class Distillation:
             picture = images[rows].detach().requires_grad_(True)
             with torch.enable_grad():
                 latents = self._encode(resampled(picture, prior.resolution))
-            pull = self.latent_gradient(
-                latents.detach(), noise[rows], t[rows].to(noise.device), condition[rows],
-                None if views is None else views.map(lambda v: v[rows].to(noise.device)),  # noqa: B023
-            )  # fmt: skip
+            pull = self._answer(latents.detach(), noise[rows], t[rows].to(noise.device), [q[rows] for q in questions])
             (gradient[rows],) = torch.autograd.grad(latents, picture, pull)
             squares = squares + pull.square().sum()
         squares = torch.as_tensor(squares)
@@ -122,6 +147,18 @@ class Distillation:
         value = (0.5 * scale * squares).to(images)
         # The value is half the squared latent gradient, as of the usual surrogate; the gradient is the one computed above.
         return _WithGradient.apply(images, gradient, value)  # pyright: ignore[reportReturnType]
+
+    def _answer(self, latents: Tensor, noise: Tensor, t: Tensor, questions: Sequence[Question]) -> Tensor:
+        """The questions' latent gradients, added by their shares."""
+        count = len(questions)
+        views = [q.views.map(lambda v: v.to(noise.device)) for q in questions if q.views is not None]
+        pulls = self.latent_gradient(
+            latents.repeat(count, 1, 1, 1, 1), noise.repeat(count, 1, 1, 1, 1), t.repeat(count),
+            questions[0].condition if count == 1 else Condition.cat([q.condition for q in questions]),
+            Viewpoints.cat(views) if views else None,
+        ).chunk(count)  # fmt: skip
+        shares = [1.0 if q.share is None else q.share.to(noise).reshape(-1, 1, 1, 1, 1) for q in questions]
+        return torch.stack([share * pull for share, pull in zip(shares, pulls)]).sum(0)
 
     def latent_gradient(
         self,

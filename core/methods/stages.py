@@ -1,0 +1,357 @@
+"""The stages that methods share, each a function that the nodes and the command line call.
+
+The camera is aligned, Gaussians are fitted to the object and the first frame (frame to 3D), and a deformation field is fitted
+to the clip (3D to 4D). A method is a :class:`MethodConfig`: which search, which objectives, how long.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..align import FocalAlignment, align_camera, color_from_frame
+from ..align.distance import Meaning, ModelDistance, align_distance, align_model_distance, fixed_camera
+from ..cameras import FrontCamera
+from ..deformation import ControlNodes, DeformationField, DeformationMLP, HexPlane
+from ..fit.checkpoint import fingerprint
+from ..fit.density import DensityControl
+from ..fit.estimate import FitEstimate, Pass, estimate_passes
+from ..fit.loop import FitState, Inputs, Progress, Schedule, Train, run_fit
+from ..gaussians import Gaussians, from_points, neighbour_distances
+from ..mesh import Mesh, sample_surface
+from ..object3d import Object3D, SplatObject
+from ..objectives.base import Objective
+from ..objectives.mesh import MeshMatch
+from ..objectives.multiview import MotionGeometry
+from ..scene import Scene4D
+from ..video import DrivingVideo, looks_looping
+
+#: How the driving video's camera is found: PLA4D's focal alignment or Align4D's object distance (VAOD), each robust or as the
+#: paper searches, or DreamGaussian4D's fixed camera.
+Camera = Literal["focal", "focal-literal", "distance", "distance-literal", "fixed"]
+
+
+@dataclass(frozen=True)
+class StaticConfig:
+    """Frame-to-3D: Gaussians from the mesh and the first frame.
+
+    Args:
+        gaussians: sampled on the mesh's surface.
+        schedule: of the fit.
+        objectives: its terms.
+        density: clone, split and prune, or None.
+    """
+
+    gaussians: int
+    schedule: Schedule
+    objectives: tuple[Objective, ...]
+    density: DensityControl | None = None
+
+
+@dataclass(frozen=True)
+class MotionConfig:
+    """3D-to-4D: the deformation field from the clip.
+
+    Args:
+        field: "control-nodes", "hexplane" or "mlp".
+        tracking: schedule of the pass that follows the object frame by frame, or None.
+        schedule: of the pass over all frames.
+        fine: schedule of a pass at full size, or None.
+        refine: schedule of a last pass, taken where an objective asks a diffusion prior (``generative``); those take part in
+            this pass alone. None: they take part in every pass but the tracking one.
+        objectives: terms of all passes.
+        nodes: control nodes.
+        opacity: whether opacity moves.
+        train: "field", or "both": the Gaussians too, at once or in turns (:attr:`Schedule.alternate`).
+    """
+
+    field: Literal["control-nodes", "hexplane", "mlp"]
+    schedule: Schedule
+    objectives: tuple[Objective, ...]
+    tracking: Schedule | None = None
+    fine: Schedule | None = None
+    refine: Schedule | None = None
+    nodes: int = 300
+    opacity: bool = False
+    train: Train = "field"
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """A whole method; ``preset()`` of its file gives the named ones.
+
+    Args:
+        name: of the preset.
+        camera: how it is found.
+        resolution: of the driving video as it is read, pixels.
+        static, motion: the two fits.
+        focal_per_frame: a camera for every frame (variant pla4d-v4).
+        model_distance: search the prior's preferred object distance (MAOD) and tell it so; None = no search.
+    """
+
+    name: str
+    camera: Camera
+    resolution: int
+    static: StaticConfig
+    motion: MotionConfig
+    focal_per_frame: bool = False
+    model_distance: Meaning | None = None
+
+
+def untextured(config: MethodConfig) -> MethodConfig:
+    """The preset for a mesh without colours of its own: its depth and normals count beside the colours filled in."""
+
+    def geometric(objective: Objective) -> Objective:
+        return replace(objective, depth=1.0, normals=0.3) if isinstance(objective, MeshMatch) else objective
+
+    return replace(config, static=replace(config.static, objectives=tuple(map(geometric, config.static.objectives))))
+
+
+def align(
+    video: DrivingVideo,
+    mesh: Object3D,
+    *,
+    camera: Camera = "focal",
+    yaw: Literal["auto"] | float = "auto",
+    progress: Any = None,
+) -> FocalAlignment:
+    """The camera of the first frame, and the object normalised and turned to face it.
+
+    A mesh without colours is given the first frame's, filled in where the frame does not see.
+    """
+    search, _, literal = camera.partition("-")
+    mode: Any = literal or "robust"
+    if search == "focal":
+        aligned = align_camera(mesh, video, yaw=yaw, mode=mode, progress=progress)
+    elif search == "distance":
+        aligned = align_distance(mesh, video, yaw=yaw, mode=mode, progress=progress)
+    else:
+        aligned = fixed_camera(mesh, video, yaw=yaw, progress=progress)
+    if isinstance(aligned.mesh, Mesh) and not aligned.mesh.has_color:
+        colored = color_from_frame(
+            aligned.mesh, video.frames[0], video.masks[0], aligned.front.cropped(video.crop, video.resolution)
+        )
+        aligned = replace(aligned, mesh=colored)
+    return aligned
+
+
+def prefer_distance(
+    config: MethodConfig,
+    video: DrivingVideo,
+    alignment: FocalAlignment,
+    *,
+    seed: int = 0,
+    progress: Any = None,
+) -> tuple[MethodConfig, ModelDistance | None]:
+    """The distance that the configuration's prior prefers (MAOD), found and given to the objectives that ask it.
+
+    None, and the configuration as it is, where it wants no search or has no such objective.
+    """
+    asking = [o for o in config.motion.objectives if isinstance(o, MotionGeometry)]
+    if config.model_distance is None or not asking:
+        return config, None
+    prior = asking[0].distillation.prior
+    found = align_model_distance(alignment, video, prior, meaning=config.model_distance, seed=seed, progress=progress)
+    terms = (replace(o, distance=found.distance) if isinstance(o, MotionGeometry) else o for o in config.motion.objectives)
+    return replace(config, motion=replace(config.motion, objectives=tuple(terms))), found
+
+
+def gaussians_on_mesh(mesh: Mesh, count: int, seed: int = 0) -> tuple[Gaussians, Tensor]:
+    """Flat Gaussians on the surface, coloured from the texture, and the face that each lies on, (N,).
+
+    Each is a disc across the surface normal about as wide as its neighbours are apart, and nearly opaque.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    samples = sample_surface(mesh, count, generator)
+    normals = F.normalize(samples.normals, dim=-1)
+    width = neighbour_distances(samples.points, 6).mean(-1).clamp_min(1e-4)
+    scales = width[:, None] * torch.tensor([0.55, 0.55, 0.12])
+    # The shortest rotation from +Z, the discs' thin axis, to the normal.
+    z = torch.tensor([0.0, 0.0, 1.0]).expand_as(normals)
+    quats = torch.cat([1 + normals[:, 2:], torch.linalg.cross(z, normals)], -1)
+    quats = torch.where(quats.norm(dim=-1, keepdim=True) < 1e-4, quats.new_tensor([0.0, 1.0, 0.0, 0.0]), quats)
+    return from_points(
+        samples.points, samples.colors, scales=scales, quats=F.normalize(quats, dim=-1), opacity=0.95
+    ), samples.face
+
+
+def fit_static(
+    video: DrivingVideo,
+    mesh: Object3D,
+    front: FrontCamera,
+    config: StaticConfig,
+    *,
+    seed: int = 0,
+    backend: str = "auto",
+    progress: Progress | None = None,
+    checkpoint: str | Path | None = None,
+) -> Scene4D:
+    """Frame-to-3D: Gaussians on the mesh, fitted to the first frame and to renders of the mesh (Eq. 5-9).
+
+    Args:
+        video: driving video; its first frame is the reference.
+        mesh: aligned, see :func:`align`. Of Gaussians, as many as the configuration has are where the fit starts.
+        front: the aligned camera.
+
+    Returns:
+        a scene of one still object with the video's timing.
+    """
+    if isinstance(mesh, SplatObject):
+        gaussians = mesh.thinned(config.gaussians, seed)
+    else:
+        gaussians, _ = gaussians_on_mesh(mesh, config.gaussians, seed)
+    state = FitState(gaussians.to(video.frames.device))
+    if config.objectives:
+        inputs = Inputs(video=video, taus=torch.zeros(1), fronts=[front], meshes=[mesh], backend=backend)
+        state = run_fit(
+            "frame to 3D", state, config.objectives, config.schedule, inputs, train="gaussians", seed=seed,
+            density=None if config.density is None else replace(config.density), progress=progress, checkpoint=checkpoint,
+            key=fingerprint(video.frames, video.masks, mesh.vertices, asdict(front), repr(config), seed),
+        )  # fmt: skip
+    loop = looks_looping(video)
+    return Scene4D(
+        state.gaussians, None, frames=len(video), fps=video.fps, loop=loop, front=front, crop=video.crop,
+        meta={"losses": {"frame to 3D": state.losses}},
+    )  # fmt: skip
+
+
+def build_field(config: MotionConfig, scene: Scene4D, mesh: Object3D | None = None, seed: int = 0) -> DeformationField:
+    """A deformation field at rest for a scene's Gaussians.
+
+    Args:
+        mesh: its surface tells control nodes which parts belong together; without one, neighbourhoods in space do.
+    """
+    torch.manual_seed(seed)
+    if config.field == "control-nodes":
+        surface = mesh if isinstance(mesh, Mesh) else None
+        return ControlNodes.build(
+            scene.gaussians, scene.frames, mesh=surface, nodes=config.nodes, loop=scene.loop, opacity=config.opacity
+        )
+    if config.field == "hexplane":
+        field = HexPlane(time_resolution=max(2, math.ceil(0.85 * scene.frames)), opacity=config.opacity)
+        return field.to(scene.gaussians.device)
+    if config.field == "mlp":
+        return DeformationMLP(opacity=config.opacity).to(scene.gaussians.device)
+    raise ValueError(f"field {config.field!r}: unknown, choose control-nodes, hexplane or mlp")
+
+
+def fit_motion(
+    video: DrivingVideo,
+    scene: Scene4D,
+    config: MotionConfig,
+    *,
+    mesh: Object3D | None = None,
+    meshes: Sequence[Object3D] = (),
+    fronts: Sequence[FrontCamera] = (),
+    seed: int = 0,
+    backend: str = "auto",
+    progress: Progress | None = None,
+    checkpoint: str | Path | None = None,
+) -> Scene4D:
+    """3D-to-4D: a deformation field that makes the scene's object follow the video (Eq. 10, and 11 with a prior).
+
+    Args:
+        video: driving video.
+        scene: a still object with its aligned camera, see :func:`fit_static`.
+        mesh: the aligned mesh: the surface for control nodes, and the target of mesh objectives.
+        meshes: one aligned mesh a frame instead (variant v4).
+        fronts: one camera a frame instead of the scene's (variant v4).
+    """
+    if scene.front is None:
+        raise ValueError("motion: the scene has no aligned camera; align it with the driving video first")
+    if len(video) != scene.frames:
+        raise ValueError(
+            f"motion: the video has {len(video)} frames but the scene {scene.frames}; prepare both from the same clip"
+        )
+    field = build_field(config, scene, mesh, seed)
+    inputs = _motion_inputs(video, scene, mesh, meshes, fronts, backend)
+    key = fingerprint(
+        video.frames, video.masks, scene.gaussians.tensors(), [asdict(f) for f in inputs.fronts],
+        [m.vertices for m in inputs.meshes], repr(config), seed,
+    )  # fmt: skip
+    state = FitState(scene.gaussians, field)
+    losses = dict(scene.meta.get("losses", {}))
+    for stage, part in motion_passes(config, len(video)):
+        path = None if checkpoint is None else _with_stage(checkpoint, stage)
+        state = run_fit(
+            stage,
+            state,
+            part.objectives,
+            part.schedule,
+            inputs,
+            train=config.train,
+            seed=seed,
+            progress=progress,
+            checkpoint=path,
+            key=key,
+        )
+        losses[stage] = state.losses
+    return replace(scene, gaussians=state.gaussians, field=state.field, meta={**scene.meta, "losses": losses})
+
+
+def motion_passes(config: MotionConfig, frames: int) -> list[tuple[str, Pass]]:
+    """The passes of :func:`fit_motion` by name; those without objectives or steps left out."""
+    plain = tuple(o for o in config.objectives if not getattr(o, "generative", False))
+    asking = config.objectives if len(plain) < len(config.objectives) else ()
+    joint = plain if config.refine is not None else config.objectives
+    tracking = config.tracking
+    if tracking is not None and tracking.one_by_one:
+        tracking = replace(tracking, steps=tracking.one_by_one * (frames - 1))
+    passes = [
+        ("follow frame by frame", tracking, plain),
+        ("3D to 4D", config.schedule, joint),
+        ("3D to 4D, fine", config.fine, joint),
+        ("3D to 4D, refine", config.refine, asking),
+    ]
+    return [
+        (stage, Pass(terms, schedule, config.train))
+        for stage, schedule, terms in passes
+        if schedule and schedule.steps and terms
+    ]
+
+
+def _motion_inputs(
+    video: DrivingVideo,
+    scene: Scene4D,
+    mesh: Object3D | None,
+    meshes: Sequence[Object3D],
+    fronts: Sequence[FrontCamera],
+    backend: str,
+) -> Inputs:
+    assert scene.front is not None
+    return Inputs(
+        video=video, taus=scene.taus, fronts=list(fronts) or [scene.front],
+        meshes=list(meshes) or ([] if mesh is None else [mesh]), loop=scene.loop, backend=backend,
+    )  # fmt: skip
+
+
+def estimate(
+    video: DrivingVideo,
+    scene: Scene4D,
+    config: StaticConfig | MotionConfig,
+    *,
+    mesh: Object3D | None = None,
+    meshes: Sequence[Object3D] = (),
+    fronts: Sequence[FrontCamera] = (),
+    backend: str = "auto",
+) -> FitEstimate:
+    """What :func:`fit_static` or :func:`fit_motion` will cost, from a few steps of each pass; the scene may be unfitted."""
+    inputs = _motion_inputs(video, scene, mesh, meshes, fronts, backend)
+    if isinstance(config, StaticConfig):
+        inputs = replace(inputs, taus=scene.taus[:1])
+        passes = [Pass(config.objectives, config.schedule, "gaussians")] if config.objectives else []
+        return estimate_passes(passes, FitState(scene.gaussians), inputs)
+    state = FitState(scene.gaussians, build_field(config, scene, mesh))
+    return estimate_passes([part for _, part in motion_passes(config, len(video))], state, inputs)
+
+
+def _with_stage(checkpoint: str | Path, stage: str) -> Path:
+    path = Path(checkpoint)
+    return path.with_name(f"{path.stem}-{stage.replace(', ', '-').replace(' ', '-')}{path.suffix}")
