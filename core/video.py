@@ -213,6 +213,21 @@ def read_tensors(
     return _clip(picked.clamp(0, 1), count, mask, fps, frames, source)
 
 
+def read_picture(path: str | os.PathLike[str]) -> Clip:
+    """One picture as a clip of one frame, upright; the first of an animated one.
+
+    Raises:
+        InputError: for a missing or unreadable file.
+    """
+    from PIL import Image
+
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such picture, check the path")
+    with _readable(path), Image.open(path) as image:
+        return Clip(torch.from_numpy(_pixels(image).copy())[None], source=str(path))
+
+
 def prepare(
     clip: Clip,
     *,

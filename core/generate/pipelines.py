@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..files import InputError
@@ -80,6 +81,44 @@ def load_pipeline(
         vae.enable_tiling()
     (pipeline.enable_model_cpu_offload if offload == "model" else pipeline.enable_sequential_cpu_offload)(device=device)
     return pipeline
+
+
+def run_pipeline(
+    pipeline: Any, call: dict[str, Any], progress: StepProgress | None, picture: Callable[[Tensor], Tensor | None]
+) -> Any:
+    """What a pipeline makes of those entries of ``call`` that it takes.
+
+    Args:
+        picture: draws the latents after a step, for ``progress``.
+    """
+    accepted = inspect.signature(type(pipeline).__call__).parameters
+    latest: list[Tensor] = []
+
+    def keep(*args: Any) -> dict[str, Any]:
+        """Of both of diffusers' callbacks: (pipeline, step, time, {"latents": ...}) and the older (step, time, latents)."""
+        latest[:] = [args[-1]["latents"] if isinstance(args[-1], dict) else args[-1]]
+        return {}
+
+    call = call | {"callback_on_step_end" if "callback_on_step_end" in accepted else "callback": keep}
+    pipeline.progress_bar = StepBar(progress, lambda: picture(latest[0]) if latest else None)
+    with torch.no_grad():
+        return pipeline(**{name: value for name, value in call.items() if name in accepted})
+
+
+@torch.no_grad()
+def false_colors(latents: Tensor, layout: str, **sides: int) -> Tensor:  # (h, w, 3)
+    """The middle latent frame of the first sample: its three strongest directions among the channels.
+
+    Args:
+        layout: of the latents in einops' words, with b, f, h, w and c, and ``sides`` of those that it joins.
+    """
+    video = rearrange(latents.detach().float().cpu(), f"{layout} -> b f h w c", **sides)[0]
+    frame = video[len(video) // 2]
+    flat = frame.reshape(-1, frame.shape[-1]) - frame.mean((0, 1))
+    axes = torch.linalg.eigh(flat.T @ flat).eigenvectors[:, -3:].flip(1)
+    axes = axes * torch.where(axes.sum(0) < 0, -1.0, 1.0)
+    color = (flat @ axes).reshape(*frame.shape[:2], 3)
+    return (color / (4 * color.std().clamp_min(1e-6)) + 0.5).clamp(0, 1)
 
 
 def _class(checkpoint: Checkpoint, name: str, library: str, named: str) -> type:

@@ -17,14 +17,13 @@ from typing import Any, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from ..files import InputError
 from ..priors.checkpoints import Checkpoint, Precision, precision_dtypes
 from ..priors.pictures import composited
 from ..priors.text_to_video import MOTIONLESS
-from .pipelines import Offload, StepBar, load_pipeline, located
+from .pipelines import Offload, false_colors, load_pipeline, located, run_pipeline
 from .sampling import StepProgress
 
 #: Added to every prompt unless told otherwise: what makes an object easy to cut out and follow.
@@ -274,19 +273,14 @@ def _generate(
     )
     if hasattr(pipe, "guider"):
         pipe.guider.guidance_scale = scale
-    latest: list[Tensor] = []
-
-    def keep(*args: Any) -> dict[str, Any]:
-        """Of both of diffusers' callbacks: (pipeline, step, time, {"latents": ...}) and the older (step, time, latents)."""
-        latest[:] = [args[-1]["latents"] if isinstance(args[-1], dict) else args[-1]]
-        return {}
-
     cell = getattr(pipe, "vae_spatial_compression_ratio", 1)
-    call["callback_on_step_end" if "callback_on_step_end" in accepted else "callback"] = keep
-    pipe.progress_bar = StepBar(progress, lambda: _preview(latest, family.latents, height // cell, width // cell))
+    sides = {"h": height // cell, "w": width // cell} if "(f h w)" in family.latents else {}
+
+    def picture(latents: Tensor) -> Tensor | None:
+        return false_colors(latents, family.latents, **sides) if family.latents else None
+
     try:
-        with torch.no_grad():
-            made = pipe(**{k: v for k, v in call.items() if k in accepted}).frames[0]
+        made = run_pipeline(pipe, call, progress, picture).frames[0]
     except torch.OutOfMemoryError:
         raise InputError(
             f"{checkpoint.folder}: {call['num_frames']} frames of {width}x{height} do not fit on {device}; "
@@ -335,21 +329,6 @@ def _picture(image: Tensor, height: int, width: int) -> Any:  # (H, W, 3)
     top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
     canvas[top : top + inner[0], left : left + inner[1]] = drawn.movedim(0, -1)
     return Image.fromarray((canvas.clamp(0, 1) * 255).round().byte().numpy())
-
-
-@torch.no_grad()
-def _preview(latest: list[Tensor], layout: str, height: int, width: int) -> Tensor | None:  # (h, w, 3)
-    """False colours of the middle latent frame: its three strongest directions among the channels."""
-    if not latest or not layout:
-        return None
-    sides = {"h": height, "w": width} if "(f h w)" in layout else {}
-    video = rearrange(latest[0].detach().float().cpu(), f"{layout} -> b f h w c", **sides)[0]
-    frame = video[len(video) // 2]
-    flat = frame.reshape(-1, frame.shape[-1]) - frame.mean((0, 1))
-    axes = torch.linalg.eigh(flat.T @ flat).eigenvectors[:, -3:].flip(1)
-    axes = axes * torch.where(axes.sum(0) < 0, -1.0, 1.0)
-    color = (flat @ axes).reshape(*frame.shape[:2], 3)
-    return (color / (4 * color.std().clamp_min(1e-6)) + 0.5).clamp(0, 1)
 
 
 def _animatediff(
