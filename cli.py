@@ -17,6 +17,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -79,17 +80,34 @@ def demo(args: argparse.Namespace, console: Console) -> int:
 def fit(args: argparse.Namespace, console: Console) -> int:
     if args.method in LATER_METHODS:
         raise InputError(f"method {args.method!r}: comes in a later release; choose pla4d")
-    for name in ("image", "prompt"):
-        if getattr(args, name) is not None:
-            raise InputError(f"--{name}: making what is missing comes in a later release; give --video and --object")
-    if args.video is None or args.object is None:
-        missing = "--video" if args.video is None else "--object"
-        raise InputError(f"{missing}: not given; {args.method} needs a driving video and a mesh")
-    from .core.methods.run import run_in_folder
+    if all(getattr(args, name) is None for name in ("prompt", "image", "video", "object")):
+        raise InputError("fit: nothing to start from; give at least one of --prompt, --image, --video and --object")
+    from .core.generate.chain import Links, complete
+    from .core.generate.pipelines import located
+    from .core.methods.run import prior_device, run_in_folder
 
-    done = run_in_folder(
-        args.video, args.object, args.out, _settings(args), fps=args.fps, resume=args.resume, progress=console.watch(args.out)
+    settings, watch = _settings(args).resolved(), console.watch(args.out)
+    if settings.prior not in ("tiny", "none"):
+        located(settings.prior)  # what is made may take long: a prior that is not here is told before
+    links = {link: name for link in ("image", "video", "object", "views") if (name := getattr(args, f"{link}_model"))}
+    made = complete(
+        args.out,
+        prompt=args.prompt,
+        image=args.image,
+        video=args.video,
+        object=args.object,
+        links=Links(**links),
+        frames=args.frames,
+        fps=args.fps,
+        yaw=settings.yaw,
+        seed=args.seed,
+        device=prior_device(settings.device),
+        resume=args.resume,
+        progress=watch,
     )
+    settings = settings if made.yaw is None else replace(settings, yaw=made.yaw)
+    fps = made.fps if args.fps is None else args.fps
+    done = run_in_folder(made.video, made.object, args.out, settings, fps=fps, resume=args.resume, progress=watch)
     if done is None:
         console.line("already finished with these inputs and settings")
     print(args.out / "scene.safetensors")
@@ -382,7 +400,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--out", type=Path, default=Path("anchor4d-demo"), help="folder (default: %(default)s)")
     made.add_argument("--seed", type=int, default=0)
 
-    made = command("fit", fit, "make a moving object from a video and a model")
+    made = command("fit", fit, "make a moving object from a video and a 3D model, or from a text, a picture or any of these")
     made.set_defaults(again="run the same command with --resume to go on")
     _method(made, renderers)
     made.add_argument("--video", metavar="DIR|FILE", help="driving video: a folder of pictures, a film or an animated picture")
@@ -392,15 +410,24 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE|DIR",
         help="mesh (.glb, .gltf, .obj, .ply, .stl) or Gaussian splats (.ply); pla4d-v4: or a folder of one a frame",
     )
-    made.add_argument("--image", metavar="FILE", help="later release: what is missing is made from it")
-    made.add_argument("--prompt", metavar="TEXT", help="later release: what is missing is made from it")
+    made.add_argument(
+        "--image", metavar="FILE", help="picture of the object: a missing video begins with it, an object is made of it"
+    )
+    made.add_argument(
+        "--prompt", metavar="TEXT", help="what the object is: a missing image is made of it, and other models are told"
+    )
+    link = "folder, or name of models list, of the model that makes a missing"
+    made.add_argument("--image-model", metavar="DIR|ID", help=f"{link} image of a text (default: sdxl)")
+    made.add_argument("--video-model", metavar="DIR|ID", help=f"{link} video of an image, or of a text (default: svd)")
+    made.add_argument("--object-model", metavar="DIR|ID", help=f"{link} object: LGM or a Shap-E (default: lgm)")
+    made.add_argument("--views-model", metavar="DIR|ID", help="the ImageDream that draws LGM's views (default: imagedream)")
     made.add_argument("--fps", type=float, help="frames a second (default: the video's own, else 12)")
     made.add_argument("--resume", action="store_true", help="go on where an interrupted run in OUT stopped, to the same result")
     made.add_argument(
         "--out",
         type=Path,
         required=True,
-        help="folder for scene.safetensors, report.json and preview.mp4; files of these names are replaced, others left alone",
+        help="folder for scene.safetensors, report.json, preview.mp4, made/; what has these names is replaced, the rest kept",
     )
 
     made = command("render", render, "draw a scene with alpha from the driving video's camera, turned to each azimuth")

@@ -211,11 +211,9 @@ def test_bad_inputs_are_refused_in_one_line_and_leave_nothing(
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["fit", "--out", "x"], "--video: not given"),
-        (["fit", "--video", "v", "--out", "x"], "--object: not given"),
+        (["fit", "--out", "x"], "at least one of --prompt, --image, --video and --object"),
         (["fit", "--method", "stag4d", "--out", "x"], "later release"),
         (["fit", "--video", "v", "--object", "o", "--prior", "no-such-prior", "--out", "x"], "no-such-prior"),
-        (["fit", "--prompt", "a bear", "--out", "x"], "later release"),
         (["fit", "--video", "v", "--object", "o", "--renderer", "nvrtc", "--out", "x"], "later release"),
         (["fit", "--video", "v", "--object", "o", "--yaw", "left", "--out", "x"], "not a number"),
         (["fit", "--video", "v", "--object", "o", "--frames", "1", "--out", "x"], "at least 2"),

@@ -92,7 +92,7 @@ def text_to_image(
         dtype=precision_dtypes(precision, device)[0],
         device=device,
         offload=offload,
-        parts={name: None for name in cls._optional_components if name in SPARE and not checkpoint.has(name)},
+        parts={name: None for name in inspect.signature(cls).parameters if name in SPARE and not checkpoint.has(name)},
     )
     call = {name: value for name, value in call.items() if value is not None} | own | {
         "prompt": ", ".join(filter(None, (prompt.strip(), suffix))),
