@@ -15,7 +15,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +34,7 @@ from ..mesh import write_glb
 from ..models import COMMAND, find, known_models, missing, model_named
 from ..object3d import load_object, render_object
 from ..priors.checkpoints import Checkpoint
-from ..video import PICTURES, Clip, DrivingVideo, prepare, read_clip, read_picture
+from ..video import DrivingVideo, prepare, read_clip, read_picture
 from .sampling import StepProgress
 
 log = logging.getLogger(__name__)
@@ -156,32 +156,41 @@ def complete(
     if fps is not None and not (math.isfinite(fps) and fps > 0):
         raise InputError(f"{fps} frames a second, choose a rate above 0")
     drawn, turn = tasks[0].kind == "render", 0.0 if yaw == "auto" else float(yaw)
-    settings: dict[str, dict[str, Any]] = {
+    settings: dict[What, dict[str, Any]] = {
         "image": {"yaw": turn} if drawn else {"offload": "model"},
         "video": {"offload": "model", "frames": frames, "fps": fps},
         "object": {},
     }
+    told = {what: values | {"seed": seed} | dict((options or {}).get(what, {})) for what, values in settings.items()}
     folder = Path(out) / FOLDER
-    made, steps = _read_list(folder), []
-    for index, task in enumerate(tasks):
-        told = settings[task.what] | {"seed": seed} | dict((options or {}).get(task.what, {}))
-        source = paths.get(task.of)
-        identities = [_identity(path) for path in task.places]
-        key = fingerprint(task.kind, identities, text if task.takes_text else "", source and _digest(source), told)
-        there = made.get(task.what, {})
-        reused = there.get("key") == key and (folder / there["file"]).exists()
-        if not reused:
-            if resume and there.get("key", key) != key:
+
+    def key(task: _Task, source: Path | None) -> str:
+        models = [_identity(place) for place in task.places]
+        text_told = text if task.takes_text else ""
+        return fingerprint(task.kind, models, text_told, source and _digest(source), told[task.what])
+
+    listed, made, steps = _read_list(folder), {}, []
+    for task in tasks:
+        source = folder / made[task.of]["file"] if task.of in made else paths.get(task.of)
+        entry = listed.get(task.what)
+        if entry is None or (source is None and task.of != "prompt"):
+            continue
+        if entry["key"] != key(task, source):
+            if resume:
                 raise InputError(f"{folder}: was made of other inputs or models; give the same or drop --resume")
-            # What follows from it is void, which is written down before work begins, so that --resume can go on.
-            if [made.pop(later.what) for later in tasks[index:] if later.what in made]:
-                _write_list(folder, made)
+        elif (folder / entry["file"]).exists():
+            made[task.what] = entry
+    if made != listed:  # what is void is forgotten before work begins, so that --resume can go on
+        _write_list(folder, made)
+    for task in tasks:
+        reused, source = task.what in made, paths.get(task.of)
+        if not reused:
             report = _reporting(progress, f"{task.of} to {task.what}, {task.by}")
-            work = told | {"device": device, "progress": report}
-            made[task.what] = {"key": key, "of": task.of, "by": task.by, **_make(task, source, text, drawn, folder, work)}
+            done = _make(task, source, text, drawn, folder, told[task.what] | {"device": device, "progress": report})
+            made[task.what] = {"key": key(task, source), "of": task.of, "by": task.by, **done}
             _write_list(folder, made)
-            gc.collect()
-            if torch.cuda.is_available():
+            if torch.cuda.is_available():  # the next model needs the room
+                gc.collect()
                 torch.cuda.empty_cache()
         paths[task.what] = folder / made[task.what]["file"]
         log.info("%s: made of the %s by %s%s", paths[task.what], task.of, task.by, " in an earlier run" if reused else "")
@@ -370,7 +379,7 @@ def _make(task: _Task, source: Path | None, text: str, drawn: bool, folder: Path
             film = text_to_video(task.places[0], text, **options)
         else:
             # A drawing is framed already.
-            picture = read_picture(source).frames[0] / 255 if drawn else _rgba(_cut(source))
+            picture = read_picture(source).frames[0] / 255 if drawn else _rgba(_cut(source, task.of))
             film = image_to_video(task.places[0], picture, text if task.takes_text else None, **options)
         write_frames(folder / "video", film.frames)
         return {"file": "video", "fps": film.fps}
@@ -380,7 +389,7 @@ def _make(task: _Task, source: Path | None, text: str, drawn: bool, folder: Path
         assert source is not None
         lgm, views = task.places
         # Its world is ours: the picture shows +Z.
-        made = image_to_gaussians(lgm, views, _rgba(_cut(source)), text=text, **options)
+        made = image_to_gaussians(lgm, views, _rgba(_cut(source, task.of)), text=text, **options)
         write_ply(folder / "object.ply", made.gaussians)
         return {"file": "object.ply"}
     from .mesh import image_to_mesh, text_to_mesh
@@ -388,7 +397,7 @@ def _make(task: _Task, source: Path | None, text: str, drawn: bool, folder: Path
     if source is None:
         mesh = text_to_mesh(task.places[0], text, **options)
     else:
-        cut = _cut(source)
+        cut = _cut(source, task.of)
         mesh = image_to_mesh(task.places[0], _rgba(cut), **options)
         # Shap-E's meshes face as its training data did, wherever the picture was taken from.
         mesh = mesh.turned(detect_yaw(mesh.normalized()[0], Target.of(cut))[0])
@@ -396,14 +405,10 @@ def _make(task: _Task, source: Path | None, text: str, drawn: bool, folder: Path
     return {"file": "object.glb"}
 
 
-def _cut(path: Path) -> DrivingVideo:
+def _cut(path: Path, of: str) -> DrivingVideo:
     """The object of a picture, or of a video's first frame, cut out and centred in a square."""
-    if path.is_file() and path.suffix.lower() in PICTURES:
-        clip = read_picture(path)
-    else:
-        film = read_clip(path, frames=2)
-        clip = Clip(film.frames[:1], source=film.source)
-    return prepare(clip, resolution=SIDE, fill=FILL)
+    clip = read_picture(path) if of == "image" else read_clip(path, frames=2)
+    return prepare(replace(clip, frames=clip.frames[:1]), resolution=SIDE, fill=FILL)
 
 
 def _rgba(cut: DrivingVideo) -> Tensor:  # (S, S, 4)
