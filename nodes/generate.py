@@ -1,4 +1,5 @@
-"""4 Priors/Generate: what a method needs and the user has not, made by diffusion models: films, meshes, Gaussians and views."""
+"""4 Priors/Generate: what a method needs and the user has not, made by diffusion models: pictures, films, meshes, Gaussians and
+views."""
 
 from __future__ import annotations
 
@@ -149,6 +150,97 @@ def _precision() -> io.Input:
     )
 
 
+def _offload() -> io.Input:
+    return io.Combo.Input(
+        "offload",
+        options=["none", "model", "sequential"],
+        default="model",
+        optional=True,
+        advanced=True,
+        tooltip="Where networks wait for their turn. none = all on the GPU: fastest. model = one network at a time on the "
+        "GPU. sequential = one layer at a time: slow, for the smallest cards.",
+    )
+
+
+# --- pictures -------------------------------------------------------------------------------------------------------------
+
+
+class Anchor4DTextToImage(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Anchor4DTextToImage",
+            display_name="Text to Image",
+            category=CATEGORY,
+            description="Makes a picture of an object from a text, for Image to Video and Image to Gaussians, with a model in "
+            "diffusers' layout: Stable Diffusion 1 to 3 and XL, Flux, Sana or PixArt.",
+            search_aliases=["t2i", "txt2img", "stable diffusion", "sdxl", "flux", "sana", "pixart", "generate"],
+            inputs=[
+                *_model_inputs("text-to-image", what="The image model."),
+                io.String.Input("prompt", default="", multiline=True, tooltip="What the object is."),
+                io.String.Input(
+                    "negative_prompt",
+                    default="",
+                    multiline=True,
+                    tooltip="What should not be seen. Empty = the usual: cropped, several objects, cluttered background, ...",
+                ),
+                io.Int.Input(
+                    "size",
+                    default=0,
+                    min=0,
+                    max=2048,
+                    step=16,
+                    tooltip="Side of the square picture, pixels. 0 = the model's own: 512 for Stable Diffusion 1.5, 1024 XL.",
+                ),
+                _steps(0, "Steps of the sampler. More = finer, slower. 0 = what the model's makers use."),
+                _guidance(
+                    0.0, "How closely the prompt is followed. Higher = closer, harsher. 0 = what the model's makers use."
+                ),
+                _seed(),
+                io.String.Input(
+                    "suffix",
+                    default="a single whole object, front view, plain white background",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Added to the prompt: what makes an object easy to cut out and to see from other sides.",
+                ),
+                _offload(),
+                _precision(),
+            ],
+            outputs=[io.Image.Output("image", tooltip="The picture, for Image to Video and Image to Gaussians or Mesh.")],
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, model: str | None = None, path: str | None = None) -> bool | str:
+        return _valid(model, path)
+
+    @classmethod
+    def fingerprint_inputs(cls, model: str, path: str = "", **settings: Any) -> Any:
+        return _changed(model, path)
+
+    @classmethod
+    def execute(
+        cls,
+        model: str,
+        prompt: str,
+        negative_prompt: str,
+        size: int,
+        steps: int,
+        guidance: float,
+        path: str = "",
+        **options: Any,
+    ) -> io.NodeOutput:
+        with _work(cls) as device:
+            from ..core.generate.image import text_to_image
+
+            picture = text_to_image(
+                prompt, _source(model, path), negative=negative_prompt.strip() or None, size=size or None, steps=steps or None,
+                guidance=guidance or None, device=device, progress=_progress(), **options,
+            )[None]  # fmt: skip
+            return io.NodeOutput(picture, ui=host.stills(picture))
+
+
 # --- films ----------------------------------------------------------------------------------------------------------------
 
 
@@ -186,15 +278,7 @@ def _film_inputs() -> list[io.Input]:
             advanced=True,
             tooltip="Added to the prompt: what makes an object easy to cut out and follow.",
         ),
-        io.Combo.Input(
-            "offload",
-            options=["none", "model", "sequential"],
-            default="model",
-            optional=True,
-            advanced=True,
-            tooltip="Where networks wait for their turn. none = all on the GPU: fastest. model = one network at a time on the "
-            "GPU. sequential = one layer at a time: slow, for the smallest cards.",
-        ),
+        _offload(),
         _precision(),
     ]
 
@@ -549,6 +633,7 @@ class Anchor4DImageToGaussians(io.ComfyNode):
 
 
 NODES = [
+    Anchor4DTextToImage,
     Anchor4DTextToVideo,
     Anchor4DImageToVideo,
     Anchor4DTextToMesh,
