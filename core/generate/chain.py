@@ -423,7 +423,7 @@ def _front(path: Path, yaw: float) -> Tensor:  # (H, W, 4)
     alpha = view.alpha[0, ..., None]
     color = view.color[0] / alpha.clamp_min(1e-6)
     if not item.has_color:
-        color = color * (0.3 + 0.7 * (view.normal[0] @ -camera.world_to_camera[0, 2, :3])[..., None].clamp(0, 1))
+        color = color * (0.25 + 0.6 * (view.normal[0] @ -camera.world_to_camera[0, 2, :3])[..., None].clamp(0, 1))
     return torch.cat([color.clamp(0, 1), alpha], -1)
 
 
