@@ -401,6 +401,7 @@ def test_inputs_that_are_not_here(links: Links, inputs: dict[str, Path], tmp_pat
         ({"object": tmp_path / "gone.glb"}, r"gone\.glb: no such object"),
         ({"image": inputs["object"]}, r"mesh\.glb: not a readable picture"),
         ({"image": inputs["image"], "fps": 0.0}, "choose a rate above 0"),
+        ({"image": inputs["image"], "frames": 1}, "1 frames asked for"),
     ):
         with pytest.raises(InputError, match=words):
             complete(out, **told, links=links)  # type: ignore[arg-type]
@@ -526,7 +527,7 @@ def test_a_text_becomes_a_scene(
     assert cli.main(argv) == 0
     told = capsys.readouterr()
     assert told.out.strip() == str(tmp_path / "out" / "scene.safetensors")
-    assert "prompt to image, " in told.err and "made of the image by" in told.err
+    assert "prompt to image, xl  50/50" in told.err and "made of the image by lgm and imagedream" in told.err
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["video"]["fps"] == 8.0
     assert {p.name for p in (tmp_path / "out").iterdir()} >= {"made", "scene.safetensors", "report.json", "preview.mp4"}

@@ -145,16 +145,18 @@ def complete(
     paths = {name: Path(path) for name, path in (("image", image), ("video", video), ("object", object)) if path is not None}
     if not text and not paths:
         raise InputError("nothing to start from; give at least one of a prompt, an image, a video and an object")
+    for name, path in paths.items():
+        if not path.exists():
+            raise InputError(f"{path}: no such {name}, check the path")
     tasks = _plan({*paths, *(["prompt"] if text else [])}, links)
     if text and not any(task.takes_text for task in tasks):
         log.info("prompt: left aside, nothing that is made here takes a text")
     if not tasks:
         return Made(paths["video"], paths["object"])
-    for name, path in paths.items():
-        if not path.exists():
-            raise InputError(f"{path}: no such {name}, check the path")
     if fps is not None and not (math.isfinite(fps) and fps > 0):
         raise InputError(f"{fps} frames a second, choose a rate above 0")
+    if frames is not None and frames < 2:
+        raise InputError(f"{frames} frames asked for, a moving object needs at least 2")
     drawn, turn = tasks[0].kind == "render", 0.0 if yaw == "auto" else float(yaw)
     settings: dict[What, dict[str, Any]] = {
         "image": {"yaw": turn} if drawn else {"offload": "model"},
@@ -185,7 +187,7 @@ def complete(
     for task in tasks:
         reused, source = task.what in made, paths.get(task.of)
         if not reused:
-            report = _reporting(progress, f"{task.of} to {task.what}, {task.by}")
+            report = _reporting(progress, f"{task.of} to {task.what}, {task.title}")
             done = _make(task, source, text, drawn, folder, told[task.what] | {"device": device, "progress": report})
             made[task.what] = {"key": key(task, source), "of": task.of, "by": task.by, **done}
             _write_list(folder, made)
@@ -193,7 +195,7 @@ def complete(
                 gc.collect()
                 torch.cuda.empty_cache()
         paths[task.what] = folder / made[task.what]["file"]
-        log.info("%s: made of the %s by %s%s", paths[task.what], task.of, task.by, " in an earlier run" if reused else "")
+        log.info("%s: made of the %s by %s%s", paths[task.what], task.of, task.title, " in an earlier run" if reused else "")
         steps.append(Step(task.what, task.of, task.by, paths[task.what], reused))
     return Made(
         paths["video"], paths["object"], made["video"]["fps"] if video is None else None, turn if drawn else None, tuple(steps)
@@ -216,6 +218,11 @@ class _Task:
     @property
     def by(self) -> str:
         return " and ".join(self.models) or self.kind
+
+    @property
+    def title(self) -> str:
+        """As :attr:`by`, of folders only the last name."""
+        return " and ".join(Path(name).name for name in self.models) or self.kind
 
     @property
     def places(self) -> list[Path]:
