@@ -23,7 +23,7 @@ from ..video import DrivingVideo
 from ..views import reframed
 from .curve import AlignmentCurve
 from .focal import FocalAlignment, Progress, align_by, robust_search
-from .solve import Target
+from .solve import Target, turned_centre
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,9 @@ DISTANCES = 0.00001 + STEP * torch.arange(61, dtype=torch.float64)
 
 #: Nearer candidates are left out.
 NEAREST = 0.3
+
+#: A dip of MAOD's curve less deep than this, in parts of the score, is the noise's.
+RIPPLE = 0.02
 
 #: Steps of a curve near its minimum.
 FINE = 0.005
@@ -215,6 +218,8 @@ def fixed_camera(
         turns = torch.arange(-179, 181, dtype=torch.float64)  # cameras at azimuths 179 to -180
         goal = _goal(target)
         cameras = front_of(target).cropped(target.crop, len(goal), -turns)
+        pose = cameras.world_to_camera  # each around where the mesh's centre will be once it is turned
+        pose[:, :3, 3] -= (pose[:, :3, :3] @ turned_centre(mesh, -turns.deg2rad())[..., None])[..., 0]
         errors = _errors(mesh, cameras, goal, target.color)
         chosen = float(turns[errors.argmin()])
         return chosen, AlignmentCurve("Front by every degree", "turn about +Y (degrees)", turns, errors, chosen)
@@ -361,19 +366,19 @@ def model_minimum(
 ) -> tuple[float | None, str]:
     """MAOD's rule: of the local minima below ``visual``, the nearest to it; None, and why, where there is none.
 
-    Scores are averaged over three neighbours first. A minimum has both neighbours higher, and lies at the vertex of the
-    parabola through the three. The global minimum is of no interest: it often lies beyond ``visual``, where the object is lost
-    in white.
+    Scores are averaged over three neighbours first. A minimum has both neighbours higher, is at least :data:`RIPPLE` lower than
+    the curve gets on either side of it, up to ``visual``, and lies at the vertex of the parabola through the three. The global
+    minimum is of no interest: it often lies beyond ``visual``, where the object is lost in white.
     """
     near = int((x < visual).sum())
     if near < 2:
         return None, "no candidates nearer than the video's distance"
     padded = torch.cat([y[:1], y, y[-1:]])
     smooth = (padded[:-2] + padded[1:-1] + padded[2:]) / 3
-    smooth[0], smooth[-1] = padded[1:3].mean(), padded[-3:-1].mean()  # two values there
     for k in range(min(near, len(x) - 1) - 1, 0, -1):
         left, middle, right = (float(v) for v in smooth[k - 1 : k + 2])
-        if left > middle < right:
+        ridge = float(min(smooth[:k].max(), smooth[k + 1 : near + 1].max()))
+        if left > middle < right and middle < (1 - RIPPLE) * ridge:
             vertex = float(x[k]) + 0.5 * (left - right) / (left - 2 * middle + right) * float(x[k + 1] - x[k])
             return min(vertex, visual), ""
     way = "falls" if smooth[near - 1] < smooth[0] else "rises"
