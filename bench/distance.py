@@ -153,7 +153,7 @@ def main() -> None:
         rows += group
     write_json(args.out / "distance.json", rows)
     if prior is not None:
-        contact_sheet(sheet, [row["name"] for row in rows], columns=MEANINGS, height=250).quantize(32).save(
+        contact_sheet(sheet, [row["name"] for row in rows], columns=MEANINGS, height=250).quantize(64).save(
             args.out / "curves.png", optimize=True
         )
 

@@ -381,8 +381,8 @@ def model_minimum(
         if left > middle < right and middle < (1 - RIPPLE) * ridge:
             vertex = float(x[k]) + 0.5 * (left - right) / (left - 2 * middle + right) * float(x[k + 1] - x[k])
             return min(vertex, visual), ""
-    way = "falls" if smooth[near - 1] < smooth[0] else "rises"
-    return None, f"no local minimum nearer than the video's distance, the score {way} all the way there"
+    least = float(x[smooth[:near].argmin()])
+    return None, f"no local minimum nearer than the video's distance, the score up to there is least at {least:.2f}"
 
 
 def _with_distance(found: FocalAlignment, video: DrivingVideo, fovy: float) -> FocalAlignment:
