@@ -37,6 +37,10 @@ DISTANCES = 0.00001 + STEP * torch.arange(61, dtype=torch.float64)
 #: Nearer candidates are left out.
 NEAREST = 0.3
 
+#: MAOD's candidates show at least this share of what of the object is in the pictures at the video's distance: nearer ones are
+#: close-ups, which priors have never seen.
+SEEN = 0.8
+
 #: A dip of MAOD's curve less deep than this, in parts of the score, is the noise's.
 RIPPLE = 0.02
 
@@ -290,7 +294,7 @@ def align_model_distance(
 
     The object is drawn from four sides at each of :data:`DISTANCES`, one noise is added to all pictures at the same late times,
     and the squared errors of the prior's predictions, with the condition alone, are averaged with weight 1 - abar. d_MA is the
-    nearest local minimum below d_VA (:func:`model_minimum`), or d_VA where there is none.
+    nearest local minimum below d_VA (:func:`model_minimum`), close-ups left out, or d_VA where there is none.
 
     Args:
         alignment: of the mesh with the video's first frame; the mesh needs colours.
@@ -324,13 +328,14 @@ def align_model_distance(
 
     usable = torch.stack([_usable(mesh, lens.cameras(azimuths, front.elevation, size, float(d))).all() for d in DISTANCES])
     x = DISTANCES[usable]
-    scores = torch.empty(len(x), dtype=torch.float64)
+    scores, areas = torch.empty(2, len(x), dtype=torch.float64)  # areas of the object at its distance, as far as pictures go
     noise = torch.randn(prior.latent_shape()[1:], generator=torch.Generator().manual_seed(seed)).to(prior.device)
     samples = len(azimuths) // count
     t = torch.tensor(times, device=prior.device).repeat_interleave(samples)
     weight = prior.schedule.coefficients(t)[1].square()  # 1 - abar
     for k, d in enumerate(x.tolist()):
-        pictures = render_object(mesh, lens.cameras(azimuths, front.elevation, size, d), background).color
+        drawn = render_object(mesh, lens.cameras(azimuths, front.elevation, size, d), background)
+        pictures, areas[k] = drawn.color, drawn.alpha.sum() * d**2
         latents = prior.encode(rearrange(pictures, "(s v) h w c -> s v h w c", v=count)).repeat(len(times), 1, 1, 1, 1)
         told = replace(lens, model=d).told(azimuths.reshape(samples, count), front.elevation, 0.0, front.elevation)
         told = told.map(lambda v: v.repeat(len(times), 1).to(prior.device))
@@ -341,7 +346,8 @@ def align_model_distance(
         if progress:
             progress((k + 1) / len(x), rearrange(pictures, "v h w c -> h (v w) c"))
 
-    found, reason = model_minimum(x, scores, visual)
+    whole = (x >= visual) | (areas >= SEEN * areas[(x - visual).abs().argmin()])
+    found, reason = model_minimum(x[whole], scores[whole], visual)
     distance = replace(lens, model=visual if found is None else found)
     if reason:
         log.warning("model distance: %s; the video's distance %.3f is taken", reason, visual)
