@@ -60,8 +60,8 @@ class Schedule:
         smoothing: factor on how far the field spreads each step over neighbours and time; below 1 for fine detail.
         stiffness: factor on the weights of the regularisers (rigidity, smoothness).
         means_final: further factor to which the rate of the Gaussians' positions falls log-linearly (DreamGaussian4D: 0.02).
-        alternate: where both are trained, the steps that the field and then the Gaussians have their turn while the other rests
-            (Align4D's asynchronous optimisation); 0 trains both in every step.
+        turns: where both are trained, the steps that the field and then the Gaussians have their turn while the other rests
+            (Align4D's asynchronous optimisation); (0, 0) trains both in every step.
     """
 
     steps: int
@@ -75,15 +75,15 @@ class Schedule:
     smoothing: float = 1.0
     stiffness: float = 1.0
     means_final: float = 1.0
-    alternate: int = 0
+    turns: tuple[int, int] = (0, 0)
 
-    def turns(self, index: int, train: Train) -> tuple[str, ...]:
+    def trained(self, index: int, train: Train) -> tuple[str, ...]:
         """Which of "field" and "gaussians" a step changes."""
         if train != "both":
             return (train,)
-        if not self.alternate:
+        if not any(self.turns):
             return "field", "gaussians"
-        return ("gaussians",) if index // self.alternate % 2 else ("field",)
+        return ("field",) if index % sum(self.turns) < self.turns[0] else ("gaussians",)
 
     def resolution(self, rho: float) -> int:
         """Picture size at a progress."""
@@ -213,7 +213,7 @@ def run_fit(
         for index in range(first, schedule.steps):
             between_steps = False
             rows, turn = None, 0
-            turns = schedule.turns(index, train)
+            turns = schedule.trained(index, train)
             for part, optimiser in optimisers.items():
                 optimiser.requires_grad(part in turns)
             if schedule.one_by_one:

@@ -69,7 +69,7 @@ class MotionConfig:
         objectives: terms of all passes.
         nodes: control nodes.
         opacity: whether opacity moves.
-        train: "field", or "both": the Gaussians too, at once or in turns (:attr:`Schedule.alternate`).
+        train: "field", or "both": the Gaussians too, at once or in turns (:attr:`Schedule.turns`).
     """
 
     field: Literal["control-nodes", "hexplane", "mlp"]
