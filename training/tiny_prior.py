@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.cameras import Cameras, orbit, zero123_vector
+from ..core.priors.zero123 import attend_to_one_token
 from .objects import Objects, generate_many
 from .render import render
 
@@ -476,7 +477,7 @@ def train_diffusion(networks: Networks, data: Data, recipe: Recipe, journal: Jou
     _precise(networks.unet.conv_in)
     _precise(networks.unet.conv_out)
     usual = networks.unet.attn_processors
-    networks.unet.set_attn_processor({k: OneToken() if "attn2" in k else v for k, v in usual.items()})
+    attend_to_one_token(networks.unet)
     abar = scheduler().alphas_cumprod.to(device)
     weight = (1 / abar).clamp_max(20)  # 1 + 1 / SNR
     encode, loss_of = _encode, _noise_loss
@@ -539,13 +540,6 @@ def _noise_loss(
     noisy = noisy.contiguous(memory_format=torch.channels_last)
     guess = networks.unet(noisy, t, encoder_hidden_states=token, return_dict=False)[0]
     return (((guess.float() - noise) ** 2).mean((1, 2, 3)) * weight).mean()
-
-
-class OneToken:
-    """Cross-attention to a single token, exactly: its weight is 1 whatever the query."""
-
-    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: Any) -> Tensor:
-        return attn.to_out[0](attn.to_v(encoder_hidden_states)).expand_as(hidden_states)
 
 
 def _precise(convolution: nn.Conv2d) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..align.distance import ObjectDistance, visual_distance
-from ..priors.base import Condition, Viewpoints
+from ..priors.base import Condition
 from ..priors.distill import Distillation, Question
 from ..render import rasterize
 from ..views import reframed
@@ -79,14 +79,14 @@ class MotionGeometry:
         late = (at + 1) / step.frame_count if self.temporal and self.motion and self.geometry else None
         questions = []
         if self.motion:
-            told = _told(distance, azimuth, elevation, torch.zeros(1), torch.full((1,), front.elevation))
+            told = distance.told(azimuth, elevation, 0.0, front.elevation)
             questions.append(Question(self._frames(step, distance, background)[at.to(prior.device)], told, late))
         if self.geometry:
             with torch.no_grad():
                 same = distance.cameras(azimuth[:, 0], elevation[:, 0], prior.resolution[0], distance.visual).to(device)
                 still = rasterize(step.still, same, background, backend=step.backend).color
                 condition = prior.condition(image=still.clamp(0, 1))
-            told = _told(distance, azimuth, elevation, azimuth[:, 0], elevation[:, 0])
+            told = distance.told(azimuth, elevation, azimuth[:, :1], elevation[:, :1])
             questions.append(Question(condition, told, None if late is None else 1 - late))
         loss = self.distillation.joint(images, questions, step.rho, step.generator)
         return self.weight(step.rho) * CELLS / (len(images) * math.prod(prior.latent_shape())) * loss
@@ -101,18 +101,3 @@ class MotionGeometry:
             with torch.no_grad():
                 self._kept[key] = prior.condition(image=reframed(step.video, step.fronts, seen, background))
         return self._kept[key]
-
-
-def _told(
-    distance: ObjectDistance,
-    azimuth: Tensor,  # (B, V)
-    elevation: Tensor,  # (B, V)
-    seen_azimuth: Tensor,  # (B,) or (1,)
-    seen_elevation: Tensor,  # (B,) or (1,)
-) -> Viewpoints:  # (B, V)
-    """:meth:`ObjectDistance.told` of samples of several pictures."""
-    count, around = azimuth.shape
-    seen = (x.expand(count).repeat_interleave(around) for x in (seen_azimuth, seen_elevation))
-    told = distance.told(azimuth.flatten(), elevation.flatten(), *seen).map(lambda v: v.reshape(count, around))
-    assert told.reference is not None
-    return replace(told, reference=told.reference.map(lambda v: v[:, :1]))

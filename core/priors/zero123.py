@@ -59,6 +59,19 @@ class CCProjection(nn.Module):
 PROJECTIONS = {"clip_camera_projection": CameraProjection, "cc_projection": CCProjection}
 
 
+class OneToken:
+    """Cross-attention to a single token, exactly and without queries: the token's weight is 1 whatever asks."""
+
+    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: Any) -> Tensor:
+        return attn.to_out[0](attn.to_v(encoder_hidden_states)).expand_as(hidden_states)
+
+
+def attend_to_one_token(unet: Any) -> None:
+    """Give a UNet whose condition is always a single token :class:`OneToken` in every cross-attention."""
+    usual = unet.attn_processors
+    unet.set_attn_processor({name: OneToken() if "attn2" in name else own for name, own in usual.items()})
+
+
 class Zero123(Prior):
     """One picture of an object seen from one viewpoint, given another picture and the relative camera.
 
@@ -88,6 +101,7 @@ class Zero123(Prior):
         self.modules = {"unet": unet, "vae": vae, "image_encoder": image_encoder, "projection": projection}
         self.schedule = schedule
         self.extractor = extractor or {}
+        attend_to_one_token(unet)
         # All of them were trained at 256 pixels, also where a conversion kept the 64 cells of Stable Diffusion's configuration.
         side = min(256, int(self._config("unet").sample_size) * self._latent_layout()[0])
         self.resolution = (side, side)
