@@ -201,6 +201,17 @@ def render_object(
     return MeshRender(color.contiguous(), alpha[..., 0].contiguous(), depth[..., 0], torch.zeros_like(color))
 
 
+@torch.no_grad()
+def picture_of(item: Object3D, camera: Cameras) -> Tensor:  # (1,) -> (H, W, 4)
+    """A picture with straight alpha. Without colours it is shaded by a light at the camera, or it would be a mere outline."""
+    view = render_object(item, camera)
+    alpha = view.alpha[0, ..., None]
+    color = view.color[0] / alpha.clamp_min(1e-6)
+    if not item.has_color:
+        color = color * (0.25 + 0.6 * (view.normal[0] @ -camera.world_to_camera[0, 2, :3])[..., None].clamp(0, 1))
+    return torch.cat([color.clamp(0, 1), alpha], -1)
+
+
 @lru_cache(maxsize=1)
 def _directions() -> Tensor:  # (D, 3)
     """Unit vectors: every 3 degrees around the horizon, up, down, and a spiral over the sphere."""

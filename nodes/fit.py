@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ..core.align import FocalAlignment
 from ..core.cameras import FrontCamera
-from ..core.fit.loop import Schedule
+from ..core.fit.loop import Schedule, Train
 from ..core.formats import side_by_side
-from ..core.methods import pla4d, stages
+from ..core.methods import stages
+from ..core.methods.run import method_config
 from ..core.scene import Scene4D
 from ..core.video import DrivingVideo
 from ..core.views import DEFAULT_FRONT, render_frames
@@ -23,6 +24,9 @@ from .objectives import Terms, describe
 
 CATEGORY = "Anchor4D/3 Fit"
 FIELDS = ["control-nodes", "hexplane", "mlp"]
+METHODS = ["pla4d", "align4d", "dg4d"]
+#: What of a scene Motion Alignment changes, as the node says it.
+TRAINED: dict[str, Train] = {"deformation": "field", "both": "both"}
 
 
 def _objectives(standing: str) -> io.Input:
@@ -41,6 +45,16 @@ def _preset(what: str) -> io.Input:
         default="standard",
         tooltip=f"{what} standard = good on any computer. draft = fast, coarse. paper = as published, needs a GPU. "
         "The objectives' own preset is chosen in their node.",
+    )
+
+
+def _method(what: str) -> io.Input:
+    return io.Combo.Input(
+        "method",
+        options=METHODS,
+        default="pla4d",
+        optional=True,
+        tooltip=f"Whose {what} the preset means: PLA4D's, Align4D's or DreamGaussian4D's.",
     )
 
 
@@ -116,6 +130,11 @@ def _estimate(*fit: Any, **inputs: Any) -> str:
     return cost
 
 
+def _in_turns(schedule: Schedule | None, turns: tuple[int, int]) -> Schedule | None:
+    """A schedule with the turns of the node that gives them; without it there are none, whatever the preset has."""
+    return None if schedule is None else replace(schedule, turns=turns)
+
+
 def _finish(scene: Scene4D) -> Scene4D:
     """What leaves a fit: on the CPU, as the host keeps values, and nothing asks for gradients."""
     if scene.field is not None:
@@ -153,6 +172,7 @@ class Anchor4DFitGaussians(io.ComfyNode):
                 _steps(),
                 _resolution(),
                 *host.device_inputs(),
+                _method("steps and number of Gaussians"),
             ],
             outputs=[host.Scene.Output("scene", tooltip="The still object, with the clip's timing and camera.")],
             has_intermediate_output=True,
@@ -170,10 +190,11 @@ class Anchor4DFitGaussians(io.ComfyNode):
         resolution: int = 0,
         device: str = "auto",
         renderer: str = "auto",
+        method: str = "pla4d",
         objectives: Terms = (),
     ) -> io.NodeOutput:
         with host.work(cls, gradients=True):
-            config = pla4d.preset(preset).static
+            config = method_config(method, preset).static
             config = replace(
                 config,
                 gaussians=gaussians or config.gaussians,
@@ -203,7 +224,7 @@ class Anchor4DMotionAlignment(io.ComfyNode):
             display_name="Motion Alignment",
             category=CATEGORY,
             description="3D to 4D: fits a deformation field that makes the object follow the driving video.",
-            search_aliases=["3d to 4d", "video to 4d", "animate", "deformation", "dynamic", "pla4d", "4dgs", "train"],
+            search_aliases=["3d to 4d", "video to 4d", "animate", "deformation", "pla4d", "align4d", "dg4d", "4dgs", "train"],
             inputs=[
                 host.Video.Input("driving_video", tooltip="The same clip that the scene was fitted to."),
                 host.Scene.Input("scene", tooltip="The still object, from Fit Gaussians to Mesh and Frame."),
@@ -269,6 +290,21 @@ class Anchor4DMotionAlignment(io.ComfyNode):
                     tooltip="Steps of the last pass, in which a prior has its say (with Reference Refinement or Novel Views "
                     "among the objectives only). More = tears close further, slower. 0 = off. -1 = the preset's.",
                 ),
+                _method("steps, field and training"),
+                io.Combo.Input(
+                    "train",
+                    options=["preset", *TRAINED],
+                    default="preset",
+                    optional=True,
+                    tooltip="deformation = the motion alone, the still object stays as it is. both = the still object's "
+                    "Gaussians too. preset = the method's: deformation for pla4d, both for align4d and dg4d.",
+                ),
+                host.Turns.Input(
+                    "turns",
+                    optional=True,
+                    tooltip="From Asynchronous Optimisation: where both are trained, motion and Gaussians take turns. Nothing "
+                    "connected = both at once.",
+                ),
             ],
             outputs=[host.Scene.Output("scene", tooltip="The moving object.")],
             has_intermediate_output=True,
@@ -290,21 +326,30 @@ class Anchor4DMotionAlignment(io.ComfyNode):
         device: str = "auto",
         renderer: str = "auto",
         refine_steps: int = -1,
+        method: str = "pla4d",
+        train: str = "preset",
+        turns: tuple[int, int] = (0, 0),
         alignment: FocalAlignment | None = None,
         cameras: Sequence[FrontCamera] = (),
         objectives: Terms = (),
     ) -> io.NodeOutput:
         with host.work(cls, gradients=True):
-            config = pla4d.preset(preset).motion
+            config = method_config(method, preset).motion
+            config = replace(config, train=TRAINED.get(train, config.train))
+            if any(turns) and config.train != "both":
+                raise ValueError("turns are taken where both are trained, set train to both or disconnect turns")
             chosen = config.field if field == "preset" else field
             factor = _factor(resolution, config.schedule, config.fine)
+            passes = {
+                "tracking": _changed(config.tracking, tracking_steps if chosen == "control-nodes" else 0, min(factor, 1.0)),
+                "schedule": _changed(config.schedule, steps or -1, factor),
+                "fine": _changed(config.fine, fine_steps, factor),
+                "refine": _refine(config.refine, config.schedule, refine_steps, factor),
+            }
             config = replace(
                 config,
+                **{name: _in_turns(schedule, turns) for name, schedule in passes.items()},
                 field=chosen,
-                tracking=_changed(config.tracking, tracking_steps if chosen == "control-nodes" else 0, min(factor, 1.0)),
-                schedule=_changed(config.schedule, steps or -1, factor),
-                fine=_changed(config.fine, fine_steps, factor),
-                refine=_refine(config.refine, config.schedule, refine_steps, factor),
                 nodes=control_nodes or config.nodes,
                 objectives=tuple(objectives),
             )
@@ -323,6 +368,41 @@ class Anchor4DMotionAlignment(io.ComfyNode):
             return io.NodeOutput(moving, ui=_look(moving, driving_video, moving.taus))
 
 
+class Anchor4DAsynchronousOptimisation(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Anchor4DAsynchronousOptimisation",
+            display_name="Asynchronous Optimisation",
+            category=CATEGORY,
+            description="Where a fit trains both, motion and Gaussians take turns, so that neither chases the other's errors "
+            "(Align4D). Bypass it, and both are trained at once.",
+            search_aliases=["alternate", "alternating", "turns", "ao", "asynchronous optimization", "align4d", "train"],
+            inputs=[
+                io.Int.Input(
+                    "field_steps",
+                    default=8,
+                    min=1,
+                    max=10_000,
+                    tooltip="Steps of the motion before the Gaussians' turn. More = the motion explains more of the video.",
+                ),
+                io.Int.Input(
+                    "gaussian_steps",
+                    default=2,
+                    min=1,
+                    max=10_000,
+                    tooltip="Steps of the Gaussians, their colours and shapes, before the motion's turn again. More = the "
+                    "object changes more.",
+                ),
+            ],
+            outputs=[host.Turns.Output("turns", tooltip="For Motion Alignment, with method align4d, or train both.")],
+        )
+
+    @classmethod
+    def execute(cls, field_steps: int, gaussian_steps: int) -> io.NodeOutput:
+        return io.NodeOutput((field_steps, gaussian_steps))
+
+
 def _look(scene: Scene4D, video: DrivingVideo, taus: Tensor, size: int = 192) -> dict[str, object]:
     """The driving video beside the object from the front, a side and the back, as the node shows it."""
     with torch.no_grad():
@@ -334,4 +414,4 @@ def _look(scene: Scene4D, video: DrivingVideo, taus: Tensor, size: int = 192) ->
         return host.film(pictures, scene.fps) if len(taus) > 1 else host.stills(torch.from_numpy(pictures).float() / 255)
 
 
-NODES = [Anchor4DFitGaussians, Anchor4DMotionAlignment]
+NODES = [Anchor4DFitGaussians, Anchor4DMotionAlignment, Anchor4DAsynchronousOptimisation]

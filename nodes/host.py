@@ -32,9 +32,11 @@ Video = io.Custom("A4D_VIDEO")  # core.video.DrivingVideo
 Mesh = io.Custom("A4D_MESH")  # core.object3d.Object3D: a mesh or Gaussians
 Alignment = io.Custom("A4D_ALIGNMENT")  # core.align.FocalAlignment
 Cameras = io.Custom("A4D_CAMERAS")  # list of core.cameras.FrontCamera, one a frame
+Distance = io.Custom("A4D_DISTANCE")  # core.align.distance.ObjectDistance
 Objectives = io.Custom("A4D_OBJECTIVES")  # tuple of objectives
 Prior = io.Custom("A4D_PRIOR")  # core.priors.Prior
 Scene = io.Custom("A4D_SCENE")  # core.scene.Scene4D
+Turns = io.Custom("A4D_TURNS")  # tuple of two ints, core.fit.loop.Schedule.turns
 
 PRESETS = ["standard", "draft", "paper"]
 #: Of a list of files: nothing chosen.

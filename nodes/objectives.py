@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
 
+from ..core.align.distance import ObjectDistance
 from ..core.methods import pla4d
+from ..core.methods.run import method_config
 from ..core.objectives.base import Objective, Ramp
 from ..core.objectives.first_frame import FirstFrame
 from ..core.objectives.front import FrontMatch
 from ..core.objectives.mesh import MeshMatch
+from ..core.objectives.multiview import MotionGeometry
 from ..core.objectives.novel_view import NovelView
 from ..core.objectives.reference import ReferenceRefinement, require_image
 from ..core.objectives.rigidity import Rigidity, Smoothness
@@ -284,15 +288,17 @@ class Anchor4DSmoothness(io.ComfyNode):
         return io.NodeOutput((*objectives, Smoothness(_ramp(weight, end_weight))))
 
 
-def _distillation_inputs(weight: float) -> list[io.Input]:
+def _distillation_inputs(
+    weight: float, end: float = 0.0, views: int = 6, per: str = "every step", times: tuple[float, float] = (0.6, 0.4)
+) -> list[io.Input]:
     """What every objective that asks a prior takes."""
     return [
         host.Prior.Input("prior", tooltip="An image-conditioned diffusion model: from Load Prior or Prior from Model."),
         _more(),
-        # Towards the end the video has the last word.
-        *_weight(weight, "the prior has its way; lower = the video has", 0.01, 0.0),
+        # With an end weight of 0, the video has the last word.
+        *_weight(weight, "the prior has its way; lower = the video has", 0.01, end),
         io.Int.Input(
-            "views", default=6, min=1, max=64, tooltip="Pictures shown to the prior in every step. More = steadier, slower."
+            "views", default=views, min=1, max=64, tooltip=f"Pictures shown to the prior in {per}. More = steadier, slower."
         ),
         io.Float.Input(
             "guidance",
@@ -315,7 +321,7 @@ def _distillation_inputs(weight: float) -> list[io.Input]:
                 advanced=True,
                 tooltip=f"Share of noise {when}. Higher = larger changes are suggested, lower = only details.",
             )
-            for end, default, when in (("first", 0.6, "at the first step"), ("last", 0.4, "at the last step"))
+            for end, default, when in (("first", times[0], "at the first step"), ("last", times[1], "at the last step"))
         ),
         io.Int.Input(
             "micro_batch",
@@ -401,6 +407,76 @@ class Anchor4DNovelViews(io.ComfyNode):
             return io.NodeOutput((*objectives, NovelView(distillation, _ramp(weight, end_weight), views)))
 
 
+def _distance_input() -> io.Input:
+    return host.Distance.Input(
+        "distance",
+        optional=True,
+        tooltip="From Model Distance: from how far the prior's views are drawn, and what it is told of it. Nothing connected = "
+        "as far as the video shows the object, and the prior is told nothing.",
+    )
+
+
+#: Which of its two questions Motion and Geometry asks.
+QUESTIONS = {"motion and geometry": (True, True), "motion": (True, False), "geometry": (False, True)}
+
+
+class Anchor4DMotionGeometry(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Anchor4DMotionGeometry",
+            display_name="Motion and Geometry",
+            category=CATEGORY,
+            description="Objective for motion: every frame's object, seen from random sides, must suit the video's frame of "
+            "that time and the still object, as a diffusion prior judges (Align4D's joint alignment, Eq. 7-9).",
+            search_aliases=["mgja", "joint alignment", "sds", "score distillation", "zero123", "objective", "align4d", "dg4d"],
+            inputs=[
+                *_distillation_inputs(1.0, end=-1.0, views=4, per="every step, of each frame", times=(0.98, 0.02)),
+                io.Combo.Input(
+                    "ask",
+                    options=list(QUESTIONS),
+                    default="motion and geometry",
+                    tooltip="What the prior is shown. motion = the video's frame of that time. geometry = the still object "
+                    "from the same side. motion alone = DreamGaussian4D's distillation.",
+                ),
+                io.Boolean.Input(
+                    "temporal",
+                    default=True,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Early frames obey the still object, late ones the video (Eq. 9). Off = both count alike in every "
+                    "frame.",
+                ),
+                _distance_input(),
+            ],
+            outputs=[_output()],
+        )
+
+    @classmethod
+    def execute(
+        cls, prior: Prior, weight: float, views: int, ask: str, end_weight: float = -1.0, guidance: float = 0.0,
+        first_time: float = 0.98, last_time: float = 0.02, micro_batch: int = 0, temporal: bool = True,
+        distance: ObjectDistance | None = None, objectives: Terms = (),
+    ) -> io.NodeOutput:  # fmt: skip
+        with host.work(cls):
+            require_image(prior, "it")
+            motion, geometry = QUESTIONS[ask]
+            term = MotionGeometry(
+                _distillation(prior, guidance, first_time, last_time, micro_batch),
+                _ramp(weight, end_weight),
+                views,
+                motion=motion,
+                geometry=geometry,
+                temporal=temporal,
+                distance=distance,
+            )
+            # A fit has one term of a name, so this one takes the place of another in the chain.
+            others = tuple(o for o in objectives if not isinstance(o, MotionGeometry))
+            if len(others) < len(objectives):
+                host.say("in place of the one in the chain")
+            return io.NodeOutput((*others, term))
+
+
 def _preset_input() -> io.Input:
     return io.Combo.Input(
         "preset",
@@ -468,6 +544,59 @@ class Anchor4DPLA4DObjectives4D(io.ComfyNode):
         return _set_output(pla4d.preset(preset, prior).motion.objectives, objectives)
 
 
+class Anchor4DAlign4DObjectives(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Anchor4DAlign4DObjectives",
+            display_name="Align4D Objectives",
+            category=CATEGORY,
+            description="The objectives of Align4D, or of DreamGaussian4D, for the motion with a preset's weights: Front "
+            "Match, and with a prior Motion and Geometry.",
+            search_aliases=["losses", "preset", "mgja", "dynamic", "align4d", "dreamgaussian4d", "dg4d"],
+            inputs=[
+                io.Combo.Input(
+                    "method",
+                    options=["align4d", "dg4d"],
+                    default="align4d",
+                    tooltip="align4d = the prior is asked about motion and geometry. dg4d = DreamGaussian4D: motion alone.",
+                ),
+                io.Combo.Input(
+                    "preset",
+                    options=host.PRESETS,
+                    default="standard",
+                    tooltip="standard and draft = fewer views, for any computer. paper = as published, needs a GPU.",
+                ),
+                _more(),
+                host.Prior.Input(
+                    "prior",
+                    optional=True,
+                    tooltip="An image-conditioned diffusion model with cameras, from Load Prior or Prior from Model. Nothing "
+                    "connected = only the video counts.",
+                ),
+                _distance_input(),
+            ],
+            outputs=[_output()],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        method: str,
+        preset: str,
+        objectives: Terms = (),
+        prior: Prior | None = None,
+        distance: ObjectDistance | None = None,
+    ) -> io.NodeOutput:
+        with host.work(cls):
+            if prior is not None:
+                require_image(prior, "they")
+            terms = method_config(method, preset, prior).motion.objectives
+            return _set_output(
+                tuple(replace(o, distance=distance) if isinstance(o, MotionGeometry) else o for o in terms), objectives
+            )
+
+
 NODES = [
     Anchor4DPLA4DObjectives3D,
     Anchor4DPLA4DObjectives4D,
@@ -478,4 +607,6 @@ NODES = [
     Anchor4DSmoothness,
     Anchor4DReferenceRefinement,
     Anchor4DNovelViews,
+    Anchor4DMotionGeometry,
+    Anchor4DAlign4DObjectives,
 ]

@@ -14,7 +14,8 @@ from torch import Tensor
 from ..core import mesh as meshes
 from ..core.cameras import orbit
 from ..core.files import InputError
-from ..core.object3d import Object3D, SplatObject, load_object, render_object
+from ..core.generate.chain import FRONT
+from ..core.object3d import Object3D, SplatObject, load_object, picture_of, render_object
 from ..core.sample import FPS, FRAMES, TEST_AZIMUTHS, sample_case
 from ..core.video import ANIMATIONS, PICTURES, load_video
 from . import host
@@ -298,6 +299,83 @@ class Anchor4DConvertSplats(io.ComfyNode):
             return mesh_output(convert_object(splat, index))
 
 
+class Anchor4DRenderObject(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Anchor4DRenderObject",
+            display_name="Render Object",
+            category=CATEGORY,
+            description="Takes a picture of a mesh or splat from one side: what Image to Video starts from when you have a 3D "
+            "model and no video.",
+            search_aliases=["render mesh", "render splat", "front view", "snapshot", "3d to image", "align4d", "4d"],
+            inputs=[
+                io.MultiType.Input(
+                    "mesh",
+                    types=OBJECT_TYPES,
+                    tooltip="The object as a mesh or as splats: from Load Mesh, or a MESH, SPLAT or 3D file of any other node.",
+                ),
+                io.Float.Input(
+                    "azimuth",
+                    default=0.0,
+                    min=-360.0,
+                    max=360.0,
+                    step=1.0,
+                    tooltip="Side to look from, in degrees: 0 = the front (+Z), positive = counter-clockwise seen from above.",
+                ),
+                io.Float.Input(
+                    "elevation",
+                    default=0.0,
+                    min=-89.0,
+                    max=89.0,
+                    step=1.0,
+                    tooltip="Of the camera, in degrees; positive = it looks down from above.",
+                ),
+                io.Float.Input(
+                    "distance",
+                    default=FRONT.distance,
+                    min=0.3,
+                    max=20.0,
+                    step=0.05,
+                    tooltip="How far the camera stands from the object's middle, in units of the object's longest side. Higher "
+                    "= the object looks smaller.",
+                ),
+                io.Float.Input(
+                    "field_of_view",
+                    default=FRONT.fovy,
+                    min=5.0,
+                    max=120.0,
+                    step=0.1,
+                    tooltip="Of the camera, in degrees. Smaller, from further away = flatter.",
+                ),
+                io.Int.Input(
+                    "size", default=FRONT.width, min=32, max=2048, step=16, tooltip="Side of the square picture, in pixels."
+                ),
+            ],
+            outputs=[
+                io.Image.Output("image", tooltip="The picture on white. An object without colours is shaded."),
+                io.Mask.Output("mask", tooltip="Where the object is, 1 = object."),
+            ],
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        mesh: Object3D | Types.MESH | Types.SPLAT | Types.File3D,
+        azimuth: float,
+        elevation: float,
+        distance: float,
+        field_of_view: float,
+        size: int,
+    ) -> io.NodeOutput:
+        with host.work(cls):
+            item = convert_object(mesh).normalized()[0]
+            drawn = picture_of(item, orbit(azimuth, elevation, distance, field_of_view, size, size))
+            image = (drawn[..., :3] * drawn[..., 3:] + 1 - drawn[..., 3:])[None]
+            return io.NodeOutput(image, drawn[None, ..., 3].clone(), ui=host.stills(image))
+
+
 def convert_object(value: Object3D | Types.MESH | Types.SPLAT | Types.File3D, index: int = 0) -> Object3D:
     """Our object from whatever an object's socket carries. Called inside :func:`host.work`."""
     if isinstance(value, Object3D):
@@ -386,5 +464,6 @@ NODES = [
     Anchor4DLoadMesh,
     Anchor4DConvertMesh,
     Anchor4DConvertSplats,
+    Anchor4DRenderObject,
     Anchor4DSample,
 ]

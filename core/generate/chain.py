@@ -32,7 +32,7 @@ from ..fit.loop import Progress
 from ..formats import write_frames, write_ply, write_png
 from ..mesh import write_glb
 from ..models import COMMAND, find, known_models, missing, model_named
-from ..object3d import load_object, render_object
+from ..object3d import load_object, picture_of
 from ..priors.checkpoints import Checkpoint
 from ..video import DrivingVideo, prepare, read_clip, read_picture
 from .sampling import StepProgress
@@ -423,15 +423,8 @@ def _rgba(cut: DrivingVideo) -> Tensor:  # (S, S, 4)
 
 
 def _front(path: Path, yaw: float) -> Tensor:  # (H, W, 4)
-    """An object seen from its front. One without colours is shaded by a light at the camera, or it would be a mere outline."""
-    item = load_object(path).turned(yaw).normalized()[0]
-    camera = FRONT.cameras()
-    view = render_object(item, camera)
-    alpha = view.alpha[0, ..., None]
-    color = view.color[0] / alpha.clamp_min(1e-6)
-    if not item.has_color:
-        color = color * (0.25 + 0.6 * (view.normal[0] @ -camera.world_to_camera[0, 2, :3])[..., None].clamp(0, 1))
-    return torch.cat([color.clamp(0, 1), alpha], -1)
+    """An object seen from its front."""
+    return picture_of(load_object(path).turned(yaw).normalized()[0], FRONT.cameras())
 
 
 def _reporting(progress: Progress | None, stage: str) -> StepProgress | None:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..align import FocalAlignment, align_camera, color_from_frame
-from ..align.distance import Meaning, ModelDistance, align_distance, align_model_distance, fixed_camera
+from ..align.distance import LENS, Meaning, ModelDistance, align_distance, align_model_distance, fixed_camera
 from ..cameras import FrontCamera
 from ..deformation import ControlNodes, DeformationField, DeformationMLP, HexPlane
 from ..fit.checkpoint import fingerprint
@@ -134,12 +134,50 @@ def align(
         aligned = align_distance(mesh, video, yaw=yaw, mode=mode, progress=progress)
     else:
         aligned = fixed_camera(mesh, video, yaw=yaw, progress=progress)
-    if isinstance(aligned.mesh, Mesh) and not aligned.mesh.has_color:
-        colored = color_from_frame(
-            aligned.mesh, video.frames[0], video.masks[0], aligned.front.cropped(video.crop, video.resolution)
-        )
-        aligned = replace(aligned, mesh=colored)
-    return aligned
+    return colored(aligned, video)
+
+
+def realign(
+    video: DrivingVideo,
+    alignment: FocalAlignment,
+    *,
+    mode: Literal["robust", "literal"] = "robust",
+    yaw: Literal["keep", "auto"] | float = "keep",
+    solve_elevation: bool = False,
+    progress: Any = None,
+) -> FocalAlignment:
+    """The object distance (VAOD) of an object that another search, such as DreamGaussian4D's fixed camera, has aligned.
+
+    Colours that the earlier alignment took from the frame are taken anew: through the wrong camera they lie in wrong places.
+
+    Args:
+        yaw: degrees to turn the object as it was before any alignment, ``keep`` for the turn it has, ``auto`` to detect it.
+    """
+    mesh = alignment.mesh
+    if isinstance(mesh, Mesh) and alignment.report.get("coloured"):
+        mesh = replace(mesh, vertex_colors=None)
+    turn: Any = "auto" if yaw == "auto" else 0.0 if yaw == "keep" else yaw - alignment.yaw
+    found = align_distance(
+        mesh,
+        video,
+        mode=mode,
+        yaw=turn,
+        elevation=alignment.front.elevation,
+        solve_elevation=solve_elevation,
+        fovy=alignment.report.get("lens", LENS),
+        progress=progress,
+    )
+    total = 180 - (180 - alignment.yaw - found.yaw) % 360
+    return colored(replace(found, yaw=total, report=found.report | {"yaw": total}), video)
+
+
+def colored(aligned: FocalAlignment, video: DrivingVideo) -> FocalAlignment:
+    """A mesh without colours given those of the first frame, as its camera sees it; the report then says ``coloured``."""
+    if not isinstance(aligned.mesh, Mesh) or aligned.mesh.has_color:
+        return aligned
+    camera = aligned.front.cropped(video.crop, video.resolution)
+    mesh = color_from_frame(aligned.mesh, video.frames[0], video.masks[0], camera)
+    return replace(aligned, mesh=mesh, report=aligned.report | {"coloured": True})
 
 
 def prefer_distance(
@@ -286,7 +324,7 @@ def fit_motion(
             part.objectives,
             part.schedule,
             inputs,
-            train=config.train,
+            train=part.train,
             seed=seed,
             progress=progress,
             checkpoint=path,
@@ -311,7 +349,8 @@ def motion_passes(config: MotionConfig, frames: int) -> list[tuple[str, Pass]]:
         ("3D to 4D, refine", config.refine, asking),
     ]
     return [
-        (stage, Pass(terms, schedule, config.train))
+        # Following a frame moves that frame's part of the field alone.
+        (stage, Pass(terms, schedule, "field" if schedule.one_by_one else config.train))
         for stage, schedule, terms in passes
         if schedule and schedule.steps and terms
     ]
