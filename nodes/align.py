@@ -323,8 +323,9 @@ class Anchor4DModelDistance(io.ComfyNode):
                     default="delta",
                     tooltip="What the prior is told. delta = its views are drawn from the distance it prefers, and it is told "
                     "by how much that differs from the video's, as Zero123 learnt it. literal = drawn from the video's "
-                    "distance, told the preferred distance itself, as the paper has it. zero = drawn from the video's distance, told "
-                    "nothing. implicit = drawn from the preferred distance, told nothing: for models that know no distance.",
+                    "distance, told the preferred distance itself, as the paper has it. zero = drawn from the video's "
+                    "distance, told nothing. implicit = drawn from the preferred distance, told nothing: for models that know "
+                    "no distance.",
                 ),
                 io.Int.Input(
                     "seed",
