@@ -27,7 +27,7 @@ from .core.files import InputError, atomic_path
 if TYPE_CHECKING:
     from torch import Tensor
 
-LATER_METHODS = ("align4d", "stag4d", "ayg", "dg4d")
+LATER_METHODS = ("stag4d", "ayg")
 LATER_FORMATS = ("spz", "glb", "html", "usd")
 #: Seconds between preview pictures, and between progress lines where standard error is not a terminal.
 PREVIEW_SECONDS, LINE_SECONDS = 10.0, 10.0
@@ -79,7 +79,7 @@ def demo(args: argparse.Namespace, console: Console) -> int:
 
 def fit(args: argparse.Namespace, console: Console) -> int:
     if args.method in LATER_METHODS:
-        raise InputError(f"method {args.method!r}: comes in a later release; choose pla4d")
+        raise InputError(f"method {args.method!r}: comes in a later release; choose pla4d, align4d or dg4d")
     if all(getattr(args, name) is None for name in ("prompt", "image", "video", "object")):
         raise InputError("fit: nothing to start from; give at least one of --prompt, --image, --video and --object")
     from .core.generate.chain import Links, complete
@@ -193,7 +193,7 @@ def export(args: argparse.Namespace, console: Console) -> int:
 
 def bench(args: argparse.Namespace, console: Console) -> int:
     if args.method in LATER_METHODS:
-        raise InputError(f"method {args.method!r}: comes in a later release; choose pla4d")
+        raise InputError(f"method {args.method!r}: comes in a later release; choose pla4d, align4d or dg4d")
     from .bench.cases import run_cases
 
     print(run_cases(args.cases, args.out, _settings(args), only=args.only, console=console))
@@ -230,6 +230,7 @@ def _settings(args: argparse.Namespace) -> Any:
         device=args.device,
         renderer=args.renderer,
         prior=args.prior,
+        without=tuple(args.without),
     )
 
 
@@ -480,7 +481,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _method(made: argparse.ArgumentParser, renderers: Sequence[str]) -> None:
-    made.add_argument("--method", choices=("pla4d", "pla4d-v4", *LATER_METHODS), default="pla4d")
+    made.add_argument("--method", choices=("pla4d", "pla4d-v4", "align4d", "dg4d", *LATER_METHODS), default="pla4d")
+    made.add_argument(
+        "--without", nargs="+", default=[], metavar="PART", help="align4d: parts to leave out, of oda, maod, mgja and ao"
+    )
     made.add_argument(
         "--prior",
         default="auto",

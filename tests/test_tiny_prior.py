@@ -16,6 +16,7 @@ from anchor4d.bench.tiny_prior import BUNDLED, baselines, held_out, predict, psn
 from anchor4d.core.cameras import spherical, zero123_vector
 from anchor4d.core.priors.base import Viewpoints
 from anchor4d.core.priors.load import load_prior
+from anchor4d.core.priors.zero123 import attend_to_one_token
 from anchor4d.training.objects import generate_many
 from anchor4d.training.tiny_prior import (
     DISTANCES,
@@ -26,7 +27,6 @@ from anchor4d.training.tiny_prior import (
     Ema,
     Journal,
     Networks,
-    OneToken,
     Recipe,
     Sizes,
     _standardise,
@@ -147,7 +147,7 @@ def test_one_token_attention_is_exact() -> None:
     x, t, token = torch.randn(2, 8, 16, 16), torch.tensor([10, 700]), torch.randn(2, 1, 16)
     with torch.no_grad():
         usual = unet(x, t, token).sample
-        unet.set_attn_processor({k: OneToken() if "attn2" in k else v for k, v in unet.attn_processors.items()})
+        attend_to_one_token(unet)
         assert torch.allclose(unet(x, t, token).sample, usual, atol=1e-5)
 
 

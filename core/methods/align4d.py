@@ -34,15 +34,24 @@ MEANING: Meaning = "delta"
 PARTS = ("oda", "maod", "mgja", "ao")
 
 
+def check_parts(without: Collection[str]) -> None:
+    """Refuse what is none of :data:`PARTS`.
+
+    Raises:
+        InputError: naming it.
+    """
+    for part in without:
+        if part not in PARTS:
+            raise InputError(f"without {part!r}: not a part of align4d, choose of {', '.join(PARTS)}")
+
+
 def preset(name: str, prior: Prior | None = None, without: Collection[str] = ()) -> MethodConfig:
     """ "paper", "standard" or "draft"; of the parts that ``without`` names, DreamGaussian4D's counterpart.
 
     Raises:
         InputError: for an unknown part.
     """
-    for part in without:
-        if part not in PARTS:
-            raise InputError(f"without {part!r}: not a part of align4d, choose of {', '.join(PARTS)}")
+    check_parts(without)
     base, paper = dg4d.preset(name, prior), name == "paper"
     joint = {"weight": constant(PAPER_LAMBDA if paper else LAMBDA), "geometry": "mgja" not in without}
     terms = tuple(replace(o, **joint) if isinstance(o, MotionGeometry) else o for o in base.motion.objectives)

@@ -91,6 +91,7 @@ class Settings:
                 raise InputError(f"{name} {value!r}: unknown, choose one of {', '.join(known)}")
         if self.without and self.method != "align4d":
             raise InputError(f"without {self.without[0]!r}: parts are left out of align4d, not of {self.method}")
+        align4d.check_parts(self.without)
         device = resolve_device(self.device)
         prior = self.prior
         if prior == "auto":

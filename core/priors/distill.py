@@ -150,11 +150,12 @@ class Distillation:
 
     def _answer(self, latents: Tensor, noise: Tensor, t: Tensor, questions: Sequence[Question]) -> Tensor:
         """The questions' latent gradients, added by their shares."""
-        count = len(questions)
+        count, rows = len(questions), len(latents)
         views = [q.views.map(lambda v: v.to(noise.device)) for q in questions if q.views is not None]
+        conditions = [q.condition.map(lambda v: v.expand(rows, *v.shape[1:])) for q in questions]
         pulls = self.latent_gradient(
             latents.repeat(count, 1, 1, 1, 1), noise.repeat(count, 1, 1, 1, 1), t.repeat(count),
-            questions[0].condition if count == 1 else Condition.cat([q.condition for q in questions]),
+            questions[0].condition if count == 1 else Condition.cat(conditions),
             Viewpoints.cat(views) if views else None,
         ).chunk(count)  # fmt: skip
         shares = [1.0 if q.share is None else q.share.to(noise).reshape(-1, 1, 1, 1, 1) for q in questions]
