@@ -144,9 +144,6 @@ def test_motion_asks_about_the_frame_and_geometry_about_the_still_object_from_th
 def test_early_frames_obey_the_3d_and_late_ones_the_video(gaussians: Gaussians, field: HexPlane) -> None:
     """Eq. 9: the gradient is that of both questions asked apart, times t / T and (T - t) / T with t = 1, 2, ..., T."""
 
-    class Shares(MotionGeometry):
-        pass
-
     asked: list[Sequence[Question]] = []
 
     class Spy(Distillation):
@@ -154,12 +151,12 @@ def test_early_frames_obey_the_3d_and_late_ones_the_video(gaussians: Gaussians, 
             asked.append(questions)
             return super().joint(images, questions, rho, generator)
 
-    Shares(Spy(Watching(gaussians, field)), views=1)(step_of(gaussians, field))
+    MotionGeometry(Spy(Watching(gaussians, field)), views=1)(step_of(gaussians, field))
     motion, geometry = asked[0]
     assert motion.share is not None and geometry.share is not None
     torch.testing.assert_close(motion.share, torch.tensor([1 / 3, 2 / 3, 1.0]))
     torch.testing.assert_close(geometry.share, torch.tensor([2 / 3, 1 / 3, 0.0]))
-    Shares(Spy(Watching(gaussians, field)), views=1, temporal=False)(step_of(gaussians, field))
+    MotionGeometry(Spy(Watching(gaussians, field)), views=1, temporal=False)(step_of(gaussians, field))
     assert [q.share for q in asked[1]] == [None, None]
 
 
