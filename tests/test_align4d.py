@@ -414,7 +414,7 @@ def test_the_priors_distance_reaches_the_objective_and_the_report(
 
     done = run(*clip, Settings(method="align4d", yaw=0.0), config=config, progress=watch)
     report = json.loads(json.dumps(done.report))
-    assert report["distance"]["visual"] == pytest.approx(visual_distance(done.alignment.front, clip[0].crop))
+    assert report["distance"]["visual_distance"] == pytest.approx(visual_distance(done.alignment.front, clip[0].crop))
     assert (report["distance"]["meaning"], report["distance"]["fallback"]) == ("delta", True)
     assert report["alignment"]["curves"][-1]["name"] == "Model distance (MAOD, delta)"
     assert report["config"] == repr(config)  # as asked, so that a finished run is known again

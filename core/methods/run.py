@@ -267,7 +267,7 @@ def run(
         "object": {"name": mesh.name, **_size(mesh), "coloured": mesh.has_color},
         "camera": asdict(alignment.front) | {"yaw": alignment.yaw},
         "alignment": alignment.report | {"curves": [_curve(curve) for curve in curves]},
-        "distance": None if distance is None else asdict(distance.distance) | distance.report,
+        "distance": None if distance is None else distance.report,
         "gaussians": len(scene.gaussians),
         "perceptual": _perceptual(config, settings.device),
         "seconds": {name: round(value, 3) for name, value in clock.seconds.items()},
