@@ -378,9 +378,12 @@ class Anchor4DModelDistance(io.ComfyNode):
 
 def _distance_output(found: FocalAlignment, video: DrivingVideo) -> io.NodeOutput:
     """An alignment by distance as a node's output, said in words and shown."""
-    lens = found.report["lens"]
-    told = f"object distance {found.report['visual_distance']:.3f} × the object's size (lens of {lens:.1f}°), "
-    host.say(f"{told}mesh turned by {found.yaw:.0f}°, error {found.error:.4g}")
+    camera, report = found.front, found.report
+    host.say(
+        f"object distance {report['visual_distance']:.3f} × the object's size (for a lens of {report['lens']:.1f}° on the "
+        f"cut-out), camera at {camera.distance:.2f} with {camera.fovy:.1f}°, mesh turned by {found.yaw:.0f}°, "
+        f"error {found.error:.4g}"
+    )
     picture = overlay(found.mesh, found.front, Target.of(video, color=found.mesh.has_color))[None]
     curves = torch.stack([draw_curve(curve) for curve in found.curves])
     return io.NodeOutput(found, picture, curves, found.mesh, ui=host.stills(_beside(picture, curves[-1:])))
