@@ -26,6 +26,8 @@ PAPER = MotionConfig(
     objectives=(),
 )
 SIZES = ((0.3, 0.5), (0.6, 1.0), (1.0, 2.0))
+#: Pictures shown to the prior at once: a step has 16 to 64 of them, which no card of 8 GB holds (docs/memory.md).
+MICRO_BATCH = 4
 #: What two processor cores carry: steps, views of each frame, pictures.
 OURS = {
     "standard": (300, 2, ((0.5, 128), (1.0, 256))),
@@ -45,7 +47,7 @@ def preset(name: str, prior: Prior | None = None) -> MethodConfig:
     # The weights of both terms rise with progress; the prior's times fall from 0.98 to 0.02.
     objectives: tuple[Objective, ...] = (FrontMatch(linear(0.0, 1.0, 1e4), mask=0.1, perceptual=0.0),)
     if prior is not None:
-        distillation = Distillation(prior, time=Annealed(1.0, 0.0))
+        distillation = Distillation(prior, time=Annealed(1.0, 0.0), micro_batch=MICRO_BATCH)
         objectives += (MotionGeometry(distillation, views=views, geometry=False, sizes=sizes),)
     return MethodConfig(
         name=name,

@@ -85,7 +85,7 @@ class MotionGeometry:
             with torch.no_grad():
                 same = distance.cameras(azimuth[:, 0], elevation[:, 0], prior.resolution[0], distance.visual).to(device)
                 still = rasterize(step.still, same, background, backend=step.backend).color
-                condition = prior.condition(image=still.clamp(0, 1))
+            condition = self._condition(still.clamp(0, 1))
             told = distance.told(azimuth, elevation, azimuth[:, :1], elevation[:, :1])
             questions.append(Question(condition, told, None if late is None else 1 - late))
         loss = self.distillation.joint(images, questions, step.rho, step.generator)
@@ -98,6 +98,11 @@ class MotionGeometry:
             self._kept.clear()
             prior, elevation = self.distillation.prior, step.fronts[0].elevation
             seen = distance.cameras(torch.zeros(1), torch.full((1,), elevation), prior.resolution[0], distance.visual)
-            with torch.no_grad():
-                self._kept[key] = prior.condition(image=reframed(step.video, step.fronts, seen, background))
+            self._kept[key] = self._condition(reframed(step.video, step.fronts, seen, background))
         return self._kept[key]
+
+    def _condition(self, pictures: Tensor) -> Condition:  # (B, H, W, 3)
+        """What the prior makes of pictures, as many at once as it is asked about."""
+        prior, at_once = self.distillation.prior, self.distillation.micro_batch or len(pictures)
+        with torch.no_grad():
+            return Condition.cat([prior.condition(image=part) for part in pictures.split(at_once)])
