@@ -113,6 +113,25 @@ def test_workflows_use_nodes_that_exist_and_have_thumbnails(nodes):
         assert len(thumbnail) < 200_000
 
 
+@pytest.mark.parametrize(
+    ("left_out", "bypassed"),
+    [
+        ("no_oda", {"Anchor4DObjectDistance", "Anchor4DModelDistance"}),
+        ("no_mgja", {"Anchor4DMotionGeometry"}),
+        ("no_ao", {"Anchor4DAsynchronousOptimisation"}),
+    ],
+)
+def test_an_ablation_is_the_whole_workflow_with_nodes_bypassed(left_out: str, bypassed: set[str]):
+    texts = [(ROOT / "workflows" / f"anchor4d_align4d{end}.json").read_text(encoding="utf-8") for end in ("", f"_{left_out}")]
+    whole, less = (json.loads(text) for text in texts)
+    assert whole["links"] == less["links"]
+    assert {node["type"] for node in less["nodes"] if node["mode"] == 4} == bypassed
+    for a, b in zip(whole["nodes"], less["nodes"], strict=True):
+        if a["type"] in ("MarkdownNote", "SaveVideo", "Anchor4DSaveScene"):
+            continue
+        assert a == b | {"mode": 0}
+
+
 def test_workflow_nodes_do_not_overlap():
     for path in (ROOT / "workflows").glob("*.json"):
         title = 30

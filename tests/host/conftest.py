@@ -41,6 +41,9 @@ TINY = {
     "Anchor4DRenderScene": {"size": 80},
     "Anchor4DPriorFromModel": {"size": 64},
     "Anchor4DReferenceRefinement": {"views": 2},
+    "Anchor4DMotionGeometry": {"views": 1},
+    "Anchor4DAsynchronousOptimisation": {"field_steps": 1, "gaussian_steps": 1},
+    "Anchor4DRenderObject": {"size": 80},
     "KSampler": {"steps": 1},
     "Wan22ImageToVideoLatent": {"width": 64, "height": 64, "length": 5},
     "EmptyLatentHunyuan3Dv2": {"resolution": 32},
@@ -60,21 +63,33 @@ STAND_INS = {
     "flux2-vae.safetensors": ("zero123", 2),
 }
 
+#: A node's mode in a workflow: what comes in goes out.
+BYPASSED = 4
+
 
 def as_prompt(workflow: dict[str, Any]) -> dict[str, Any]:
     """The page's graph as the server takes it: widget values by name, links as (node, output)."""
     nodes = {node["id"]: node for node in workflow["nodes"]}
-    links = {link[0]: (link[1], link[2]) for link in workflow["links"]}
+    links = {link[0]: (link[1], link[2], link[5]) for link in workflow["links"]}
+
+    def source(link: int | None) -> tuple[int, int] | None:
+        """Where a link comes from; through a bypassed node, from what its first input of the same type is linked to."""
+        if link is None:
+            return None
+        node, output, kind = links[link]
+        if nodes[node]["mode"] != BYPASSED:
+            return node, output
+        return next((source(slot["link"]) for slot in nodes[node]["inputs"] if slot["type"] == kind), None)
+
     prompt = {}
     for node in nodes.values():
-        if node["type"] in ("MarkdownNote", "PrimitiveNode"):
+        if node["type"] in ("MarkdownNote", "PrimitiveNode") or node["mode"] == BYPASSED:
             continue
         values = {slot["name"]: node["widgets_values_named"][slot["name"]] for slot in node["inputs"] if "widget" in slot}
         for slot in node["inputs"]:
-            if slot.get("link") is not None:
-                source, output = links[slot["link"]]
-                primitive = nodes[source]["type"] == "PrimitiveNode"
-                values[slot["name"]] = nodes[source]["widgets_values"][0] if primitive else [str(source), output]
+            if (origin := source(slot.get("link"))) is not None:
+                primitive = nodes[origin[0]]["type"] == "PrimitiveNode"
+                values[slot["name"]] = nodes[origin[0]]["widgets_values"][0] if primitive else [str(origin[0]), origin[1]]
         prompt[str(node["id"])] = {"class_type": node["type"], "inputs": values}
     return prompt
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,69 @@ def test_an_object_of_the_first_frame_by_the_hosts_own_model(host: Any, model: s
     scene = Scene4D.load(next((host.folder / "output" / "3d").glob(f"{model}_*.safetensors")))
     assert scene.frames == 4
     assert scene.gaussians.means.isfinite().all()
+
+
+@pytest.mark.parametrize("left_out", ["", "no_oda", "no_mgja", "no_ao"])
+def test_align4d_and_its_ablations(host: Any, left_out: str):
+    """Each ablation is the whole graph with nodes bypassed, and what they do is then not done."""
+    name = "_".join(filter(None, ("anchor4d_align4d", left_out)))
+    prompt = host.workflow(name)
+    _, motion = host.only(prompt, "Anchor4DMotionAlignment")
+    motion["refine_steps"] = -1  # Align4D has no such pass
+    assert ("turns" in motion) == (left_out != "no_ao")
+    outcome = host.run(prompt)
+    assert outcome.ended == "execution_success", outcome.detail
+    assert any(text.startswith("3D to 4D: step 6 of 6\nfront") for text in outcome.texts)
+    assert any("motion and geometry" in text for text in outcome.texts)
+    assert any(text.startswith("video 1.") for text in outcome.texts) == (left_out in ("", "no_mgja", "no_ao"))
+    replaced = [text for text in outcome.texts if text == "in place of the one in the chain"]
+    assert bool(replaced) == (left_out != "no_mgja")
+    scene = Scene4D.load(next((host.folder / "output" / "3d").glob(f"{name}_0*.safetensors")))
+    assert scene.field is not None
+    assert scene.field.name == "hexplane"
+    assert scene.front is not None
+    assert (scene.front.distance == 1.5) == (left_out == "no_oda")
+
+
+def test_an_object_alone_moves_as_a_film_of_its_picture(host: Any):
+    """3D to 4D with a film by another node, here one that stands still: the camera of the picture is found again."""
+    clip_and_mesh(host)
+    prompt = host.workflow("anchor4d_align4d_3d")
+    host.only(prompt, "Anchor4DLoadMesh")[1]["mesh"] = "3d/creature.glb"
+    host.only(prompt, "Anchor4DLoadPrior")[1]["path"] = ""
+    host.only(prompt, "Anchor4DSaveScene")[1]["filename_prefix"] = "3d/object"
+    drawn, _ = host.only(prompt, "Anchor4DRenderObject")
+    add(prompt, "film", "RepeatImageBatch", image=[drawn, 0], amount=4)
+    host.only(prompt, "Anchor4DPrepareVideo")[1].update(source=["film", 0], frames=0)
+    theirs = ("ImageOnlyCheckpointLoader", "SVD_img2vid_Conditioning", "VideoLinearCFGGuidance", "KSampler", "VAEDecode")
+    prompt = {key: node for key, node in prompt.items() if node["class_type"] not in theirs}
+    outcome = host.run(prompt)
+    assert outcome.ended == "execution_success", outcome.detail
+    front = Scene4D.load(next((host.folder / "output" / "3d").glob("object_*.safetensors"))).front
+    assert front is not None
+    assert front.extent == pytest.approx(1.5 * math.tan(math.radians(49.1 / 2)), rel=0.02)
+
+
+@pytest.mark.parametrize(("start", "model"), [("text", "sd_xl_base"), ("image", "svd"), ("video", "lgm"), ("3d", "svd")])
+def test_anything_to_4d_names_the_model_that_is_missing(host: Any, start: str, model: str):
+    clip_and_mesh(host)
+    prompt = host.workflow(f"anchor4d_align4d_{start}")
+    for node in prompt.values():
+        if node["class_type"] == "Anchor4DLoadVideo":
+            node["inputs"]["video"] = "clip"
+        elif node["class_type"] == "Anchor4DLoadMesh":
+            node["inputs"]["mesh"] = "3d/creature.glb"
+        elif node["class_type"] == "LoadImage":
+            node["inputs"]["image"] = "clip/" + sorted(path.name for path in (host.folder / "input" / "clip").iterdir())[0]
+    if start == "video":  # our own nodes look for their models when they run
+        outcome = host.run(prompt)
+        assert outcome.ended == "execution_error"
+        assert outcome.detail["exception_message"].startswith("Image to Gaussians (LGM): ")
+        assert model in outcome.detail["exception_message"]
+        assert "models get" in outcome.detail["exception_message"]
+        return
+    with pytest.raises(pytest.fail.Exception, match=rf"{model}\S*\.safetensors"):
+        host.run(prompt)
 
 
 def test_a_host_video_is_a_driving_video(host: Any):
