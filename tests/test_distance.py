@@ -27,6 +27,7 @@ from anchor4d.core.align.distance import (
 from anchor4d.core.cameras import Crop, FrontCamera
 from anchor4d.core.files import InputError
 from anchor4d.core.mesh import Mesh, load_mesh
+from anchor4d.core.methods import stages
 from anchor4d.core.methods.stages import gaussians_on_mesh
 from anchor4d.core.object3d import Object3D, SplatObject, render_object
 from anchor4d.core.priors.base import Viewpoints
@@ -151,6 +152,31 @@ def test_the_fixed_camera_tries_every_degree(character: Mesh) -> None:
     assert (found.front.fovy, found.front.distance) == (LENS, 1.5)
     assert found.curves[0].x.tolist() == list(range(-179, 181))
     assert fixed_camera(character, video, distance=2.0, yaw=0.0).front.distance == 2.0
+
+
+def test_an_aligned_object_is_aligned_anew(character: Mesh) -> None:
+    """A wrong turn before is undone, turns are counted from the object as it was, and it stays normalised."""
+    video = filmed(character.turned(20.0).normalized()[0], FrontCamera(LENS, 2.2, 64, 64))
+    wrong = fixed_camera(character, video, yaw=110.0)
+    given = stages.realign(video, wrong, mode="literal", yaw=20.0)
+    kept = stages.realign(video, fixed_camera(character, video, yaw=20.0), mode="literal")
+    for found in (given, kept):
+        assert found.yaw == found.report["yaw"] == pytest.approx(20.0)
+        assert found.front.distance == pytest.approx(2.2, abs=0.05)
+        assert torch.allclose(found.mesh.vertices, character.turned(20.0).normalized()[0].vertices, atol=1e-5)
+    assert wrong.front.distance == 1.5
+
+
+def test_colours_taken_through_a_wrong_camera_are_taken_anew(character: Mesh) -> None:
+    video = filmed(character, FrontCamera(LENS, 2.2, 64, 64))
+    bare = Mesh(vertices=character.vertices, faces=character.faces, name="bare")
+    assert not bare.has_color
+    wrong = stages.colored(fixed_camera(bare, video, yaw=0.0), video)
+    found = stages.realign(video, wrong, mode="literal")
+    right = stages.align(video, bare, camera="distance-literal", yaw=0.0)
+    assert found.front == right.front
+    seen = [render_object(item.mesh, item.front.cropped(video.crop, 64), WHITE).color for item in (found, right, wrong)]
+    assert (seen[0] - seen[1]).abs().mean() < 0.2 * (seen[2] - seen[1]).abs().mean()
 
 
 def test_no_foreground_is_an_input_error(character: Mesh) -> None:
