@@ -8,7 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..core.align.distance import ObjectDistance
-from ..core.methods import pla4d
+from ..core.methods import align4d, dg4d, pla4d
 from ..core.methods.run import method_config
 from ..core.objectives.base import Objective, Ramp
 from ..core.objectives.first_frame import FirstFrame
@@ -289,7 +289,12 @@ class Anchor4DSmoothness(io.ComfyNode):
 
 
 def _distillation_inputs(
-    weight: float, end: float = 0.0, views: int = 6, per: str = "every step", times: tuple[float, float] = (0.6, 0.4)
+    weight: float,
+    end: float = 0.0,
+    views: int = 6,
+    per: str = "every step",
+    times: tuple[float, float] = (0.6, 0.4),
+    micro_batch: int = 0,
 ) -> list[io.Input]:
     """What every objective that asks a prior takes."""
     return [
@@ -325,7 +330,7 @@ def _distillation_inputs(
         ),
         io.Int.Input(
             "micro_batch",
-            default=0,
+            default=micro_batch,
             min=0,
             max=64,
             optional=True,
@@ -431,7 +436,7 @@ class Anchor4DMotionGeometry(io.ComfyNode):
             "that time and the still object, as a diffusion prior judges (Align4D's joint alignment, Eq. 7-9).",
             search_aliases=["mgja", "joint alignment", "sds", "score distillation", "zero123", "objective", "align4d", "dg4d"],
             inputs=[
-                *_distillation_inputs(1.0, end=-1.0, views=4, per="every step, of each frame", times=(0.98, 0.02)),
+                *_distillation_inputs(align4d.LAMBDA, -1.0, 2, "every step, of each frame", (0.98, 0.02), dg4d.MICRO_BATCH),
                 io.Combo.Input(
                     "ask",
                     options=list(QUESTIONS),
@@ -455,7 +460,7 @@ class Anchor4DMotionGeometry(io.ComfyNode):
     @classmethod
     def execute(
         cls, prior: Prior, weight: float, views: int, ask: str, end_weight: float = -1.0, guidance: float = 0.0,
-        first_time: float = 0.98, last_time: float = 0.02, micro_batch: int = 0, temporal: bool = True,
+        first_time: float = 0.98, last_time: float = 0.02, micro_batch: int = dg4d.MICRO_BATCH, temporal: bool = True,
         distance: ObjectDistance | None = None, objectives: Terms = (),
     ) -> io.NodeOutput:  # fmt: skip
         with host.work(cls):
