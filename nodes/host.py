@@ -54,9 +54,9 @@ def work(node: type[io.ComfyNode], gradients: bool = False) -> Iterator[None]:
     threads = torch.get_num_threads()
     with torch.inference_mode(False), torch.set_grad_enabled(gradients):
         try:
-            # PyTorch's threads spin while they wait for each other: where the page's drawing holds one of them up, a fit on two
-            # cores takes twenty times as long. Half the cores cost next to nothing.
-            torch.set_num_threads(max(1, threads // 2) if gradients else threads)
+            # PyTorch's threads spin while they wait for each other: where the page's drawing holds one of them up, a fit or a
+            # search with a prior takes twenty times as long on two cores. Half the cores cost next to nothing.
+            torch.set_num_threads(max(1, threads // 2))
             yield
         except (ValueError, FloatingPointError) as error:
             raise ValueError(f"{node.define_schema().display_name}: {error}") from error
