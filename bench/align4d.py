@@ -35,12 +35,12 @@ from ..core.methods.stages import MethodConfig
 from ..core.metrics import mean_scores, on_white, read_case, score
 from ..core.priors import Prior
 from ..core.priors.load import load_prior
-from ..core.render.mesh import render_mesh
 from ..core.scene import Scene4D
 from ..core.video import DrivingVideo, load_video, pick_frames
 from ..core.views import render_frames, scene_cameras
 from ..training.objects import generate, meshes
 from ..training.tiny_prior import HELD_OUT
+from .refinement import render_all
 
 #: Seeds that the prior's training never drew, behind those of its own evaluation and of the benchmark of refinement.
 FIRST_SEED = HELD_OUT + 2000
@@ -93,7 +93,7 @@ def read(case: str, frames: int, resolution: int) -> Case:
         fovy = 30 + 30 * u
         distance = (0.62 + 0.24 * v) / math.tan(math.radians(fovy) / 2)
         front = FrontCamera(fovy, distance, 128, 128)
-        truth = {azimuth: filmed(moving, front, azimuth) for azimuth in (0.0, *AZIMUTHS)}
+        truth = {azimuth: render_all(moving, azimuth, front) for azimuth in (0.0, *AZIMUTHS)}
         return Case(load_video(truth[0.0], fps=12.0, resolution=resolution), moving[0], truth)
     folder = Path(case)
     azimuths = {0.0: "front"} | {float(a): f"views/{a}" for a in read_case(folder)["test_azimuths"]}
@@ -102,13 +102,6 @@ def read(case: str, frames: int, resolution: int) -> Case:
     truth = {azimuth: pictures[picks] for azimuth, pictures in truth.items()}
     video = load_video(truth[0.0], fps=12.0, resolution=resolution)
     return Case(video, load_mesh(folder / "mesh.glb"), truth)
-
-
-def filmed(moving: list[Mesh], front: FrontCamera, azimuth: float) -> Tensor:  # (T, H, W, 4)
-    """Straight-alpha pictures of the meshes of a clip."""
-    drawn = [render_mesh(mesh, front.cameras(azimuth)) for mesh in moving]
-    color, alpha = (torch.cat([getattr(d, part) for d in drawn]) for part in ("color", "alpha"))
-    return torch.cat([color / alpha[..., None].clamp_min(1e-6), alpha[..., None]], -1).clamp(0, 1)
 
 
 @lru_cache(maxsize=1)

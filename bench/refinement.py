@@ -130,9 +130,9 @@ def torn_objects(prior: Prior, count: int, weight: float, skip: int = 0) -> Iter
         yield Torn(name, before, measure(*after, *truth), (truth[1], pictures[1], after[1]))
 
 
-def render_all(models: Sequence[Mesh], azimuth: float) -> Tensor:  # (T, H, W, 4)
+def render_all(models: Sequence[Mesh], azimuth: float, front: FrontCamera = FRONT) -> Tensor:  # (T, H, W, 4)
     """Straight-alpha pictures of the meshes of a clip."""
-    drawn = [render_mesh(model, FRONT.cameras(azimuth)) for model in models]
+    drawn = [render_mesh(model, front.cameras(azimuth)) for model in models]
     color, alpha = (torch.cat([getattr(d, part) for d in drawn]) for part in ("color", "alpha"))
     return torch.cat([color / alpha[..., None].clamp_min(1e-6), alpha[..., None]], -1).clamp(0, 1)
 

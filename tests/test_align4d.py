@@ -141,6 +141,17 @@ def test_motion_asks_about_the_frame_and_geometry_about_the_still_object_from_th
     assert float(frame_width) == pytest.approx(float(object_width), rel=0.1)
 
 
+def test_frames_are_shown_to_the_prior_once_for_a_camera(gaussians: Gaussians, field: HexPlane) -> None:
+    prior = Watching(gaussians, field)
+    objective, step = MotionGeometry(Distillation(prior), geometry=False), step_of(gaussians, field)
+    for _ in range(2):
+        objective(replace(step))
+    assert len(prior.shown) == 1
+    objective(replace(step, fronts=[replace(FRONT, cx=40.0)]))  # the same video, aligned anew
+    assert len(prior.shown) == 2
+    assert not torch.equal(*prior.shown)
+
+
 def test_early_frames_obey_the_3d_and_late_ones_the_video(gaussians: Gaussians, field: HexPlane) -> None:
     """Eq. 9: the gradient is that of both questions asked apart, times t / T and (T - t) / T with t = 1, 2, ..., T."""
 

@@ -11,11 +11,10 @@ from einops import rearrange
 from torch import Tensor
 
 from ..align.distance import ObjectDistance, visual_distance
-from ..priors.base import Condition
 from ..priors.distill import Distillation, Question
 from ..render import rasterize
-from ..views import reframed
 from .base import FitStep, Weight, constant
+from .novel_view import FrameConditions
 from .reference import require_image
 
 #: Cells of Zero123's latents: a weight of 1 is the papers', whose losses are sums over these, for priors of any size.
@@ -54,7 +53,7 @@ class MotionGeometry:
     distance: ObjectDistance | None = None
     elevation: tuple[float, float] = (-30.0, 30.0)
     sizes: tuple[tuple[float, float], ...] = ((1.0, 1.0),)
-    _kept: dict[int, Condition] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _conditions: FrameConditions = field(default_factory=FrameConditions, init=False, repr=False, compare=False)
 
     def __call__(self, step: FitStep) -> Tensor:
         prior, front = self.distillation.prior, step.fronts[0]
@@ -80,29 +79,15 @@ class MotionGeometry:
         questions = []
         if self.motion:
             told = distance.told(azimuth, elevation, 0.0, front.elevation)
-            questions.append(Question(self._frames(step, distance, background)[at.to(prior.device)], told, late))
+            seen = distance.cameras(0.0, front.elevation, prior.resolution[0], distance.visual)
+            condition = self._conditions(step, self.distillation, seen, background)[at.to(prior.device)]
+            questions.append(Question(condition, told, late))
         if self.geometry:
             with torch.no_grad():
                 same = distance.cameras(azimuth[:, 0], elevation[:, 0], prior.resolution[0], distance.visual).to(device)
                 still = rasterize(step.still, same, background, backend=step.backend).color
-            condition = self._condition(still.clamp(0, 1))
+            condition = self.distillation.condition(still.clamp(0, 1))
             told = distance.told(azimuth, elevation, azimuth[:, :1], elevation[:, :1])
             questions.append(Question(condition, told, None if late is None else 1 - late))
         loss = self.distillation.joint(images, questions, step.rho, step.generator)
         return self.weight(step.rho) * CELLS / (len(images) * math.prod(prior.latent_shape())) * loss
-
-    def _frames(self, step: FitStep, distance: ObjectDistance, background: Tensor) -> Condition:
-        """The condition of every frame of the clip, made once a clip."""
-        key = id(step.video)
-        if key not in self._kept:
-            self._kept.clear()
-            prior, elevation = self.distillation.prior, step.fronts[0].elevation
-            seen = distance.cameras(torch.zeros(1), torch.full((1,), elevation), prior.resolution[0], distance.visual)
-            self._kept[key] = self._condition(reframed(step.video, step.fronts, seen, background))
-        return self._kept[key]
-
-    def _condition(self, pictures: Tensor) -> Condition:  # (B, H, W, 3)
-        """What the prior makes of pictures, as many at once as it is asked about."""
-        prior, at_once = self.distillation.prior, self.distillation.micro_batch or len(pictures)
-        with torch.no_grad():
-            return Condition.cat([prior.condition(image=part) for part in pictures.split(at_once)])

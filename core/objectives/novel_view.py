@@ -12,13 +12,29 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..cameras import Cameras
+from ..cameras import Cameras, FrontCamera
 from ..priors.base import Condition, Viewpoints
 from ..priors.distill import Distillation
+from ..video import DrivingVideo
 from ..views import reframed
 from .base import FitStep, Weight, constant
 from .mesh import FRAMING, framing_cameras
 from .reference import random_moments, require_image
+
+
+class FrameConditions:
+    """The condition of every frame of the driving video, made once for a video and its cameras."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[DrivingVideo, list[FrontCamera], Condition] | None = None
+
+    def __call__(self, step: FitStep, distillation: Distillation, camera: Cameras, background: Tensor) -> Condition:
+        """The frames as ``camera`` (1,) shows them, which the step's front cameras and the objective's settings determine."""
+        kept = self._kept
+        if kept is None or kept[0] is not step.video or kept[1] != step.fronts:
+            condition = distillation.condition(reframed(step.video, step.fronts, camera, background))
+            self._kept = kept = step.video, list(step.fronts), condition
+        return kept[2]
 
 
 @dataclass(frozen=True)
@@ -38,7 +54,7 @@ class NovelView:
     weight: Weight = constant(1.0)  # noqa: RUF009
     views: int = 6
     elevation: tuple[float, float] = (-30.0, 30.0)
-    _kept: dict[int, Condition] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _conditions: FrameConditions = field(default_factory=FrameConditions, init=False, repr=False, compare=False)
 
     def __call__(self, step: FitStep) -> Tensor:
         prior = self.distillation.prior
@@ -49,15 +65,6 @@ class NovelView:
         background = torch.tensor(prior.background, device=device)
         images, pick = random_moments(step, cameras, background)
         seen = front.centred(prior.resolution[0], 0.0, margin=FRAMING).to(device)
-        condition = self._conditions(step, seen, background)[step.frames[pick]]
+        condition = self._conditions(step, self.distillation, seen, background)[step.frames[pick]]
         loss = self.distillation(images, condition, step.rho, step.generator, Viewpoints.of(cameras, seen))
         return self.weight(step.rho) / (self.views * math.prod(prior.latent_shape())) * loss
-
-    def _conditions(self, step: FitStep, camera: Cameras, background: Tensor) -> Condition:
-        """The condition of every frame of the clip, made once a clip."""
-        key = id(step.video)
-        if key not in self._kept:
-            self._kept.clear()
-            with torch.no_grad():
-                self._kept[key] = self.distillation.prior.condition(image=reframed(step.video, step.fronts, camera, background))
-        return self._kept[key]

@@ -55,7 +55,7 @@ class ReferenceRefinement:
         images, _ = random_moments(step, cameras, background)
         with torch.no_grad():
             reference = rasterize(step.canonical, cameras, background, backend=step.backend).color
-            condition = prior.condition(image=reference.clamp(0, 1))
+            condition = self.distillation.condition(reference.clamp(0, 1))
         loss = self.distillation(images, condition, step.rho, step.generator, Viewpoints.of(cameras, cameras))
         return self.weight(step.rho) / (self.views * math.prod(prior.latent_shape())) * loss
 

@@ -148,6 +148,12 @@ class Distillation:
         # The value is half the squared latent gradient, as of the usual surrogate; the gradient is the one computed above.
         return _WithGradient.apply(images, gradient, value)  # pyright: ignore[reportReturnType]
 
+    @torch.no_grad()
+    def condition(self, pictures: Tensor) -> Condition:  # (B, H, W, 3)
+        """What the prior makes of pictures, as many at once as it is asked about."""
+        parts = [self.prior.condition(image=part) for part in pictures.split(self.micro_batch or len(pictures))]
+        return parts[0] if len(parts) == 1 else Condition.cat(parts)
+
     def _answer(self, latents: Tensor, noise: Tensor, t: Tensor, questions: Sequence[Question]) -> Tensor:
         """The questions' latent gradients, added by their shares."""
         count, rows = len(questions), len(latents)
