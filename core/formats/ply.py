@@ -53,13 +53,15 @@ def half_turn(gaussians: Gaussians) -> Gaussians:
 
 def write_ply(path: str | os.PathLike[str], gaussians: Gaussians) -> None:
     """Write unbatched Gaussians (N, ...): log scales, logit opacities, quaternions wxyz, harmonics channel by channel."""
+    data = encode(gaussians)
     with atomic_path(path) as temporary:
-        _write(temporary, gaussians)
+        temporary.write_bytes(data)
 
 
-def _write(path: Path, gaussians: Gaussians) -> None:
+def encode(gaussians: Gaussians) -> bytes:
+    """What :func:`write_ply` writes."""
     if gaussians.means.dim() != 2:
-        raise ValueError(f"write_ply takes one set of Gaussians, not a batch of shape {tuple(gaussians.means.shape[:-2])}")
+        raise ValueError(f"a splat file takes one set of Gaussians, not a batch of shape {tuple(gaussians.means.shape[:-2])}")
     turned = half_turn(gaussians.detach().to("cpu", torch.float32))
     rest = turned.sh[:, 1:].transpose(1, 2).reshape(len(turned), 3 * (turned.sh.shape[1] - 1))
     columns = [
@@ -70,9 +72,7 @@ def _write(path: Path, gaussians: Gaussians) -> None:
     names += _SHAPE
     header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(turned)}"]
     header += [f"property float {name}" for name in names] + ["end_header", ""]
-    with open(path, "wb") as file:
-        file.write("\n".join(header).encode("ascii"))
-        file.write(torch.cat(columns, 1).numpy().astype("<f4").tobytes())
+    return "\n".join(header).encode("ascii") + torch.cat(columns, 1).numpy().astype("<f4").tobytes()
 
 
 def is_splat_ply(path: str | os.PathLike[str]) -> bool:
@@ -92,18 +92,20 @@ def read_ply(path: str | os.PathLike[str]) -> Gaussians:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such ply file, check the path")
-    with open(path, "rb") as file:
-        head = file.read(_HEADER_BYTES)
-        end = head.find(b"end_header")
-        newline = head.find(b"\n", end)
-        if not head.startswith(b"ply") or end < 0 or newline < 0:
-            raise InputError(f"{path}: not a ply file, choose a 3D Gaussian splat .ply")
-        count, layout = _parse_header(path, head[:end])
-        missing = count * layout.itemsize - (path.stat().st_size - newline - 1)
-        if missing > 0:
-            raise InputError(f"{path}: cut short by {missing} bytes, export or copy it again")
-        file.seek(newline + 1)
-        table = np.fromfile(file, layout, count)
+    return decode(path.read_bytes(), str(path))
+
+
+def decode(data: bytes, path: str) -> Gaussians:
+    """:func:`read_ply` of a file's content; ``path`` is for messages."""
+    end = data.find(b"end_header", 0, _HEADER_BYTES)
+    newline = data.find(b"\n", end, _HEADER_BYTES)
+    if not data.startswith(b"ply") or end < 0 or newline < 0:
+        raise InputError(f"{path}: not a ply file, choose a 3D Gaussian splat .ply")
+    count, layout = _parse_header(path, data[:end])
+    missing = count * layout.itemsize - (len(data) - newline - 1)
+    if missing > 0:
+        raise InputError(f"{path}: cut short by {missing} bytes, export or copy it again")
+    table = np.frombuffer(data, layout, count, newline + 1)
     rest = sorted((n for n in layout.names or () if re.fullmatch(r"f_rest_\d+", n)), key=lambda n: int(n[7:]))
     coefficients = 1 + len(rest) // 3
     if len(rest) % 3 or math.isqrt(coefficients) ** 2 != coefficients:
@@ -129,7 +131,7 @@ def read_ply(path: str | os.PathLike[str]) -> Gaussians:
     return half_turn(gaussians.map(lambda t: t.clamp(-1e30, 1e30).contiguous()))
 
 
-def _parse_header(path: Path, head: bytes) -> tuple[int, np.dtype]:
+def _parse_header(path: str, head: bytes) -> tuple[int, np.dtype]:
     """Number and record layout of the vertices."""
     foreign = f"{path}: a ply file, but not of 3D Gaussians"
     elements: list[tuple[str, int]] = []
@@ -185,6 +187,6 @@ def write_ply_sequence(
         temporary.mkdir()
         for file, tau in zip(names, frame_times(count, scene.loop)):
             with torch.no_grad():
-                _write(temporary / file, scene.at(tau))
+                write_ply(temporary / file, scene.at(tau))
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return [folder / file for file in names]
