@@ -853,6 +853,67 @@ def mesh_to_arrays(mesh: Mesh) -> dict[str, Tensor]:
     return {k: v[None] for k, v in arrays.items()}
 
 
+def encode_picture(picture: Tensor) -> bytes:  # (h, w, 4) sRGB in [0, 1]
+    """A texture as a PNG file, or as a JPEG file where it is opaque and larger than a megapixel."""
+    pixels = (picture.clamp(0, 1) * 255).round().byte().cpu().numpy()
+    image = Image.fromarray(pixels)
+    opaque = bool((pixels[..., 3] == 255).all())
+    file = BytesIO()
+    if opaque and image.width * image.height > 1 << 20:
+        image.convert("RGB").save(file, "JPEG", quality=95, subsampling=0)
+    else:
+        (image.convert("RGB") if opaque else image).save(file, "PNG")
+    return file.getvalue()
+
+
+def mesh_to_tensors(mesh: Mesh) -> dict[str, Tensor]:
+    """A mesh as plain tensors, for a file: materials once each, textures as the bytes of PNG or JPEG files."""
+    keys = torch.cat([mesh.face_texture[:, None].float(), mesh.face_color, mesh.face_alpha_cutoff[:, None]], -1)
+    materials, member = keys.unique(dim=0, return_inverse=True)
+    tensors = {"vertices": mesh.vertices, "faces": mesh.faces.int(), "materials": materials}
+    if len(materials) > 1:
+        tensors["face_material"] = member.int()
+    optional = {"normals": mesh.normals, "uvs": mesh.uvs, "vertex_colors": mesh.vertex_colors}
+    tensors |= {key: value for key, value in optional.items() if value is not None}
+    files = {f"texture{i}": encode_picture(texture) for i, texture in enumerate(mesh.textures)}
+    return tensors | {key: torch.frombuffer(bytearray(data), dtype=torch.uint8) for key, data in files.items()}
+
+
+def mesh_from_tensors(tensors: dict[str, Tensor], name: str = "mesh") -> Mesh:
+    """What :func:`mesh_to_tensors` made, checked.
+
+    Raises:
+        ValueError, KeyError: for tensors that are no mesh.
+        InputError: for textures that cannot be read, or are too large.
+    """
+    vertices, faces, materials = tensors["vertices"], tensors["faces"].long(), tensors["materials"]
+    files = _Folder(Path(name))
+    pictures = [bytes(tensors[f"texture{i}"].numpy()) for i in range(sum(key.startswith("texture") for key in tensors))]
+    textures = tuple(_texture(files.open_image(data, str(i)), name) for i, data in enumerate(pictures))
+    if not len(faces) or not len(materials) or materials.shape[1:] != (6,):
+        raise ValueError("a mesh without faces or materials")
+    which = tensors.get("face_material", torch.zeros(len(faces), dtype=torch.int32)).long()
+    for index, count in ((faces, len(vertices)), (which, len(materials)), (materials[:, 0].long() + 1, len(textures) + 1)):
+        if int(index.min()) < 0 or int(index.max()) >= count:
+            raise ValueError("a mesh whose indices are out of range")
+    colors = tensors.get("vertex_colors")
+    if not all(bool(t.isfinite().all()) for t in (vertices, materials, tensors.get("uvs"), colors) if t is not None):
+        raise ValueError("a mesh with values that are not numbers")
+    material = materials[which]
+    return Mesh(
+        vertices,
+        faces,
+        normals=tensors.get("normals"),
+        uvs=tensors.get("uvs"),
+        vertex_colors=colors,
+        textures=textures,
+        face_texture=material[:, 0].long(),
+        face_color=material[:, 1:5].contiguous(),
+        face_alpha_cutoff=material[:, 5].contiguous(),
+        name=name,
+    )
+
+
 def write_glb(path: str | os.PathLike[str], mesh: Mesh) -> None:
     """Writes a GLB file, one part for each material, through a temporary name.
 

@@ -16,6 +16,7 @@ from .cameras import Crop, FrontCamera
 from .deformation import DeformationField, field_from_config
 from .files import InputError, atomic_path
 from .gaussians import Gaussians
+from .mesh import Mesh, mesh_from_tensors, mesh_to_tensors
 
 #: Identifies our files; the number grows when older programs could no longer read them.
 FORMAT = "anchor4d-scene"
@@ -35,6 +36,7 @@ class Scene4D:
         front: the driving video's camera, where one was aligned.
         crop: the window of the driving video that was fitted.
         meta: settings and provenance, JSON-serialisable.
+        surface: the mesh that the Gaussians were made from, where there was one: coloured, in their frame, at tau = 0.
     """
 
     gaussians: Gaussians
@@ -45,6 +47,7 @@ class Scene4D:
     front: FrontCamera | None = None
     crop: Crop | None = None
     meta: dict[str, Any] = default(default_factory=dict)
+    surface: Mesh | None = None
 
     @property
     def taus(self) -> Tensor:
@@ -67,12 +70,21 @@ class Scene4D:
         return [self.at(float(t)) for t in frame_times(count, self.loop)]
 
     def to(self, device: torch.device | str) -> Scene4D:
-        return replace(self, gaussians=self.gaussians.to(device), field=None if self.field is None else self.field.to(device))
+        return replace(
+            self,
+            gaussians=self.gaussians.to(device),
+            field=None if self.field is None else self.field.to(device),
+            surface=None if self.surface is None else self.surface.to(device),
+        )
 
     def _comfy_cache_tensors(self) -> list[Tensor]:
         """The tensors this value holds, for the host's cache accounting."""
         owned = list(self.gaussians.tensors().values())
-        return owned + ([] if self.field is None else list(self.field.state_dict().values()))
+        if self.field is not None:
+            owned += self.field.state_dict().values()
+        if self.surface is not None:
+            owned += [v for v in vars(self.surface).values() if isinstance(v, Tensor)] + list(self.surface.textures)
+        return owned
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the whole scene to one safetensors file (temporary name first, then renamed)."""
@@ -89,9 +101,12 @@ class Scene4D:
             "crop": None if self.crop is None else asdict(self.crop),
             "field": None if self.field is None else self.field.config(),
             "meta": self.meta,
+            "surface": None if self.surface is None else {"name": Path(self.surface.name).name},
         }
         if self.field is not None:
             tensors |= {f"field.{k}": v for k, v in self.field.state_dict().items()}
+        if self.surface is not None:
+            tensors |= {f"surface.{k}": v for k, v in mesh_to_tensors(self.surface).items()}
         tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
         with atomic_path(path) as temporary:
             # Not save_file: it leaves the file readable by its owner alone.
@@ -131,6 +146,7 @@ class Scene4D:
             if header["field"] is not None:
                 deformation = field_from_config(header["field"])
                 deformation.load_state_dict(_part(tensors, "field."))
+            surface = header.get("surface")
             scene = Scene4D(
                 gaussians=gaussians,
                 field=deformation,
@@ -140,6 +156,7 @@ class Scene4D:
                 front=None if header["front"] is None else FrontCamera(**header["front"]),
                 crop=None if header["crop"] is None else Crop(**header["crop"]),
                 meta=header["meta"],
+                surface=None if surface is None else mesh_from_tensors(_part(tensors, "surface."), str(surface["name"])),
             )
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"{path}: the scene file lacks or garbles a part ({error}); fit or export it again") from None

@@ -256,7 +256,7 @@ def fit_static(
     loop = looks_looping(video)
     return Scene4D(
         state.gaussians, None, frames=len(video), fps=video.fps, loop=loop, front=front, crop=video.crop,
-        meta={"losses": {"frame to 3D": state.losses}},
+        meta={"losses": {"frame to 3D": state.losses}}, surface=mesh if isinstance(mesh, Mesh) else None,
     )  # fmt: skip
 
 
@@ -331,7 +331,8 @@ def fit_motion(
             key=key,
         )
         losses[stage] = state.losses
-    return replace(scene, gaussians=state.gaussians, field=state.field, meta={**scene.meta, "losses": losses})
+    surface = mesh if scene.surface is None and isinstance(mesh, Mesh) else scene.surface
+    return replace(scene, gaussians=state.gaussians, field=state.field, meta={**scene.meta, "losses": losses}, surface=surface)
 
 
 def motion_passes(config: MotionConfig, frames: int) -> list[tuple[str, Pass]]:
