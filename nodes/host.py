@@ -36,6 +36,7 @@ Distance = io.Custom("A4D_DISTANCE")  # core.align.distance.ObjectDistance
 Objectives = io.Custom("A4D_OBJECTIVES")  # tuple of objectives
 Prior = io.Custom("A4D_PRIOR")  # core.priors.Prior
 Scene = io.Custom("A4D_SCENE")  # core.scene.Scene4D
+Trajectory = io.Custom("A4D_TRAJECTORY")  # core.trajectory.Trajectory
 Turns = io.Custom("A4D_TURNS")  # tuple of two ints, core.fit.loop.Schedule.turns
 
 PRESETS = ["standard", "draft", "paper"]
