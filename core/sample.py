@@ -17,10 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .cameras import FrontCamera
+from .cameras import FrontCamera, matrix_to_quaternion
+from .deformation import ControlNodes
 from .files import atomic_path
 from .mesh import Mesh, write_glb
 from .render.mesh import render_mesh
+from .scene import Scene4D
 
 FRAMES = 14
 FPS = 12.0
@@ -94,6 +96,33 @@ def sample_case(frames: int = FRAMES, size: int = 256, camera: FrontCamera = CAM
         pictures.append(torch.cat([render.color / render.alpha[..., None].clamp_min(1e-6), render.alpha[..., None]], -1))
     stacked = torch.stack(pictures, 1).clamp(0, 1)  # (view, T, size, size, 4)
     return meshes, {"front" if a == 0 else str(a): stacked[k] for k, a in enumerate(azimuths)}
+
+
+def sample_scene(count: int = 8000, frames: int = FRAMES) -> Scene4D:
+    """The walking creature as a scene without any fit: Gaussians on its surface, carried by its true motion."""
+    from .methods.stages import gaussians_on_mesh
+
+    meshes = sample_meshes(frames)
+    gaussians, faces = gaussians_on_mesh(meshes[0], count)
+    field = ControlNodes.build(gaussians, frames, mesh=meshes[0], faces=faces, loop=True)
+    nearest = torch.cdist(field.node_positions, meshes[0].vertices).argmin(1)
+    # The frame of a face at each node turns with its part.
+    touching = torch.zeros(len(meshes[0].vertices), dtype=torch.long)
+    touching[meshes[0].faces.flatten()] = torch.arange(len(meshes[0].faces)).repeat_interleave(3)
+    corners = torch.stack([mesh.vertices[mesh.faces[touching[nearest]]] for mesh in meshes])  # (T, M, 3, 3)
+    along = torch.nn.functional.normalize(corners[..., 1, :] - corners[..., 0, :], dim=-1)
+    across = torch.nn.functional.normalize(torch.linalg.cross(along, corners[..., 2, :] - corners[..., 0, :]), dim=-1)
+    pose = torch.stack([along, across, torch.linalg.cross(along, across)], -1)
+    turn = pose @ pose[:1].mT
+    quats = matrix_to_quaternion(turn)
+    axis = quats[..., 1:]
+    angle = 2 * torch.atan2(axis.norm(dim=-1, keepdim=True), quats[..., :1])
+    place = torch.stack([mesh.vertices[nearest] for mesh in meshes])
+    moved = place + (turn @ (field.node_positions - place[0])[..., None])[..., 0]
+    with torch.no_grad():
+        field.rotations.copy_(torch.nn.functional.normalize(axis, dim=-1) * angle)
+        field.translations.copy_(moved - field.node_positions)
+    return Scene4D(gaussians, field, frames=frames, fps=FPS, loop=True, front=CAMERA)
 
 
 def write_sample(folder: str | os.PathLike[str], frames: int = FRAMES, size: int = 256) -> Path:

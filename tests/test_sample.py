@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from anchor4d.core.mesh import load_mesh
+from anchor4d.core.mesh import load_mesh, sample_surface
 from anchor4d.core.render.mesh import render_mesh
-from anchor4d.core.sample import CAMERA, FRAMES, TEST_AZIMUTHS, sample_case, sample_meshes, write_sample
+from anchor4d.core.sample import CAMERA, FRAMES, TEST_AZIMUTHS, sample_case, sample_meshes, sample_scene, write_sample
 
 
 def test_the_motion_is_smooth_loops_and_shares_topology() -> None:
@@ -54,3 +54,13 @@ def test_the_case_on_disk_equals_the_case_in_memory(tmp_path: Path) -> None:
     loaded, camera = load_mesh(folder / "mesh.glb"), CAMERA.cameras().resized(48, 48)
     a, b = render_mesh(loaded, camera, torch.ones(3)).color, render_mesh(meshes[0], camera, torch.ones(3)).color
     assert float((a - b).abs().mean()) < 2e-3
+
+
+def test_the_sample_is_a_scene_without_a_fit() -> None:
+    scene = sample_scene(1500, frames=6)
+    meshes = sample_meshes(6)
+    with torch.no_grad():
+        for t, tau in enumerate(scene.taus.tolist()):
+            surface = sample_surface(meshes[t], 20_000, torch.Generator().manual_seed(0)).points
+            assert torch.cdist(scene.at(tau).means, surface).amin(1).mean() < 0.01
+        assert (scene.at(0.5).means - scene.gaussians.means).norm(dim=-1).max() > 0.1
