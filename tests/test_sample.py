@@ -63,4 +63,6 @@ def test_the_sample_is_a_scene_without_a_fit() -> None:
         for t, tau in enumerate(scene.taus.tolist()):
             surface = sample_surface(meshes[t], 20_000, torch.Generator().manual_seed(0)).points
             assert torch.cdist(scene.at(tau).means, surface).amin(1).mean() < 0.01
-        assert (scene.at(0.5).means - scene.gaussians.means).norm(dim=-1).max() > 0.1
+        for t, tau in enumerate(scene.taus.tolist()):
+            moved = (scene.at(tau).means - scene.gaussians.means).norm(dim=-1).max()
+            assert float(moved) == pytest.approx(float((meshes[t].vertices - meshes[0].vertices).norm(dim=-1).max()), abs=0.02)
