@@ -14,16 +14,18 @@ import comfy.utils
 import folder_paths
 import numpy as np
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import Types, io, ui
 from comfy_execution.utils import get_executing_context
 from PIL import Image
 from server import PromptServer
 from torch import Tensor
 
+from ..core import sequence
 from ..core.fit.checkpoint import fingerprint
 from ..core.formats.film import to_uint8
 from ..core.models import set_models_folder
 from ..core.render import available_backends
+from ..core.scene import Scene4D
 
 log = logging.getLogger(__name__)
 set_models_folder(folder_paths.models_dir)
@@ -44,6 +46,22 @@ PRESETS = ["standard", "draft", "paper"]
 NONE = "none"
 #: Seconds between live previews, and days that the checkpoint of a run nobody took up again is kept.
 PREVIEW_EVERY, CHECKPOINT_DAYS = 0.5, 14
+
+
+def scene_input(
+    id: str = "scene", tooltip: str = "A still or moving scene, or splats: one, or one a frame.", optional: bool = False
+) -> io.Input:
+    """An input that takes an Anchor4D scene, or the host's SPLAT: :func:`scene_of` makes a scene of either."""
+    return io.MultiType.Input(id, types=[Scene, io.Splat], optional=optional, tooltip=tooltip)
+
+
+def scene_of(value: Scene4D | Types.SPLAT, fps: float = sequence.FPS, loop: bool = False, motion: Any = "auto") -> Scene4D:
+    """What came in through :func:`scene_input`; a batch of splats is one frame each. Call it inside :func:`work`."""
+    if isinstance(value, Scene4D):
+        return value
+    arrays = (value.positions, value.scales, value.rotations, value.opacities, value.sh)
+    sets = sequence.sets_from_arrays(*(array.clone() for array in arrays), counts=value.counts)
+    return sequence.scene_from_gaussians(sets, fps=fps, loop=loop, motion=motion)
 
 
 @contextmanager

@@ -2,7 +2,16 @@
 
 from .base import DeformationField, field_from_config, register_field
 from .control_nodes import ControlNodes
+from .frames import FrameField
 from .hexplane import HexPlane
 from .mlp import DeformationMLP
 
-__all__ = ["ControlNodes", "DeformationField", "DeformationMLP", "HexPlane", "field_from_config", "register_field"]
+__all__ = [
+    "ControlNodes",
+    "DeformationField",
+    "DeformationMLP",
+    "FrameField",
+    "HexPlane",
+    "field_from_config",
+    "register_field",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -23,6 +24,16 @@ class DeformationField(nn.Module):
     name: ClassVar[str]
     arguments: dict[str, Any]
 
+    @property
+    def changes(self) -> frozenset[str]:
+        """Names of the attributes that are not the canonical ones at every time."""
+        return frozenset({"means", "quats", "log_scales"})
+
+    @property
+    def continuous(self) -> bool:
+        """Whether what lies between frames is in between; False where each is a set of its own, shown until the next."""
+        return True
+
     def forward(self, gaussians: Gaussians, tau: Tensor) -> Gaussians:
         """The Gaussians ``(N, ...)`` at times ``tau`` (B,) in [0, 1], as a batch ``(B, N, ...)``."""
         raise NotImplementedError
@@ -43,6 +54,17 @@ class DeformationField(nn.Module):
         raise ValueError(
             f"the {self.name} field cannot be tracked frame by frame; choose control nodes or set tracking to 0 steps"
         )
+
+    def select(self, index: Tensor) -> DeformationField:
+        """The field of a subset of its Gaussians, chosen as by :meth:`Gaussians.select`.
+
+        Fields that ask where a Gaussian is, not which one it is, are their own.
+        """
+        return self
+
+    def recolored(self, function: Callable[[Tensor], Tensor]) -> DeformationField:
+        """The field with ``function`` applied to the harmonics (..., N, K, 3) that it keeps in place of the canonical ones."""
+        return self
 
     def config(self) -> dict[str, Any]:
         """What :func:`field_from_config` needs to build the same field."""

@@ -123,6 +123,16 @@ class ControlNodes(DeformationField):
         field.pairs.copy_(pairs)
         return field.to(gaussians.device)
 
+    @property
+    def changes(self) -> frozenset[str]:
+        return super().changes | ({"opacity_logits"} if self.opacity_logits is not None else set())
+
+    def select(self, index: Tensor) -> ControlNodes:
+        bound, weight = self.bind_index[index.to(self.bind_index.device)], self.bind_weight[index.to(self.bind_index.device)]
+        field = ControlNodes(**{**self.arguments, "points": len(bound)}).to(bound.device)
+        field.load_state_dict({**self.state_dict(), "bind_index": bound, "bind_weight": weight})
+        return field
+
     def key_weights(self, tau: Tensor) -> Tensor:  # (B,) -> (B, keys)
         """Catmull-Rom weights of the keys at times in [0, 1]; exactly one key at its own time."""
         span = self.keys if self.loop else max(self.keys - 1, 1)

@@ -78,6 +78,10 @@ class HexPlane(DeformationField):
         if opacity:
             self.heads["opacity_logits"] = _Head(width, 1)
 
+    @property
+    def changes(self) -> frozenset[str]:
+        return frozenset(self.heads)
+
     def features(self, points: Tensor, tau: Tensor) -> Tensor:  # (N, 3), (B,) -> (B, N, C)
         """Plane features at canonical points and times in [0, 1]."""
         space = points / self.bounds

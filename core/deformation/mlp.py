@@ -48,6 +48,10 @@ class DeformationMLP(DeformationField):
         outputs = {"means": 3, "log_scales": 3, "quats": 4} | ({"opacity_logits": 1} if opacity else {})
         self.heads = nn.ModuleDict({name: zero_linear(width, size) for name, size in outputs.items()})
 
+    @property
+    def changes(self) -> frozenset[str]:
+        return frozenset(self.heads)
+
     def forward(self, gaussians: Gaussians, tau: Tensor) -> Gaussians:
         points = _encode(gaussians.means, self.position_bands)
         times = _encode(tau[:, None], self.time_bands)

@@ -1,0 +1,305 @@
+"""Scenes from what other programs made: sets of Gaussians one a moment, folders and archives of them, and any file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .deformation.frames import FrameField
+from .files import InputError
+from .formats.ply import half_turn
+from .formats.splats import MAX_BYTES, SPLAT_SUFFIXES, decode_splats, read_splats
+from .gaussians import Gaussians
+from .scene import Scene4D
+
+log = logging.getLogger(__name__)
+
+Motion = Literal["auto", "smooth", "steps"]
+#: Frames a second where nothing says otherwise.
+FPS = 12.0
+#: Opacity logit of the Gaussians that fill up the smaller frames: far below what the rasteriser draws.
+INVISIBLE = -20.0
+#: A sequence that would take more memory, in bytes, is refused before it is read.
+MEMORY = 1 << 33
+#: Frames correspond where a Gaussian's own step is at most this part of the way to any Gaussian of the next frame.
+_ALIKE = 0.25
+_MAX_FRAMES, _MANIFEST_BYTES = 100_000, 1 << 20
+
+
+def scene_from_gaussians(
+    sets: Sequence[Gaussians],  # T of (N_t, ...)
+    *,
+    fps: float = FPS,
+    loop: bool = False,
+    motion: Motion = "auto",
+) -> Scene4D:
+    """A scene that shows the given sets one after the other.
+
+    Frames of unequal numbers of Gaussians are filled up with invisible ones, and shown as they are, one after the other.
+    Frames of equal numbers may be the same Gaussians moved: then what lies between two frames is interpolated.
+
+    Args:
+        sets: unbatched, in our frame (+Y up). One makes a still scene.
+        loop: whether the first frame follows the last.
+        motion: "smooth" interpolates, "steps" shows each frame until the next, "auto" finds out whether the frames correspond,
+            see :func:`corresponding`; what it chose is logged and in ``scene.meta["motion"]``.
+
+    Raises:
+        InputError: for no frames, or "smooth" with frames of unequal numbers.
+    """
+    if not sets or not all(len(s) for s in sets):
+        raise InputError(f"frame {next((i for i, s in enumerate(sets) if not len(s)), 0)}: no Gaussians, leave it out")
+    if motion not in ("auto", "smooth", "steps"):
+        raise InputError(f"motion {motion!r}: unknown, choose auto, smooth or steps")
+    if fps <= 0:
+        raise InputError(f"fps {fps:g}: choose more than 0 frames a second")
+    sets = [gaussians.detach().to(torch.float32) for gaussians in sets]
+    if len(sets) == 1:
+        return Scene4D(sets[0], fps=fps)
+    counts = [len(gaussians) for gaussians in sets]
+    ragged = min(counts) != max(counts)
+    if ragged and motion == "smooth":
+        raise InputError(f"frames of {min(counts)} to {max(counts)} Gaussians: smooth motion needs equal ones, choose steps")
+    if motion == "auto":
+        motion = "smooth" if not ragged and corresponding(sets) else "steps"
+        why = "the frames have unequal numbers of Gaussians" if ragged else (
+            "the same Gaussians move from frame to frame" if motion == "smooth" else "each frame has Gaussians of its own"
+        )  # fmt: skip
+        log.info("%d frames: motion %s, since %s", len(sets), motion, why)
+    harmonics = max(gaussians.sh.shape[-2] for gaussians in sets)
+    sets = [_filled(gaussians, max(counts), harmonics) for gaussians in sets]
+    field = FrameField.of(sets, interpolation="linear" if motion == "smooth" else "hold", loop=loop)
+    return Scene4D(sets[0], field, frames=len(sets), fps=fps, loop=loop, meta={"motion": motion})
+
+
+def corresponding(sets: Sequence[Gaussians], samples: int = 2000, pairs: int = 8) -> bool:
+    """Whether frames of equal numbers hold the same Gaussians in the same order.
+
+    The median step of a Gaussian to its namesake in the next frame, beyond the step of the whole, is compared with the median
+    step to a Gaussian drawn at random. Up to ``pairs`` pairs of neighbours are looked at; most must agree.
+    """
+    generator = torch.Generator().manual_seed(0)
+    count = len(sets[0])
+    chosen = torch.randperm(count, generator=generator)[:samples].to(sets[0].device)
+    other = chosen[torch.randperm(len(chosen), generator=generator).to(chosen.device)]
+    votes = []
+    for i in torch.linspace(0, len(sets) - 2, min(pairs, len(sets) - 1)).round().int().tolist():
+        here, there = sets[i].means, sets[i + 1].means
+        own, strange = there[chosen] - here[chosen], there[other] - here[chosen]
+        whole = own.median(0).values
+        votes.append(bool((own - whole).norm(dim=-1).median() <= _ALIKE * (strange - whole).norm(dim=-1).median()))
+    return sum(votes) * 2 > len(votes)
+
+
+def sets_from_arrays(
+    positions: Tensor,  # (B, N, 3)
+    scales: Tensor,  # (B, N, 3) standard deviations
+    rotations: Tensor,  # (B, N, 4) wxyz
+    opacities: Tensor,  # (B, N) or (B, N, 1) in [0, 1]
+    sh: Tensor,  # (B, N, K, 3)
+    counts: Tensor | None = None,  # (B,)
+    name: str = "splats",
+) -> list[Gaussians]:
+    """The host's SPLAT value, activated attributes in the splat files' frame (+Y down), as one set of Gaussians an item.
+
+    Args:
+        counts: how many Gaussians of each item are real; the others are padding.
+
+    Raises:
+        InputError: for values that are not numbers, or an item without Gaussians.
+    """
+    arrays = [a.detach().cpu().float() for a in (positions, scales, rotations, opacities.reshape(positions.shape[:2]), sh)]
+    sizes = [positions.shape[1]] * len(positions) if counts is None else [int(c) for c in counts]
+    sets = []
+    for item, size in enumerate(sizes):
+        place, scale, rotation, opacity, harmonics = (a[item, :size] for a in arrays)
+        if not size:
+            raise InputError(f"{name}: item {item} holds no Gaussians, leave it out")
+        if not all(bool(a.isfinite().all()) for a in (place, scale, rotation, opacity, harmonics)):
+            raise InputError(f"{name}: item {item} holds values that are not numbers (NaN or infinite), make it again")
+        logits = opacity.clamp(1e-6, 1 - 1e-6).logit()
+        sets.append(half_turn(Gaussians(place, rotation, scale.clamp_min(1e-9).log(), logits, harmonics)))
+    return sets
+
+
+def read_sequence(
+    path: str | os.PathLike[str],
+    *,
+    fps: float | None = None,
+    loop: bool | None = None,
+    motion: Motion = "auto",
+    frames: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Scene4D:
+    """A folder or .zip of splat files, one a frame, as a scene.
+
+    A ``manifest.json`` (version 1 of the 4DGS web player's, which :func:`write_splat_sequence` writes) gives the frames' names,
+    fps and loop. Without one, the files of the most frequent splat format are taken in the order of the numbers in their names.
+
+    Args:
+        fps, loop: in place of the manifest's; 12 and False where neither says.
+        motion: see :func:`scene_from_gaussians`.
+        frames: keep so many, evenly spaced over the same duration; all where None.
+        progress: called with the number of files read and of all; it may raise to interrupt.
+
+    Raises:
+        InputError: for a folder or archive that is missing, damaged or too large, or whose frames are.
+    """
+    path = Path(path)
+    if path.is_dir():
+        sizes = {file.name: file.stat().st_size for file in path.iterdir() if file.is_file()}
+        return _read_sequence(path, sizes, lambda name: (path / name).read_bytes(), fps, loop, motion, frames, progress)
+    if not path.is_file():
+        raise InputError(f"{path}: no such folder or .zip, check the path")
+    with _opened(path) as archive:
+        members = {info.filename: info for info in archive.infolist() if not info.is_dir()}
+
+        def unpacked(name: str) -> bytes:
+            try:
+                with archive.open(members[name]) as file:
+                    # No more than it declares, which was checked.
+                    return file.read(members[name].file_size)
+            except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+                raise InputError(f"{path}: {name} cannot be unpacked ({error}), copy or export it again") from None
+
+        sizes = {name: info.file_size for name, info in members.items()}
+        return _read_sequence(path, sizes, unpacked, fps, loop, motion, frames, progress)
+
+
+def _opened(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise InputError(f"{path}: not a readable .zip of splat files ({error}), copy or export it again") from None
+
+
+def _read_sequence(
+    path: Path,
+    sizes: dict[str, int],
+    read: Callable[[str], bytes],
+    fps: float | None,
+    loop: bool | None,
+    motion: Motion,
+    frames: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> Scene4D:
+    manifest, names = _frame_names(path, sizes, read)
+    total = len(names)
+    if frames is not None and frames < total:
+        # As the times of a clip of so many frames fall.
+        steps = torch.arange(frames, dtype=torch.float64)
+        last = total / frames if loop or manifest.get("loop") else (total - 1) / max(frames - 1, 1)
+        names = [names[int(i)] for i in (steps * last).round()]
+    wrong = next((name for name in names if sizes[name] > MAX_BYTES), None)
+    if wrong is not None:
+        raise InputError(f"{path}: {wrong} is larger than {MAX_BYTES >> 30} GiB, thin it out in a splat editor first")
+    sets: list[Gaussians] = []
+    for i, name in enumerate(names):
+        sets.append(decode_splats(read(name), str(path / name)))
+        # Float32 in memory is at least as large as any file.
+        needed = len(names) * max(len(s) * _bytes_each(s) for s in sets)
+        if needed > MEMORY:
+            raise InputError(
+                f"{path}: {len(names)} frames of {len(sets[-1])} Gaussians take {needed / 2**30:.0f} GiB of memory, at most "
+                f"{MEMORY >> 30} are allowed; choose fewer frames or thin the files out"
+            )
+        if progress is not None:
+            progress(i + 1, len(names))
+    rate = fps if fps is not None else float(manifest.get("fps") or FPS) * len(names) / total
+    scene = scene_from_gaussians(sets, fps=rate, loop=bool(manifest.get("loop")) if loop is None else loop, motion=motion)
+    return replace(scene, meta={**scene.meta, "source": path.name})
+
+
+def _bytes_each(gaussians: Gaussians) -> int:
+    """Memory of a Gaussian, in bytes."""
+    return sum(t.element_size() * t.numel() for t in gaussians.tensors().values()) // len(gaussians)
+
+
+def _frame_names(path: Path, sizes: dict[str, int], read: Callable[[str], bytes]) -> tuple[dict[str, Any], list[str]]:
+    """The manifest, {} where there is none, and the names of the frames in order."""
+    at = min((name for name in sizes if Path(name).name == "manifest.json"), key=len, default=None)
+    if at is not None and sizes[at] <= _MANIFEST_BYTES:
+        try:
+            manifest = json.loads(read(at))
+            listed = manifest["frames"]
+            start, count, pattern = int(listed["start"]), int(listed["count"]), str(listed["pattern"])
+            fps = float(manifest.get("fps") or FPS)
+            if not (0 < count <= _MAX_FRAMES and 0 < fps < 10_000):
+                raise ValueError(f"{count} frames at {fps} fps")
+            folder = at[: -len("manifest.json")]
+            names = [folder + _numbered(pattern, start + i) for i in range(count)]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path}: manifest.json is garbled ({error}), export the sequence again or delete it") from None
+        gone = next((name for name in names if name not in sizes), None)
+        if gone is not None:
+            raise InputError(f"{path}: {gone} is missing, which manifest.json lists; copy the whole sequence")
+        return manifest, names
+    splats = [n for n in sizes if Path(n).suffix.lower() in SPLAT_SUFFIXES and not Path(n).name.startswith(".")]
+    splats = [n for n in splats if not n.startswith("__MACOSX/")]
+    if not splats:
+        raise InputError(f"{path}: holds no splat files ({', '.join(SPLAT_SUFFIXES)}), choose the folder that holds the frames")
+    suffixes = [Path(n).suffix.lower() for n in splats]
+    common = max(SPLAT_SUFFIXES, key=suffixes.count)
+    splats = [n for n, suffix in zip(splats, suffixes) if suffix == common]
+    if len(splats) > _MAX_FRAMES:
+        raise InputError(f"{path}: {len(splats)} splat files, at most {_MAX_FRAMES} make a sequence")
+    return {}, sorted(splats, key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)])
+
+
+def _numbered(pattern: str, frame: int) -> str:
+    """``pattern`` with {frame}, or {frame:04} for leading zeros, filled in."""
+    found = re.fullmatch(r"([^{}]*)\{frame(?::0?(\d{1,2})d?)?\}([^{}]*)", pattern)
+    if found is None:
+        raise ValueError(f"pattern {pattern!r}")
+    return f"{found[1]}{frame:0{int(found[2] or 0)}d}{found[3]}"
+
+
+def open_scene(path: str | os.PathLike[str], *, fps: float | None = None, motion: Motion = "auto") -> Scene4D:
+    """A scene from anything that holds one: our scene file, a splat file (still), or a folder or .zip of splat files.
+
+    A folder that a fit wrote opens as its ``scene.safetensors``.
+
+    Args:
+        fps, motion: of sequences, see :func:`read_sequence`.
+
+    Raises:
+        InputError: for a missing, damaged or foreign file.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        fitted = path / "scene.safetensors"
+        return Scene4D.load(fitted) if fitted.is_file() else read_sequence(path, fps=fps, motion=motion)
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder, check the path")
+    if suffix == ".safetensors":
+        return Scene4D.load(path)
+    if suffix == ".zip":
+        return read_sequence(path, fps=fps, motion=motion)
+    if suffix in SPLAT_SUFFIXES:
+        return Scene4D(read_splats(path), meta={"source": path.name})
+    raise InputError(
+        f"{path}: no scene; choose a scene.safetensors, a splat file ({', '.join(SPLAT_SUFFIXES)}), or a folder or .zip of them"
+    )
+
+
+def _filled(gaussians: Gaussians, count: int, harmonics: int) -> Gaussians:
+    """Filled up with invisible Gaussians where the last one is, and with harmonics that are zero."""
+    missing, extra = count - len(gaussians), harmonics - gaussians.sh.shape[-2]
+    gaussians = replace(gaussians, sh=F.pad(gaussians.sh, (0, 0, 0, extra)))
+    if not missing:
+        return gaussians
+    padding = gaussians.map(lambda t: t[-1:].expand(missing, *t.shape[1:]))
+    return Gaussians.cat([gaussians, replace(padding, opacity_logits=padding.opacity_logits.new_full((missing,), INVISIBLE))])
