@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,7 +36,7 @@ from .files import InputError
 VERSION = 1
 INTERPOLATIONS = ("smooth", "linear")
 EASINGS = ("none", "in", "out", "in-out")
-MAX_KEYS = 10_000
+MAX_KEYS, MAX_BYTES = 10_000, 2**24
 #: Degrees between the keys of an orbit, and keys of one wave of a spiral.
 KEY_STEP, KEYS_A_WAVE = 45.0, 24
 #: How far the horizon may lean, as the sine of the angle, and still count as level.
@@ -217,6 +219,25 @@ class Trajectory:
             tuple(keys), bool(data.get("loop", False)), data.get("interpolation", "smooth"), data.get("easing", "none")
         )
 
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Trajectory:
+        """:meth:`from_json` of a file.
+
+        Raises:
+            InputError: naming the file, where it cannot be read or holds no trajectory.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise InputError(f"{path}: no such file, give the JSON of a trajectory")
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path}: {path.stat().st_size / 2**20:.0f} MB is no trajectory, give the JSON of one")
+        try:
+            return Trajectory.from_json(path.read_text(encoding="utf-8"))
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+        except UnicodeDecodeError:
+            raise InputError(f"{path}: not text, give the JSON of a trajectory") from None
+
     def _eased(self, times: Tensor) -> Tensor:
         t = times.to(torch.float64)
         return {"none": t, "in": t * t, "out": t * (2 - t), "in-out": t * t * (3 - 2 * t)}[self.easing]
@@ -282,7 +303,8 @@ class _Curve:
 
     def angles(self, values: Tensor) -> Tensor:  # (K,) radians -> (F,)
         """Each the shorter way to the next; of two equally long ways, the counter-clockwise."""
-        chords = math.pi - (math.pi - self._chords(values[:, None])).remainder(2 * math.pi)
+        longest = math.pi + 1e-4  # so that rounding decides nothing
+        chords = longest - (longest - self._chords(values[:, None])).remainder(2 * math.pi)
         return (values[self.segment][:, None] + sum(self._steps(chords)))[:, 0]
 
     def rotations(self, quats: Tensor) -> Tensor:  # (K, 4) wxyz -> (F, 4)

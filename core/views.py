@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,9 @@ from .video import DrivingVideo
 
 #: Where a scene without an aligned camera is seen from.
 DEFAULT_FRONT = FrontCamera(fovy=49.1, distance=2.0, width=512, height=512)
+
+#: How many frames are drawn at once: at most so many, of at most so many pixels together.
+CHUNK_FRAMES, CHUNK_PIXELS = 8, 2**22
 
 #: Called after each frame with the number done and the number of all; it may raise to interrupt.
 FrameProgress = Callable[[int, int], None]
@@ -41,6 +45,66 @@ def scene_cameras(
     return cameras.resized(max(1, round(cameras.width * scale)), max(1, round(cameras.height * scale)))
 
 
+def renders(
+    scene: Scene4D,
+    cameras: Cameras,  # (C,), or (F, C) to move with time
+    taus: Tensor | None = None,  # (F,) in [0, 1]
+    *,
+    backend: str = "auto",
+    progress: FrameProgress | None = None,
+) -> Iterator[Render]:
+    """A scene over time from every camera: one render (C, H, W) without a background for each time, on the scene's device.
+
+    A few frames are drawn at once, which spares most of the field's time, but only as many as fit into little memory.
+
+    Args:
+        cameras: standing still, or a batch for each time.
+        taus: times of the frames; the clip's own where None.
+
+    Raises:
+        ValueError: where cameras that move are more or fewer than the times.
+    """
+    times = scene.taus if taus is None else taus
+    moving = len(cameras.batch) == 2
+    if moving and len(cameras) != len(times):
+        raise ValueError(f"cameras for {len(cameras)} frames, but {len(times)} times, give as many of both")
+    pixels = cameras.batch[-1] * cameras.width * cameras.height
+    chunk = max(1, min(CHUNK_FRAMES, CHUNK_PIXELS // max(pixels, 1)))
+    for start, end in pairwise([*range(0, len(times), chunk), len(times)]):
+        with torch.no_grad():
+            drawn = rasterize(scene.at(times[start:end]), cameras[start:end] if moving else cameras, backend=backend)
+        for index in range(end - start):
+            if progress is not None:
+                progress(start + index + 1, len(times))
+            yield Render(drawn.color[index], drawn.alpha[index], drawn.depth[index])
+
+
+def render_film(
+    scene: Scene4D,
+    cameras: Cameras,  # (F,), or (1,) to stand still
+    taus: Tensor | None = None,  # (F,) in [0, 1]
+    *,
+    background: Tensor | None = None,  # (3,)
+    backend: str = "auto",
+    progress: FrameProgress | None = None,
+) -> Iterator[Tensor]:  # (H, W, 4) or (H, W, 3)
+    """The frames of a film, one after the other, on the CPU: a long one never lies in memory whole.
+
+    Args:
+        cameras: one for each frame.
+        taus: the clip's moment in each frame; the clip's own times, repeated as often as the cameras last, where None.
+        background: colour to draw over; straight-alpha RGBA where None.
+    """
+    if taus is None:
+        taus = scene.taus if len(cameras) == 1 else repeated(scene, len(cameras))
+    standing = len(cameras) == 1 != len(taus)
+    for render in renders(scene, cameras if standing else cameras.reshape(-1, 1), taus, backend=backend, progress=progress):
+        if background is None:
+            yield straight_alpha(render)[0].cpu()
+        else:
+            yield (render.color + (1 - render.alpha[..., None]) * background.to(render.color))[0].clamp(0, 1).cpu()
+
+
 def render_frames(
     scene: Scene4D,
     cameras: Cameras,  # (C,), or (F, C) to move with time
@@ -49,21 +113,13 @@ def render_frames(
     backend: str = "auto",
     progress: FrameProgress | None = None,
 ) -> Tensor:  # (C, F, H, W, 4)
-    """A scene over time from every camera, straight-alpha RGBA in [0, 1] on the CPU.
+    """All pictures of :func:`renders`, straight-alpha RGBA in [0, 1] on the CPU."""
+    return torch.stack([straight_alpha(r).cpu() for r in renders(scene, cameras, taus, backend=backend, progress=progress)], 1)
 
-    Args:
-        cameras: standing still, or a batch for each time.
-        taus: times of the frames; the clip's own where None.
-    """
-    times: list[float] = (scene.taus if taus is None else taus).tolist()
-    pictures = []
-    for index, tau in enumerate(times):
-        with torch.no_grad():
-            render = rasterize(scene.at(tau), cameras[index] if len(cameras.batch) == 2 else cameras, backend=backend)
-        pictures.append(straight_alpha(render).cpu())
-        if progress is not None:
-            progress(index + 1, len(times))
-    return torch.stack(pictures, 1)
+
+def repeated(scene: Scene4D, count: int) -> Tensor:  # (count,)
+    """Times of the clip played again and again, one frame of the clip a frame of the film."""
+    return scene.taus.repeat(-(-count // scene.frames))[:count]
 
 
 def turning_cameras(scene: Scene4D, resolution: int, turns: int = 4) -> tuple[Cameras, Tensor]:
@@ -111,14 +167,3 @@ def reframed(
     shown = F.grid_sample(F.avg_pool2d(rgba, shrink), pixels, mode="bilinear", padding_mode="zeros", align_corners=False)
     shown = shown.movedim(1, -1)
     return shown[..., :3] + (1 - shown[..., 3:]) * background.to(shown)
-
-
-def turning(scene: Scene4D, resolution: int, turns: int = 4) -> tuple[Scene4D, Cameras]:
-    """A scene whose clip repeats ``turns`` times while a camera that frames the whole object circles it once.
-
-    Returns:
-        what :func:`render_frames` takes: the scene is repeated by the cameras, (turns * frames, 1).
-    """
-    count = turns * scene.frames
-    azimuths = torch.arange(count, dtype=torch.float32) * (360 / count)
-    return scene, (scene.front or DEFAULT_FRONT).centred(resolution, azimuths).reshape(count, 1)
