@@ -60,6 +60,7 @@ class Schedule:
         smoothing: factor on how far the field spreads each step over neighbours and time; below 1 for fine detail.
         stiffness: factor on the weights of the regularisers (rigidity, smoothness).
         means_final: further factor to which the rate of the Gaussians' positions falls log-linearly (DreamGaussian4D: 0.02).
+        means_until: progress at which that factor is reached (STAG4D: a quarter of its steps).
         turns: where both are trained, the steps that the field and then the Gaussians have their turn while the other rests
             (Align4D's asynchronous optimisation); (0, 0) trains both in every step.
     """
@@ -75,6 +76,7 @@ class Schedule:
     smoothing: float = 1.0
     stiffness: float = 1.0
     means_final: float = 1.0
+    means_until: float = 1.0
     turns: tuple[int, int] = (0, 0)
 
     def trained(self, index: int, train: Train) -> tuple[str, ...]:
@@ -106,14 +108,19 @@ class FitState:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a fit looks at: see :class:`FitStep`."""
+    """What a fit looks at: see :class:`FitStep`.
 
-    video: DrivingVideo
+    Args:
+        taus: times of the frames that are fitted: all those of the clip or, from frame ``first`` on, some.
+    """
+
+    video: DrivingVideo | None
     taus: Tensor
     fronts: list[FrontCamera]
     meshes: list[Object3D] = dataclasses.field(default_factory=list)
     loop: bool = False
     backend: str = "auto"
+    first: int = 0
 
 
 #: Learning rates of the static stage (DreamGaussian4D's, positions falling to 2 %).
@@ -157,6 +164,7 @@ def run_fit(
     generator = torch.Generator().manual_seed(seed)
     gaussians, deformation = state.gaussians.detach().clone(), state.field
     losses: dict[str, list[float]] = {}
+    factors: dict[str, float] = {}  # of objectives that are scaled to a share of the others
     rates = GAUSSIAN_LR if gaussian_lr is None else gaussian_lr
 
     if train != "gaussians" and deformation is None:
@@ -168,8 +176,8 @@ def run_fit(
             assert deformation is not None
             made["field"] = Adam(deformation.parameter_groups(schedule.one_by_one == 0, schedule.smoothing))
         if train != "field":
-            finals = {"means": schedule.means_final}
-            groups = [Group(n, t, rates[n], final=finals.get(n, 1.0)) for n, t in gaussians.tensors().items()]
+            falls = {"means": (schedule.means_final, schedule.means_until)}
+            groups = [Group(n, t, rates[n], None, *falls.get(n, (1.0, 1.0))) for n, t in gaussians.tensors().items()]
             made["gaussians"] = Adam([group for group in groups if group.lr > 0])
         return made
 
@@ -179,6 +187,7 @@ def run_fit(
         tensors, header = load_checkpoint(path)
         if header["stage"] == stage and header["key"] == key:
             first, resumed, losses = header["step"], tensors, header["losses"]
+            factors = header.get("factors", {})
             gaussians = Gaussians(**{k: tensors[f"gaussians.{k}"] for k in gaussians.tensors()}).to(gaussians.device)
             if deformation is not None:
                 deformation.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("field.")})
@@ -202,7 +211,7 @@ def run_fit(
             tensors |= {f"field.{k}": v for k, v in deformation.state_dict().items()}
         if density is not None:
             tensors |= {f"density.{k}": v for k, v in density.state().items()}
-        save_checkpoint(path, tensors, {"stage": stage, "key": key, "step": step, "losses": losses})
+        save_checkpoint(path, tensors, {"stage": stage, "key": key, "step": step, "losses": losses, "factors": factors})
 
     count = len(inputs.taus)
     order = tracking_order(count, inputs.loop) if schedule.one_by_one else []
@@ -234,14 +243,20 @@ def run_fit(
             background = torch.rand(3, generator=generator) if schedule.background == "random" else torch.ones(3)
             statistics: list[ScreenStatistics] | None = [] if density is not None else None
             step = FitStep(
-                index=index, total=schedule.steps, canonical=gaussians, field=deformation, frames=frames,
-                taus=inputs.taus[frames].to(device), video=inputs.video, fronts=inputs.fronts,
+                index=index, total=schedule.steps, canonical=gaussians, field=deformation, frames=inputs.first + frames,
+                taus=inputs.taus[frames].to(device), driving=inputs.video, times=inputs.taus.to(device), fronts=inputs.fronts,
                 resolution=schedule.resolution(index / schedule.steps), background=background.to(device), generator=generator,
                 still=state.gaussians, meshes=inputs.meshes, loop=inputs.loop,
                 tracking=order[turn] if order else None, stiffness=schedule.stiffness, backend=inputs.backend,
                 statistics=statistics,
             )  # fmt: skip
             terms = {objective.name: objective(step) for objective in objectives}
+            trained = [group.parameter for part in turns for group in optimisers[part].groups]
+            for objective in objectives:
+                share = getattr(objective, "share", 0.0)
+                if share > 0 and objective.name not in factors and index >= getattr(objective, "share_step", 0):
+                    factors |= _shared(objective.name, share, terms, trained)
+            terms = {name: factors.get(name, 1.0) * term for name, term in terms.items()}
             total = torch.stack([term for term in terms.values()]).sum()
             if total.requires_grad:
                 total.backward()
@@ -295,12 +310,27 @@ def tracking_order(frames: int, loop: bool) -> list[tuple[int, int, int]]:
     return order
 
 
+def _shared(name: str, share: float, terms: dict[str, Tensor], trained: Sequence[Tensor]) -> dict[str, float]:
+    """The factor that gives a term's gradient its share of the others'; none while either has no gradient."""
+
+    def size(loss: Tensor) -> float:
+        if not loss.requires_grad:
+            return 0.0
+        gradients = torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True)
+        return float(sum(g.square().sum() for g in gradients if g is not None)) ** 0.5
+
+    own, rest = size(terms[name]), size(sum((term for other, term in terms.items() if other != name), torch.zeros(())))
+    return {name: share * rest / own} if own > 0 and rest > 0 else {}
+
+
 def _finite(value: float) -> bool:
     return value == value and abs(value) != float("inf")
 
 
 @torch.no_grad()
 def _preview(step: FitStep) -> Tensor:
-    """Target and render of one frame side by side, (H, 2 W, 3)."""
+    """Target and render of one frame side by side, (H, 2 W, 3); without a video, the first and last frame of the step."""
+    if step.driving is None:
+        return torch.cat([step.front.color[t, 0].detach().clamp(0, 1) for t in (0, -1)], 1)
     target, _ = step.target
     return torch.cat([target[-1, 0], step.front.color[-1, 0].detach().clamp(0, 1)], 1)

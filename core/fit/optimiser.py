@@ -21,6 +21,7 @@ class Group:
         smooth: symmetric linear map S. Adam then runs on u with parameter = S u, so that a gradient on one node moves its
             whole neighbourhood at once (the reparametrisation of "Large Steps in Inverse Rendering", Nicolet et al. 2021).
         final: factor to which the rate falls log-linearly over the fit, besides the schedule's.
+        until: progress at which that factor is reached; it stays so.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Group:
     lr: float
     smooth: Callable[[Tensor], Tensor] | None = None
     final: float = 1.0
+    until: float = 1.0
 
 
 class Adam:
@@ -61,7 +63,8 @@ class Adam:
                 m, v = first, second
             m = m.mul(b1).add_(gradient, alpha=1 - b1)
             v = v.mul(b2).addcmul_(gradient, gradient, value=1 - b2)
-            change = (m / correction1) / ((v / correction2).sqrt_() + self.eps) * (-group.lr * factor * group.final**rho)
+            rate = group.lr * factor * group.final ** min(rho / group.until, 1.0)
+            change = (m / correction1) / ((v / correction2).sqrt_() + self.eps) * -rate
             if rows is not None:
                 first[rows], second[rows] = m, v
                 change = torch.zeros_like(group.parameter).index_copy_(0, rows.to(change.device), change)

@@ -7,8 +7,9 @@ to the clip (3D to 4D). A method is a :class:`MethodConfig`: which search, which
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from dataclasses import field as default
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from ..deformation import ControlNodes, DeformationField, DeformationMLP, HexPla
 from ..fit.checkpoint import fingerprint
 from ..fit.density import DensityControl
 from ..fit.estimate import FitEstimate, Pass, estimate_passes
-from ..fit.loop import FitState, Inputs, Progress, Schedule, Train, run_fit
+from ..fit.loop import GAUSSIAN_LR, FitState, Inputs, Progress, Schedule, Train, run_fit
 from ..gaussians import Gaussians, from_points, neighbour_distances
 from ..mesh import Mesh, sample_surface
 from ..object3d import Object3D, SplatObject
@@ -47,12 +48,16 @@ class StaticConfig:
         schedule: of the fit.
         objectives: its terms.
         density: clone, split and prune, or None.
+        rates: learning rates of the Gaussians in place of :data:`~..fit.loop.GAUSSIAN_LR`.
+        frame: which frame of the clip is fitted, "first" or "middle"; a given object shows the first.
     """
 
     gaussians: int
     schedule: Schedule
     objectives: tuple[Objective, ...]
     density: DensityControl | None = None
+    rates: Mapping[str, float] | None = None
+    frame: Literal["first", "middle"] = "first"
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,10 @@ class MotionConfig:
         nodes: control nodes.
         opacity: whether opacity moves.
         train: "field", or "both": the Gaussians too, at once or in turns (:attr:`Schedule.turns`).
+        density: clone, split and prune in the pass over all frames, where the Gaussians are trained and the field moves any
+            number of them (not control nodes); or None.
+        rates: learning rates of the Gaussians in place of :data:`~..fit.loop.GAUSSIAN_LR`.
+        planes: arguments of the HexPlane in place of its defaults.
     """
 
     field: Literal["control-nodes", "hexplane", "mlp"]
@@ -81,6 +90,9 @@ class MotionConfig:
     nodes: int = 300
     opacity: bool = False
     train: Train = "field"
+    density: DensityControl | None = None
+    rates: Mapping[str, float] | None = None
+    planes: Mapping[str, Any] = default(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -247,10 +259,12 @@ def fit_static(
         gaussians, _ = gaussians_on_mesh(mesh, config.gaussians, seed)
     state = FitState(gaussians.to(video.frames.device))
     if config.objectives:
-        inputs = Inputs(video=video, taus=torch.zeros(1), fronts=[front], meshes=[mesh], backend=backend)
+        frame = len(video) // 2 if config.frame == "middle" else 0
+        inputs = Inputs(video=video, taus=torch.zeros(1), fronts=[front], meshes=[mesh], backend=backend, first=frame)
         state = run_fit(
             "frame to 3D", state, config.objectives, config.schedule, inputs, train="gaussians", seed=seed,
-            density=None if config.density is None else replace(config.density), progress=progress, checkpoint=checkpoint,
+            density=None if config.density is None else replace(config.density), gaussian_lr=_rates(config),
+            progress=progress, checkpoint=checkpoint,
             key=fingerprint(video.frames, video.masks, mesh.vertices, asdict(front), repr(config), seed),
         )  # fmt: skip
     loop = looks_looping(video)
@@ -273,8 +287,9 @@ def build_field(config: MotionConfig, scene: Scene4D, mesh: Object3D | None = No
             scene.gaussians, scene.frames, mesh=surface, nodes=config.nodes, loop=scene.loop, opacity=config.opacity
         )
     if config.field == "hexplane":
-        field = HexPlane(time_resolution=max(2, math.ceil(0.85 * scene.frames)), opacity=config.opacity)
-        return field.to(scene.gaussians.device)
+        time_resolution = max(2, math.ceil(0.85 * scene.frames))
+        settings: dict[str, Any] = {"time_resolution": time_resolution, "opacity": config.opacity, **config.planes}
+        return HexPlane(**settings).to(scene.gaussians.device)
     if config.field == "mlp":
         return DeformationMLP(opacity=config.opacity).to(scene.gaussians.device)
     raise ValueError(f"field {config.field!r}: unknown, choose control-nodes, hexplane or mlp")
@@ -326,6 +341,8 @@ def fit_motion(
             inputs,
             train=part.train,
             seed=seed,
+            density=None if config.density is None or stage != "3D to 4D" else replace(config.density),
+            gaussian_lr=_rates(config),
             progress=progress,
             checkpoint=path,
             key=key,
@@ -390,6 +407,10 @@ def estimate(
         return estimate_passes(passes, FitState(scene.gaussians), inputs)
     state = FitState(scene.gaussians, build_field(config, scene, mesh))
     return estimate_passes([part for _, part in motion_passes(config, len(video))], state, inputs)
+
+
+def _rates(config: StaticConfig | MotionConfig) -> dict[str, float] | None:
+    return None if config.rates is None else GAUSSIAN_LR | dict(config.rates)
 
 
 def _with_stage(checkpoint: str | Path, stage: str) -> Path:

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cameras import Cameras, FrontCamera
+from ..cameras import Cameras, Crop, FrontCamera
+from ..files import InputError
 from ..gaussians import Gaussians
 from ..object3d import Object3D
 from ..render import Render, ScreenStatistics, rasterize
@@ -27,13 +28,31 @@ Weight = Callable[[float], float]
 
 @dataclass(frozen=True)
 class Ramp:
-    """A weight that changes evenly. A value, not a function: its repr names a run's settings, in checkpoints and reports."""
+    """A weight that changes evenly. A value, not a function: its repr names a run's settings, in checkpoints and reports.
+
+    Args:
+        start, end: weights.
+        until: progress at which the end is reached; it stays so.
+    """
 
     start: float
     end: float
+    until: float = 1.0
 
     def __call__(self, rho: float) -> float:
-        return self.start + (self.end - self.start) * rho
+        return self.start + (self.end - self.start) * min(rho / self.until, 1.0)
+
+
+@dataclass(frozen=True)
+class Switch:
+    """A weight that changes at once, at a progress ``at``."""
+
+    start: float
+    end: float
+    at: float
+
+    def __call__(self, rho: float) -> float:
+        return self.start if rho < self.at else self.end
 
 
 def constant(value: float) -> Weight:
@@ -47,7 +66,11 @@ def linear(start: float, end: float, scale: float = 1.0) -> Weight:
 
 
 class Objective(Protocol):
-    """One term of a fit. Implementations are small dataclasses; their fields are their settings."""
+    """One term of a fit. Implementations are small dataclasses; their fields are their settings.
+
+    One with a field ``share`` above 0 is scaled once, at step ``share_step``, so that its gradient on what is trained is that
+    share of all other terms'.
+    """
 
     name: ClassVar[str]
 
@@ -66,7 +89,8 @@ class FitStep:
         field: the deformation field; None in the static stage.
         frames: the clip's frames of this step, (B,).
         taus: their times, (B,).
-        video: the driving video.
+        driving: the driving video; None where no video drives the object.
+        times: of all frames of the fit, (T,).
         fronts: the aligned front camera of each frame of the clip; one for all where its length is 1.
         resolution: of this step's front renders, pixels.
         background: colour behind this step's renders and targets, (3,).
@@ -86,7 +110,8 @@ class FitStep:
     field: DeformationField | None
     frames: Tensor
     taus: Tensor
-    video: DrivingVideo
+    driving: DrivingVideo | None
+    times: Tensor
     fronts: list[FrontCamera]
     resolution: int
     background: Tensor
@@ -105,9 +130,20 @@ class FitStep:
         return self.index / max(self.total - 1, 1)
 
     @property
+    def video(self) -> DrivingVideo:
+        """The driving video.
+
+        Raises:
+            InputError: where there is none, so that an objective that asks for it has no place in this fit.
+        """
+        if self.driving is None:
+            raise InputError("objectives: one of them compares with a driving video, and this fit has none; unplug it")
+        return self.driving
+
+    @property
     def frame_count(self) -> int:
         """Frames of the whole clip."""
-        return len(self.video)
+        return len(self.times) if self.driving is None else len(self.driving)
 
     @cached_property
     def gaussians(self) -> Gaussians:
@@ -118,9 +154,12 @@ class FitStep:
 
     @cached_property
     def front_cameras(self) -> Cameras:
-        """The front camera of each of this step's frames, (B, 1)."""
+        """The front camera of each of this step's frames, (B, 1); of a fit without a video, a square of its picture."""
+        front = self.fronts[0]
+        side = max(front.width, front.height)
+        whole = Crop((front.width - side) / 2, (front.height - side) / 2, side, front.width, front.height)
         if len(self.fronts) == 1:
-            camera = self.fronts[0].cropped(self.video.crop, self.resolution)
+            camera = front.cropped(whole if self.driving is None else self.driving.crop, self.resolution)
             cameras = Cameras(
                 camera.world_to_camera.expand(len(self.frames), 4, 4),
                 camera.K.expand(len(self.frames), 3, 3),
@@ -131,13 +170,14 @@ class FitStep:
             cameras = Cameras.cat([self.fronts[int(t)].cropped(self.video.crop, self.resolution) for t in self.frames])
         return cameras.to(self.canonical.device).reshape(len(self.frames), 1)
 
-    def render(self, gaussians: Gaussians, cameras: Cameras) -> Render:
-        """:func:`rasterize` on this step's background, with its renderer and statistics."""
+    def render(self, gaussians: Gaussians, cameras: Cameras, background: Tensor | None = None) -> Render:
+        """:func:`rasterize` with this step's renderer and statistics, on its background or another."""
         statistics = None
         if self.statistics is not None:
             statistics = ScreenStatistics()
             self.statistics.append(statistics)
-        return rasterize(gaussians, cameras, self.background, backend=self.backend, statistics=statistics)
+        behind = self.background if background is None else background
+        return rasterize(gaussians, cameras, behind, backend=self.backend, statistics=statistics)
 
     @cached_property
     def front(self) -> Render:
