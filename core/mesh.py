@@ -14,7 +14,7 @@ import os
 import re
 import struct
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, fields, replace
 from io import BytesIO
 from pathlib import Path
@@ -610,9 +610,23 @@ class _Buffers(_Folder):
         return self.buffers[int(key[1:])]
 
 
-def _read_gltf(path: Path, files: _Folder) -> tuple[dict[str, Any], list[bytes]]:
-    """Header and buffers of a glTF file, every declared length and count checked against what is there."""
+def read_gltf(path: Path, extensions: Set[str] = frozenset()) -> tuple[dict[str, Any], list[bytes]]:
+    """Header and buffers of a .glb or .gltf file, every declared length and count checked against what is there.
 
+    Args:
+        extensions: that the file may require, those of meshes aside.
+
+    Raises:
+        InputError: for a missing, damaged, oversized or foreign file; damage may raise other errors too.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file, check the path")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise InputError(f"{path}: larger than {MAX_FILE_BYTES >> 20} MB, export fewer frames or a smaller object")
+    return _read_gltf(path, _Folder(path), extensions)
+
+
+def _read_gltf(path: Path, files: _Folder, extensions: Set[str] = frozenset()) -> tuple[dict[str, Any], list[bytes]]:
     def damaged(reason: str) -> InputError:
         return InputError(f"{path}: {reason}, export it again")
 
@@ -637,7 +651,7 @@ def _read_gltf(path: Path, files: _Folder) -> tuple[dict[str, Any], list[bytes]]
         binary = next((chunk for kind, chunk in chunks if kind == b"BIN\0"), b"")
     else:
         header = json.loads(data)
-    unknown = set(header.get("extensionsRequired", [])) - _GLTF_EXTENSIONS
+    unknown = set(header.get("extensionsRequired", [])) - _GLTF_EXTENSIONS - extensions
     if unknown:
         raise InputError(f"{path}: needs {', '.join(sorted(unknown))}, which is not read here, export it without compression")
     if not str(header.get("asset", {}).get("version", "2.0")).startswith("2"):

@@ -122,7 +122,7 @@ def sample_scene(count: int = 8000, frames: int = FRAMES) -> Scene4D:
     with torch.no_grad():
         field.rotations.copy_(torch.nn.functional.normalize(axis, dim=-1) * angle)
         field.translations.copy_(moved - field.node_positions)
-    return Scene4D(gaussians, field, frames=frames, fps=FPS, loop=True, front=CAMERA)
+    return Scene4D(gaussians, field, frames=frames, fps=FPS, loop=True, front=CAMERA, surface=meshes[0])
 
 
 def write_sample(folder: str | os.PathLike[str], frames: int = FRAMES, size: int = 256) -> Path:
