@@ -103,7 +103,7 @@ def video_of(gaussians: Gaussians, field: HexPlane | None = None) -> DrivingVide
 def step_of(gaussians: Gaussians, field: HexPlane, index: int = 0, **changes: Any) -> FitStep:
     step = FitStep(
         index=index, total=11, canonical=gaussians, field=field, frames=torch.arange(FRAMES), taus=frame_times(FRAMES),
-        video=video_of(gaussians, field), fronts=[FRONT], resolution=64, background=WHITE,
+        driving=video_of(gaussians, field), times=frame_times(FRAMES), fronts=[FRONT], resolution=64, background=WHITE,
         generator=torch.Generator().manual_seed(5), still=gaussians,
     )  # fmt: skip
     return replace(step, **changes)

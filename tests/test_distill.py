@@ -307,8 +307,8 @@ def test_distillation_brings_a_wrong_object_back_to_the_truth() -> None:
 def moving_step(field: DeformationMLP, gaussians: Gaussians, frames: int = 5) -> FitStep:
     return FitStep(
         index=0, total=10, canonical=gaussians, field=field, frames=torch.arange(frames), taus=frame_times(frames),
-        video=still_video(frames), fronts=[FRONT], resolution=64, background=WHITE, generator=torch.Generator().manual_seed(5),
-        still=gaussians,
+        driving=still_video(frames), times=frame_times(frames), fronts=[FRONT], resolution=64, background=WHITE,
+        generator=torch.Generator().manual_seed(5), still=gaussians,
     )  # fmt: skip
 
 

@@ -54,7 +54,8 @@ def step_of(gaussians: Gaussians, field: DeformationField | None = None, **chang
         field=field,
         frames=frames,
         taus=frame_times(FRAMES)[frames],
-        video=video_of(gaussians),
+        driving=video_of(gaussians),
+        times=frame_times(FRAMES),
         fronts=[FRONT],
         resolution=SIZE,
         background=torch.tensor([0.9, 0.2, 0.4]),
@@ -197,7 +198,7 @@ def test_ssim_stands_in_where_the_machine_has_no_backbone(
         assert isinstance(distance, SSIMDistance)
         with_term = FrontMatch(weight=constant(0.0), perceptual=1.0)
         other = video_of(replace(gaussians, sh=-gaussians.sh))
-        assert float(with_term(step_of(gaussians, video=other))) > 0.01
+        assert float(with_term(step_of(gaussians, driving=other))) > 0.01
         assert float(with_term(step_of(gaussians))) < 1e-4
     finally:
         perceptual_distance.cache_clear()

@@ -5,6 +5,7 @@ from .control_nodes import ControlNodes
 from .frames import FrameField
 from .hexplane import HexPlane
 from .mlp import DeformationMLP
+from .time_gated import TimeGatedMLP
 
 __all__ = [
     "ControlNodes",
@@ -12,6 +13,7 @@ __all__ = [
     "DeformationMLP",
     "FrameField",
     "HexPlane",
+    "TimeGatedMLP",
     "field_from_config",
     "register_field",
 ]

@@ -47,8 +47,8 @@ class Rigidity:
         elif step.field is not None:
             # A random part of the Gaussians stands for all of them.
             chosen = torch.randperm(len(step.canonical), generator=step.generator)[:2048].to(step.canonical.device)
-            near = _neighbours(step, self.k)[chosen]
-            pairs = torch.stack([chosen[:, None].expand_as(near), near], -1).flatten(0, 1)
+            others = near(step, self.k)[chosen]
+            pairs = torch.stack([chosen[:, None].expand_as(others), others], -1).flatten(0, 1)
             rotations = quaternion_multiply(
                 step.gaussians.quats, step.canonical.quats * step.canonical.quats.new_tensor([1, -1, -1, -1])
             )
@@ -84,13 +84,12 @@ def soften(edge_weight: Tensor, strain: Tensor, floor: float) -> None:
     edge_weight.copy_((weight / weight.mean()).clamp(0.1, 5.0))
 
 
-def _neighbours(step: FitStep, k: int) -> Tensor:
+def near(step: FitStep, k: int) -> Tensor:  # (N, k)
     """Nearest neighbours of the canonical Gaussians, kept with the field as long as their number stays."""
-    kept = step.field.__dict__.get("_rigidity_neighbours")
-    if kept is None or kept.shape != (len(step.canonical), k):
-        kept = neighbours(step.canonical.means, k)
-        step.field.__dict__["_rigidity_neighbours"] = kept
-    return kept
+    kept: dict[int, Tensor] = step.field.__dict__.setdefault("_near", {})
+    if k not in kept or len(kept[k]) != len(step.canonical):
+        kept[k] = neighbours(step.canonical.means, k)
+    return kept[k]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,77 @@
+"""Regularisers of where a deformation takes the Gaussians (Align Your Gaussians, arXiv 2312.13763)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .base import FitStep, Weight, constant
+from .rigidity import near
+
+
+@dataclass(frozen=True)
+class StayInPlace:
+    """The object's centre and extent stay near those of the still object: the Jensen-Shannon term, its mean over times.
+
+    A text-to-video model takes an object that slides for one that moves; without this term sliding is what it gets.
+
+    Args:
+        weight: of the divergence.
+        share: above 0, the weight is scaled once, at ``share_step``, so that the term's gradient is this share of the others'.
+        share_step: when.
+    """
+
+    name: ClassVar[str] = "stay in place"
+    weight: Weight = constant(1.0)  # noqa: RUF009
+    share: float = 0.0
+    share_step: int = 100
+
+    def __call__(self, step: FitStep) -> Tensor:
+        if step.field is None:
+            raise ValueError("stay in place objective: it belongs to the motion stage, the static stage has no field")
+        return step.stiffness * self.weight(step.rho) * divergence(step.canonical.means, step.gaussians.means).mean()
+
+
+def divergence(rest: Tensor, moved: Tensor) -> Tensor:  # (N, 3), (B, N, 3) -> (B,)
+    """Jensen-Shannon divergence of two sets' positions, each taken as a Gaussian with a diagonal covariance.
+
+    The mixture is replaced by the Gaussian of mean centre and mean variance, which makes it a closed form: 0 where centre and
+    variances agree; unlike variances alone, or unlike centres, make it positive.
+    """
+    centre, centres = rest.mean(0), moved.mean(1)
+    variance, variances = (x.var(-2, unbiased=False).clamp_min(1e-8) for x in (rest, moved))
+    both = variance + variances
+    logs = 0.5 * both.log() - 0.25 * variance.log() - 0.25 * variances.log() - 0.5 * math.log(2)
+    return (logs + 0.25 * (centres - centre).square() / both).sum(-1)
+
+
+@dataclass(frozen=True)
+class Togetherness:
+    """Neighbours in the still object are displaced alike: ``mean_i sum_j |Delta_i - Delta_j|^2`` over i's k nearest j.
+
+    The paper's own formula is not public; this is Comp4D's, a follower's. It says nothing of rotations, which positions alone
+    do not have: turning costs as bending does. The Gaussians of each step are a random part.
+
+    Args:
+        weight: of the mean over Gaussians and times.
+        k: neighbours.
+        sample: Gaussians i a step; 0 = all.
+    """
+
+    name: ClassVar[str] = "togetherness"
+    weight: Weight = constant(1000.0)  # noqa: RUF009
+    k: int = 40
+    sample: int = 2048
+
+    def __call__(self, step: FitStep) -> Tensor:
+        if step.field is None:
+            raise ValueError("togetherness objective: it belongs to the motion stage, the static stage has no field")
+        count = len(step.canonical)
+        chosen = torch.randperm(count, generator=step.generator)[: self.sample or count].to(step.canonical.device)
+        delta = step.gaussians.means - step.canonical.means
+        apart = delta[:, chosen, None] - delta[:, near(step, self.k)[chosen]]  # (B, n, k, 3)
+        return step.stiffness * self.weight(step.rho) * apart.square().sum((-1, -2)).mean()
