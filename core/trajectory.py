@@ -198,7 +198,7 @@ class Trajectory:
         """
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"trajectory: not readable as JSON ({error}), copy it again from where it was made") from None
         if not isinstance(data, dict) or not isinstance(data.get("keys"), list):
             raise InputError('trajectory: JSON without a list "keys", copy it again from where it was made')
@@ -478,14 +478,14 @@ def _whole(number: float) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _checked_camera(info: dict[str, Any], name: str) -> None:
     """Raises InputError for a LOAD3D_CAMERA value that shows nothing."""
     try:
         camera = from_camera_info(info, 2, 2)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(f"{name}: the camera lacks or garbles a part ({error}), record it again") from None
     except ValueError as error:
         raise InputError(f"{name}: {error}") from None

@@ -1,6 +1,6 @@
 """Files for other programs: one module a format."""
 
-from .film import contact_sheet, side_by_side, write_frames, write_mp4, write_png
+from .film import contact_sheet, side_by_side, write_film, write_frames, write_mp4, write_png
 from .ply import read_ply, write_ply, write_ply_sequence
 from .splats import SPLAT_SUFFIXES, read_splats, write_splat_sequence, write_splats
 
@@ -10,6 +10,7 @@ __all__ = [
     "read_ply",
     "read_splats",
     "side_by_side",
+    "write_film",
     "write_frames",
     "write_mp4",
     "write_ply",
