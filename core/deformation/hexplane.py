@@ -5,7 +5,7 @@ Sources: K-Planes / HexPlane as used by 4D Gaussian Splatting; sizes and zero in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ..fit.optimiser import Group
 from ..gaussians import Gaussians
-from .base import DeformationField, apply_deltas, register_field, zero_linear
+from ..mesh import Mesh
+from .base import DeformationField, apply_deltas, evaluated_at, register_field, zero_linear
 
 
 class _Head(nn.Module):
@@ -43,6 +44,8 @@ class HexPlane(DeformationField):
         multiscale: factors on ``resolution``; the features of the scales are concatenated.
         opacity: whether opacity moves too.
         grid_lr, mlp_lr: learning rates of the planes and of the layers.
+        lr_final: factor to which both fall log-linearly over a fit, besides the schedule's (STAG4D: 0.1).
+        at_rest: the heads start at zero, so that nothing moves; else as STAG4D's released code starts them, at random.
     """
 
     name = "hexplane"
@@ -58,13 +61,16 @@ class HexPlane(DeformationField):
         opacity: bool = True,
         grid_lr: float = 6.4e-3,
         mlp_lr: float = 6.4e-4,
+        lr_final: float = 1.0,
+        at_rest: bool = True,
     ) -> None:
         super().__init__()
         self.arguments: dict[str, Any] = dict(
             resolution=resolution, time_resolution=time_resolution, channels=channels, width=width, bounds=bounds,
-            multiscale=list(multiscale), opacity=opacity, grid_lr=grid_lr, mlp_lr=mlp_lr,
+            multiscale=list(multiscale), opacity=opacity, grid_lr=grid_lr, mlp_lr=mlp_lr, lr_final=lr_final,
+            at_rest=at_rest,
         )  # fmt: skip
-        self.bounds, self.grid_lr, self.mlp_lr = bounds, grid_lr, mlp_lr
+        self.bounds, self.grid_lr, self.mlp_lr, self.lr_final = bounds, grid_lr, mlp_lr, lr_final
         self.planes = nn.ParameterList()
         for scale in multiscale:
             sizes = [resolution * scale] * 3 + [time_resolution]
@@ -77,6 +83,10 @@ class HexPlane(DeformationField):
         self.heads = nn.ModuleDict({"means": _Head(width, 3), "log_scales": _Head(width, 3), "quats": _Head(width, 4)})
         if opacity:
             self.heads["opacity_logits"] = _Head(width, 1)
+        if not at_rest:
+            for layer in self.heads.modules():
+                if isinstance(layer, nn.Linear):
+                    nn.init.xavier_uniform_(layer.weight)
 
     @property
     def changes(self) -> frozenset[str]:
@@ -109,7 +119,11 @@ class HexPlane(DeformationField):
             deltas["opacity_logits"] = deltas["opacity_logits"][..., 0]
         return apply_deltas(gaussians, **deltas)
 
+    def carrier(self, gaussians: Gaussians, points: Tensor, mesh: Mesh | None = None) -> Callable[[Tensor], Tensor]:
+        return evaluated_at(self, points)
+
     def parameter_groups(self, whole_clip: bool = True, smoothing: float = 1.0) -> list[Group]:
-        planes = [Group(f"planes.{i}", plane, self.grid_lr) for i, plane in enumerate(self.planes)]
+        final = self.lr_final
+        planes = [Group(f"planes.{i}", plane, self.grid_lr, final=final) for i, plane in enumerate(self.planes)]
         layers = [(n, p) for n, p in self.named_parameters() if not n.startswith("planes.")]
-        return planes + [Group(name, parameter, self.mlp_lr) for name, parameter in layers]
+        return planes + [Group(name, parameter, self.mlp_lr, final=final) for name, parameter in layers]

@@ -57,6 +57,7 @@ def sample(
     seed: int = 0,
     spacing: Spacing | None = None,
     shift: float = 1.0,
+    noise: Tensor | None = None,  # (B, F, c, h, w)
     progress: StepProgress | None = None,
 ) -> Tensor:  # (B, V, H, W, 3)
     """Pictures by deterministic DDIM (Song et al., arXiv 2010.02502, eta = 0), or Euler steps for flow models.
@@ -68,6 +69,7 @@ def sample(
         views: where the pictures are seen from, for priors that know cameras; their order is the pictures' order.
         guidance: classifier-free; the prior's own where None, 1 leaves the unconditional prediction out.
         spacing, shift: see :func:`step_times`.
+        noise: in place of the one drawn from ``seed``.
 
     Raises:
         InputError: for a number of steps the schedule has not, or what :meth:`Prior.predict` refuses.
@@ -81,7 +83,9 @@ def sample(
         frames = views.azimuth.shape[1] if frames == prior.pictures else frames
     times = step_times(prior.schedule, steps, spacing, shift)
     generator = torch.Generator().manual_seed(seed)
-    latents = torch.stack([torch.randn(frames, *cell, generator=generator) for _ in range(count)]).to(prior.device)
+    if noise is None:
+        noise = torch.stack([torch.randn(frames, *cell, generator=generator) for _ in range(count)])
+    latents = noise.to(prior.device)
     for step in range(steps):
         now, then = (times[i].expand(count).to(prior.device) for i in (step, step + 1))
         prediction = prior.predict(latents, now, condition, views, unconditional=guidance != 1).guided(guidance)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -59,6 +60,31 @@ class CCProjection(nn.Module):
 PROJECTIONS = {"clip_camera_projection": CameraProjection, "cc_projection": CCProjection}
 
 
+class SharedAttention:
+    """Self-attention in which each sample's keys and values may be mixed with those of another (STAG4D, Eq. 5).
+
+    The projections to keys and values are linear, so that mixing tokens mixes keys and values.
+    """
+
+    def __init__(self) -> None:
+        self.attend = AttnProcessor2_0()
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        fusion: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """``fusion``: share of the other sample, ``(B,)``, and which one it is, ``(B,)``; None is plain attention."""
+        if fusion is None:
+            return self.attend(attn, hidden_states, encoder_hidden_states, attention_mask)
+        share, source = fusion
+        mixed = hidden_states + share[:, None, None].to(hidden_states) * (hidden_states[source] - hidden_states)
+        return self.attend(attn, hidden_states, mixed)
+
+
 class OneToken:
     """Cross-attention to a single token, exactly and without queries: the token's weight is 1 whatever asks."""
 
@@ -67,9 +93,8 @@ class OneToken:
 
 
 def attend_to_one_token(unet: Any) -> None:
-    """Give a UNet whose condition is always a single token :class:`OneToken` in every cross-attention."""
-    usual = unet.attn_processors
-    unet.set_attn_processor({name: OneToken() if "attn2" in name else own for name, own in usual.items()})
+    """Give a UNet whose condition is always a single token :class:`OneToken`, and :class:`SharedAttention`."""
+    unet.set_attn_processor({name: OneToken() if "attn2" in name else SharedAttention() for name in unet.attn_processors})
 
 
 class Zero123(Prior):
@@ -175,8 +200,24 @@ class Zero123(Prior):
         clip = clip_pixels(picture, int(encoder.config.image_size), self.extractor)
         embedding = encoder(clip.to(encoder.dtype)).image_embeds.float()
         positive = {"clip": embedding, "latent": latent, "known": embedding.new_ones(len(embedding), 1)}
+        positive |= {"fusion": embedding.new_zeros(1), "source": embedding.new_zeros(1)}
         # Without the condition the token itself is zero, which no embedding makes the projection give.
         return Condition(positive, {k: torch.zeros_like(v[:1]) for k, v in positive.items()})
+
+    def fused(self, condition: Condition, gamma: float, every: int = 1) -> Condition:
+        """A condition under which each sample shares features with the batch's first of its pose.
+
+        With the condition, every self-attention's keys and values become ``gamma K_source + (1 - gamma) K``, as STAG4D has it
+        for Zero123++. 0 is the plain model, and the first samples never change. Features only correspond where a sample has the
+        noise of its source.
+
+        Args:
+            every: poses; sample i's source is sample ``i % every``.
+        """
+        count = len(condition.positive["clip"])
+        like = condition.positive["fusion"]
+        fusion, source = like.new_full((count,), gamma), torch.arange(count, device=like.device).to(like) % every
+        return Condition({**condition.positive, "fusion": fusion, "source": source}, condition.negative)
 
     def camera(self, views: Viewpoints) -> Tensor:  # (B, 1) -> (B, 4)
         """T of each sample.
@@ -204,7 +245,9 @@ class Zero123(Prior):
         camera = self.camera(views).to(inputs["clip"])
         token = self.modules["projection"](torch.cat([inputs["clip"], camera], -1)) * inputs["known"]
         both = torch.cat([latents[:, 0], inputs["latent"]], 1).to(unet.dtype)
-        output = unet(both, time, encoder_hidden_states=rearrange(token, "b c -> b 1 c").to(unet.dtype)).sample
+        mixed = {"fusion": (inputs["fusion"], inputs["source"].long())} if bool(inputs["fusion"].any()) else None
+        tokens = rearrange(token, "b c -> b 1 c").to(unet.dtype)
+        output = unet(both, time, encoder_hidden_states=tokens, cross_attention_kwargs=mixed).sample
         return rearrange(output, "b c h w -> b 1 c h w")
 
     def _config(self, module: str) -> Any:
