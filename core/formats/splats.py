@@ -8,20 +8,24 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..files import InputError, atomic_path
 from ..gaussians import Gaussians
 from ..scene import Scene4D, frame_times
-from . import ply
+from . import compressed_ply, ksplat, ply, splat, spz
 
 #: What a file that holds splats may end in; a .ply may hold a mesh instead, see :func:`.ply.is_splat_ply`.
 SPLAT_SUFFIXES = (".ply", ".spz", ".splat", ".ksplat")
 #: Formats that are written, and the endings of their files.
-FORMATS = {"ply": ".ply"}
+FORMATS = {"ply": ".ply", "compressed-ply": ".compressed.ply", "spz": ".spz", "splat": ".splat"}
+_ENCODERS = {"ply": ply.encode, "compressed-ply": compressed_ply.encode, "spz": spz.encode, "splat": splat.encode}
+#: Of .spz and .compressed.ply, deflating saves next to nothing.
+_METHOD = {format: zipfile.ZIP_DEFLATED if format in ("ply", "splat") else zipfile.ZIP_STORED for format in FORMATS}
 #: Larger files are refused before they are read.
 MAX_BYTES = 1 << 32
 
@@ -41,28 +45,47 @@ def read_splats(path: str | os.PathLike[str]) -> Gaussians:
 
 
 def decode_splats(data: bytes, name: str) -> Gaussians:
-    """:func:`read_splats` of a file's content; ``name`` is for messages, and its suffix tells what the content does not."""
-    return ply.decode(data, name)
+    """:func:`read_splats` of a file's content, known by its first bytes, else by the ending of ``name``.
+
+    No more memory is taken than about 40 times the content's length and 100 MB.
+
+    Raises:
+        InputError: as there.
+    """
+    suffix = Path(name).suffix.lower()
+    if data[:3] == b"ply":
+        compressed = ply.is_compressed(ply.parse_header(data, name)[0])
+        return compressed_ply.decode(data, name) if compressed else ply.decode(data, name)
+    if data[:2] == b"\x1f\x8b" or data[:4] == b"NGSP" or suffix == ".spz":
+        return spz.decode(data, name)
+    if suffix in (".splat", ".ksplat"):
+        return (splat if suffix == ".splat" else ksplat).decode(data, name)
+    raise InputError(f"{name}: not a splat file that is read, save it as .ply, .spz, .splat or .ksplat")
 
 
-def write_splats(path: str | os.PathLike[str], gaussians: Gaussians, *, format: str | None = None) -> None:
+def write_splats(path: str | os.PathLike[str], gaussians: Gaussians, *, format: str | None = None, **options: Any) -> None:
     """Write unbatched Gaussians (N, ...) in one of :data:`FORMATS`; None chooses by the ending of ``path``.
+
+    Args:
+        options: the format's own, see its ``encode``: ``version`` and ``axes`` of spz.
 
     Raises:
         InputError: for an unknown format or ending.
     """
-    data = encode_splats(gaussians, format or format_of(path))
+    data = encode_splats(gaussians, format or format_of(path), **options)
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
 
-def encode_splats(gaussians: Gaussians, format: str) -> bytes:
+def encode_splats(gaussians: Gaussians, format: str, **options: Any) -> bytes:
     """The content of a file in one of :data:`FORMATS`.
 
     Raises:
-        InputError: for an unknown format.
+        InputError: for an unknown format, or values that are not finite.
     """
-    return ply.encode(gaussians)
+    if format not in _ENCODERS:
+        raise InputError(f"{format}: no splat format that is written, choose {', '.join(FORMATS)}")
+    return _ENCODERS[format](gaussians, **options)
 
 
 def format_of(path: str | os.PathLike[str]) -> str:
@@ -88,19 +111,27 @@ def write_splat_sequence(
     name: str = "frame",
     title: str | None = None,
     progress: Callable[[int, int], None] | None = None,
+    **options: Any,
 ) -> list[Path]:
-    """Write a moving scene as numbered files in constant order with ``manifest.json``: a folder, or one file if it ends in .zip.
+    """Write a moving scene as numbered files in constant order with ``manifest.json``: a folder, or an archive named .zip.
 
     The manifest carries what a player needs: fps, loop, and the pattern, start and count of the frames (version 1 of the 4DGS
-    web player's manifest). A number of ``frames`` other than the scene's own resamples it over the same duration.
+    web player's manifest, which plays compressed-ply). A number of ``frames`` other than the scene's own resamples it over the
+    same duration. In compressed-ply the Gaussians of all frames lie in the order of the first one's places.
 
     Args:
         format: one of :data:`FORMATS`.
         progress: called with the number of frames done and of all; it may raise to interrupt, which leaves nothing behind.
+        options: the format's own, as for :func:`write_splats`.
 
     Returns:
         The files' paths, in order; the archive's path alone for a .zip.
+
+    Raises:
+        InputError: for an unknown format, or values that are not finite.
     """
+    if format not in FORMATS:
+        raise InputError(f"{format}: no splat format that is written, choose {', '.join(FORMATS)}")
     target = Path(target)
     suffix = FORMATS[format]
     count = scene.frames if frames is None else frames
@@ -115,25 +146,32 @@ def write_splat_sequence(
         "gaussians": len(scene.gaussians),
         "format": format,
     }
+    text = json.dumps(manifest, indent=2) + "\n"
     with atomic_path(target) as temporary:
-        if not zipped:
-            temporary.mkdir()
-        archive = zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) if zipped else None
-        try:
-            for i, tau in enumerate(frame_times(count, scene.loop)):
-                content = encode_splats(scene.at(tau), format)
-                if archive is None:
-                    (temporary / names[i]).write_bytes(content)
-                else:
-                    archive.writestr(names[i], content)
-                if progress is not None:
-                    progress(i + 1, count)
-            text = json.dumps(manifest, indent=2) + "\n"
-            if archive is None:
-                (temporary / "manifest.json").write_text(text, encoding="utf-8")
-            else:
+        if zipped:
+            with zipfile.ZipFile(temporary, "w", _METHOD[format]) as archive:
+                for file, content in _frames(scene, names, format, progress, options):
+                    archive.writestr(file, content)
                 archive.writestr("manifest.json", text)
-        finally:
-            if archive is not None:
-                archive.close()
+        else:
+            temporary.mkdir()
+            for file, content in _frames(scene, names, format, progress, options):
+                (temporary / file).write_bytes(content)
+            (temporary / "manifest.json").write_text(text, encoding="utf-8")
     return [target] if zipped else [target / file for file in names]
+
+
+def _frames(
+    scene: Scene4D,
+    names: list[str],
+    format: str,
+    progress: Callable[[int, int], None] | None,
+    options: dict[str, Any],
+) -> Iterator[tuple[str, bytes]]:
+    for i, tau in enumerate(frame_times(len(names), scene.loop)):
+        gaussians = scene.at(tau)
+        if i == 0 and format == "compressed-ply":
+            options = {"order": compressed_ply.place_order(gaussians.means), **options}
+        yield names[i], encode_splats(gaussians, format, **options)
+        if progress is not None:
+            progress(i + 1, len(names))
