@@ -12,9 +12,7 @@ import re
 import shutil
 import signal
 import sys
-import tempfile
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,13 +20,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
-from .core.files import InputError, atomic_path
+from .core.files import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 LATER_METHODS = ("stag4d", "ayg")
-LATER_FORMATS = ("spz", "glb", "html", "usd")
+#: Of core.export.FORMATS, which help does without: it is instant.
+EXPORTS = (
+    "ply", "compressed-ply", "spz", "splat", "glb", "glb-splats", "usd", "html", "a4d", "scene", "mp4", "webm", "gif", "webp",
+    "png",
+)  # fmt: skip
 #: Seconds between preview pictures, and between progress lines where standard error is not a terminal.
 PREVIEW_SECONDS, LINE_SECONDS = 10.0, 10.0
 
@@ -120,11 +122,13 @@ def render(args: argparse.Namespace, console: Console) -> int:
         raise InputError(f"--frames {args.frames}: choose at least 1")
     if args.size is not None and not 1 <= args.size <= 8192:
         raise InputError(f"--size {args.size}: choose 1 to 8192 pixels")
+    from .core.export import composited
     from .core.formats import write_frames
-    from .core.scene import Scene4D, frame_times
+    from .core.scene import frame_times
+    from .core.sequence import open_scene
     from .core.views import render_frames, scene_cameras
 
-    scene = Scene4D.load(args.scene)
+    scene = open_scene(args.scene)
     for text in args.azimuths:
         _our_folder(args.out / text, r"\d+\.png")
     taus = scene.taus if args.frames is None else frame_times(args.frames, scene.loop)
@@ -137,57 +141,49 @@ def render(args: argparse.Namespace, console: Console) -> int:
             backend=args.renderer,
             progress=console.counting(f"azimuth {text}"),
         )[0]
-        write_frames(args.out / text, _on(pictures, args.background))
+        write_frames(args.out / text, composited(pictures, args.background))
     print(args.out)
     return 0
 
 
 def export(args: argparse.Namespace, console: Console) -> int:
-    if args.format in LATER_FORMATS:
-        raise InputError(f"format {args.format!r}: comes in a later release; choose ply, mp4 or png")
     azimuths = [_number("--azimuths", text) for text in args.azimuths]
-    if args.out.is_dir() and args.out.suffix in (".ply", ".zip", ".mp4"):
-        raise InputError(f"{args.out}: is a folder, choose another name for the file")
-    if args.format == "mp4" and args.out.suffix != ".mp4":
-        raise InputError(f"{args.out}: give a name that ends in .mp4")
-    from .core.formats import side_by_side, write_frames, write_mp4, write_ply, write_ply_sequence
-    from .core.scene import Scene4D, frame_times
-    from .core.views import render_frames, scene_cameras
+    from .core.export import FORMATS, Shot, checked_path, export_scene
+    from .core.sequence import open_scene
+    from .core.trajectory import Trajectory
 
-    scene = Scene4D.load(args.scene)
-    count = args.frames or scene.frames
-    if args.format == "ply":
-        if args.out.suffix == ".ply":
-            write_ply(args.out, scene.at(args.time))
-        elif args.out.suffix == ".zip":
-            with atomic_path(args.out) as temporary, tempfile.TemporaryDirectory() as folder:
-                write_ply_sequence(Path(folder) / "scene", scene, count, title=args.out.stem)
-                with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-                    for path in sorted((Path(folder) / "scene").iterdir()):
-                        archive.write(path, path.name)
-        else:
-            _our_folder(args.out, r"frame\d+\.ply|manifest\.json")
-            write_ply_sequence(args.out, scene, count)
-    else:
-        background = args.background or ("white" if args.format == "mp4" else "none")
-        if args.format == "mp4" and background == "none":
-            raise InputError("--background none: a film has no transparency; choose white or black, or --format png")
-        if args.format == "png":
-            _our_folder(args.out, r"\d+\.png")
-        pictures = render_frames(
-            scene,
-            scene_cameras(scene, azimuths, args.elevation, args.size),
-            frame_times(count, scene.loop),
-            backend=args.renderer,
-            progress=console.counting("render"),
-        )
-        if args.format == "png":
-            write_frames(args.out, _on(pictures[0], background))
-        else:
-            panels = {text: _on(view, background) for text, view in zip(args.azimuths, pictures)}
-            frames = panels[args.azimuths[0]] if len(panels) == 1 else side_by_side(panels)
-            write_mp4(args.out, frames, scene.fps * count / scene.frames, loops=args.loops)
-    print(args.out)
+    out, form = checked_path(args.out, args.format), FORMATS[args.format]
+    if form.folder and not out.suffix:
+        _our_folder(out, form.folder)
+    if args.background is not None and form.kind != "film":
+        raise InputError(f"--background: {args.format} is no film; leave it out")
+    shot = Shot(
+        azimuths=azimuths,
+        elevation=args.elevation,
+        size=args.size,
+        background=args.background or ("white" if args.format == "mp4" else "none"),
+        loops=args.loops,
+        trajectory=None if args.camera_path is None else Trajectory.load(args.camera_path),
+    )
+    film = None
+    if args.video is not None:
+        from .core.video import read_clip
+
+        film = read_clip(args.video).frames
+    export_scene(
+        open_scene(args.scene),
+        out,
+        args.format,
+        frames=args.frames,
+        moment=args.time,
+        shot=shot,
+        film=film,
+        compare=None if args.compare is None else open_scene(args.compare),
+        title=out.stem,
+        backend=args.renderer,
+        progress=console.counting(args.format),
+    )
+    print(out)
     return 0
 
 
@@ -251,13 +247,6 @@ def _our_folder(folder: Path, pattern: str) -> None:
     foreign = [p.name for p in folder.iterdir() if not re.fullmatch(pattern, p.name)] if folder.is_dir() else []
     if foreign:
         raise InputError(f"{folder}: holds other files ({foreign[0]}); choose a new folder")
-
-
-def _on(pictures: Tensor, background: str) -> Tensor:  # straight (..., 4) -> (..., 4) or composited (..., 3)
-    if background == "none":
-        return pictures
-    alpha = pictures[..., 3:]
-    return pictures[..., :3] * alpha + (1 - alpha) * (1.0 if background == "white" else 0.0)
 
 
 # Progress
@@ -432,7 +421,8 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     made = command("render", render, "draw a scene with alpha from the driving video's camera, turned to each azimuth")
-    made.add_argument("scene", type=Path, metavar="SCENE")
+    scene = "scene.safetensors, a splat file, or a folder or .zip of splat files, one a frame"
+    made.add_argument("scene", type=Path, metavar="SCENE", help=scene)
     made.add_argument(
         "--azimuths", nargs="+", required=True, metavar="A", help="degrees; 0 = the driving video's view, 90 = +X"
     )
@@ -444,24 +434,29 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--out", type=Path, required=True, help="folder; pictures go to OUT/<azimuth>/NNN.png")
 
     made = command("export", export, "write a scene for other programs")
-    made.add_argument("scene", type=Path, metavar="SCENE")
-    made.add_argument("--format", choices=("ply", "mp4", "png", *LATER_FORMATS), required=True)
+    made.add_argument("scene", type=Path, metavar="SCENE", help=scene)
+    made.add_argument("--format", choices=EXPORTS, required=True, help="see docs/formats.md")
     made.add_argument("--frames", type=int, metavar="N", help="spread the motion over N frames (default: the scene's own)")
     made.add_argument(
-        "--time", type=float, default=0.0, metavar="TAU", help="ply: moment of a single file, 0 to 1 (default: 0)"
+        "--time", type=float, metavar="TAU", help="splats: one moment in a single file, 0 to 1, in place of the clip"
     )
-    made.add_argument("--azimuths", nargs="+", default=["0"], metavar="A", help="mp4, png: degrees; several = side by side")
-    made.add_argument("--elevation", type=float, metavar="E", help="mp4, png: degrees, positive = from above")
-    made.add_argument("--size", type=int, metavar="PX", help="mp4, png: longer side of the pictures")
-    made.add_argument("--background", choices=("none", "white", "black"), help="default: white for mp4, none for png")
-    made.add_argument("--loops", type=int, default=1, help="mp4: how often the clip plays (default: 1)")
+    made.add_argument("--azimuths", nargs="+", default=["0"], metavar="A", help="films: degrees; several = side by side")
+    made.add_argument("--elevation", type=float, metavar="E", help="films: degrees, positive = from above")
+    made.add_argument("--size", type=int, metavar="PX", help="films: longer side of the pictures")
+    made.add_argument("--background", choices=("none", "white", "black"), help="films: default white for mp4, else none")
+    made.add_argument("--loops", type=int, default=1, help="films: how often the clip plays (default: 1)")
+    made.add_argument(
+        "--camera-path", type=Path, metavar="FILE", help="films: .json of camera keys, as the player records them"
+    )
+    made.add_argument("--video", metavar="DIR|FILE", help="html, a4d: the driving video, shown beside the object")
+    made.add_argument("--compare", type=Path, metavar="SCENE", help="html: a second scene, behind a wiper")
     made.add_argument("--renderer", choices=renderers, default="auto")
     made.add_argument(
         "--out",
         type=Path,
         required=True,
         metavar="PATH",
-        help="ply: a folder or .zip for one file a frame, or one .ply; mp4: a film; png: a folder of pictures",
+        help="a file with the format's ending; splats: folder or .zip for one file a frame; html: or a folder; png: a folder",
     )
 
     made = command("bench", bench, "fit and score every case of a folder; goes on where it was stopped")

@@ -289,7 +289,7 @@ def test_render_refuses_what_is_not_a_scene(scene_file: Path, tmp_path: Path, ca
     short.write_bytes(scene_file.read_bytes()[:-40])
     out = tmp_path / "out"
     assert "short.safetensors" in refused(capsys, "render", short, "--azimuths", "0", "--out", out)
-    assert "no such scene file" in refused(capsys, "render", tmp_path / "gone", "--azimuths", "0", "--out", out)
+    assert "no such file" in refused(capsys, "render", tmp_path / "gone", "--azimuths", "0", "--out", out)
     assert "not a number" in refused(capsys, "render", scene_file, "--azimuths", "front", "--out", out)
     assert "--frames 0" in refused(capsys, "render", scene_file, "--azimuths", "0", "--frames", "0", "--out", out)
     assert not out.exists()
@@ -333,12 +333,53 @@ def test_export_never_empties_a_folder_that_is_not_its_own(
 ) -> None:
     for form in ("ply", "png"):
         assert "holds other files" in refused(capsys, "export", scene_file, "--format", form, "--out", tmp_path)
-    assert "later release" in refused(capsys, "export", scene_file, "--format", "usd", "--out", tmp_path / "x.usd")
+    assert "ends in .usdc or .usda" in refused(capsys, "export", scene_file, "--format", "usd", "--out", tmp_path / "x.glb")
     assert "ends in .mp4" in refused(capsys, "export", scene_file, "--format", "mp4", "--out", tmp_path / "film")
     assert "no transparency" in refused(
         capsys, "export", scene_file, "--format", "mp4", "--background", "none", "--out", tmp_path / "film.mp4"
     )
     assert scene_file.exists()
+
+
+def test_export_offers_every_format() -> None:
+    from anchor4d.core.export import FORMATS
+
+    assert tuple(FORMATS) == cli.EXPORTS  # written out there, since help imports nothing
+
+
+@pytest.mark.parametrize("name", [n for n in cli.EXPORTS if n not in ("ply", "mp4", "png")])
+def test_export_writes_every_format(scene_file: Path, tmp_path: Path, name: str) -> None:
+    """What is in the files is tested with each format; here that the command reaches it."""
+    from anchor4d.core.export import FORMATS
+
+    suffix = next(s for s in FORMATS[name].suffixes if s)
+    if name == "usd":
+        pytest.importorskip("pxr", reason="usd-core is not installed")
+    if name == "glb":
+        pytest.importorskip("skimage", reason="scikit-image is not installed")
+    target = tmp_path / "folder" / f"out{suffix}"
+    argv = ["export", str(scene_file), "--format", name, "--out", str(target)]
+    assert cli.main([*argv, *(["--size", "32"] if FORMATS[name].kind == "film" else [])]) == 0
+    assert target.stat().st_size > 100
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_export_films_along_a_camera_path(scene_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from anchor4d.core.cameras import FrontCamera, to_camera_info
+    from anchor4d.core.trajectory import Key, Trajectory
+
+    front = FrontCamera(fovy=40, distance=2, width=64, height=32)
+    keys = (Key(0, to_camera_info(front.cameras(0.0))), Key(1, to_camera_info(front.cameras(90.0))))
+    path = tmp_path / "path.json"
+    path.write_text(Trajectory(keys).to_json())
+    argv = ["export", str(scene_file), "--format", "png", "--size", "64", "--background", "white"]
+    assert cli.main([*argv, "--camera-path", str(path), "--out", str(tmp_path / "moving")]) == 0
+    assert cli.main([*argv, "--azimuths", "90", "--out", str(tmp_path / "standing")]) == 0
+    with Image.open(tmp_path / "moving" / f"{FRAMES - 1:03}.png") as image:
+        assert (image.mode, image.size) == ("RGB", (64, 32))
+    path.write_text('{"version": 1, "keys": [{"time": 2}]}')
+    capsys.readouterr()
+    assert "path.json" in refused(capsys, *argv, "--camera-path", path, "--out", tmp_path / "none")
 
 
 # Bench
