@@ -85,8 +85,8 @@ class Distillation:
         weighting: w(t): "sigma2" is ``sigma_t ** 2`` (1 - abar), "uniform" is 1.
         amplification: omega_ma of Align Your Gaussians over a sample's pictures: the classifier term's deviation from its mean
             over the clip is multiplied by it; 1 = off.
-        normalise: scale the latent gradient of each step to unit RMS (before ``weight``), so that priors of different size
-            and noise can be weighed against each other.
+        normalise: scale the latent gradient of each step to unit RMS (before ``weight`` and amplification), so that priors of
+            different size and noise can be weighed against each other.
         micro_batch: samples shown to the network at once, 0 = all. Changes memory, not results.
         encode_batch: pictures encoded at once, their activations made again when gradients are taken; 0 = all, kept.
             Changes memory, not results.
@@ -140,7 +140,9 @@ class Distillation:
                 latents = self._encode(resampled(picture, prior.resolution))
             pull = self._answer(latents.detach(), noise[rows], t[rows].to(noise.device), [q[rows] for q in questions])
             (gradient[rows],) = torch.autograd.grad(latents, picture, pull)
-            squares = squares + pull.square().sum()
+            # What amplification adds is not normalised away again.
+            plain = amplified(pull, 1 / self.amplification) if self.amplification > 0 else pull
+            squares = squares + (plain if self.normalise else pull).square().sum()
         squares = torch.as_tensor(squares)
         scale = self.weight(rho) * (1 / (squares / cells).sqrt().clamp_min(1e-12) if self.normalise else torch.ones(()))
         gradient = gradient * scale.to(gradient)
@@ -240,6 +242,15 @@ def resampled(images: Tensor, size: tuple[int, int]) -> Tensor:  # (B, V, H, W, 
     return rearrange(flat, "(b v) c h w -> b v h w c", b=len(images))
 
 
+def central(images: Tensor, size: tuple[int, int]) -> Tensor:  # (B, V, H, W, 3) -> (B, V, h, w, 3)
+    """The largest window in the middle of pictures that has the proportions of (height, width)."""
+    height, width = images.shape[2:4]
+    scale = min(height / size[0], width / size[1])
+    h, w = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+    top, left = (height - h) // 2, (width - w) // 2
+    return images[:, :, top : top + h, left : left + w]
+
+
 @dataclass(frozen=True)
 class Term:
     """One prior's part in :func:`composed`.
@@ -248,7 +259,8 @@ class Term:
         distillation: prior and settings; ``normalise`` makes its weight a share.
         condition: of every sample it is shown.
         views: ``(B, V)``, where the prior wants them.
-        subset: pictures of each clip that this prior sees, drawn at random and each a sample of its own; 0 = all as they are.
+        subset: pictures of each clip that this prior sees, drawn at random and each a sample of its own, its middle where the
+            prior's pictures have other proportions; 0 = all as they are.
     """
 
     distillation: Distillation
@@ -268,7 +280,7 @@ def composed(images: Tensor, terms: Sequence[Term], rho: float, generator: torch
         if term.subset:
             pick = torch.rand(images.shape[:2], generator=generator).argsort(1)[:, : term.subset]
             rows = torch.arange(len(images))[:, None].expand_as(pick).reshape(-1)
-            shown = images[rows, pick.reshape(-1)][:, None]
+            shown = central(images[rows, pick.reshape(-1)][:, None], term.distillation.prior.resolution)
             condition = condition[rows]
             views = None if views is None else views.map(lambda v: v[rows, pick.reshape(-1) % v.shape[1]][:, None])  # noqa: B023
         losses.append(term.distillation(shown, condition, rho, generator, views))

@@ -61,6 +61,82 @@ class ExactPrior(Prior):
         assert views is not None
         alpha, sigma = (c.reshape(-1, 1, 1, 1, 1) for c in self.schedule.coefficients(time / self.schedule.steps))
         taus = inputs["tau"].expand(len(latents), latents.shape[1])
-        true = self.encode(self.truth(views, taus).to(latents))
+        true = self._true(latents, views, taus)
         score = sigma * (latents - alpha * true) / (alpha.square() * self.spread**2 + sigma.square())
         return inputs["known"].reshape(-1, 1, 1, 1, 1) * score
+
+    def _true(self, latents: Tensor, views: Viewpoints, taus: Tensor) -> Tensor:
+        """The truth's latents."""
+        return self.encode(self.truth(views, taus).to(latents))
+
+
+class ExactClip(ExactPrior):
+    """:class:`ExactPrior` in the place of a text-to-video model: of whole clips, told a text (which it does not read).
+
+    Args:
+        truth, resolution, spread: as there, the truth of V = ``pictures`` times evenly over the clip.
+        pictures: frames of a clip.
+        blind: judge each picture as if the object were where the picture shows it: a shift in the picture is no error. It is
+            that of the strongest correlation, to a fraction of a pixel.
+    """
+
+    conditions = frozenset({"cameras", "text"})
+
+    def __init__(
+        self,
+        truth: Callable[[Viewpoints, Tensor], Tensor],
+        resolution: int = 64,
+        spread: float = 0.0,
+        *,
+        pictures: int = 16,
+        blind: bool = False,
+    ) -> None:
+        super().__init__(truth, resolution, spread)
+        self.pictures, self.blind = pictures, blind
+
+    def condition(
+        self,
+        image: Tensor | None = None,
+        text: str | Sequence[str] | None = None,
+        negative: str | Sequence[str] | None = None,
+        fps: float | None = None,
+    ) -> Condition:
+        """The times of a whole clip."""
+        return self.at(torch.linspace(0, 1, self.pictures)[None])
+
+    def _true(self, latents: Tensor, views: Viewpoints, taus: Tensor) -> Tensor:
+        true = super()._true(latents, views, taus)
+        return shifted(true, *best_shift(true, latents)) if self.blind else true
+
+
+def best_shift(pictures: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:  # (..., c, h, w), (..., c, h, w) -> (...), (...)
+    """By how many pixels, down and right, pictures moved around their edges agree best with others, which may be noisy."""
+    height, width = pictures.shape[-2:]
+    spectra = [torch.fft.rfft2(x - x.mean((-1, -2), keepdim=True)) for x in (others, pictures)]
+    score = torch.fft.irfft2((spectra[0] * spectra[1].conj()).sum(-3), s=(height, width))
+    top = score.flatten(-2).argmax(-1)
+    rows, columns = top // width, top % width
+
+    def between(down: Tensor, right: Tensor) -> Tensor:
+        """Where the parabola through the strongest and its two neighbours peaks."""
+        before, at, after = (
+            score.flatten(-2).gather(-1, ((rows + k * down) % height * width + (columns + k * right) % width)[..., None])[
+                ..., 0
+            ]
+            for k in (-1, 0, 1)
+        )
+        return 0.5 * (before - after) / (before - 2 * at + after).clamp_max(-1e-12)
+
+    one, zero = torch.ones_like(top), torch.zeros_like(top)
+    down = (rows + height // 2) % height - height // 2 + between(one, zero)
+    right = (columns + width // 2) % width - width // 2 + between(zero, one)
+    return down, right
+
+
+def shifted(pictures: Tensor, down: Tensor, right: Tensor) -> Tensor:  # (..., c, h, w), (...), (...)
+    """Pictures moved by fractions of pixels around their edges."""
+    height, width = pictures.shape[-2:]
+    rows, columns = torch.fft.fftfreq(height).to(pictures), torch.fft.rfftfreq(width).to(pictures)
+    turns = down[..., None, None] * rows[:, None] + right[..., None, None] * columns
+    turned = torch.fft.rfft2(pictures) * torch.polar(torch.ones_like(turns), -2 * torch.pi * turns)[..., None, :, :]
+    return torch.fft.irfft2(turned, s=(height, width))
