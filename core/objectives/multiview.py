@@ -1,4 +1,5 @@
-"""Multi-view distillation at the aligned object distance: Align4D's motion-geometry joint alignment, and DreamGaussian4D's."""
+"""Multi-view distillation: Align4D's motion-geometry joint alignment, and DreamGaussian4D's and STAG4D's, which ask less or
+show the prior other pictures."""
 
 from __future__ import annotations
 
@@ -11,11 +12,17 @@ from einops import rearrange
 from torch import Tensor
 
 from ..align.distance import ObjectDistance, visual_distance
+from ..anchors import Anchors
+from ..files import InputError
+from ..priors.base import Condition, Viewpoints
 from ..priors.distill import Distillation, Question
 from ..render import rasterize
 from .base import FitStep, Weight, constant
 from .novel_view import FrameConditions
 from .reference import require_image
+
+#: Within so many degrees of the front, STAG4D always shows the prior the video's frame.
+FRONTAL = 30.0
 
 #: Cells of Zero123's latents: a weight of 1 is the papers', whose losses are sums over these, for priors of any size.
 CELLS = 4 * 32 * 32
@@ -28,7 +35,8 @@ class MotionGeometry:
     A prior is asked twice about the same noisy renders, in one batch: given that time's frame and the relative pose (motion,
     Eq. 7), and given the still object from the same camera and no relative pose (geometry, Eq. 8). Of T frames, the t-th, from
     1, weighs motion by t / T and geometry by (T - t) / T (Eq. 9): early frames obey the 3D, late ones the video. Motion alone,
-    with ``temporal`` off and no distance, is the distillation of DreamGaussian4D.
+    with ``temporal`` off and no distance, is the distillation of DreamGaussian4D; with anchors, that of STAG4D: of the views
+    more than 30 degrees from the front, some are asked about given the nearest anchor of that time instead of its frame.
 
     Args:
         distillation: an image-conditioned prior with cameras, and how it is distilled.
@@ -40,6 +48,10 @@ class MotionGeometry:
         distance: how far the object is seen from and what the prior is told of it; None: as far as the video, and nothing.
         elevation: range of the random elevations, degrees, relative to the driving video's.
         sizes: pairs (until rho, factor on the prior's resolution) of the renders.
+        anchors: views of every frame; None: only the video's frames are shown.
+        anchored: which share of the views off the front are given their anchor (STAG4D's code: 0.4).
+        both: those are all given the frame and the anchor, weighed ``1 - anchored`` and ``anchored`` (STAG4D Eq. 6).
+        dark: share of the views drawn on black although what the prior is shown is not (STAG4D's code: 0.5).
     """
 
     name: ClassVar[str] = "motion and geometry"
@@ -53,12 +65,19 @@ class MotionGeometry:
     distance: ObjectDistance | None = None
     elevation: tuple[float, float] = (-30.0, 30.0)
     sizes: tuple[tuple[float, float], ...] = ((1.0, 1.0),)
+    anchors: Anchors | None = None
+    anchored: float = 0.4
+    both: bool = False
+    dark: float = 0.0
     _conditions: FrameConditions = field(default_factory=FrameConditions, init=False, repr=False, compare=False)
+    _anchored: dict[str, Condition] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __call__(self, step: FitStep) -> Tensor:
         prior, front = self.distillation.prior, step.fronts[0]
         require_image(prior, "Motion and Geometry")
         distance = self.distance
+        if distance is None and self.anchors is not None:
+            distance = ObjectDistance(self.anchors.distance, self.anchors.distance, "zero", self.anchors.fovy)
         if distance is None:
             aligned = visual_distance(front, step.video.crop)
             distance = ObjectDistance(aligned, aligned, "zero")
@@ -71,7 +90,11 @@ class MotionGeometry:
         factor = next((factor for until, factor in self.sizes if step.rho < until), self.sizes[-1][1])
         size, background = round(prior.resolution[0] * factor), torch.tensor(prior.background, device=device)
         cameras = distance.cameras(azimuth.flatten(), elevation.flatten(), size).to(device).reshape(frames, samples * around)
-        images = rasterize(step.gaussians, cameras, background, backend=step.backend).color
+        behind = background
+        if self.dark:
+            lit = (torch.rand(frames, samples, 1, 1, generator=step.generator) >= self.dark).to(background)
+            behind = (background * lit).expand(frames, samples, around, 3).reshape(frames, samples * around, 3)
+        images = step.render(step.gaussians, cameras, behind).color
         images = rearrange(images, "t (s v) h w c -> (t s) v h w c", v=around)
 
         at = step.frames.repeat_interleave(samples)
@@ -80,8 +103,11 @@ class MotionGeometry:
         if self.motion:
             told = distance.told(azimuth, elevation, 0.0, front.elevation)
             seen = distance.cameras(0.0, front.elevation, prior.resolution[0], distance.visual)
-            condition = self._conditions(step, self.distillation, seen, background)[at.to(prior.device)]
-            questions.append(Question(condition, told, late))
+            shown = self._conditions(step, self.distillation, seen, background)
+            if self.anchors is None:
+                questions.append(Question(shown[at.to(prior.device)], told, late))
+            else:
+                questions += self._of_anchors(step, shown, told, at, late)
         if self.geometry:
             with torch.no_grad():
                 same = distance.cameras(azimuth[:, 0], elevation[:, 0], prior.resolution[0], distance.visual).to(device)
@@ -91,3 +117,52 @@ class MotionGeometry:
             questions.append(Question(condition, told, None if late is None else 1 - late))
         loss = self.distillation.joint(images, questions, step.rho, step.generator)
         return self.weight(step.rho) * CELLS / (len(images) * math.prod(prior.latent_shape())) * loss
+
+    def _of_anchors(
+        self,
+        step: FitStep,
+        frames: Condition,  # of T frames
+        told: Viewpoints,  # (B, 1), seen from the front
+        at: Tensor,  # (B,)
+        late: Tensor | None,  # (B,)
+    ) -> list[Question]:
+        """The motion question where anchors stand beside the frames (STAG4D, Eq. 6, and its released code)."""
+        anchors, prior = self.anchors, self.distillation.prior
+        assert anchors is not None and told.reference is not None
+        if prior.pictures > 1:
+            raise InputError(f"anchors: prior {prior.name} draws several pictures at once, choose one of single pictures")
+        if len(anchors) != step.frame_count:
+            raise InputError(f"anchors: of {len(anchors)} frames where the video has {step.frame_count}; sample them again")
+        count = len(anchors.elevations)
+        azimuth = (told.azimuth[:, 0] + 180) % 360 - 180
+        nearest = anchors.nearest(azimuth)
+        off = ~(azimuth.abs() < FRONTAL) & anchors.valid.cpu()[at, nearest]
+        chance = torch.rand(len(azimuth), generator=step.generator)
+        if anchors.identity not in self._anchored:
+            behind = torch.tensor(prior.background)
+            self._anchored[anchors.identity] = self.distillation.condition(anchors.composited(behind).flatten(0, 1))
+        views = self._anchored[anchors.identity]
+        azimuths, elevations = torch.tensor(anchors.azimuths), torch.tensor(anchors.elevations)
+        seen = Viewpoints(azimuths[nearest][:, None], elevations[nearest][:, None], told.reference.distance)
+
+        def question(by_anchor: Tensor, share: Tensor | None) -> Question:
+            # Rows of the frames, then of the anchors, frame by frame.
+            rows = torch.where(by_anchor, step.frame_count + at * count + nearest, at).to(prior.device)
+            reference = _chosen(by_anchor[:, None], seen, told.reference)
+            view = Viewpoints(told.azimuth, told.elevation, told.distance, reference)
+            return Question(Condition.cat([frames, views])[rows], view, share)
+
+        if not self.both:
+            return [question(off & (chance < self.anchored), late)]
+        weight = torch.where(off, self.anchored, 0.0)
+        weights = [1 - weight, weight] if late is None else [late * (1 - weight), late * weight]
+        return [question(torch.zeros_like(off), weights[0]), question(off, weights[1])]
+
+
+def _chosen(which: Tensor, yes: Viewpoints, no: Viewpoints | None) -> Viewpoints:  # (B, 1) each
+    """Of two batches of viewpoints, sample by sample."""
+    assert no is not None
+    azimuth, elevation, distance = (
+        torch.where(which, getattr(yes, n), getattr(no, n)) for n in ("azimuth", "elevation", "distance")
+    )
+    return Viewpoints(azimuth, elevation, distance)

@@ -1,0 +1,57 @@
+"""Anchors as targets: from the anchors' cameras the object must look like them, as the front must look like the video."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..anchors import Anchors
+from ..cameras import Cameras
+from ..files import InputError
+from .base import FitStep, Weight, constant
+from .front import image_loss
+
+
+@dataclass(frozen=True)
+class AnchorMatch:
+    """Squared error of colours and masks between renders and the anchors of the same time. Not part of the STAG4D paper, whose
+    anchors only condition the prior.
+
+    Args:
+        weight: of the mean over pictures, as a function of rho.
+        anchors: None, until they are sampled: then the term is 0.
+        views: anchors compared at each frame, drawn at random.
+        mask: mask term relative to the colour term.
+        levels: pyramid levels, see :func:`~.front.image_loss`.
+    """
+
+    name: ClassVar[str] = "anchors"
+    weight: Weight = constant(1.0)  # noqa: RUF009
+    anchors: Anchors | None = None
+    views: int = 2
+    mask: float = 0.25
+    levels: int = 1
+
+    def __call__(self, step: FitStep) -> Tensor:
+        anchors = self.anchors
+        weight = self.weight(step.rho)
+        if anchors is None or weight == 0:
+            return step.canonical.means.new_zeros(())
+        if len(anchors) != step.frame_count:
+            raise InputError(f"anchors: of {len(anchors)} frames where the video has {step.frame_count}; sample them again")
+        count, device = len(anchors.elevations), step.canonical.device
+        pick = torch.rand(len(step.frames), count, generator=step.generator).argsort(1)[:, : self.views]  # (B, V)
+        lens = anchors.cameras()
+        cameras = Cameras(lens.world_to_camera[pick], lens.K[pick], lens.width, lens.height).to(device)
+        shown = anchors.images[step.frames[:, None], pick].to(device)
+        alpha = shown[..., 3]
+        target = shown[..., :3] * alpha[..., None] + (1 - alpha[..., None]) * step.background
+        drawn = step.render(step.gaussians, cameras)
+        good = anchors.valid.to(device)[step.frames.to(device)[:, None], pick.to(device)]
+        # A tile without an object says nothing: its render is its own target.
+        color = torch.where(good[..., None, None, None], drawn.color, target)
+        opacity = torch.where(good[..., None, None], drawn.alpha, alpha)
+        return image_loss(color, opacity, target, alpha, weight=weight, mask_weight=self.mask, levels=self.levels)

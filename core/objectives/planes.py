@@ -1,0 +1,67 @@
+"""What STAG4D asks of a field and of Gaussians for themselves: smooth feature planes, and no needles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+from typing import ClassVar
+
+from torch import Tensor
+
+from ..deformation import HexPlane
+from ..files import InputError
+from .base import FitStep, Weight, constant
+
+
+@dataclass(frozen=True)
+class PlaneSmoothness:
+    """Regularisers of a HexPlane's planes, summed over planes and scales.
+
+    Of the planes of space and time: mean squared second difference over time, and mean distance from 1, which is no motion. Of
+    those of space: mean squared second difference along their second axis.
+
+    Args:
+        weight: of the sum, as a function of rho.
+        time, still, space: of its three terms.
+    """
+
+    name: ClassVar[str] = "planes"
+    weight: Weight = constant(1.0)  # noqa: RUF009
+    time: float = 5.0
+    still: float = 0.05
+    space: float = 0.05
+
+    def __call__(self, step: FitStep) -> Tensor:
+        if step.field is None:
+            return step.canonical.means.new_zeros(())
+        if not isinstance(step.field, HexPlane):
+            raise InputError(f"Plane Smoothness: a {step.field.name} field has no planes; choose hexplane, or unplug it")
+        loss = step.canonical.means.new_zeros(())
+        for index, plane in enumerate(step.field.planes):
+            _, axis = list(combinations(range(4), 2))[index % 6]
+            bend = plane.diff(n=2, dim=2).square().mean() if plane.shape[2] > 2 else plane.new_zeros(())
+            loss = loss + (self.time * bend + self.still * (1 - plane).abs().mean() if axis == 3 else self.space * bend)
+        return self.weight(step.rho) * loss
+
+
+@dataclass(frozen=True)
+class NoNeedles:
+    """Gaussians may be ``ratio`` times as long as they are thin: mean of what is beyond (as PhysGaussian has it).
+
+    Args:
+        weight: of the mean, as a function of rho.
+        ratio: longest over shortest standard deviation.
+        logarithmic: as STAG4D's released code has it, the quotient of the scales' logarithms, which says nothing for small
+            Gaussians, times their number.
+    """
+
+    name: ClassVar[str] = "needles"
+    weight: Weight = constant(1.0)  # noqa: RUF009
+    ratio: float = 7.5
+    logarithmic: bool = False
+
+    def __call__(self, step: FitStep) -> Tensor:
+        scales = step.gaussians.log_scales if self.logarithmic else step.gaussians.scales
+        beyond = (scales.amax(-1) / scales.amin(-1)).clamp_min(self.ratio).mean() - self.ratio
+        count = scales.shape[-2] if self.logarithmic else 1
+        return self.weight(step.rho) * count * beyond
