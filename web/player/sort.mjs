@@ -96,19 +96,22 @@ export class Sorter {
     else this.#worker.postMessage({ slot, index, pose });
   }
 
-  /** Asks for an order along the camera's forward axis. Returns false while the last one is still under way. */
+  /** Whether a slot's last request is answered. */
+  idle(slot) {
+    return this.#clips[slot].order !== null;
+  }
+
+  /** Asks for an order along the camera's forward axis; only when idle. */
   request(slot, index, x, y, z) {
     const held = this.#clips[slot], order = held.order;
-    if (!order) return false;
     if (this.#local) {
       const begin = performance.now();
       if (this.#local.sort(slot, index, x, y, z, order)) this.#onOrder(slot, order, performance.now() - begin);
-      return true;
+      return;
     }
     held.order = null;
     held.waiting = [index, x, y, z];
     this.#worker.postMessage({ slot, index, x, y, z, order, version: this.#versions[slot] }, [order.buffer]);
-    return true;
   }
 
   dispose() {
