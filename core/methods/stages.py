@@ -20,12 +20,12 @@ from torch import Tensor
 from ..align import FocalAlignment, align_camera, color_from_frame
 from ..align.distance import LENS, Meaning, ModelDistance, align_distance, align_model_distance, fixed_camera
 from ..cameras import FrontCamera
-from ..deformation import ControlNodes, DeformationField, DeformationMLP, HexPlane
+from ..deformation import ControlNodes, DeformationField, DeformationMLP, HexPlane, TimeGatedMLP
 from ..fit.checkpoint import fingerprint
 from ..fit.density import DensityControl
 from ..fit.estimate import FitEstimate, Pass, estimate_passes
 from ..fit.loop import GAUSSIAN_LR, FitState, Inputs, Progress, Schedule, Train, run_fit
-from ..gaussians import Gaussians, from_points, neighbour_distances
+from ..gaussians import Gaussians, from_points, neighbour_distances, random_gaussians
 from ..mesh import Mesh, sample_surface
 from ..object3d import Object3D, SplatObject
 from ..objectives.base import Objective
@@ -44,7 +44,7 @@ class StaticConfig:
     """Frame-to-3D: Gaussians from the mesh and the first frame.
 
     Args:
-        gaussians: sampled on the mesh's surface.
+        gaussians: sampled on the mesh's surface; without a mesh, grey ones spread in a ball.
         schedule: of the fit.
         objectives: its terms.
         density: clone, split and prune, or None.
@@ -65,7 +65,7 @@ class MotionConfig:
     """3D-to-4D: the deformation field from the clip.
 
     Args:
-        field: "control-nodes", "hexplane" or "mlp".
+        field: "control-nodes", "hexplane", "mlp" or "time-gated-mlp".
         tracking: schedule of the pass that follows the object frame by frame, or None.
         schedule: of the pass over all frames.
         fine: schedule of a pass at full size, or None.
@@ -81,7 +81,7 @@ class MotionConfig:
         planes: arguments of the HexPlane in place of its defaults.
     """
 
-    field: Literal["control-nodes", "hexplane", "mlp"]
+    field: Literal["control-nodes", "hexplane", "mlp", "time-gated-mlp"]
     schedule: Schedule
     objectives: tuple[Objective, ...]
     tracking: Schedule | None = None
@@ -233,11 +233,13 @@ def gaussians_on_mesh(mesh: Mesh, count: int, seed: int = 0) -> tuple[Gaussians,
 
 
 def fit_static(
-    video: DrivingVideo,
-    mesh: Object3D,
+    video: DrivingVideo | None,
+    mesh: Object3D | None,
     front: FrontCamera,
     config: StaticConfig,
     *,
+    start: Gaussians | None = None,
+    device: torch.device | str = "cpu",
     seed: int = 0,
     backend: str = "auto",
     progress: Progress | None = None,
@@ -246,32 +248,43 @@ def fit_static(
     """Frame-to-3D: Gaussians on the mesh, fitted to the first frame and to renders of the mesh (Eq. 5-9).
 
     Args:
-        video: driving video; its first frame is the reference.
-        mesh: aligned, see :func:`align`. Of Gaussians, as many as the configuration has are where the fit starts.
+        video: driving video; its first frame is the reference. None where the objectives compare with none.
+        mesh: aligned, see :func:`align`. Of Gaussians, as many as the configuration has are where the fit starts. None where
+            the object is made of nothing, as of a text.
         front: the aligned camera.
+        start: Gaussians to start from instead.
+        device: of a fit without a video.
 
     Returns:
-        a scene of one still object with the video's timing.
+        a scene of one still object with the video's timing, else of a single frame.
     """
-    if isinstance(mesh, SplatObject):
+    if start is not None:
+        gaussians = start
+    elif mesh is None:
+        gaussians = random_gaussians(config.gaussians, torch.Generator().manual_seed(seed))
+    elif isinstance(mesh, SplatObject):
         gaussians = mesh.thinned(config.gaussians, seed)
     else:
         gaussians, _ = gaussians_on_mesh(mesh, config.gaussians, seed)
-    state = FitState(gaussians.to(video.frames.device))
+    state = FitState(gaussians.to(device if video is None else video.frames.device))
+    stage = "frame to 3D" if video is not None else "to 3D" if start is None else "to 3D, fine"
     if config.objectives:
-        frame = len(video) // 2 if config.frame == "middle" else 0
-        inputs = Inputs(video=video, taus=torch.zeros(1), fronts=[front], meshes=[mesh], backend=backend, first=frame)
+        frame = len(video) // 2 if video is not None and config.frame == "middle" else 0
+        meshes = [] if mesh is None else [mesh]
+        inputs = Inputs(video=video, taus=torch.zeros(1), fronts=[front], meshes=meshes, backend=backend, first=frame)
         state = run_fit(
-            "frame to 3D", state, config.objectives, config.schedule, inputs, train="gaussians", seed=seed,
+            stage, state, config.objectives, config.schedule, inputs, train="gaussians", seed=seed,
             density=None if config.density is None else replace(config.density), gaussian_lr=_rates(config),
             progress=progress, checkpoint=checkpoint,
-            key=fingerprint(video.frames, video.masks, mesh.vertices, asdict(front), repr(config), seed),
+            key=fingerprint(
+                *_identity(video), gaussians.tensors() if mesh is None else mesh.vertices, asdict(front), repr(config), seed
+            ),
         )  # fmt: skip
-    loop = looks_looping(video)
-    return Scene4D(
-        state.gaussians, None, frames=len(video), fps=video.fps, loop=loop, front=front, crop=video.crop,
-        meta={"losses": {"frame to 3D": state.losses}}, surface=mesh if isinstance(mesh, Mesh) else None,
-    )  # fmt: skip
+    surface = mesh if isinstance(mesh, Mesh) else None
+    scene = Scene4D(state.gaussians, front=front, meta={"losses": {stage: state.losses}}, surface=surface)
+    if video is None:
+        return scene
+    return replace(scene, frames=len(video), fps=video.fps, loop=looks_looping(video), crop=video.crop)
 
 
 def build_field(config: MotionConfig, scene: Scene4D, mesh: Object3D | None = None, seed: int = 0) -> DeformationField:
@@ -292,17 +305,22 @@ def build_field(config: MotionConfig, scene: Scene4D, mesh: Object3D | None = No
         return HexPlane(**settings).to(scene.gaussians.device)
     if config.field == "mlp":
         return DeformationMLP(opacity=config.opacity).to(scene.gaussians.device)
-    raise ValueError(f"field {config.field!r}: unknown, choose control-nodes, hexplane or mlp")
+    if config.field == "time-gated-mlp":
+        return TimeGatedMLP.around(scene.gaussians)
+    raise ValueError(f"field {config.field!r}: unknown, choose control-nodes, hexplane, mlp or time-gated-mlp")
 
 
 def fit_motion(
-    video: DrivingVideo,
+    video: DrivingVideo | None,
     scene: Scene4D,
     config: MotionConfig,
     *,
     mesh: Object3D | None = None,
     meshes: Sequence[Object3D] = (),
     fronts: Sequence[FrontCamera] = (),
+    field: DeformationField | None = None,
+    window: tuple[float, float] = (0.0, 1.0),
+    label: str = "",
     seed: int = 0,
     backend: str = "auto",
     progress: Progress | None = None,
@@ -311,27 +329,34 @@ def fit_motion(
     """3D-to-4D: a deformation field that makes the scene's object follow the video (Eq. 10, and 11 with a prior).
 
     Args:
-        video: driving video.
+        video: driving video; None where the objectives compare with none.
         scene: a still object with its aligned camera, see :func:`fit_static`.
         mesh: the aligned mesh: the surface for control nodes, and the target of mesh objectives.
         meshes: one aligned mesh a frame instead (variant v4).
         fronts: one camera a frame instead of the scene's (variant v4).
+        field: to train instead of one that the configuration makes.
+        window: the part of the clip, of [0, 1], whose frames the objectives see.
+        label: put before the stages' names.
     """
     if scene.front is None:
         raise ValueError("motion: the scene has no aligned camera; align it with the driving video first")
-    if len(video) != scene.frames:
+    if video is not None and len(video) != scene.frames:
         raise ValueError(
             f"motion: the video has {len(video)} frames but the scene {scene.frames}; prepare both from the same clip"
         )
-    field = build_field(config, scene, mesh, seed)
     inputs = _motion_inputs(video, scene, mesh, meshes, fronts, backend)
+    inside = (inputs.taus >= window[0] - 1e-6) & (inputs.taus <= window[1] + 1e-6)
+    inputs = replace(inputs, taus=inputs.taus[inside])
+    given = None if field is None else field.state_dict()
+    field = build_field(config, scene, mesh, seed) if field is None else field
     key = fingerprint(
-        video.frames, video.masks, scene.gaussians.tensors(), [asdict(f) for f in inputs.fronts],
-        [m.vertices for m in inputs.meshes], repr(config), seed,
+        *_identity(video), scene.gaussians.tensors(), [asdict(f) for f in inputs.fronts],
+        [m.vertices for m in inputs.meshes], repr(config), seed, *([] if given is None else [given, window]),
     )  # fmt: skip
     state = FitState(scene.gaussians, field)
     losses = dict(scene.meta.get("losses", {}))
-    for stage, part in motion_passes(config, len(video)):
+    for stage, part in motion_passes(config, scene.frames):
+        stage = label + stage
         path = None if checkpoint is None else _with_stage(checkpoint, stage)
         state = run_fit(
             stage,
@@ -341,7 +366,7 @@ def fit_motion(
             inputs,
             train=part.train,
             seed=seed,
-            density=None if config.density is None or stage != "3D to 4D" else replace(config.density),
+            density=None if config.density is None or stage != label + "3D to 4D" else replace(config.density),
             gaussian_lr=_rates(config),
             progress=progress,
             checkpoint=path,
@@ -374,8 +399,13 @@ def motion_passes(config: MotionConfig, frames: int) -> list[tuple[str, Pass]]:
     ]
 
 
+def _identity(video: DrivingVideo | None) -> list[Tensor]:
+    """What tells a video from another one."""
+    return [] if video is None else [video.frames, video.masks]
+
+
 def _motion_inputs(
-    video: DrivingVideo,
+    video: DrivingVideo | None,
     scene: Scene4D,
     mesh: Object3D | None,
     meshes: Sequence[Object3D],
@@ -390,7 +420,7 @@ def _motion_inputs(
 
 
 def estimate(
-    video: DrivingVideo,
+    video: DrivingVideo | None,
     scene: Scene4D,
     config: StaticConfig | MotionConfig,
     *,
@@ -406,7 +436,7 @@ def estimate(
         passes = [Pass(config.objectives, config.schedule, "gaussians")] if config.objectives else []
         return estimate_passes(passes, FitState(scene.gaussians), inputs)
     state = FitState(scene.gaussians, build_field(config, scene, mesh))
-    return estimate_passes([part for _, part in motion_passes(config, len(video))], state, inputs)
+    return estimate_passes([part for _, part in motion_passes(config, scene.frames)], state, inputs)
 
 
 def _rates(config: StaticConfig | MotionConfig) -> dict[str, float] | None:
