@@ -1,0 +1,8 @@
+// Starts the player of a page that core/formats/html.py wrote.
+
+import { Player } from "./player.mjs";
+
+/* global anchor4d */
+const { clips, labels, name, view } = anchor4d.settings;
+const sources = Array.from({ length: clips }, (_, index) => anchor4d.bytes(index));
+window.player = new Player(document.getElementById("player"), { sources, labels, name, view });
