@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import harmonics
 from .cameras import matrix_to_quaternion, quaternion_multiply
-
-#: Value of the constant spherical harmonic: colour = SH_C0 * dc + 0.5.
-SH_C0 = 0.28209479177387814
+from .harmonics import SH_C0
 
 
 @dataclass(frozen=True)
@@ -97,10 +96,10 @@ class Gaussians:
         return Gaussians(**{k: torch.cat([getattr(s, k) for s in sets]) for k in sets[0].tensors()})
 
     def transformed(self, matrix: Tensor) -> Gaussians:
-        """Moved by a similarity ``(4, 4)`` (rotation, uniform scale, translation).
+        """Moved by a similarity ``(4, 4)`` (rotation, uniform scale, translation), view-dependent colours with it.
 
         Raises:
-            ValueError: for a matrix that shears, mirrors or scales unevenly, or for SH of degree above 0 under a rotation.
+            ValueError: for a matrix that shears, mirrors or scales unevenly.
         """
         linear = matrix[:3, :3]
         scale = float(torch.linalg.det(linear.double()).clamp_min(0) ** (1 / 3))
@@ -108,13 +107,12 @@ class Gaussians:
         eye = torch.eye(3, dtype=matrix.dtype, device=matrix.device)
         if scale <= 0 or not torch.allclose(rotation @ rotation.T, eye, atol=1e-4):
             raise ValueError("transform: only rotations, even scales and translations keep Gaussians Gaussian")
-        if self.sh.shape[-2] > 1 and not torch.allclose(rotation, eye, atol=1e-6):
-            raise ValueError("transform: rotating view-dependent colours is not supported, reduce them to SH degree 0 first")
         return replace(
             self,
             means=self.means @ linear.T + matrix[:3, 3],
             quats=quaternion_multiply(matrix_to_quaternion(rotation).expand_as(self.quats), self.quats),
             log_scales=self.log_scales + math.log(scale),
+            sh=harmonics.rotated(self.sh, rotation),
         )
 
 

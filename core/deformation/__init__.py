@@ -6,14 +6,20 @@ from .frames import FrameField
 from .hexplane import HexPlane
 from .mlp import DeformationMLP
 from .time_gated import TimeGatedMLP
+from .wrappers import ClosedLoop, Faded, Parts, Placed, TimeMap
 
 __all__ = [
+    "ClosedLoop",
     "ControlNodes",
     "DeformationField",
     "DeformationMLP",
+    "Faded",
     "FrameField",
     "HexPlane",
+    "Parts",
+    "Placed",
     "TimeGatedMLP",
+    "TimeMap",
     "field_from_config",
     "register_field",
 ]

@@ -110,7 +110,8 @@ class FrameField(DeformationField):
         return self._with({key: function(kept) if key == "sh" else kept for key, kept in self.kept.items()})
 
     def _with(self, kept: dict[str, Tensor]) -> FrameField:
-        field = FrameField(**{**self.arguments, "points": kept["means"].shape[1]})
+        harmonics = kept["sh"].shape[-2] if "sh" in kept else self.arguments["harmonics"]
+        field = FrameField(**{**self.arguments, "points": kept["means"].shape[1], "harmonics": harmonics})
         for key, tensor in kept.items():
             field.register_buffer(key, tensor)
         return field

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .. import harmonics
 from ..cameras import Cameras
 from ..files import InputError
 from ..gaussians import SH_C0, Gaussians
@@ -172,7 +173,7 @@ def _colors(
     means: Tensor,  # (B or 1, N, 3)
     cameras: Cameras,  # (V,)
 ) -> Tensor:  # (B or 1, N, 3); (V, N, 3) where they depend on the view
-    """Colours of the Gaussians as seen from each camera. Source: gsplat's real spherical harmonics, degrees 0 to 3."""
+    """Colours of the Gaussians as seen from each camera."""
     count = sh.shape[-2]
     if count == 1:
         return (sh[..., 0, :] * SH_C0 + 0.5).clamp_min(0)
@@ -180,26 +181,6 @@ def _colors(
         raise InputError(f"gaussians: {count} SH coefficients, view-dependent colour goes up to degree 3 (16)")
     items = max(len(sh), len(means))
     centres = cameras.positions.reshape(items, -1, 1, 3)
-    x, y, z = torch.nn.functional.normalize(means[:, None] - centres, dim=-1).unbind(-1)
-    xx, yy, zz = x * x, y * y, z * z
-    basis = [torch.full_like(x, SH_C0), -0.4886025119029199 * y, 0.4886025119029199 * z, -0.4886025119029199 * x]
-    if count > 4:
-        basis += [
-            1.0925484305920792 * x * y,
-            -1.0925484305920792 * y * z,
-            0.31539156525252005 * (2 * zz - xx - yy),
-            -1.0925484305920792 * x * z,
-            0.5462742152960396 * (xx - yy),
-        ]
-    if count > 9:
-        basis += [
-            -0.5900435899266435 * y * (3 * xx - yy),
-            2.890611442640554 * x * y * z,
-            -0.4570457994644658 * y * (4 * zz - xx - yy),
-            0.3731763325901154 * z * (2 * zz - 3 * xx - 3 * yy),
-            -0.4570457994644658 * x * (4 * zz - xx - yy),
-            1.445305721320277 * z * (xx - yy),
-            -0.5900435899266435 * x * (xx - 3 * yy),
-        ]
-    color = torch.einsum("bcnk,bnkd->bcnd", torch.stack(basis, -1), sh.expand(items, *sh.shape[1:]))
+    values = harmonics.basis(torch.nn.functional.normalize(means[:, None] - centres, dim=-1), count)
+    color = torch.einsum("bcnk,bnkd->bcnd", values, sh.expand(items, *sh.shape[1:]))
     return (color + 0.5).clamp_min(0).flatten(0, 1)
