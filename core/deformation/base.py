@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..fit.optimiser import Group
 from ..gaussians import Gaussians
+from ..mesh import Mesh
 
 _FIELDS: dict[str, type[DeformationField]] = {}
 _Field = TypeVar("_Field", bound="type[DeformationField]")
@@ -66,6 +67,22 @@ class DeformationField(nn.Module):
         """The field with ``function`` applied to the harmonics (..., N, K, 3) that it keeps in place of the canonical ones."""
         return self
 
+    def carrier(
+        self,
+        gaussians: Gaussians,
+        points: Tensor,  # (V, 3)
+        mesh: Mesh | None = None,
+    ) -> Callable[[Tensor], Tensor] | None:
+        """A function from times (B,) to ``points`` of the canonical object where the field moves them, (B, V, 3).
+
+        None for fields that only know where their own Gaussians go.
+
+        Args:
+            gaussians: the canonical set.
+            mesh: the surface that the field was built on, where there was one.
+        """
+        return None
+
     def config(self) -> dict[str, Any]:
         """What :func:`field_from_config` needs to build the same field."""
         return {"type": self.name, **self.arguments}
@@ -109,6 +126,13 @@ def apply_deltas(
         opacity_logits=add(gaussians.opacity_logits, opacity_logits),
         sh=gaussians.sh.expand(len(means), *gaussians.sh.shape),
     )
+
+
+def evaluated_at(field: DeformationField, points: Tensor) -> Callable[[Tensor], Tensor]:  # (V, 3)
+    """The carrier of a field that asks where a Gaussian is and nothing else."""
+    zeros = points.new_zeros(len(points), 4)
+    there = Gaussians(points, zeros, zeros[:, :3], zeros[:, 0], zeros[:, None, :3])
+    return lambda tau: field(there, tau).means
 
 
 def zero_linear(inputs: int, outputs: int) -> nn.Linear:

@@ -7,6 +7,7 @@ Source of the idea: embedded deformation graphs; SC-GS for Gaussians.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -132,6 +133,23 @@ class ControlNodes(DeformationField):
         field = ControlNodes(**{**self.arguments, "points": len(bound)}).to(bound.device)
         field.load_state_dict({**self.state_dict(), "bind_index": bound, "bind_weight": weight})
         return field
+
+    def carrier(self, gaussians: Gaussians, points: Tensor, mesh: Mesh | None = None) -> Callable[[Tensor], Tensor]:
+        """As :meth:`build` binds Gaussians, points are bound along the mesh, or else along the Gaussians."""
+        graph = graph_from_points(gaussians.means) if mesh is None else graph_from_mesh(mesh.to("cpu"))[0]
+        nodes, _ = graph.nearest(self.node_positions.cpu().double().numpy())
+        index, weight, _, _ = spaced_binding(graph, nodes, points, None, self.bind_index.shape[1])
+        index, weight = index.to(points.device), weight.to(points)[..., None]
+
+        def carried(tau: Tensor) -> Tensor:  # (B,) -> (B, V, 3)
+            positions, quats = self.node_motion(tau)
+            matrices = quaternion_to_matrix(quats)
+            offsets = positions - (matrices @ self.node_positions[:, :, None])[..., 0]
+            motions = torch.cat([matrices, offsets[..., None]], -1).flatten(2)  # (B, M, 12)
+            blend = (motions[:, index] * weight).sum(2).unflatten(-1, (3, 4))  # (B, V, 3, 4)
+            return (blend[..., :3] @ points[:, :, None])[..., 0] + blend[..., 3]
+
+        return carried
 
     def key_weights(self, tau: Tensor) -> Tensor:  # (B,) -> (B, keys)
         """Catmull-Rom weights of the keys at times in [0, 1]; exactly one key at its own time."""

@@ -19,6 +19,8 @@ from ..mesh import Mesh
 
 #: Crossing from one connected component to a touching one counts this many times its length.
 BRIDGE_COST = 2.0
+#: Points whose distances to all nodes are held at once.
+_CHUNK = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -165,14 +167,17 @@ def spaced_binding(
     limit = 6 * spacing
     distance = graph.distances(nodes, limit)  # (M, V)
     near, gap = graph.nearest(points.detach().cpu().double().numpy(), component)
-    # Rows whose nodes all lie beyond the limit fall back to straight distance, shifted behind every geodesic one.
-    to_nodes = distance[:, near].T + gap[:, None]  # (N, M)
-    to_nodes = np.where(np.isfinite(to_nodes), to_nodes, limit + _straight(graph.points[near], graph.points[nodes]))
     k = min(k, len(nodes) - 1)
-    order = np.argpartition(to_nodes, k, axis=1)[:, : k + 1]
-    chosen = np.take_along_axis(to_nodes, order, 1)
-    rank = np.argsort(chosen, 1, kind="stable")
-    order, chosen = np.take_along_axis(order, rank, 1), np.take_along_axis(chosen, rank, 1)
+    order, chosen = np.empty((len(near), k + 1), np.int64), np.empty((len(near), k + 1))
+    for start in range(0, len(near), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        # Rows whose nodes all lie beyond the limit fall back to straight distance, shifted behind every geodesic one.
+        to_nodes = distance[:, near[part]].T + gap[part, None]  # (N, M)
+        to_nodes = np.where(np.isfinite(to_nodes), to_nodes, limit + _straight(graph.points[near[part]], graph.points[nodes]))
+        least = np.argpartition(to_nodes, k, axis=1)[:, : k + 1]
+        lengths = np.take_along_axis(to_nodes, least, 1)
+        rank = np.argsort(lengths, 1, kind="stable")
+        order[part], chosen[part] = np.take_along_axis(least, rank, 1), np.take_along_axis(lengths, rank, 1)
     # Falls to zero at the first node left out, so that binding changes continuously over the surface.
     weight = np.maximum(1 - chosen[:, :k] / np.maximum(chosen[:, k:], 1e-12), 1e-4) ** 2
     weight /= weight.sum(1, keepdims=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from ..fit.optimiser import Group
 from ..gaussians import Gaussians
-from .base import DeformationField, apply_deltas, register_field, zero_linear
+from ..mesh import Mesh
+from .base import DeformationField, apply_deltas, evaluated_at, register_field, zero_linear
 
 
 @register_field
@@ -65,6 +67,9 @@ class DeformationMLP(DeformationField):
         if "opacity_logits" in deltas:
             deltas["opacity_logits"] = deltas["opacity_logits"][..., 0]
         return apply_deltas(gaussians, **deltas)
+
+    def carrier(self, gaussians: Gaussians, points: Tensor, mesh: Mesh | None = None) -> Callable[[Tensor], Tensor]:
+        return evaluated_at(self, points)
 
     def parameter_groups(self, whole_clip: bool = True, smoothing: float = 1.0) -> list[Group]:
         return [Group(name, parameter, self.lr) for name, parameter in self.named_parameters()]
