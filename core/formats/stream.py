@@ -144,6 +144,7 @@ def write_stream(
         "frames": total,
         "fps": scene.fps * total / scene.frames,
         "loop": scene.loop,
+        "continuous": scene.field is None or scene.field.continuous,
         "camera": to_camera_info(front.cameras()),
         "front": None if scene.front is None else asdict(scene.front),
         **coder.header(),
@@ -200,7 +201,7 @@ def _read(file: BinaryIO, name: str) -> PlayStream:
             before = planes if before is None else [a + b for a, b in zip(planes, before)]
             frames.append(coder.decode(before))
         return PlayStream(header, frames, [stored(place) for place in header["pictures"]])
-    except (KeyError, TypeError, ValueError, OverflowError, zlib.error) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, zlib.error) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{name}: a damaged play stream ({error}), export it again") from None
@@ -289,8 +290,9 @@ class _Coder:
         coder.color_low, coder.color_step = (np.array(header["colors"][key], np.float64) for key in ("low", "step"))
         ranges = header["ranges"]
         coder.range_step = np.array([ranges["scale"] / coder.scale_step, ranges["opacity"] * 65535])
-        if any(x.shape != (3,) for x in (coder.low, coder.step, coder.color_low, coder.color_step)):
-            raise ValueError("box or colours of a wrong shape")
+        numbers = (coder.low, coder.step, coder.color_low, coder.color_step)
+        if any(x.shape != (3,) for x in numbers) or not np.isfinite([*numbers, [coder.scale_low, *coder.range_step]]).all():
+            raise ValueError("box, colours or scales that are no numbers")
         return coder
 
     def statics(self) -> list[np.ndarray]:

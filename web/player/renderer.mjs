@@ -12,6 +12,7 @@ import { Sorter } from "./sort.mjs";
 const ROW = 2048; // texels a row of the data textures: in reach of every WebGL2
 const MAX_AGE = 2; // drawn frames
 const FAINT = 0.05; // points and ellipsoids leave out what is fainter
+const SHELL = 1.5; // standard deviations from the centre to an ellipsoid's surface
 
 /**
  * @typedef {object} Shot what to draw
@@ -195,12 +196,13 @@ void main() {
   vec2 pixel, major, minor;
   gl_Position = NOWHERE;
   if (g.opacity < ${FAINT} || !project(g, c, pixel, major, minor)) return;
-  vec3 scales = max(g.scales, max(0.6 * c.z / lens.x, 0.02 * max(g.scales.x, max(g.scales.y, g.scales.z))));
+  // Not thinner than a pixel, nor than floats can intersect.
+  vec3 scales = max(${SHELL} * g.scales, max(0.6 * c.z / lens.x, 0.02 * max(g.scales.x, max(g.scales.y, g.scales.z))));
   mat3 axes = mat3(worldToCamera) * g.rotation;
   toUnit = transpose(mat3(axes[0] / scales.x, axes[1] / scales.y, axes[2] / scales.z));
   origin = -(toUnit * c);
   color = g.color;
-  vec2 q = corner() * 1.25;  // the true outline reaches a little beyond the affine one
+  vec2 q = corner() * ${1.25 * SHELL};  // the true outline reaches a little beyond the affine one
   gl_Position = screen(pixel + major * q.x + minor * q.y, 0.0);
 }`;
 
@@ -349,7 +351,7 @@ export class Renderer {
       if (!slot) continue;
       slot.drawn = slot.ready > 0 && (k === 0 || divided);
       if (slot.drawn) this.#place(slot, shot.time[k]);
-      if (slot.drawn && splats) current = this.#keepOrder(k, slot, camera.worldToCamera) && current;
+      if (slot.drawn && !this.#keepOrder(k, slot, camera.worldToCamera) && splats) current = false;
     }
     if (!current) {
       this.stats.held++;
@@ -411,7 +413,7 @@ export class Renderer {
     if (!shot || this.#lost || !this.#target || x < 0 || y < 0 || x >= this.#width || y >= this.#height) return null;
     const divided = shot.wiper !== null && shot.wiper !== undefined;
     const slot = this.#slots[divided && x >= shot.wiper * this.#width ? 1 : 0];
-    if (!slot?.drawn || slot.have.index < 0) return null;
+    if (!slot?.drawn) return null;
     const gl = this.#gl, camera = this.#look(shot.camera), { worldToCamera: m, fx, fy, cx, cy } = camera, { low, header } = slot.clip;
     const span = header.box.high.map((high, k) => high - low[k]);
     let nearest = m[8] * low[0] + m[9] * low[1] + m[10] * low[2] + m[11], reach = 1e-6;
@@ -509,7 +511,7 @@ export class Renderer {
     const t = wraps ? ((time % ready) + ready) % ready : Math.min(Math.max(time, 0), last);
     slot.first = Math.min(Math.floor(t) || 0, last);
     slot.next = slot.first < last ? slot.first + 1 : wraps ? 0 : last;
-    slot.blend = t - slot.first || 0;
+    slot.blend = clip.continuous ? t - slot.first || 0 : 0;
     slot.nearest = slot.blend < 0.5 ? slot.first : slot.next;
   }
 
@@ -538,7 +540,7 @@ export class Renderer {
       gl.enable(gl.BLEND);
       gl.disable(gl.DEPTH_TEST);
     } else {
-      gl.uniform1f(at.radius, Math.max(1.25, Math.min(this.#width, this.#height) / 400));
+      gl.uniform1f(at.radius, Math.max(1.25, Math.min(this.#width, this.#height) / 250));
       gl.disable(gl.BLEND);
       gl.enable(gl.DEPTH_TEST);
     }

@@ -23,6 +23,8 @@ export class Clip {
     this.frames = header.frames;
     this.fps = header.fps;
     this.loop = header.loop;
+    /** Whether time flows between frames; else each is held until the next. */
+    this.continuous = header.continuous !== false;
     /** Number of frames that are there: 0 .. ready - 1. */
     this.ready = 0;
     this.low = header.box.low;
