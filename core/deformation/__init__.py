@@ -1,6 +1,7 @@
 """Deformation fields: (canonical Gaussians, times) to moved Gaussians."""
 
 from .base import DeformationField, field_from_config, register_field
+from .chain import ClipChain
 from .control_nodes import ControlNodes
 from .frames import FrameField
 from .hexplane import HexPlane
@@ -9,6 +10,7 @@ from .time_gated import TimeGatedMLP
 from .wrappers import ClosedLoop, Faded, Parts, Placed, TimeMap
 
 __all__ = [
+    "ClipChain",
     "ClosedLoop",
     "ControlNodes",
     "DeformationField",

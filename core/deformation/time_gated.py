@@ -6,7 +6,7 @@ arXiv 2312.13763. Sizes and squashing are those of Comp4D and tc4d, whose author
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ..fit.optimiser import Group
 from ..gaussians import Gaussians
-from .base import DeformationField, apply_deltas, register_field, zero_linear
+from ..mesh import Mesh
+from .base import DeformationField, apply_deltas, evaluated_at, register_field, zero_linear
 
 
 @register_field
@@ -84,6 +85,9 @@ class TimeGatedMLP(DeformationField):
         )
         moved = self.limit * torch.tanh(self.layers(inputs) / self.limit)
         return apply_deltas(gaussians, means=moved * tau[:, None, None].clamp_min(0) ** self.gate)
+
+    def carrier(self, gaussians: Gaussians, points: Tensor, mesh: Mesh | None = None) -> Callable[[Tensor], Tensor]:
+        return evaluated_at(self, points)
 
     def parameter_groups(self, whole_clip: bool = True, smoothing: float = 1.0) -> list[Group]:
         return [Group(name, parameter, self.lr) for name, parameter in self.named_parameters()]

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..deformation import ClipChain
 from .base import FitStep, Weight, constant
 from .rigidity import near
 
@@ -75,3 +76,20 @@ class Togetherness:
         delta = step.gaussians.means - step.canonical.means
         apart = delta[:, chosen, None] - delta[:, near(step, self.k)[chosen]]  # (B, n, k, 3)
         return step.stiffness * self.weight(step.rho) * apart.square().sum((-1, -2)).mean()
+
+
+@dataclass(frozen=True)
+class Seam:
+    """Two clips of a chain agree where one is blended into the other (L_interpol): see :class:`ClipChain`.
+
+    Args:
+        weight: of the mean squared difference between the clip before and the blend.
+    """
+
+    name: ClassVar[str] = "seam"
+    weight: Weight = constant(1000.0)  # noqa: RUF009
+
+    def __call__(self, step: FitStep) -> Tensor:
+        if not isinstance(step.field, ClipChain):
+            raise ValueError("seam objective: it belongs to a motion that goes on from another clip; use Extend Motion")
+        return self.weight(step.rho) * step.field.mending(step.canonical, step.taus)
