@@ -1,0 +1,311 @@
+"""Align Your Gaussians: text to 4D by composed scores. Ling et al., arXiv 2312.13763, CVPR 2024. First open implementation.
+
+A text becomes a still object by the scores of a multi-view and a text-to-image model (4.1), or the object is given. A
+deformation field is then fitted to the scores of a text-to-video and a text-to-image model (4.2), with regularisers and motion
+amplification (4.3), and prolonged clip by clip (4.4). The stages are those of :mod:`.stages` with the settings here.
+
+The paper's supplement, which holds most numbers, is not public: what is open is marked, and its value is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ..cameras import FrontCamera
+from ..deformation import ClipChain
+from ..files import InputError
+from ..fit.density import DensityControl
+from ..fit.loop import Progress, Schedule
+from ..object3d import Object3D
+from ..objectives.base import Objective, Switch, constant, linear
+from ..objectives.displacement import Seam, StayInPlace, Togetherness
+from ..objectives.mesh import MeshMatch
+from ..objectives.scores import ClipScores, ViewScores
+from ..priors.base import Prior
+from ..priors.distill import Distillation, UniformWindow
+from ..scene import Scene4D
+from ..views import DEFAULT_FRONT
+from . import stages
+from .stages import MotionConfig, StaticConfig
+
+#: Parts that can be left out, as in the paper's ablations.
+PARTS = ("image", "view-guidance", "jsd", "rigidity", "amplification")
+#: Weights of the models' gradients, each of unit size: the one that gives the structure, and text-to-image in either stage.
+IMAGE_STATIC, IMAGE_MOTION = 0.3, 0.2
+#: Of the clip scores, so that rigidity's weight of 1000 leaves limbs free to turn: as 50 to 100 is usual for such scores.
+CLIP_WEIGHT = 100.0
+#: omega_ma and the progress after which it holds; the divergence's share of the gradient and the step at which it is set.
+AMPLIFICATION, AMPLIFIED_FROM = 2.0, 0.3
+STAY_SHARE, STAY_STEP = 0.03, 100
+#: Diffusion times: all, then up to a half.
+TIMES = UniformWindow(constant(0.02), linear(0.98, 0.5))
+#: Pictures encoded at once with gradient: clips of full size hold tens of gigabytes otherwise.
+ENCODE_BATCH = 4
+#: Steps of the still object, its finer second stage, the motion, and each further clip.
+STEPS = {"paper": (10_000, 2000, 10_000, 10_000), "standard": (3000, 0, 4000, 3000), "draft": (600, 0, 800, 600)}
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models whose scores are composed.
+
+    Args:
+        video: text-to-video; None where nothing is to move.
+        images: text-to-image; None = without.
+        views: several views of a text (MVDream); None where the object is given.
+    """
+
+    video: Prior | None = None
+    images: Prior | None = None
+    views: Prior | None = None
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The whole method; :func:`preset` gives the named ones.
+
+    Args:
+        name: of the preset.
+        static: text to still object.
+        detail: a second pass over it with the text-to-image model alone, or None.
+        given: a given object to still Gaussians.
+        motion: the still object to a moving one.
+        further: schedule of each further clip.
+        seam: weight of the seam between clips.
+        frames: of a clip.
+        fps: frames a second.
+        front: where the object is seen from by default.
+    """
+
+    name: str
+    static: StaticConfig
+    detail: StaticConfig | None
+    given: StaticConfig
+    motion: MotionConfig
+    further: Schedule
+    seam: float = 1000.0
+    frames: int = 16
+    fps: float = 8.0
+    front: FrontCamera = DEFAULT_FRONT
+
+
+def check_parts(without: Collection[str]) -> None:
+    """Refuse what is none of :data:`PARTS`.
+
+    Raises:
+        InputError: naming it.
+    """
+    for part in without:
+        if part not in PARTS:
+            raise InputError(f"without {part!r}: not a part of ayg, choose of {', '.join(PARTS)}")
+
+
+def static_objectives(models: Models, prompt: str, without: Collection[str] = ()) -> tuple[Objective, ...]:
+    """What makes an object suit a text.
+
+    Raises:
+        InputError: for neither a multi-view nor a text-to-image model.
+    """
+    images = None if "image" in without else models.images
+    if models.views is None and images is None:
+        raise InputError(
+            "text to 3D: needs a multi-view model such as mvdream, a text-to-image model such as sd21-base, or both"
+        )
+    guided = 0.0 if "view-guidance" in without else 0.5  # open: half of the text-to-image model's weight
+    return (
+        ViewScores(
+            None if models.views is None else _scores(models.views),
+            None if images is None else _scores(images, IMAGE_STATIC if models.views is not None else 1.0),
+            prompt,
+            view_guidance=guided,
+        ),
+    )
+
+
+def motion_objectives(models: Models, prompt: str, without: Collection[str] = ()) -> tuple[Objective, ...]:
+    """What makes an object move as a text says.
+
+    Raises:
+        InputError: for no text-to-video model.
+    """
+    if models.video is None:
+        raise InputError("3D to 4D: needs a text-to-video model, such as modelscope or ltx-video")
+    images = None if "image" in without else models.images
+    rise = 1.0 if "amplification" in without else AMPLIFICATION
+    scores = ClipScores(
+        _scores(models.video),
+        None if images is None else _scores(images, IMAGE_MOTION),
+        prompt,
+        weight=constant(CLIP_WEIGHT),
+        amplification=Switch(1.0, rise, AMPLIFIED_FROM),
+        subset=4,  # "a subset" of the 16
+        rates=(4.0, 8.0, 12.0),  # 4.2
+    )
+    kept: tuple[Objective, ...] = (scores,)
+    if "jsd" not in without:
+        kept += (StayInPlace(constant(1.0), share=STAY_SHARE, share_step=STAY_STEP),)
+    if "rigidity" not in without:
+        kept += (Togetherness(constant(1000.0), k=40),)
+    return kept
+
+
+def _scores(prior: Prior, weight: float = 1.0) -> Distillation:
+    """Classifier score distillation (CSD), its gradient of unit size before its weight."""
+    return Distillation(
+        prior, weight=constant(weight), time=TIMES, form="csd", guidance=1.0, normalise=True, micro_batch=1,
+        encode_batch=ENCODE_BATCH,
+    )  # fmt: skip
+
+
+def preset(name: str, prompt: str = "", models: Models = Models(), without: Collection[str] = ()) -> TextConfig:
+    """ "paper", "standard" or "draft", which differ in steps and sizes; without models, no objectives ask any.
+
+    Raises:
+        InputError: for an unknown part.
+    """
+    check_parts(without)
+    if name not in STEPS:
+        raise ValueError(f"preset {name!r}: unknown, choose paper, standard or draft")
+    static_steps, detail_steps, motion_steps, further_steps = STEPS[name]
+    still: tuple[Objective, ...] = ()
+    if models.views is not None or (models.images is not None and "image" not in without):
+        still = static_objectives(models, prompt, without)
+    moving = () if models.video is None else motion_objectives(models, prompt, without)
+    # Solid colours behind renders, so that no model paints its background onto the object.
+    around = {"resolutions": ((1.0, 256),), "background": "random"}
+    every = max(20, static_steps // 60)
+    static = StaticConfig(
+        gaussians=2000,  # "spread across a sphere"; number and radius are open
+        schedule=Schedule(static_steps, lr_final=0.1, **around),
+        objectives=still,
+        # Which screen gradients of scores are large is open: a tenth of the set, the strongest, grows each time.
+        density=DensityControl(every=every, start=every, stop=0.7, threshold=0.0, share=0.1, budget=50_000, min_opacity=0.02),
+    )
+    detail = None
+    if detail_steps and still and models.images is not None and "image" not in without:
+        # "A further 3D fine-tune gives about 150 K Gaussians": its losses are open, text-to-image alone is ours.
+        looks = tuple(replace(o, views=None) if isinstance(o, ViewScores) else o for o in still)
+        grow = DensityControl(every=100, start=100, stop=0.7, threshold=0.0, share=0.1, budget=150_000, min_opacity=0.02)
+        schedule = Schedule(detail_steps, lr=0.3, lr_final=0.1, **around)
+        detail = StaticConfig(gaussians=0, schedule=schedule, objectives=looks, density=grow)
+    return TextConfig(
+        name=name,
+        static=static,
+        detail=detail,
+        given=StaticConfig(
+            gaussians={"paper": 40_000, "standard": 20_000, "draft": 8000}[name],
+            schedule=Schedule(80 if name == "draft" else 200, resolutions=((0.5, 128), (1.0, 256)), lr_final=0.1),
+            objectives=(MeshMatch(weight=constant(1e4), views=4, mask=0.3, perceptual=0.0),),
+        ),
+        motion=MotionConfig(
+            field="time-gated-mlp",  # 4.2: only positions move; sizes after followers' code
+            schedule=Schedule(motion_steps, lr_final=1.0, **around),
+            objectives=moving,
+        ),
+        further=Schedule(further_steps, lr_final=1.0, **around),
+    )
+
+
+def text_to_3d(
+    config: TextConfig,
+    *,
+    item: Object3D | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    backend: str = "auto",
+    progress: Progress | None = None,
+    checkpoint: str | Path | None = None,
+) -> Scene4D:
+    """The still object: of the text, or Gaussians of a given one (then facing +Z, centred, its longest side 1).
+
+    Returns:
+        a scene with the configuration's front camera and clip length, in which nothing moves.
+    """
+    static = config.static if item is None else config.given
+    common = {"seed": seed, "device": device, "backend": backend, "progress": progress}
+    scene = stages.fit_static(None, item, config.front, static, checkpoint=checkpoint, **common)
+    if item is None and config.detail is not None:
+        again = None if checkpoint is None else Path(checkpoint).with_name(f"{Path(checkpoint).stem}-fine.safetensors")
+        finer = stages.fit_static(None, None, config.front, config.detail, start=scene.gaussians, checkpoint=again, **common)
+        scene = replace(finer, meta={"losses": scene.meta["losses"] | finer.meta["losses"]})
+    return replace(scene, frames=config.frames, fps=config.fps)
+
+
+def extend(
+    scene: Scene4D,
+    config: MotionConfig,
+    *,
+    seam: float = 1000.0,
+    closed: bool = False,
+    seed: int = 0,
+    backend: str = "auto",
+    progress: Progress | None = None,
+    checkpoint: str | Path | None = None,
+) -> Scene4D:
+    """A motion prolonged by half a clip: a new clip begins in the middle of the last one, into which it is blended (4.4).
+
+    What plays before that middle stays as it is, bit by bit.
+
+    Args:
+        config: the objectives of the new clip, whose text may be another, and its schedule.
+        seam: weight of the loss that makes the two clips agree.
+        closed: the new clip ends where the first began, so that the motion loops.
+
+    Raises:
+        InputError: for a scene without motion, or one that loops.
+    """
+    if scene.field is None or scene.frames < 2:
+        raise InputError("extend: this scene does not move; give it a motion first")
+    if scene.loop:
+        raise InputError("extend: this scene loops, there is no end to go on from; give one that does not")
+    before = scene.field
+    length = before.length if isinstance(before, ClipChain) else 1.0
+    clip = stages.build_field(replace(config, field="time-gated-mlp"), scene, seed=seed)
+    chain = ClipChain.grown(before, clip, closed=closed)
+    span = round((scene.frames - 1) / length * chain.length)
+    longer = replace(scene, field=chain, frames=span if closed else span + 1, loop=closed)
+    objectives = (*config.objectives, Seam(constant(seam))) if seam > 0 else config.objectives
+    name = f"clip {len(chain.clips)}, "
+    return stages.fit_motion(
+        None, longer, replace(config, objectives=objectives), field=chain, window=chain.window, label=name, seed=seed,
+        backend=backend, progress=progress, checkpoint=checkpoint,
+    )  # fmt: skip
+
+
+def run(
+    config: TextConfig,
+    *,
+    item: Object3D | None = None,
+    then: Sequence[str] = (),
+    closed: bool = False,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    backend: str = "auto",
+    progress: Progress | None = None,
+    checkpoints: Path | None = None,
+) -> Scene4D:
+    """The whole method: still object, motion, and as many further clips as there are texts.
+
+    Args:
+        item: the object, as :func:`text_to_3d` takes it, in place of one made of the text.
+        then: a text for each further clip; "" = the first one's.
+        closed: the last clip ends where the first began; with a single clip, as a second one of the same text.
+    """
+
+    def kept(name: str) -> Path | None:
+        return None if checkpoints is None else checkpoints / f"{name}.safetensors"
+
+    common = {"seed": seed, "backend": backend, "progress": progress}
+    scene = text_to_3d(config, item=item, device=device, checkpoint=kept("object"), **common)
+    scene = stages.fit_motion(None, scene, config.motion, checkpoint=kept("motion"), **common)
+    texts = list(then) or ([""] if closed else [])
+    for index, text in enumerate(texts):
+        terms = tuple(replace(o, prompt=text) if text and isinstance(o, ClipScores) else o for o in config.motion.objectives)
+        motion = replace(config.motion, objectives=terms, schedule=config.further)
+        last = closed and index == len(texts) - 1
+        scene = extend(scene, motion, seam=config.seam, closed=last, checkpoint=kept(f"clip{index + 2}"), **common)
+    return scene
