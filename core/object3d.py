@@ -15,7 +15,8 @@ from torch import Tensor
 
 from .cameras import Cameras, quaternion_to_matrix
 from .files import InputError
-from .formats.ply import half_turn, is_splat_ply, read_ply
+from .formats.ply import half_turn, is_splat_ply
+from .formats.splats import SPLAT_SUFFIXES, read_splats
 from .gaussians import Gaussians
 from .mesh import Mesh, centring, load_mesh, turn_about_y
 from .render import rasterize
@@ -153,16 +154,17 @@ Object3D = Mesh | SplatObject
 
 
 def load_object(path: str | os.PathLike[str]) -> Object3D:
-    """A mesh file, or a .ply of 3D Gaussians, which is told from a mesh by its properties.
+    """A mesh file, or 3D Gaussians: .spz, .splat, .ksplat or a .ply, which is told from a mesh by its properties.
 
     Raises:
         InputError: for a missing, damaged or foreign file.
     """
     path = Path(path)
-    if path.suffix.lower() in (".splat", ".ksplat", ".spz", ".sog"):
-        raise InputError(f"{path}: {path.suffix} is not read as an object, save it as .ply (SuperSplat: uncompressed)")
-    if path.suffix.lower() == ".ply" and path.is_file() and is_splat_ply(path):
-        return SplatObject.of(read_ply(path), str(path))
+    suffix = path.suffix.lower()
+    if suffix == ".sog":
+        raise InputError(f"{path}: .sog is not read as an object, save it as .ply or .spz")
+    if suffix in SPLAT_SUFFIXES and (suffix != ".ply" or (path.is_file() and is_splat_ply(path))):
+        return SplatObject.of(read_splats(path), str(path))
     return load_mesh(path)
 
 

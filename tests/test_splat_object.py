@@ -14,7 +14,7 @@ from anchor4d.core.align import Target, align_camera, robust_search
 from anchor4d.core.cameras import Crop, FrontCamera, orbit
 from anchor4d.core.files import InputError
 from anchor4d.core.fit.loop import FitState, Inputs, Schedule, run_fit
-from anchor4d.core.formats import write_ply
+from anchor4d.core.formats import write_ply, write_splats
 from anchor4d.core.formats.ply import half_turn
 from anchor4d.core.gaussians import Gaussians, from_points
 from anchor4d.core.mesh import Mesh, write_glb
@@ -88,6 +88,11 @@ def test_a_splat_file_is_told_from_a_mesh_file(character: Mesh, sampled: SplatOb
     torch.testing.assert_close(splats.gaussians.colors, sampled.gaussians.colors)
     for name in ("mesh.ply", "mesh.glb"):
         assert isinstance(load_object(tmp_path / name), Mesh)
+    for name in ("a.compressed.ply", "a.spz", "a.splat"):
+        write_splats(tmp_path / name, sampled.gaussians)
+        packed = load_object(tmp_path / name)
+        assert isinstance(packed, SplatObject)
+        torch.testing.assert_close(box(packed.gaussians.means), box(sampled.gaussians.means), rtol=0, atol=1e-3)
 
 
 def test_the_hosts_splats_are_read(sampled: SplatObject) -> None:
@@ -105,15 +110,16 @@ def test_the_hosts_splats_are_read(sampled: SplatObject) -> None:
 
 
 def test_what_cannot_be_an_object_is_refused(sampled: SplatObject, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"a\.spz: \.spz is not read as an object, save it as \.ply"):
-        load_object(tmp_path / "a.spz")
-    with pytest.raises(InputError, match="no such file"):
-        load_object(tmp_path / "gone.ply")
+    with pytest.raises(InputError, match=r"a\.sog: \.sog is not read as an object, save it as \.ply or \.spz"):
+        load_object(tmp_path / "a.sog")
+    for name in ("gone.ply", "gone.spz"):
+        with pytest.raises(InputError, match=f"{name}: no such"):
+            load_object(tmp_path / name)
     (tmp_path / "packed.ply").write_bytes(
         b"ply\nformat binary_little_endian 1.0\nelement chunk 1\nproperty float min_x\nelement vertex 1\n"
         b"property uint packed_position\nend_header\n" + bytes(8)
     )
-    with pytest.raises(InputError, match="it is compressed, save it uncompressed"):
+    with pytest.raises(InputError, match="compressed ply of a kind that is not known, save it uncompressed"):
         load_object(tmp_path / "packed.ply")
     clear = replace(sampled.gaussians, opacity_logits=torch.full((6000,), -9.0))
     with pytest.raises(InputError, match="all its Gaussians are transparent"):

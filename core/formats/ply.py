@@ -86,7 +86,7 @@ def from_file(
             and full opacity.
     """
     columns = (means, quats, log_scales, opacity_logits, sh[:, :16])
-    gaussians = Gaussians(*(torch.from_numpy(np.ascontiguousarray(column, np.float32)) for column in columns))
+    gaussians = Gaussians(*(torch.from_numpy(np.require(column, np.float32, ["C", "W"])) for column in columns))
     _check_finite(gaussians, name, "repair or export it again")
     gaussians = replace(
         gaussians,

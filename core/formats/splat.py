@@ -1,8 +1,9 @@
 """.splat: 32 bytes a Gaussian without a header, as antimatter15's web viewer reads them.
 
-Position and standard deviations are float32, colour and opacity bytes, rotations a byte an entry, wxyz; harmonics above degree
-0 are left out. Largest errors: rotations 0.9 degrees, opacity and colour 1/510; colours outside [0, 1] are clipped. Frame: +Y
-down, as the .ply. Many viewers draw the Gaussians that come first in the file while the rest loads; here they stay in order.
+Position and standard deviations are float32, colour and opacity bytes, rotations a byte an entry, wxyz, as (b - 128) / 128;
+harmonics above degree 0 are left out. Largest errors: rotations 0.9 degrees (twice that in readers that take b / 127.5 - 1),
+opacity and colour 1/510; colours outside [0, 1] are clipped. Frame: +Y down, as the .ply. Some viewers draw what comes first in
+the file while the rest loads, so others sort by size; here the order stays.
 """
 
 from __future__ import annotations

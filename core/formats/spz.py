@@ -1,6 +1,6 @@
 """Niantic's .spz: 20 bytes a Gaussian before compression, versions 1 to 4 read, 2, 3 and 4 written.
 
-Positions are 24-bit fixed point, up to 16 of them fraction, log scales steps of 1/16 from -10, opacity a byte, colours bytes over
+Positions are 24-bit fixed point, up to 16 of it fraction, log scales steps of 1/16 from -10, opacity a byte, colours bytes over
 a little more than [0, 1], rotations three bytes (version 2) or the three smallest entries in 10 bits each (3 and 4), harmonics
 above degree 0 a byte each in [-1, 1]. Largest errors: positions 2^-17, rotations 12 degrees (version 2; 1 on average) or 0.25,
 log scales 1/32, opacity 1/510, colours 0.004, harmonics 1/256.
@@ -46,7 +46,7 @@ _AXES_EXTENSION, _HAS_EXTENSIONS = 0xADBE0003, 2
 _COLOR_SCALE = 0.15
 _FRACTION_BITS = 16
 #: Nothing sound unpacks to more than this many times its size, a little file aside.
-_RATIO, _LITTLE = 64, 1 << 20
+_RATIO, _LITTLE = 16, 1 << 20
 #: Bytes of extensions that are looked at.
 _EXTENSIONS = 1 << 12
 
