@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,8 @@ class Key:
 
     Args:
         time: in [0, 1] of the film.
-        camera: the host's LOAD3D_CAMERA value, ``fov`` vertical in degrees.
+        camera: the host's LOAD3D_CAMERA value, ``fov`` vertical in degrees; where the player adds ``principal``, that is the
+            principal point in shares of the picture.
         scene_time: the moment of the clip to show; 0 to 1 is the clip, more plays it again. None: the film decides.
     """
 
@@ -147,16 +148,34 @@ class Trajectory:
 
     def cameras_at(self, times: Tensor, width: int, height: int) -> Cameras:  # (F,) -> (F,)
         """The cameras at ``times`` in [0, 1] of the film."""
-        pose, _, tangent = self._sampled(times)
-        fovy = torch.rad2deg(2 * torch.atan(tangent)).float()
-        cameras = from_opengl(pose, intrinsics(fovy, width, height), width, height)
-        return cameras.to(torch.float32)
+        pose, _, lens = self._sampled(times)
+        fovy = torch.rad2deg(2 * torch.atan(lens[:, 0]))
+        K = intrinsics(fovy, width, height).to(torch.float64)
+        K[:, :2, 2] = lens[:, 1:] * lens.new_tensor([width, height])
+        return from_opengl(pose, K, width, height).to(torch.float32)
 
     def camera_info(self, time: float) -> dict[str, Any]:
         """The host's LOAD3D_CAMERA value of one moment of the film."""
         moment = torch.tensor([time], dtype=torch.float64)
         info = to_camera_info(self.cameras_at(moment, *self.size(1024)))
-        return info | {"target": dict(zip("xyz", self._sampled(moment)[1][0].tolist())), "aspect": self.aspect}
+        _, target, lens = self._sampled(moment)
+        info |= {"target": dict(zip("xyz", target[0].tolist())), "aspect": self.aspect}
+        return info | ({"principal": lens[0, 1:].tolist()} if any("principal" in key.camera for key in self.keys) else {})
+
+    def placed(self, scale: float, centre: Tensor) -> Trajectory:  # (3,)
+        """The path made for a unit object at the origin as it goes round one of this size at this place."""
+        if scale == 1 and not centre.any():
+            return self
+        middle = dict(zip("xyz", centre.tolist()))
+
+        def moved(info: dict[str, Any]) -> dict[str, Any]:
+            points = {name: info[name] for name in ("position", "target") if info.get(name)}
+            return info | {
+                name: {axis: scale * float(point.get(axis, 0.0)) + middle[axis] for axis in "xyz"}
+                for name, point in points.items()
+            }
+
+        return replace(self, keys=tuple(replace(key, camera=moved(key.camera)) for key in self.keys))
 
     @staticmethod
     def from_camera_infos(
@@ -242,8 +261,8 @@ class Trajectory:
         t = times.to(torch.float64)
         return {"none": t, "in": t * t, "out": t * (2 - t), "in-out": t * t * (3 - 2 * t)}[self.easing]
 
-    def _sampled(self, times: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # (F, 4, 4), (F, 3), (F,)
-        """OpenGL camera-to-world poses, targets and tangents of half the vertical field of view."""
+    def _sampled(self, times: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # (F, 4, 4), (F, 3), (F, 3)
+        """OpenGL camera-to-world poses, targets, and tangents of half the vertical field of view beside principal points."""
         keyed = Cameras.cat([from_camera_info(key.camera, 2, 2) for key in self.keys])
         poses = to_opengl(keyed).double()
         zoom = keyed.K[:, 1, 1].double().log()
@@ -274,7 +293,8 @@ class Trajectory:
             target = position - rotation[:, :, 2] * distance
         pose = torch.eye(4, dtype=torch.float64).repeat(len(position), 1, 1)
         pose[:, :3, :3], pose[:, :3, 3] = rotation, position
-        return pose, target, (-curve.vectors(zoom[:, None])[:, 0]).exp()
+        principal = curve.vectors(torch.tensor([_principal(key.camera) for key in self.keys], dtype=torch.float64))
+        return pose, target, torch.cat([(-curve.vectors(zoom[:, None])).exp(), principal], 1)
 
 
 class _Curve:
@@ -485,14 +505,20 @@ def _checked_camera(info: dict[str, Any], name: str) -> None:
     """Raises InputError for a LOAD3D_CAMERA value that shows nothing."""
     try:
         camera = from_camera_info(info, 2, 2)
+        whole = all(math.isfinite(share) for share in _principal(info)) and float(info.get("aspect") or 1.0) > 0
     except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(f"{name}: the camera lacks or garbles a part ({error}), record it again") from None
     except ValueError as error:
         raise InputError(f"{name}: {error}") from None
     upright = torch.linalg.det(camera.world_to_camera[0, :3, :3])
     tangent = float(1 / camera.K[0, 1, 1])
-    if not (camera.world_to_camera.isfinite().all() and 1e-4 < tangent < 1e4 and abs(float(upright) - 1) < 1e-3):
+    if not (whole and camera.world_to_camera.isfinite().all() and 1e-4 < tangent < 1e4 and abs(float(upright) - 1) < 1e-3):
         raise InputError(f"{name}: the camera's position, quaternion, fov or zoom is no usable number, record it again")
+
+
+def _principal(info: dict[str, Any]) -> tuple[float, float]:
+    x, y = info.get("principal") or (0.5, 0.5)
+    return float(x), float(y)
 
 
 def _target_distance(info: dict[str, Any], pose: Tensor) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -9,20 +11,34 @@ from typing import Any
 import folder_paths
 import torch
 from comfy_api.latest import InputImpl, Types, io
+from comfy_execution.graph_utils import ExecutionBlocker
+from einops import rearrange
 from torch import Tensor
 
 from ..core.cameras import Cameras, from_camera_info, orbit_poses, to_camera_info
-from ..core.formats import write_ply_sequence
+from ..core.formats import SPLAT_SUFFIXES, write_ply_sequence
 from ..core.formats.ply import half_turn
 from ..core.gaussians import Gaussians
 from ..core.scene import Scene4D, frame_times
-from ..core.views import DEFAULT_FRONT, render_frames, scene_cameras
+from ..core.sequence import open_scene
+from ..core.trajectory import Trajectory
+from ..core.views import (
+    DEFAULT_FRONT,
+    depth_film,
+    object_cameras,
+    render_maps,
+    renders,
+    scene_cameras,
+    straight_alpha,
+)
 from . import host
 
 CATEGORY = "Anchor4D/5 View and export"
 BACKGROUNDS = {"white": 1.0, "black": 0.0, "grey": 0.5}
 #: Frames a second of a film in which time stands still.
 STILL_FPS = 24.0
+#: What whoever connects depth or normals without asking for them is told.
+NO_MAPS = "Render Scene: switch on maps (under the advanced inputs) to get depth and normals"
 
 
 def _azimuth() -> io.Input:
@@ -71,7 +87,7 @@ class Anchor4DRenderScene(io.ComfyNode):
             description="Films a moving scene: from one side, while going round it, or round a frozen moment.",
             search_aliases=["turntable", "orbit", "novel view", "bullet time", "view 4d", "preview scene", "4dgs", "4d"],
             inputs=[
-                host.Scene.Input("scene", tooltip="A still or moving scene."),
+                host.scene_input(),
                 io.DynamicCombo.Input(
                     "shot",
                     options=[
@@ -93,9 +109,31 @@ class Anchor4DRenderScene(io.ComfyNode):
                                 io.Int.Input("frames", default=48, min=1, max=2000, tooltip="Frames of the film."),
                             ],
                         ),
+                        io.DynamicCombo.Option(
+                            "sides",
+                            [
+                                io.Int.Input(
+                                    "sides",
+                                    default=4,
+                                    min=1,
+                                    max=36,
+                                    tooltip="How many sides, evenly spread around the object.",
+                                ),
+                                io.Int.Input(
+                                    "columns",
+                                    default=0,
+                                    min=0,
+                                    max=36,
+                                    tooltip="Pictures next to each other. 0 = about as many as rows.",
+                                ),
+                                _azimuth(),
+                                _repeats(1),
+                                _frames(),
+                            ],
+                        ),
                     ],
                     tooltip="moving = time and camera move. fixed = time runs, the camera stands. orbit = time stands, the "
-                    "camera goes round.",
+                    "camera goes round. sides = time runs, seen from several sides in one picture.",
                 ),
                 io.Combo.Input(
                     "framing",
@@ -125,12 +163,35 @@ class Anchor4DRenderScene(io.ComfyNode):
                     "centred; azimuth and sweep still turn it.",
                 ),
                 *host.device_inputs(),
+                host.Trajectory.Input(
+                    "trajectory",
+                    optional=True,
+                    tooltip="Follow this camera path instead (Orbit, Spiral, Keyframe Trajectory, Play Scene). It is spread "
+                    "over the frames of the shot; where its keys name moments of the clip, these are shown.",
+                ),
+                io.Boolean.Input(
+                    "maps",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Also draw the depth and normals outputs. Takes about three times as long.",
+                ),
             ],
             outputs=[
                 io.Image.Output("images", tooltip="The frames."),
                 io.Mask.Output("masks", tooltip="Where the object is, 1 = object."),
                 io.Video.Output("video", tooltip="The film, for Save Video."),
                 io.Float.Output("fps", tooltip="Frames a second."),
+                io.Image.Output(
+                    "depth",
+                    tooltip="Needs maps. Inverse depth as ControlNet takes it: nearest white, farthest dark, nothing black, on "
+                    "one scale for the whole film.",
+                ),
+                io.Image.Output(
+                    "normals",
+                    tooltip="Needs maps. Normals in the camera's frame as ControlNet takes them (OpenGL): red = right, green = "
+                    "up, blue = to the viewer, nothing black.",
+                ),
             ],
             is_output_node=True,
         )
@@ -138,7 +199,7 @@ class Anchor4DRenderScene(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        scene: Scene4D,
+        scene: Any,
         shot: dict[str, Any],
         framing: str,
         size: int,
@@ -147,22 +208,37 @@ class Anchor4DRenderScene(io.ComfyNode):
         device: str = "auto",
         renderer: str = "auto",
         camera_info: dict[str, Any] | None = None,
+        trajectory: Trajectory | None = None,
+        maps: bool = False,
     ) -> io.NodeOutput:
         with host.work(cls):
+            scene = host.scene_of(scene)
             taus, fps = _times(scene, shot)
-            azimuths = shot["azimuth"] + shot.get("sweep", 0.0) * torch.arange(len(taus)) / len(taus)
-            cameras = _cameras(scene, azimuths, framing, size, elevation, camera_info)
+            if trajectory is None:
+                cameras = _cameras(scene, _azimuths(shot, len(taus)), framing, size, elevation, camera_info)
+            else:
+                cameras = trajectory.cameras(len(taus), *trajectory.size(size)).reshape(-1, 1)
+                own = trajectory.taus(len(taus))
+                taus = taus if own is None else own
             scene = scene.to(host.device_for(device, renderer))
             report, behind = host.Report(), BACKGROUNDS[background]
-            images, masks = [], []
-            for t in range(len(taus)):
-                rgba = render_frames(scene, cameras[t : t + 1], taus[t : t + 1], backend=renderer)[0, 0]
+            columns = shot.get("columns") or math.ceil(math.sqrt(cameras.batch[-1]))
+            images, masks, depths, normals = [], [], [], []
+            also = render_maps(scene, cameras, taus, backend=renderer) if maps else itertools.repeat((None, None))
+            for drawn, (depth, normal) in zip(renders(scene, cameras, taus, backend=renderer), also):
+                rgba = _sheet(straight_alpha(drawn).cpu(), columns)
                 images.append(rgba[..., :3] * rgba[..., 3:] + behind * (1 - rgba[..., 3:]))
                 masks.append(rgba[..., 3])
-                report.show(t + 1, len(taus), lambda: images[-1])
-            pictures, rate = torch.stack(images), Fraction(fps).limit_denominator(1000)
+                if depth is not None and normal is not None:
+                    depths.append(_sheet(depth[..., None].cpu(), columns)[..., 0])
+                    normals.append(_sheet((normal.cpu() + 1) / 2, columns) * rgba[..., 3:])
+                report.show(len(images), len(taus), lambda: images[-1])
+            pictures, seen, rate = torch.stack(images), torch.stack(masks), Fraction(fps).limit_denominator(1000)
             video = InputImpl.VideoFromComponents(Types.VideoComponents(images=pictures, frame_rate=rate))
-            return io.NodeOutput(pictures, torch.stack(masks), video, fps, ui=host.film(pictures, fps))
+            shaded: list[Any] = [ExecutionBlocker(NO_MAPS)] * 2
+            if maps:
+                shaded = [depth_film(torch.stack(depths), seen)[..., None].repeat(1, 1, 1, 3), torch.stack(normals)]
+            return io.NodeOutput(pictures, seen, video, fps, *shaded, ui=host.film(pictures, fps))
 
 
 def _times(scene: Scene4D, shot: dict[str, Any]) -> tuple[Tensor, float]:
@@ -173,20 +249,37 @@ def _times(scene: Scene4D, shot: dict[str, Any]) -> tuple[Tensor, float]:
     return frame_times(count, scene.loop).repeat(shot["repeats"]), scene.fps * count / scene.frames
 
 
+def _azimuths(shot: dict[str, Any], count: int) -> Tensor:  # (F, C), or (1, C) where the cameras stand
+    if shot["shot"] == "sides":
+        return shot["azimuth"] + torch.arange(shot["sides"])[None] * (360 / shot["sides"])
+    return shot["azimuth"] + shot.get("sweep", 0.0) * torch.arange(count)[:, None] / count
+
+
 def _cameras(
     scene: Scene4D, azimuths: Tensor, framing: str, size: int, elevation: float, camera_info: dict[str, Any] | None
-) -> Cameras:  # (F,)
-    front = scene.front or DEFAULT_FRONT
+) -> Cameras:  # (F, C), or (C,) where they stand
+    flat, shape = azimuths.flatten(), azimuths.shape if len(azimuths) > 1 else azimuths.shape[1:]
+    above = (scene.front or DEFAULT_FRONT).elevation + elevation
     if camera_info is not None:
         aspect = float(camera_info.get("aspect") or 1.0)
         width, height = (size, max(1, round(size / aspect))) if aspect >= 1 else (max(1, round(size * aspect)), size)
         camera = from_camera_info(camera_info, width, height)
         # orbit_poses at distance 0 is the turn of the camera alone, as seen from azimuth 0.
-        turn = orbit_poses(0.0, 0.0, 0.0).mT @ orbit_poses(azimuths, 0.0, 0.0)
-        return Cameras(camera.world_to_camera @ turn, camera.K.expand(len(azimuths), 3, 3), width, height)
-    if framing == "video":
-        return scene_cameras(scene, azimuths, front.elevation + elevation, size)
-    return front.centred(size, azimuths, front.elevation + elevation)
+        turn = orbit_poses(0.0, 0.0, 0.0).mT @ orbit_poses(flat, 0.0, 0.0)
+        cameras = Cameras(camera.world_to_camera @ turn, camera.K.expand(len(flat), 3, 3), width, height)
+    elif framing == "video":
+        cameras = scene_cameras(scene, flat, above, size)
+    else:
+        cameras = object_cameras(scene, size, flat, above)
+    return cameras.reshape(*shape)
+
+
+def _sheet(pictures: Tensor, columns: int) -> Tensor:  # (C, H, W, K) -> (H', W', K)
+    """Pictures in rows, zeros where the last row is not full."""
+    spare = -len(pictures) % columns
+    if spare:
+        pictures = torch.cat([pictures, torch.zeros_like(pictures[:1]).expand(spare, -1, -1, -1)])
+    return rearrange(pictures, "(r c) h w k -> (r h) (c w) k", c=columns)
 
 
 class Anchor4DSaveScene(io.ComfyNode):
@@ -200,7 +293,7 @@ class Anchor4DSaveScene(io.ComfyNode):
             "command line.",
             search_aliases=["export scene", "safetensors", "4dgs", "4d"],
             inputs=[
-                host.Scene.Input("scene", tooltip="The scene to save."),
+                host.scene_input(),
                 io.String.Input(
                     "filename_prefix", default="3d/Anchor4D", tooltip="Folder and name below ComfyUI's output folder."
                 ),
@@ -210,8 +303,9 @@ class Anchor4DSaveScene(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, scene: Scene4D, filename_prefix: str) -> io.NodeOutput:
+    def execute(cls, scene: Any, filename_prefix: str) -> io.NodeOutput:
         with host.work(cls):
+            scene = host.scene_of(scene)
             folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
                 filename_prefix, folder_paths.get_output_directory()
             )
@@ -225,25 +319,28 @@ class Anchor4DLoadScene(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         output, given = Path(folder_paths.get_output_directory()), Path(folder_paths.get_input_directory())
-        files = [f"{name} [output]" for name in host.listed(output, [".safetensors"], output)] + host.listed(
-            given / "3d", [".safetensors"], given
+        files = [f"{name} [output]" for name in host.listed(output, [".safetensors", ".zip"], output)] + host.listed(
+            given / "3d", [".safetensors", ".zip", *SPLAT_SUFFIXES], given
         )
         return io.Schema(
             node_id="Anchor4DLoadScene",
             display_name="Load Scene",
             category=CATEGORY,
-            description="Loads a scene that Save Scene or the command line wrote.",
-            search_aliases=["import scene", "safetensors", "4dgs", "4d"],
+            description="Loads a scene that Save Scene or the command line wrote, or splats of any program: one file, or a "
+            "sequence.",
+            search_aliases=["import scene", "safetensors", "ply sequence", "load splat", "spz", "4dgs", "4d"],
             inputs=[
                 io.Combo.Input(
                     "file",
                     options=[host.NONE, *files],
-                    tooltip="A scene in ComfyUI's output folder or in input/3d. Press R after adding one.",
+                    tooltip="A scene in ComfyUI's output folder or in input/3d: .safetensors, a .zip of splat files, one a "
+                    "frame, or, in input/3d, a splat file. Press R after adding one.",
                 ),
                 io.String.Input(
                     "path",
                     default="",
-                    tooltip="A scene file anywhere on this computer. Used instead of the list above when not empty.",
+                    tooltip="A scene file, a splat file, or a folder or .zip of splat files anywhere on this computer. Used "
+                    "instead of the list above when not empty.",
                 ),
             ],
             outputs=[host.Scene.Output("scene", tooltip="The scene.")],
@@ -260,7 +357,7 @@ class Anchor4DLoadScene(io.ComfyNode):
     @classmethod
     def execute(cls, file: str, path: str = "") -> io.NodeOutput:
         with host.work(cls):
-            scene = Scene4D.load(host.chosen_path(file, path))
+            scene = open_scene(host.chosen_path(file, path))
             motion = "still" if scene.field is None else f"moved by {scene.field.name}"
             host.say(f"{len(scene.gaussians)} Gaussians, {motion}, {scene.frames} frames at {scene.fps:g} fps")
             return io.NodeOutput(scene)
@@ -276,15 +373,16 @@ class Anchor4DSceneAtTime(io.ComfyNode):
             description="One moment of a scene as ComfyUI's SPLAT, for its viewer, exporters and splat tools.",
             search_aliases=["freeze", "scene to splat", "gaussian splat", "ply", "spz", "4dgs"],
             inputs=[
-                host.Scene.Input("scene", tooltip="A still or moving scene."),
+                host.scene_input(),
                 io.Float.Input("time", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="The moment: 0 = start, 1 = end."),
             ],
             outputs=[io.Splat.Output("splat", tooltip="One splat, for Create 3D File (from Splat), Render Splat, ...")],
         )
 
     @classmethod
-    def execute(cls, scene: Scene4D, time: float) -> io.NodeOutput:
+    def execute(cls, scene: Any, time: float) -> io.NodeOutput:
         with host.work(cls):
+            scene = host.scene_of(scene)
             return io.NodeOutput(splat_of([scene.at(time)]))
 
 
@@ -299,7 +397,7 @@ class Anchor4DSceneToSplats(io.ComfyNode):
             "the camera.",
             search_aliases=["scene to splat", "splat sequence", "gaussian splat", "bake", "4dgs"],
             inputs=[
-                host.Scene.Input("scene", tooltip="A still or moving scene."),
+                host.scene_input(),
                 io.Int.Input("frames", default=0, min=0, max=2000, tooltip="Number of moments. 0 = the scene's own frames."),
             ],
             outputs=[
@@ -313,11 +411,12 @@ class Anchor4DSceneToSplats(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, scene: Scene4D, frames: int) -> io.NodeOutput:
+    def execute(cls, scene: Any, frames: int) -> io.NodeOutput:
         with host.work(cls):
+            scene = host.scene_of(scene)
             count = frames or scene.frames
-            front = (scene.front or DEFAULT_FRONT).centred(512)
-            return io.NodeOutput(splat_of(scene.bake(count)), to_camera_info(front), scene.fps * count / scene.frames)
+            front = to_camera_info(object_cameras(scene, 512))
+            return io.NodeOutput(splat_of(scene.bake(count)), front, scene.fps * count / scene.frames)
 
 
 def splat_of(sets: list[Gaussians]) -> Types.SPLAT:
@@ -340,7 +439,7 @@ class Anchor4DExportPLY(io.ComfyNode):
             "players.",
             search_aliases=["save ply", "splat sequence", "supersplat", "export 4d", "4dgs"],
             inputs=[
-                host.Scene.Input("scene", tooltip="The scene to export."),
+                host.scene_input(),
                 io.String.Input(
                     "filename_prefix", default="3d/Anchor4D", tooltip="Folder and name below ComfyUI's output folder."
                 ),
@@ -351,8 +450,9 @@ class Anchor4DExportPLY(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, scene: Scene4D, filename_prefix: str, frames: int) -> io.NodeOutput:
+    def execute(cls, scene: Any, filename_prefix: str, frames: int) -> io.NodeOutput:
         with host.work(cls):
+            scene = host.scene_of(scene)
             folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
                 filename_prefix, folder_paths.get_output_directory()
             )

@@ -1,0 +1,325 @@
+"""5 View and export: paths of the camera for Render Scene and Export Scene."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..core.cameras import FrontCamera
+from ..core.files import InputError
+from ..core.trajectory import EASINGS, INTERPOLATIONS, Trajectory, dolly_zoom, orbit, spiral
+from ..core.views import DEFAULT_FRONT, placement
+from . import host
+from .view import CATEGORY
+
+#: Sockets for cameras of the Keyframe Trajectory node.
+MOST_CAMERAS = 50
+
+
+def _scene() -> io.Input:
+    return host.scene_input(
+        tooltip="The scene to go round: its own camera says from how far and with which perspective. Without one, an object 1 "
+        "unit long.",
+        optional=True,
+    )
+
+
+def _degrees(name: str, default: float, reach: float, tooltip: str) -> io.Input:
+    return io.Float.Input(name, default=default, min=-reach, max=reach, step=1.0, tooltip=tooltip)
+
+
+def _elevation(name: str = "elevation", default: float = 0.0, when: str = "") -> io.Input:
+    moment = f" {when}" if when else ""
+    return _degrees(
+        name,
+        default,
+        180.0,
+        f"How much higher than the scene's own camera to stand{moment}, in degrees: positive = from above.",
+    )
+
+
+def _distance(name: str, default: float, tooltip: str) -> io.Input:
+    return io.Float.Input(name, default=default, min=0.1, max=20.0, step=0.05, tooltip=tooltip)
+
+
+def _azimuth() -> io.Input:
+    return _degrees(
+        "azimuth", 0.0, 360.0, "Where the path begins, in degrees: 0 = the front, positive = counter-clockwise seen from above."
+    )
+
+
+def _sweep(default: float) -> io.Input:
+    return _degrees("sweep", default, 36000.0, "How far the camera goes round, in degrees. 360 = once. Negative = clockwise.")
+
+
+def _easing(default: str = "none") -> io.Input:
+    return io.Combo.Input(
+        "easing",
+        options=list(EASINGS),
+        default=default,
+        tooltip="in = starts slowly. out = ends slowly. in-out = both. none = even speed, for films that loop.",
+    )
+
+
+def _time() -> io.Input:
+    return io.Float.Input(
+        "time",
+        default=0.0,
+        min=0.0,
+        max=1.0,
+        step=0.01,
+        optional=True,
+        advanced=True,
+        tooltip="The moment of the path that camera_info is of: 0 = start, 1 = end.",
+    )
+
+
+def _outputs() -> list[io.Output]:
+    return [
+        host.Trajectory.Output("trajectory", tooltip="The path, for Render Scene and Export Scene."),
+        io.Load3DCamera.Output("camera_info", tooltip="The camera at one moment of the path, for the 3D nodes of ComfyUI."),
+        io.String.Output("json", tooltip="The path as text, for Keyframe Trajectory and the command line's --camera-path."),
+    ]
+
+
+def _given(trajectory: Trajectory, time: float) -> io.NodeOutput:
+    return io.NodeOutput(trajectory, trajectory.camera_info(time), trajectory.to_json())
+
+
+def _around(scene: Any, path: Callable[[FrontCamera], Trajectory]) -> Trajectory:
+    """A path made for the scene's own camera, or for a scene like ours where there is none."""
+    if scene is None:
+        return path(DEFAULT_FRONT)
+    scene = host.scene_of(scene)
+    return path(scene.front or DEFAULT_FRONT).placed(*placement(scene))
+
+
+class Anchor4DOrbitTrajectory(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Anchor4DOrbitTrajectory",
+            display_name="Orbit Trajectory",
+            category=CATEGORY,
+            description="A camera path round the object at one height, for Render Scene.",
+            search_aliases=["camera path", "turntable", "camera trajectory", "360", "arc shot"],
+            inputs=[
+                _scene(),
+                _azimuth(),
+                _sweep(360.0),
+                _elevation(),
+                _distance("distance", 1.0, "How far away, in distances of the scene's own camera. Farther = smaller object."),
+                _easing(),
+                _time(),
+            ],
+            outputs=_outputs(),
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        azimuth: float,
+        sweep: float,
+        elevation: float,
+        distance: float,
+        easing: str,
+        scene: Any = None,
+        time: float = 0.0,
+    ) -> io.NodeOutput:
+        with host.work(cls):
+            settings = {"azimuth": azimuth, "sweep": sweep, "elevation": elevation, "distance": distance, "easing": easing}
+            return _given(_around(scene, lambda front: orbit(front, **settings)), time)
+
+
+class Anchor4DSpiralTrajectory(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Anchor4DSpiralTrajectory",
+            display_name="Spiral Trajectory",
+            category=CATEGORY,
+            description="A camera path round the object that rises and sinks, comes nearer and goes away, for Render Scene.",
+            search_aliases=["camera path", "helix", "camera trajectory", "crane shot", "all around"],
+            inputs=[
+                _scene(),
+                _azimuth(),
+                _sweep(720.0),
+                _elevation("elevation_start", -15.0, "at the start"),
+                _elevation("elevation_end", 45.0, "half a wave later"),
+                _distance("distance_start", 1.0, "How far away at the start, in distances of the scene's own camera."),
+                _distance("distance_end", 1.0, "How far away half a wave later, in distances of the scene's own camera."),
+                io.Float.Input(
+                    "waves",
+                    default=1.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.5,
+                    tooltip="How often height and distance go there and back. 0.5 = only there. The film loops when waves and "
+                    "turns are whole.",
+                ),
+                _easing(),
+                _time(),
+            ],
+            outputs=_outputs(),
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        azimuth: float,
+        sweep: float,
+        elevation_start: float,
+        elevation_end: float,
+        distance_start: float,
+        distance_end: float,
+        waves: float,
+        easing: str,
+        scene: Any = None,
+        time: float = 0.0,
+    ) -> io.NodeOutput:
+        def path(front: FrontCamera) -> Trajectory:
+            return spiral(
+                front,
+                azimuth=azimuth,
+                sweep=sweep,
+                elevation=(elevation_start, elevation_end),
+                distance=(distance_start, distance_end),
+                waves=waves,
+                easing=easing,
+            )
+
+        with host.work(cls):
+            return _given(_around(scene, path), time)
+
+
+class Anchor4DDollyZoomTrajectory(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Anchor4DDollyZoomTrajectory",
+            display_name="Dolly Zoom Trajectory",
+            category=CATEGORY,
+            description="A camera path that goes away while it zooms in, or the reverse: the object keeps its size, its "
+            "perspective changes.",
+            search_aliases=["camera path", "vertigo", "zolly", "hitchcock zoom", "camera trajectory"],
+            inputs=[
+                _scene(),
+                _azimuth(),
+                _elevation(),
+                _distance("distance_start", 0.6, "How far away at the start, in distances of the scene's own camera."),
+                _distance("distance_end", 3.0, "How far away at the end, in distances of the scene's own camera."),
+                _easing("in-out"),
+                _time(),
+            ],
+            outputs=_outputs(),
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        azimuth: float,
+        elevation: float,
+        distance_start: float,
+        distance_end: float,
+        easing: str,
+        scene: Any = None,
+        time: float = 0.0,
+    ) -> io.NodeOutput:
+        def path(front: FrontCamera) -> Trajectory:
+            return dolly_zoom(
+                front, azimuth=azimuth, elevation=elevation, distance=(distance_start, distance_end), easing=easing
+            )
+
+        with host.work(cls):
+            return _given(_around(scene, path), time)
+
+
+class Anchor4DKeyframeTrajectory(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        camera = io.Load3DCamera.Input(
+            "camera", optional=True, tooltip="A camera to pass: Create Camera Info, Load 3D, Play Scene."
+        )
+        return io.Schema(
+            node_id="Anchor4DKeyframeTrajectory",
+            display_name="Keyframe Trajectory",
+            category=CATEGORY,
+            description="A smooth camera path through cameras of your choice, or through the keys recorded in Play Scene.",
+            search_aliases=["camera path", "camera keyframes", "camera animation", "camera trajectory", "fly through"],
+            inputs=[
+                io.Autogrow.Input(
+                    "cameras",
+                    template=io.Autogrow.TemplatePrefix(camera, prefix="camera_", min=0, max=MOST_CAMERAS),
+                    tooltip="Cameras to pass, in this order.",
+                ),
+                io.Combo.Input(
+                    "interpolation",
+                    options=list(INTERPOLATIONS),
+                    default="smooth",
+                    tooltip="smooth = without corners. linear = straight from camera to camera.",
+                ),
+                _easing("in-out"),
+                io.Boolean.Input(
+                    "loop", default=False, tooltip="Go on from the last camera to the first, for films that loop."
+                ),
+                io.String.Input(
+                    "times",
+                    default="",
+                    optional=True,
+                    tooltip='When each camera is passed, as "0, 0.3, 1": 0 = start of the film, 1 = end. Empty = evenly.',
+                ),
+                io.String.Input(
+                    "scene_times",
+                    default="",
+                    optional=True,
+                    tooltip='The moment of the clip at each camera, as "0, 0.5, 0.5, 1": two equal ones freeze it in between, '
+                    "2 = the end of its second play. Empty = the clip plays as the film's shot says.",
+                ),
+                io.String.Input(
+                    "path",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="A path as text, from Play Scene or the json output: used when no camera is connected, with its "
+                    "own times, interpolation, easing and loop.",
+                ),
+                _time(),
+            ],
+            outputs=_outputs(),
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        cameras: dict[str, Any],
+        interpolation: str,
+        easing: str,
+        loop: bool,
+        times: str = "",
+        scene_times: str = "",
+        path: str = "",
+        time: float = 0.0,
+    ) -> io.NodeOutput:
+        with host.work(cls):
+            infos = [info for info in cameras.values() if info is not None]
+            if infos:
+                moments, clip = (_numbers(text, name) for text, name in ((times, "times"), (scene_times, "scene_times")))
+                made = Trajectory.from_camera_infos(infos, moments, clip, loop=loop, interpolation=interpolation, easing=easing)
+            elif path.strip():
+                made = Trajectory.from_json(path)
+            else:
+                raise InputError("no camera is connected, connect one or more, or fill in path")
+            return _given(made, time)
+
+
+def _numbers(text: str, name: str) -> list[float] | None:
+    parts = text.replace(",", " ").split()
+    try:
+        return [float(part) for part in parts] or None
+    except ValueError:
+        raise InputError(f"{name}: {text!r} is no list of numbers, write them as 0, 0.5, 1") from None
+
+
+NODES = [Anchor4DOrbitTrajectory, Anchor4DSpiralTrajectory, Anchor4DDollyZoomTrajectory, Anchor4DKeyframeTrajectory]
