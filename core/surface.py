@@ -32,7 +32,7 @@ _CHUNK = 1 << 18
 
 
 @torch.no_grad()
-def scene_surface(scene: Scene4D, *, resolution: int = 160, backend: str = "auto") -> Mesh:
+def scene_surface(scene: Scene4D, *, resolution: int = 128, backend: str = "auto") -> Mesh:
     """The canonical object's mesh with colours: the one the scene keeps, else one made from its Gaussians.
 
     A kept mesh without colours takes those of the Gaussians as vertex colours.
@@ -51,7 +51,7 @@ def scene_surface(scene: Scene4D, *, resolution: int = 160, backend: str = "auto
 
 
 @torch.no_grad()
-def extract_surface(gaussians: Gaussians, *, resolution: int = 160, backend: str = "auto") -> Mesh:
+def extract_surface(gaussians: Gaussians, *, resolution: int = 128, backend: str = "auto") -> Mesh:
     """A closed mesh with vertex colours around Gaussians (N, ...).
 
     Depth maps all around are fused into a truncated signed distance (Curless and Levoy 1996): what no view sees is inside, so

@@ -19,11 +19,13 @@ from torch import Tensor
 from anchor4d.core.cameras import quaternion_to_matrix
 from anchor4d.core.files import InputError
 from anchor4d.core.formats.gltf import Glb
+from anchor4d.core.formats.gltf_mesh import write_mesh_glb
 from anchor4d.core.formats.gltf_splats import EXTENSION, read_splat_glb, write_splat_glb, write_splat_glb_frames
 from anchor4d.core.gaussians import Gaussians, random_gaussians
-from anchor4d.core.mesh import srgb_to_linear
+from anchor4d.core.mesh import Mesh, load_mesh, srgb_to_linear
 from anchor4d.core.sample import sample_scene
 from anchor4d.core.scene import Scene4D
+from anchor4d.core.surface import carry
 
 FRAMES = 6
 
@@ -71,6 +73,28 @@ def validated(path: Path) -> list[dict[str, Any]]:
         pytest.skip("npm's gltf-validator is not on NODE_PATH")
     assert run.returncode == 0, run.stderr
     return [message for message in json.loads(run.stdout) if message["severity"] < 2]
+
+
+def poses(path: Path, times: list[float]) -> list[np.ndarray]:
+    """Vertices of the whole file's primitives at given seconds, by the rules of glTF."""
+    header, _ = parsed(path)
+    animation = header["animations"][0]
+    (channel,), (sampler,) = animation["channels"], animation["samplers"]
+    assert channel["target"] == {"node": header["scenes"][0]["nodes"][0], "path": "weights"}
+    keys, weights = (
+        array(path, sampler["input"])[:, 0],
+        array(path, sampler["output"]).reshape(len(array(path, sampler["input"])), -1),
+    )
+    found = []
+    for time in times:
+        now = np.array([np.interp(time, keys, column) for column in weights.T])
+        parts = []
+        for primitive in header["meshes"][0]["primitives"]:
+            base = array(path, primitive["attributes"]["POSITION"])
+            deltas = [array(path, target["POSITION"]) for target in primitive["targets"]]
+            parts.append(base + np.einsum("t,tvc->vc", now, np.stack(deltas)))
+        found.append(np.concatenate(parts))
+    return found
 
 
 def covariances(gaussians: Gaussians) -> Tensor:  # (N, 3, 3)
@@ -201,6 +225,131 @@ def test_another_reader_sees_the_same_splats(tmp_path: Path, scene: Scene4D) -> 
     assert torch.allclose(covariances(again), covariances(gaussians), atol=1e-9)
     assert torch.allclose(torch.tensor(seen.colors)[:, :3], gaussians.colors.clamp(0, 1), atol=1e-6)
     assert torch.allclose(torch.tensor(seen.colors)[:, 3], gaussians.opacities, atol=1e-6)
+
+
+@pytest.mark.parametrize("loop", [True, False])
+def test_the_mesh_follows_the_scene(tmp_path: Path, scene: Scene4D, loop: bool) -> None:
+    path, calls, mesh = tmp_path / "moving.glb", [], scene.surface
+    assert mesh is not None
+    scene = replace(scene, loop=loop)
+    write_mesh_glb(path, scene, tolerance=0, progress=lambda step, total: calls.append((step, total)))
+    assert calls[-1] == (FRAMES, FRAMES)
+    header, _ = parsed(path)
+    sampler = header["animations"][0]["samplers"][0]
+    assert sampler["interpolation"] == "LINEAR"
+    keys = array(path, sampler["input"])[:, 0]
+    assert keys == pytest.approx(np.arange(FRAMES + loop) / scene.fps)
+    true = carry(scene, mesh.vertices, scene.taus)[:, mesh.faces.unique()].numpy()
+    for frame, found in enumerate(poses(path, [frame / scene.fps for frame in range(FRAMES)])):
+        assert np.abs(found - true[frame]).max() < 1e-6
+    half = poses(path, [2.5 / scene.fps])[0]
+    assert np.abs(half - (true[2] + true[3]) / 2).max() < 1e-6
+    if loop:
+        assert np.abs(poses(path, [FRAMES / scene.fps])[0] - true[0]).max() < 1e-6
+    names = header["meshes"][0]["extras"]["targetNames"]
+    assert names == [f"frame{i:04}" for i in range(1, FRAMES)]
+
+
+def test_the_mesh_keeps_its_texture(tmp_path: Path, scene: Scene4D) -> None:
+    assert scene.surface is not None
+    write_mesh_glb(tmp_path / "moving.glb", scene)
+    read, own = load_mesh(tmp_path / "moving.glb"), scene.surface
+    used = own.faces.unique()
+    assert read.uvs is not None
+    assert own.uvs is not None
+    assert torch.allclose(read.vertices, own.vertices[used], atol=1e-6)
+    assert torch.allclose(read.uvs, own.uvs[used], atol=1e-6)
+    assert (read.textures[0] - own.textures[0]).abs().max() <= 0.5 / 255 + 1e-6
+    material = parsed(tmp_path / "moving.glb")[0]["materials"][0]
+    assert material["extensions"] == {"KHR_materials_unlit": {}}
+
+
+def parts_of(mesh: Mesh) -> Mesh:
+    """Half of the faces painted and see-through in places, all with vertex colours."""
+    first = torch.arange(len(mesh.faces)) % 2 == 0
+    color = torch.where(first[:, None], torch.ones(4), torch.tensor([0.25, 0.5, 0.75, 1.0]))
+    vertex = torch.rand(len(mesh.vertices), 4, generator=torch.Generator().manual_seed(0))
+    return replace(
+        mesh, face_texture=torch.where(first, 0, -1), face_color=color, face_alpha_cutoff=torch.where(first, 0.5, 0.0),
+        vertex_colors=torch.cat([vertex[:, :3], torch.ones(len(vertex), 1)], -1),
+    )  # fmt: skip
+
+
+def test_several_materials_move_together(tmp_path: Path, scene: Scene4D) -> None:
+    assert scene.surface is not None
+    mesh = parts_of(scene.surface)
+    write_mesh_glb(tmp_path / "moving.glb", scene, mesh=mesh)
+    header, _ = parsed(tmp_path / "moving.glb")
+    primitives = header["meshes"][0]["primitives"]
+    assert [len(p["targets"]) for p in primitives] == [FRAMES - 1] * 2
+    assert sorted(m.get("alphaMode", "OPAQUE") for m in header["materials"]) == ["MASK", "OPAQUE"]
+    plain = next(m["pbrMetallicRoughness"] for m in header["materials"] if "alphaMode" not in m)
+    assert plain["baseColorFactor"] == pytest.approx([*srgb_to_linear(torch.tensor([0.25, 0.5, 0.75])).tolist(), 1])
+    read = load_mesh(tmp_path / "moving.glb")
+    assert read.vertex_colors is not None
+    assert mesh.vertex_colors is not None
+    # Colours at the corners of the faces, whichever order they come in.
+    before = torch.cat([mesh.vertices[mesh.faces], mesh.vertex_colors[mesh.faces][..., :3]], -1).reshape(-1, 18)
+    after = torch.cat([read.vertices[read.faces], read.vertex_colors[read.faces][..., :3]], -1).reshape(-1, 18)
+    # 16 bits of linear light are at worst 1e-4 of sRGB, where it is steepest.
+    apart = torch.cdist(after, before, compute_mode="donot_use_mm_for_euclid_dist")
+    assert apart.amin(1).max() < 3e-4
+
+
+def test_frames_on_a_straight_line_are_left_out(tmp_path: Path, scene: Scene4D) -> None:
+    assert scene.surface is not None
+    still = replace(scene, field=None)
+    write_mesh_glb(tmp_path / "still.glb", still)
+    header, _ = parsed(tmp_path / "still.glb")
+    assert "animations" not in header
+    assert "targets" not in header["meshes"][0]["primitives"][0]
+    size = 1.0
+    for tolerance in (0.002, 0.02):
+        path = tmp_path / f"{tolerance}.glb"
+        write_mesh_glb(path, scene, frames=24, tolerance=tolerance)
+        times = torch.arange(24) / 24
+        true = carry(scene, scene.surface.vertices, times)[:, scene.surface.faces.unique()].numpy()
+        found = poses(path, [float(t) * FRAMES / scene.fps for t in times])
+        worst = max(np.linalg.norm(a - b, axis=-1).max() for a, b in zip(found, true))
+        assert worst <= tolerance * size + 1e-6
+    count = [len(parsed(tmp_path / f"{t}.glb")[0]["meshes"][0]["extras"]["targetNames"]) for t in (0.002, 0.02)]
+    assert count[1] < count[0] <= 23
+
+
+def test_meshes_pass_the_validator(tmp_path: Path, scene: Scene4D) -> None:
+    assert scene.surface is not None
+    write_mesh_glb(tmp_path / "textured.glb", scene)
+    write_mesh_glb(tmp_path / "lit.glb", scene, unlit=False, mesh=parts_of(scene.surface))
+    write_mesh_glb(tmp_path / "still.glb", replace(scene, field=None))
+    for name in ("textured.glb", "lit.glb", "still.glb"):
+        assert validated(tmp_path / name) == []
+
+
+def test_normals_turn_with_the_mesh(tmp_path: Path, scene: Scene4D) -> None:
+    path = tmp_path / "lit.glb"
+    write_mesh_glb(path, scene, unlit=False, tolerance=0)
+    header, _ = parsed(path)
+    assert "extensionsUsed" not in header
+    primitive = header["meshes"][0]["primitives"][0]
+    faces = array(path, primitive["indices"]).reshape(-1, 3)
+    for frame in range(2):
+        deltas = primitive["targets"][2]
+        place = array(path, primitive["attributes"]["POSITION"]) + frame * array(path, deltas["POSITION"])
+        normal = array(path, primitive["attributes"]["NORMAL"]) + frame * array(path, deltas["NORMAL"])
+        assert np.linalg.norm(normal, axis=-1) == pytest.approx(1, abs=1e-4)
+        corners = place[faces]
+        away = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+        away /= np.linalg.norm(away, axis=-1, keepdims=True)
+        assert (away * normal[faces[:, 0]]).sum(-1).mean() > 0.9
+
+
+def test_scenes_whose_frames_are_unrelated_have_no_mesh(tmp_path: Path, scene: Scene4D) -> None:
+    from anchor4d.core.deformation import FrameField
+
+    field = FrameField.of([scene.at(0.0), scene.at(0.5)], interpolation="hold")
+    with pytest.raises(InputError, match="export it as splats"):
+        write_mesh_glb(tmp_path / "a.glb", replace(scene, field=field, frames=2))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.2, 0.99])
