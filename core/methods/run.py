@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from torch import Tensor
 from ... import __version__
 from ..align import FocalAlignment, color_from_frame
 from ..align.clip import focal_per_frame
+from ..anchors import Anchors
 from ..cameras import FrontCamera
 from ..files import InputError, atomic_path
 from ..fit.checkpoint import fingerprint
@@ -37,16 +38,21 @@ from ..render import available_backends, resolve_backend
 from ..scene import Scene4D
 from ..video import DrivingVideo, load_video
 from ..views import render_frames, turning_cameras
-from . import align4d, dg4d, pla4d, stages
+from . import align4d, dg4d, pla4d, stag4d, stages
 from .stages import MethodConfig
 
 log = logging.getLogger(__name__)
 
-METHODS = ("pla4d", "pla4d-v4", "align4d", "dg4d")
+METHODS = ("pla4d", "pla4d-v4", "align4d", "dg4d", "stag4d", "stag4d-code")
 PRESETS = ("draft", "standard", "paper")
 
 #: The prior that each method's paper uses.
 OWN_PRIOR = {"pla4d": "zero123-xl", "pla4d-v4": "zero123-xl", "align4d": "zero123-xl", "dg4d": "stable-zero123"}
+OWN_PRIOR |= {"stag4d": "zero123-xl", "stag4d-code": "zero123-xl"}
+#: What draws STAG4D's anchors.
+ANCHOR_PRIOR = "zero123plus-v1.1"
+#: Methods that start without an object.
+OBJECT_FREE = ("stag4d", "stag4d-code")
 
 #: What :func:`run_in_folder` leaves in its folder.
 SCENE, REPORT, FILM, CHECKPOINTS = "scene.safetensors", "report.json", "preview.mp4", "checkpoints"
@@ -68,6 +74,9 @@ class Settings:
             or Hub id of ``models list``, or "auto": :data:`OWN_PRIOR` of the method where it is here and there is a GPU for
             it, else tiny.
         without: parts of the method to leave out, of :data:`align4d.PARTS`.
+        plus: parts of Align4D to add to stag4d, of :data:`stag4d.PARTS`.
+        anchors: what draws the anchors of stag4d: as ``prior``, or a Zero123++; "auto" is :data:`ANCHOR_PRIOR` where it is here
+            and there is a GPU for it, else the prior itself.
     """
 
     method: str = "pla4d"
@@ -79,6 +88,8 @@ class Settings:
     renderer: str = "auto"
     prior: str = "auto"
     without: tuple[str, ...] = ()
+    plus: tuple[str, ...] = ()
+    anchors: str = "auto"
 
     def resolved(self) -> Settings:
         """The same with the device, renderer and prior that "auto" means on this machine.
@@ -92,13 +103,24 @@ class Settings:
         if self.without and self.method != "align4d":
             raise InputError(f"without {self.without[0]!r}: parts are left out of align4d, not of {self.method}")
         align4d.check_parts(self.without)
+        anchored = self.method in OBJECT_FREE
+        if self.plus and not anchored:
+            raise InputError(f"plus {self.plus[0]!r}: parts are added to stag4d, not to {self.method}")
+        stag4d.check_parts(self.plus)
+        if self.anchors not in ("auto", "none") and not anchored:
+            raise InputError(f"anchors {self.anchors!r}: stag4d has anchors, {self.method} has none")
         device = resolve_device(self.device)
         prior = self.prior
         if prior == "auto":
             own = OWN_PRIOR[self.method]
             prior = own if prior_device(device) != "cpu" and find(own) is not None else "tiny"
             log.info("prior: %s%s", prior, "" if prior == own else f" (the method's own, {own}, needs a GPU and its files)")
-        return replace(self, device=device, renderer=resolve_backend(self.renderer, device), prior=prior)
+        anchors = self.anchors if anchored else "none"
+        if anchors == "auto":
+            own = prior_device(device) != "cpu" and find(ANCHOR_PRIOR) is not None
+            anchors = ANCHOR_PRIOR if own else prior
+            log.info("anchors: %s%s", anchors, "" if own else f" (the method's own, {ANCHOR_PRIOR}, needs a GPU and its files)")
+        return replace(self, device=device, renderer=resolve_backend(self.renderer, device), prior=prior, anchors=anchors)
 
     def config(self) -> MethodConfig:
         """The method's own settings, with its prior loaded.
@@ -109,12 +131,25 @@ class Settings:
         from ..priors.load import load_prior
 
         resolved = self.resolved()
-        prior = None if resolved.prior == "none" else load_prior(resolved.prior, device=prior_device(resolved.device))
-        return method_config(self.method, self.preset, prior, self.without)
+        device = prior_device(resolved.device)
+        prior = None if resolved.prior == "none" else load_prior(resolved.prior, device=device)
+        views = prior if resolved.anchors == resolved.prior else None
+        if resolved.anchors not in ("none", resolved.prior):
+            views = load_prior(resolved.anchors, device=device)
+        return method_config(self.method, self.preset, prior, self.without, self.plus, views)
 
 
-def method_config(method: str, preset: str, prior: Prior | None = None, without: Sequence[str] = ()) -> MethodConfig:
-    """The settings of one of :data:`METHODS` with one of :data:`PRESETS`."""
+def method_config(
+    method: str,
+    preset: str,
+    prior: Prior | None = None,
+    without: Sequence[str] = (),
+    plus: Sequence[str] = (),
+    views: Prior | None = None,
+) -> MethodConfig:
+    """The settings of one of :data:`METHODS` with one of :data:`PRESETS`; ``views`` draws anchors."""
+    if method in ("stag4d", "stag4d-code"):
+        return stag4d.preset(preset, prior, views, method=method, plus=plus)
     if method == "align4d":
         return align4d.preset(preset, prior, without)
     if method == "dg4d":
@@ -140,6 +175,19 @@ class Run:
     report: dict[str, Any] = field(default_factory=dict)
 
 
+class Finished(Protocol):
+    """A finished run of any kind: a scene and its report."""
+
+    @property
+    def scene(self) -> Scene4D: ...
+
+    @property
+    def report(self) -> dict[str, Any]: ...
+
+
+Result = TypeVar("Result", bound=Finished)
+
+
 def resolve_device(name: str) -> str:
     """The device that a name means here. "auto" is CUDA where a renderer made for it is installed, else the CPU.
 
@@ -163,10 +211,12 @@ def prior_device(device: str) -> str:
 
 def run(
     video: DrivingVideo,
-    mesh: Object3D | Sequence[Object3D],
+    mesh: Object3D | Sequence[Object3D] | None,
     settings: Settings,
     *,
     config: MethodConfig | None = None,
+    anchors: Anchors | None = None,
+    alignment: FocalAlignment | None = None,
     progress: Progress | None = None,
     checkpoints: str | os.PathLike[str] | None = None,
 ) -> Run:
@@ -175,8 +225,10 @@ def run(
     Args:
         video: driving video on the CPU.
         mesh: the object as a mesh or as Gaussians, of any size, place and turn about +Y; or one for each frame, all placed
-            alike, for the method pla4d-v4.
+            alike, for the method pla4d-v4; None for methods that start without one (stag4d).
         config: in place of the preset's.
+        anchors: in place of those that the method would sample.
+        alignment: the camera, and the object as it sees it, where they are known.
         progress: called in every stage; interrupts by raising.
         checkpoints: folder to keep checkpoints in, and to resume from where it holds some of the same run.
 
@@ -188,7 +240,21 @@ def run(
     """
     settings = settings.resolved()
     config = settings.config() if config is None else config
-    meshes = [mesh] if isinstance(mesh, Object3D) else list(mesh)
+    meshes = [] if mesh is None else [mesh] if isinstance(mesh, Object3D) else list(mesh)
+    clock = Clock(progress)
+    if not meshes:
+        if config.needs_object:
+            raise InputError(f"object: method {settings.method} needs one, give a mesh or Gaussians")
+        if config.anchors is None and anchors is None and _prior(config) == "none":
+            raise InputError(f"prior none: method {settings.method} without an object needs a prior, choose tiny or another")
+        if config.model_distance is not None:
+            raise InputError("plus 'oda': the video's distance is that to an object, give one, or drop oda")
+        alignment = alignment or stages.without_object(
+            video, distance=config.distance, points=config.static.gaussians, seed=settings.seed
+        )
+        meshes = [alignment.mesh]
+    elif config.static.frame != "first":
+        config = replace(config, static=replace(config.static, frame="first"))  # which the object shows
     mesh = meshes[0]
     if not mesh.has_color:
         config = stages.untextured(config)
@@ -198,9 +264,9 @@ def run(
         raise InputError(
             f"{mesh.name} and others: {len(meshes)} meshes for {len(video)} frames, give one, or one for each frame"
         )
-    clock = _Clock(progress)
     folder = None if checkpoints is None else Path(checkpoints)
-    alignment = stages.align(video, mesh, camera=config.camera, yaw=settings.yaw, progress=clock.aligning)
+    if alignment is None:
+        alignment = stages.align(video, mesh, camera=config.camera, yaw=settings.yaw, progress=clock.aligning)
     tuned, distance = stages.prefer_distance(config, video, alignment, seed=settings.seed, progress=clock.aligning)
     fronts, moving = [], []
     if config.focal_per_frame:
@@ -209,9 +275,13 @@ def run(
         alignment.curves.append(curve)
     curves = [*alignment.curves, *([distance.curve] if distance is not None else [])]
     clock.stop("align camera")
+    fresh = folder is None or not any(folder.glob("*.safetensors"))
+    anchors = anchors or _anchors(video, alignment, tuned, settings, folder, clock)
+    if anchors is not None:
+        tuned = stages.with_anchors(tuned, anchors)
     on_device = video.to(settings.device)
     foreseen = None
-    if progress is not None and (folder is None or not any(folder.glob("*.safetensors"))):
+    if progress is not None and fresh:
         foreseen = _foresee(on_device, alignment, tuned, moving, fronts, settings)
         log.info("estimate: %s", foreseen)
         clock.stop("estimate")
@@ -225,6 +295,11 @@ def run(
         progress=clock,
         checkpoint=None if folder is None else folder / "object.safetensors",
     )
+    if anchors is not None and tuned.anchors is not None and tuned.anchors.prior.pictures > 1:
+        # The object as the canonical stage has it tells how large the anchors should show it.
+        middle = len(video) // 2 if tuned.static.frame == "middle" else 0
+        anchors = stages.match_anchors(anchors, still.gaussians, middle, backend=settings.renderer)
+        tuned = stages.with_anchors(tuned, anchors)
     scene = stages.fit_motion(
         on_device,
         still,
@@ -241,6 +316,7 @@ def run(
     made = {
         "method": settings.method,
         "without": list(settings.without),
+        "plus": list(settings.plus),
         "preset": settings.preset,
         "seed": settings.seed,
         "prior": _prior(config),
@@ -250,8 +326,8 @@ def run(
         **made,
         "settings": asdict(settings),
         "config": repr(config),
-        "versions": _versions(),
-        "device": _device_name(settings.device),
+        "versions": versions(),
+        "device": device_name(settings.device),
         "renderer": settings.renderer,
         "threads": torch.get_num_threads(),
         "video": {
@@ -264,10 +340,11 @@ def run(
             "foreground": video.masked_by,
             "loops": scene.loop,
         },
-        "object": {"name": mesh.name, **_size(mesh), "coloured": mesh.has_color},
+        "object": {"name": mesh.name, **object_size(mesh), "coloured": mesh.has_color},
         "camera": asdict(alignment.front) | {"yaw": alignment.yaw},
         "alignment": alignment.report | {"curves": [_curve(curve) for curve in curves]},
         "distance": None if distance is None else distance.report,
+        "anchors": None if anchors is None else {"of": repr(anchors), "shown": float(anchors.valid.float().mean())},
         "gaussians": len(scene.gaussians),
         "perceptual": _perceptual(config, settings.device),
         "seconds": {name: round(value, 3) for name, value in clock.seconds.items()},
@@ -280,7 +357,7 @@ def run(
 
 def run_in_folder(
     video: str | os.PathLike[str],
-    mesh: str | os.PathLike[str],
+    mesh: str | os.PathLike[str] | None,
     out: str | os.PathLike[str],
     settings: Settings,
     *,
@@ -295,7 +372,7 @@ def run_in_folder(
     nothing else there is touched. Checkpoints are kept in ``out`` until the run is done.
 
     Args:
-        mesh: a mesh or splat file, or a folder of one a frame in natural order, see :func:`run`.
+        mesh: a mesh or splat file, or a folder of one a frame in natural order, or None, see :func:`run`.
         fps: frames a second, where the video does not say or says wrong.
         config: in place of the preset's.
         resume: go on from the checkpoints in ``out``; to the same result, bit by bit on a CPU, as a run without interruption.
@@ -313,24 +390,54 @@ def run_in_folder(
         raise InputError(f"{out}: is a file, choose a folder to write to")
     config = settings.config() if config is None else config
     clip = load_video(video, fps=fps, frames=settings.frames, resolution=config.resolution)
-    models = [load_object(path) for path in _mesh_files(Path(mesh))]
+    models = [] if mesh is None else [load_object(path) for path in _mesh_files(Path(mesh))]
     shapes = [_identity(model) for model in models]
     key = fingerprint(clip.frames, clip.masks, shapes, repr(config), repr(settings), __version__)
-    checkpoints, label = out / CHECKPOINTS, out / CHECKPOINTS / "run.json"
-    if resume and not label.is_file() and _finished(out, key):
+    return into_folder(
+        out,
+        key,
+        {"settings": asdict(settings), "config": repr(config)},
+        lambda checkpoints: run(clip, models or None, settings, config=config, progress=progress, checkpoints=checkpoints),
+        lambda result: preview_film(result, settings.renderer),
+        resume=resume,
+        started=started,
+    )
+
+
+def into_folder(
+    out: Path,
+    key: str,
+    label: dict[str, Any],
+    make: Callable[[Path], Result],
+    film: Callable[[Result], Any],
+    *,
+    resume: bool = False,
+    started: float | None = None,
+) -> Result | None:
+    """The folder's part of :func:`run_in_folder`, for runs of any kind.
+
+    Args:
+        key: of the inputs and settings.
+        label: what describes them.
+        make: the run, given the folder of its checkpoints.
+        film: its preview (T, H, W, 3) uint8.
+        started: when reading the inputs began, as of ``time.perf_counter``.
+    """
+    checkpoints, path = out / CHECKPOINTS, out / CHECKPOINTS / "run.json"
+    if resume and not path.is_file() and _finished(out, key):
         return None
-    if resume and label.is_file() and _read_json(label).get("key") != key:
+    if resume and path.is_file() and _read_json(path).get("key") != key:
         raise InputError(f"{checkpoints}: belongs to a run of other inputs or settings; give the same or drop --resume")
     if not resume:
         shutil.rmtree(checkpoints, ignore_errors=True)
-    resumed = label.is_file()
+    resumed = path.is_file()
     checkpoints.mkdir(parents=True, exist_ok=True)
-    write_json(label, {"key": key, "settings": asdict(settings), "config": repr(config)})
-    read = time.perf_counter() - started
-    result = run(clip, models, settings, config=config, progress=progress, checkpoints=checkpoints)
+    write_json(path, {"key": key, **label})
+    read = 0.0 if started is None else time.perf_counter() - started
+    result = make(checkpoints)
     started = time.perf_counter()
     result.scene.save(out / SCENE)
-    write_mp4(out / FILM, preview_film(result, settings.renderer), result.scene.fps)
+    write_mp4(out / FILM, film(result), result.scene.fps)
     seconds = {"read": round(read, 3)} | result.report["seconds"] | {"write": round(time.perf_counter() - started, 3)}
     result.report.update(key=key, resumed=resumed, seconds=seconds | {"total": round(sum(seconds.values()), 3)})
     write_json(out / REPORT, result.report)
@@ -380,7 +487,7 @@ def _foresee(
     return static + stages.estimate(video, start, config.motion, meshes=meshes, fronts=fronts, **common)
 
 
-class _Clock:
+class Clock:
     """Hands progress on and takes each stage's time."""
 
     def __init__(self, progress: Progress | None) -> None:
@@ -396,10 +503,38 @@ class _Clock:
         if self.progress is not None:
             self.progress(stage, step, steps, losses, preview)
 
+    def drawing(self, step: int, steps: int, picture: Callable[[], Tensor | None]) -> None:
+        self.stop("sample anchors")
+        if self.progress is not None:
+
+            def shown() -> Tensor:
+                drawn = picture()
+                return torch.ones(8, 8, 3) if drawn is None else torch.cat(list(drawn), 1).cpu()
+
+            self.progress("sample anchors", step, steps, {}, shown)
+
     def aligning(self, fraction: float, picture: Tensor | None) -> None:
         if self.progress is not None:
             blank = torch.ones(8, 8, 3)
             self.progress("align camera", round(100 * fraction), 100, {}, lambda: blank if picture is None else picture)
+
+
+def _anchors(
+    video: DrivingVideo,
+    alignment: FocalAlignment,
+    config: MethodConfig,
+    settings: Settings,
+    folder: Path | None,
+    clock: Clock,
+) -> Anchors | None:
+    """The anchors, from the checkpoints of this run where it drew them before."""
+    kept = None if folder is None else folder / "anchors.safetensors"
+    if kept is not None and kept.is_file():
+        return Anchors.load(kept)
+    drawn = stages.draw_anchors(video, alignment.front, config, seed=settings.seed, progress=clock.drawing)
+    if kept is not None and drawn is not None:
+        drawn.save(kept)
+    return drawn
 
 
 def _placed_like(alignment: FocalAlignment, video: DrivingVideo, meshes: Sequence[Object3D]) -> list[Object3D]:
@@ -416,7 +551,7 @@ def _placed_like(alignment: FocalAlignment, video: DrivingVideo, meshes: Sequenc
     return placed
 
 
-def _size(item: Object3D) -> dict[str, int]:
+def object_size(item: Object3D) -> dict[str, int]:
     """What a report says of an object's size."""
     if isinstance(item, SplatObject):
         return {"gaussians": len(item.gaussians)}
@@ -487,7 +622,7 @@ def _perceptual(config: Any, device: str) -> str:
     return ", ".join(sorted(used)) or "not used by this preset"
 
 
-def _versions() -> dict[str, str | None]:
+def versions() -> dict[str, str | None]:
     found: dict[str, str | None] = {"anchor4d": __version__, "python": platform.python_version()}
     found["platform"] = platform.platform()
     for name in ("torch", "numpy", "numba", "gsplat", "lpips", "diffusers", "transformers"):
@@ -498,7 +633,7 @@ def _versions() -> dict[str, str | None]:
     return found
 
 
-def _device_name(device: str) -> str:
+def device_name(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
     return platform.processor() or platform.machine() if device == "cpu" else device

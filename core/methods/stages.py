@@ -7,6 +7,7 @@ to the clip (3D to 4D). A method is a :class:`MethodConfig`: which search, which
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from dataclasses import field as default
@@ -18,7 +19,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..align import FocalAlignment, align_camera, color_from_frame
-from ..align.distance import LENS, Meaning, ModelDistance, align_distance, align_model_distance, fixed_camera
+from ..align.distance import (
+    LENS,
+    Meaning,
+    ModelDistance,
+    align_distance,
+    align_model_distance,
+    fixed_camera,
+    visual_distance,
+)
+from ..anchors import Anchors
 from ..cameras import FrontCamera
 from ..deformation import ControlNodes, DeformationField, DeformationMLP, HexPlane, TimeGatedMLP
 from ..fit.checkpoint import fingerprint
@@ -26,11 +36,16 @@ from ..fit.density import DensityControl
 from ..fit.estimate import FitEstimate, Pass, estimate_passes
 from ..fit.loop import GAUSSIAN_LR, FitState, Inputs, Progress, Schedule, Train, run_fit
 from ..gaussians import Gaussians, from_points, neighbour_distances, random_gaussians
+from ..generate.anchors import sample_anchors
+from ..generate.sampling import StepProgress
 from ..mesh import Mesh, sample_surface
 from ..object3d import Object3D, SplatObject
+from ..objectives.anchors import AnchorMatch
 from ..objectives.base import Objective
 from ..objectives.mesh import MeshMatch
 from ..objectives.multiview import MotionGeometry
+from ..priors.base import Prior
+from ..render import rasterize
 from ..scene import Scene4D
 from ..video import DrivingVideo, looks_looping
 
@@ -96,6 +111,24 @@ class MotionConfig:
 
 
 @dataclass(frozen=True)
+class AnchorConfig:
+    """How the anchors of a driving video are sampled (STAG4D), see :func:`~..generate.anchors.sample_anchors`.
+
+    Args:
+        prior: that draws them.
+        gamma: share of the first frame's features.
+        steps, guidance: of the sampler.
+        together: frames sampled in a batch, the first aside.
+    """
+
+    prior: Prior
+    gamma: float = 0.5
+    steps: int = 30
+    guidance: float | None = None
+    together: int = 2
+
+
+@dataclass(frozen=True)
 class MethodConfig:
     """A whole method; ``preset()`` of its file gives the named ones.
 
@@ -106,6 +139,10 @@ class MethodConfig:
         static, motion: the two fits.
         focal_per_frame: a camera for every frame (variant pla4d-v4).
         model_distance: search the prior's preferred object distance (MAOD) and tell it so; None = no search.
+        needs_object: whether there is no start without an object; else a ball of points is one.
+        anchors: how the anchors are sampled; None = none are, unless they are given.
+        distance: of the lens (49.1 degrees) of anchors from the object, whose longest side is 1; where ``model_distance`` is
+            searched for, the video's.
     """
 
     name: str
@@ -115,6 +152,9 @@ class MethodConfig:
     motion: MotionConfig
     focal_per_frame: bool = False
     model_distance: Meaning | None = None
+    needs_object: bool = True
+    anchors: AnchorConfig | None = None
+    distance: float = 1.7
 
 
 def untextured(config: MethodConfig) -> MethodConfig:
@@ -204,13 +244,81 @@ def prefer_distance(
 
     None, and the configuration as it is, where it wants no search or has no such objective.
     """
-    asking = [o for o in config.motion.objectives if isinstance(o, MotionGeometry)]
+    asking = [o for o in (*config.motion.objectives, *config.static.objectives) if isinstance(o, MotionGeometry)]
     if config.model_distance is None or not asking:
         return config, None
     prior = asking[0].distillation.prior
     found = align_model_distance(alignment, video, prior, meaning=config.model_distance, seed=seed, progress=progress)
-    terms = (replace(o, distance=found.distance) if isinstance(o, MotionGeometry) else o for o in config.motion.objectives)
-    return replace(config, motion=replace(config.motion, objectives=tuple(terms))), found
+    return _with(config, MotionGeometry, distance=found.distance), found
+
+
+def _with(config: MethodConfig, kind: type | tuple[type, ...], **values: Any) -> MethodConfig:
+    """The configuration with fields of its objectives of a kind changed, in both fits."""
+
+    def changed(terms: Sequence[Objective]) -> tuple[Objective, ...]:
+        return tuple(replace(o, **values) if isinstance(o, kind) else o for o in terms)  # pyright: ignore[reportArgumentType]
+
+    static, motion = config.static, config.motion
+    return replace(
+        config,
+        static=replace(static, objectives=changed(static.objectives)),
+        motion=replace(motion, objectives=changed(motion.objectives)),
+    )
+
+
+def with_anchors(config: MethodConfig, anchors: Anchors) -> MethodConfig:
+    """The configuration whose objectives look at these anchors."""
+    return _with(config, (MotionGeometry, AnchorMatch), anchors=anchors)
+
+
+def anchor_distance(config: MethodConfig, video: DrivingVideo, front: FrontCamera) -> float:
+    """Where the lens of anchors stands."""
+    return config.distance if config.model_distance is None else visual_distance(front, video.crop)
+
+
+def draw_anchors(
+    video: DrivingVideo, front: FrontCamera, config: MethodConfig, *, seed: int = 0, progress: StepProgress | None = None
+) -> Anchors | None:
+    """The anchors of a driving video as the configuration has them; None where it has none."""
+    how = config.anchors
+    if how is None:
+        return None
+    return sample_anchors(
+        how.prior, video, front, distance=anchor_distance(config, video, front), fovy=LENS, gamma=how.gamma, steps=how.steps,
+        guidance=how.guidance, seed=seed, together=how.together, progress=progress,
+    )  # fmt: skip
+
+
+def match_anchors(anchors: Anchors, still: Gaussians, frame: int, *, backend: str = "auto") -> Anchors:
+    """Anchors scaled to the object as it is at a frame, for priors that frame every object in their own way (Zero123++)."""
+    with torch.no_grad():
+        cameras = anchors.cameras().to(still.device)
+        return anchors.matched(rasterize(still, cameras, backend=backend).alpha, frame)
+
+
+def without_object(video: DrivingVideo, *, distance: float, points: int, seed: int = 0) -> FocalAlignment:
+    """A ball of grey points in place of an object, and the camera under which the video's object is about 1 large.
+
+    The longest side of its outline, in the frame where it is largest, counts as 1, and the centre of the video's crop as the
+    origin.
+
+    Args:
+        distance: of the camera from the origin.
+        points: in the ball, whose diameter is 1.
+    """
+    started = time.perf_counter()
+    crop = video.crop
+    inside = video.masks > 0.5
+    spans = [inside.any(dim).float().sum(-1).max() for dim in (1, 2)]
+    share = max(float(max(spans)) / video.resolution, 1e-3)
+    focal = distance * share * crop.size  # pixels: a length of 1 at this distance takes the outline's pixels
+    front = FrontCamera(
+        2 * math.degrees(math.atan(crop.height / 2 / focal)), distance, crop.width, crop.height,
+        cx=crop.x + crop.size / 2, cy=crop.y + crop.size / 2,
+    )  # fmt: skip
+    ball = SplatObject.of(random_gaussians(points, torch.Generator().manual_seed(seed)), "ball of points")
+    report = {"mode": "none", "share": share, "seconds": time.perf_counter() - started}
+    return FocalAlignment(front, ball, 0.0, [], 0.0, report)
 
 
 def gaussians_on_mesh(mesh: Mesh, count: int, seed: int = 0) -> tuple[Gaussians, Tensor]:

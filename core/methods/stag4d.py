@@ -1,0 +1,244 @@
+"""STAG4D: spatial-temporal anchored Gaussians, video to 4D. Zeng et al., arXiv 2403.14939.
+
+From the parts that the other methods share:
+
+- anchors, six temporally consistent views of every frame: :mod:`..generate.anchors`;
+- a canonical stage on the middle frame, from points in a ball, then a HexPlane at four scales with the Gaussians, all by
+  distillation that shows the prior the frame or the nearest anchor: :class:`~..objectives.multiview.MotionGeometry`;
+- regularisers of planes and scales: :mod:`..objectives.planes`; adaptive densification: :mod:`..fit.density`.
+
+A given object is where the canonical stage starts in place of the ball; it shows the first frame, so that frame is fitted then.
+``paper`` is the paper's text, the variant ``stag4d-code`` its released code. ``draft`` and ``standard`` are ours: there the
+anchors are targets as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..files import InputError
+from ..fit.density import DensityControl
+from ..fit.loop import Schedule
+from ..generate.anchors import GAMMA
+from ..objectives.anchors import AnchorMatch
+from ..objectives.base import Objective, Ramp, constant
+from ..objectives.front import FrontMatch
+from ..objectives.multiview import MotionGeometry
+from ..objectives.planes import NoNeedles, PlaneSmoothness
+from ..priors.base import Prior
+from ..priors.distill import Distillation, UniformWindow
+from . import align4d
+from .stages import AnchorConfig, MethodConfig, MotionConfig, StaticConfig
+
+#: Parts of Align4D that can be added, as in its Table III.
+PARTS = ("oda", "mgja", "ao")
+#: Pictures a step; losses are summed over them.
+BATCH = 4
+#: Steps over which the video's weight rises, and over which the window of diffusion times falls.
+RAMP, WINDOW = 2000, 3000
+#: Where the lens of the anchors and of distillation stands: the paper's distance 2, in whose world objects are about 1.2 long.
+DISTANCE = 1.7
+#: Samplers' steps and guidance for Zero123++ (the paper's), steps for other priors.
+PLUS_STEPS, PLUS_GUIDANCE, STEPS = 75, 4.0, 30
+
+
+@dataclass(frozen=True)
+class _Published:
+    """Where the paper's text and its released code differ."""
+
+    colour: float  # weight of the reference's colours and masks
+    mask: float
+    still: int  # steps of the canonical stage
+    whole: int  # steps in all
+    fall: float  # factor of the field's rates at the end
+    both: bool  # one prior call asks about frame and anchor, or either is drawn
+    anchored: float
+    dark: float
+    logarithmic: bool  # the scale term's quotient is that of logarithms
+    at_rest: bool  # heads start at zero
+    time_resolution: int  # cells in time that are used
+
+
+PUBLISHED = {
+    # The field's rates fall from 1.6e-4 to 1.6e-6. Of Eq. 6 the two weights are open: even. Open, too: heads, backgrounds, and
+    # how 25 cells cover the clip.
+    "stag4d": _Published(4e4, 1e4, 1000, 8000, 0.01, True, 0.5, 0.0, False, True, 25),
+    # Times run from 0 to 1 on an axis from -1 to 1, so that 13 of 25 cells are used.
+    "stag4d-code": _Published(2e4, 5e3, 700, 8000, 0.1, False, 0.4, 0.5, True, False, 13),
+}
+
+
+def check_parts(plus: Collection[str]) -> None:
+    """Refuse what is none of :data:`PARTS`.
+
+    Raises:
+        InputError: naming it.
+    """
+    for part in plus:
+        if part not in PARTS:
+            raise InputError(f"plus {part!r}: not a part that stag4d can be given, choose of {', '.join(PARTS)}")
+
+
+def preset(
+    name: str,
+    prior: Prior | None = None,
+    views: Prior | None = None,
+    *,
+    method: str = "stag4d",
+    plus: Collection[str] = (),
+    gamma: float = GAMMA,
+) -> MethodConfig:
+    """ "paper", "standard" or "draft".
+
+    Args:
+        prior: distilled; without one, only the video and the anchors count.
+        views: draws the anchors; none are drawn without one.
+        method: "stag4d", or "stag4d-code", whose preset "paper" is the released code.
+        plus: parts of Align4D to add: its camera and model distance, its geometry question, its turns.
+        gamma: share of the first frame's features in the anchors'.
+
+    Raises:
+        InputError: for an unknown part.
+    """
+    check_parts(plus)
+    if name not in ("paper", "standard", "draft"):
+        raise ValueError(f"preset {name!r}: unknown, choose paper, standard or draft")
+    config = _published(PUBLISHED[method], prior) if name == "paper" else _ours(name, prior)
+    anchors = None
+    if views is not None:
+        steps, guidance = (PLUS_STEPS, PLUS_GUIDANCE) if views.pictures == 6 else (STEPS, None)
+        anchors = AnchorConfig(views, gamma, steps if name == "paper" else min(steps, STEPS), guidance)
+    paper, motion = name == "paper", config.motion
+    if "mgja" in plus:
+        weight = {"geometry": True} | ({} if paper else {"weight": constant(align4d.LAMBDA)})
+        terms = (replace(o, **weight) if isinstance(o, MotionGeometry) else o for o in motion.objectives)
+        motion = replace(motion, objectives=tuple(terms))
+    if "ao" in plus:
+        turns = align4d.PAPER_TURNS if paper else align4d.TURNS
+        motion = replace(motion, schedule=replace(motion.schedule, turns=turns))
+    meaning = align4d.PAPER_MEANING if paper else align4d.MEANING
+    return replace(config, motion=motion, anchors=anchors, model_distance=meaning if "oda" in plus else None)
+
+
+def _published(of: _Published, prior: Prior | None) -> MethodConfig:
+    still, moving = of.still, of.whole - of.still
+    needles = NoNeedles(constant(1.0), logarithmic=of.logarithmic)
+    common: dict[str, Any] = {"both": of.both, "anchored": of.anchored, "dark": of.dark}
+    density = DensityControl(
+        every=100, start=1200 - still, stop=(6000 - still) / moving, top=0.025, large=0.1, min_opacity=0.01, largest=0.1,
+        smallest=0.001, share=1.0, budget=200_000,
+    )  # fmt: skip
+    rates = {"means": 2e-3, "sh": 5e-3, "opacity_logits": 2e-2, "log_scales": 1e-2, "quats": 2e-3}
+    # Positions fall to a hundredth within RAMP steps.
+    fallen = 0.01 ** (still / RAMP)
+
+    def part(first: int, steps: int, sizes: tuple[tuple[float, float], ...], views: int) -> tuple[Objective, ...]:
+        """The terms of steps from ``first`` on."""
+        risen, until = first / RAMP, min((RAMP - first) / steps, 1.0)
+        top = min(1.0, (first + steps) / RAMP)
+        front = FrontMatch(Ramp(BATCH * of.colour * risen, BATCH * of.colour * top, until), of.mask / of.colour, 0.0)
+        if prior is None:
+            return (front,)
+        early, late = first / WINDOW, min(1.0, (first + steps) / WINDOW)
+        closes = min((WINDOW - first) / steps, 1.0)
+        window = UniformWindow(
+            Ramp(0.5 - 0.48 * early, 0.5 - 0.48 * late, closes), Ramp(0.95 - 0.45 * early, 0.95 - 0.45 * late, closes)
+        )
+        distillation = Distillation(prior, time=window, guidance=5.0, micro_batch=BATCH)
+        return front, MotionGeometry(
+            distillation, constant(BATCH), views, geometry=False, temporal=False, sizes=sizes, **common
+        )  # fmt: skip
+
+    # The prior's pictures have 128 pixels to step 600, 256 to step 1200, then 512, where the prior has 256.
+    return MethodConfig(
+        name="paper",
+        camera="distance",
+        resolution=512,
+        needs_object=False,
+        distance=DISTANCE,
+        static=StaticConfig(
+            gaussians=10_000,
+            schedule=Schedule(steps=still, resolutions=((1.0, 512),), lr_final=1.0, means_final=fallen),
+            objectives=(*part(0, still, ((600 / still, 0.5), (1.0, 1.0)), BATCH), needles),
+            rates=rates,
+            frame="middle",
+        ),
+        motion=MotionConfig(
+            field="hexplane",
+            train="both",
+            schedule=Schedule(
+                steps=moving, frames=BATCH, resolutions=((1.0, 512),), lr_final=1.0, means_final=0.01 / fallen,
+                means_until=(RAMP - still) / moving,
+            ),
+            objectives=(
+                *part(still, moving, (((1200 - still) / moving, 1.0), (1.0, 2.0)), 1), PlaneSmoothness(constant(1.0)), needles,
+            ),
+            density=density,
+            rates=rates | {"means": 2e-3 * fallen},
+            planes={
+                "resolution": 64, "time_resolution": of.time_resolution, "multiscale": (1, 2, 4, 8), "channels": 32,
+                "grid_lr": 1.6e-2, "mlp_lr": 1.6e-3, "lr_final": of.fall, "at_rest": of.at_rest,
+            },
+        ),
+    )  # fmt: skip
+
+
+#: What two processor cores carry: Gaussians, steps of both stages, picture sizes of both.
+OURS = {
+    "standard": (4000, 300, 1200, ((0.5, 128), (1.0, 192)), ((0.4, 128), (1.0, 192))),
+    "draft": (2500, 150, 400, ((1.0, 128),), ((1.0, 128),)),
+}
+#: Weights of ours, of means: the video's pictures, the anchors, distillation.
+FRONT_WEIGHT, ANCHOR_WEIGHT, PRIOR_WEIGHT = 1e4, 1e4, 0.1
+
+
+def _ours(name: str, prior: Prior | None) -> MethodConfig:
+    count, still, moving, small, large = OURS[name]
+
+    def part(views: int, early: float) -> tuple[Objective, ...]:
+        # Masks count as in the released code; the video's share rises as there.
+        terms: tuple[Objective, ...] = (
+            FrontMatch(Ramp(0.3 * FRONT_WEIGHT, FRONT_WEIGHT, 0.3), 0.25, 0.0),
+            AnchorMatch(constant(ANCHOR_WEIGHT), views=views),
+        )
+        if prior is not None:
+            window = UniformWindow(Ramp(early, 0.02), Ramp(early + 0.4, 0.4))
+            distillation = Distillation(prior, time=window, micro_batch=BATCH)
+            terms += (
+                MotionGeometry(
+                    distillation, constant(PRIOR_WEIGHT), 2 if views > 2 else 1, geometry=False, temporal=False
+                ),
+            )  # fmt: skip
+        return terms
+
+    density = DensityControl(
+        every=max(10, moving // 20), start=moving // 8, stop=0.7, top=0.025, large=0.1, min_opacity=0.01, largest=0.1,
+        smallest=0.001, share=1.0, budget=50_000,
+    )  # fmt: skip
+    return MethodConfig(
+        name=name,
+        camera="distance",
+        resolution=256,
+        needs_object=False,
+        distance=DISTANCE,
+        static=StaticConfig(
+            gaussians=count,
+            schedule=Schedule(steps=still, resolutions=small, lr_final=0.3, background="random"),
+            objectives=(*part(6, 0.4), NoNeedles()),
+            rates={"means": 4e-3, "log_scales": 1e-2},
+            frame="middle",
+        ),
+        motion=MotionConfig(
+            field="hexplane",
+            train="both",
+            schedule=Schedule(steps=moving, frames=BATCH, resolutions=large, lr_final=0.1, background="random"),
+            objectives=(*part(2, 0.2), PlaneSmoothness(constant(1.0)), NoNeedles()),
+            density=density,
+            planes={
+                "resolution": 16, "multiscale": (1, 2, 4, 8), "channels": 16, "bounds": 0.8,
+                "grid_lr": 1.6e-2, "mlp_lr": 1.6e-3,
+            },
+        ),
+    )  # fmt: skip
