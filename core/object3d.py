@@ -18,12 +18,15 @@ from .files import InputError
 from .formats.ply import half_turn, is_splat_ply
 from .formats.splats import SPLAT_SUFFIXES, read_splats
 from .gaussians import Gaussians
+from .mesh import SUFFIXES as MESH_SUFFIXES
 from .mesh import Mesh, centring, load_mesh, turn_about_y
 from .render import rasterize
 from .render.mesh import MeshRender, render_mesh
 
 log = logging.getLogger(__name__)
 
+#: What a file of an object may end in.
+SUFFIXES = (*MESH_SUFFIXES, *(suffix for suffix in SPLAT_SUFFIXES if suffix not in MESH_SUFFIXES))
 #: Fainter Gaussians are never drawn (the rasteriser's threshold), and fainter ones than the second bound nothing.
 FAINT, VISIBLE = 1 / 255, 0.1
 #: Share of the object's substance at either end of an axis that may be floaters, and how far beyond the rest, in parts of its

@@ -15,7 +15,7 @@ from ..core import mesh as meshes
 from ..core.cameras import orbit
 from ..core.files import InputError
 from ..core.generate.chain import FRONT
-from ..core.object3d import Object3D, SplatObject, load_object, picture_of, render_object
+from ..core.object3d import SUFFIXES, Object3D, SplatObject, load_object, picture_of, render_object
 from ..core.sample import FPS, FRAMES, TEST_AZIMUTHS, sample_case
 from ..core.video import ANIMATIONS, PICTURES, load_video
 from . import host
@@ -23,7 +23,8 @@ from . import host
 CATEGORY = "Anchor4D/1 Prepare"
 #: What the host's own types and 3D files are called on a socket that also takes an Anchor4D object.
 MESH_TYPES = [io.Mesh, io.File3DAny, io.File3DGLB, io.File3DGLTF, io.File3DOBJ, io.File3DPLY, io.File3DSTL]
-OBJECT_TYPES = [host.Mesh, *MESH_TYPES, io.Splat]
+SPLAT_TYPES = [io.Splat, io.File3DSplatAny, io.File3DSPZ, io.File3DSPLAT, io.File3DKSPLAT]
+OBJECT_TYPES = [host.Mesh, *MESH_TYPES, *SPLAT_TYPES]
 
 
 def _clip_inputs() -> list[io.Input]:
@@ -212,13 +213,13 @@ class Anchor4DLoadMesh(io.ComfyNode):
             node_id="Anchor4DLoadMesh",
             display_name="Load Mesh",
             category=CATEGORY,
-            description="Reads a 3D model (GLB, GLTF, OBJ, PLY or STL) with its textures, or a splat PLY. Size, place and turn "
-            "do not matter.",
+            description="Reads a 3D model (GLB, GLTF, OBJ, PLY or STL) with its textures, or Gaussian splats (PLY, SPZ, SPLAT "
+            "or KSPLAT). Size, place and turn do not matter.",
             search_aliases=["load 3d model", "import glb", "import obj", "load splat", "object", "pla4d", "4d"],
             inputs=[
                 io.Combo.Input(
                     "mesh",
-                    options=[host.NONE, *host.listed(base / "3d", meshes.SUFFIXES, base)],
+                    options=[host.NONE, *host.listed(base / "3d", SUFFIXES, base)],
                     tooltip="A 3D model in ComfyUI's input/3d folder. Press R after adding one.",
                 ),
                 io.String.Input(
@@ -381,8 +382,8 @@ def convert_object(value: Object3D | Types.MESH | Types.SPLAT | Types.File3D, in
     if isinstance(value, Object3D):
         return value
     if isinstance(value, Types.File3D):
-        if f".{value.format}" not in meshes.SUFFIXES:
-            raise InputError(f"3D file: .{value.format} is not read, give one of {', '.join(meshes.SUFFIXES)}")
+        if f".{value.format}" not in SUFFIXES:
+            raise InputError(f"3D file: .{value.format} is not read, give one of {', '.join(SUFFIXES)}")
         source = value.get_source()
         if isinstance(source, str):
             return load_object(source)
