@@ -1,8 +1,8 @@
 """OpenUSD: Gaussians as a ParticleField3DGaussianSplat with time samples, one file for a moving object.
 
 Source: the usdVol schema of OpenUSD 26.03 and later. Positions, orientations (quatf), linear scales, opacities in [0, 1] and
-the harmonics as 3DGS has them. What does not change over the clip is stored once. USD is Z-up by custom, so the object is turned
-by 90 degrees about X: our (x, y, z) is (x, -z, y) there, and its front faces -Y.
+the harmonics as 3DGS has them. What does not change over the clip is stored once. USD is Z-up by custom, so the object is
+turned by 90 degrees about X: our (x, y, z) is (x, -z, y) there, and its front faces -Y.
 """
 
 from __future__ import annotations
