@@ -144,7 +144,7 @@ class SplatObject:
             # Gumbel's trick: the largest keys are a draw without replacement by weight.
             key = weight.log() - torch.rand(len(weight), generator=generator, dtype=torch.float64).log().neg().log()
             kept = gaussians.select(key.topk(count).indices.sort().values.to(gaussians.device))
-            growth = float(_substance(gaussians).sum() / _substance(kept).sum()) ** 0.5
+            growth = float(substance(gaussians).sum() / substance(kept).sum()) ** 0.5
             gaussians = replace(kept, log_scales=kept.log_scales + math.log(growth))
         return replace(
             gaussians,
@@ -230,7 +230,7 @@ def _directions() -> Tensor:  # (D, 3)
     return torch.cat([horizon, poles, spiral])
 
 
-def _substance(gaussians: Gaussians) -> Tensor:  # (N,)
+def substance(gaussians: Gaussians) -> Tensor:  # (N,)
     """How much each Gaussian covers: opacity times the area across its two longer axes."""
     longest = gaussians.scales.sort(-1).values
     return (gaussians.opacities * longest[:, 1] * longest[:, 2]).clamp(1e-20, 1e20)
@@ -238,7 +238,7 @@ def _substance(gaussians: Gaussians) -> Tensor:  # (N,)
 
 def _solid(gaussians: Gaussians) -> Tensor:  # (N,) bool
     """Which Gaussians bound the object: visible ones in, or a little beyond, the box that holds nearly all of the substance."""
-    weight = _substance(gaussians).cpu().double()
+    weight = substance(gaussians).cpu().double()
     weight = weight.clamp_max(float(weight.kthvalue(max(1, round(0.99 * len(weight)))).values))  # one huge one decides nothing
     points = gaussians.means.cpu().double()
     low, high = torch.empty(3, dtype=torch.float64), torch.empty(3, dtype=torch.float64)

@@ -58,6 +58,9 @@ class Wrapper(DeformationField):
     def recolored(self, function: Callable[[Tensor], Tensor]) -> DeformationField:
         return type(self)(None if self.inner is None else self.inner.recolored(function), **self.arguments)
 
+    def grown(self, amount: Tensor) -> DeformationField:
+        return type(self)(None if self.inner is None else self.inner.grown(amount), **self.arguments)
+
     def carrier(self, gaussians: Gaussians, points: Tensor, mesh: Mesh | None = None) -> Callable[[Tensor], Tensor] | None:
         if self.inner is None:
             return lambda tau: points.expand(len(tau), -1, -1)
@@ -349,6 +352,10 @@ class Parts(DeformationField):
 
     def recolored(self, function: Callable[[Tensor], Tensor]) -> Parts:
         return Parts(self.counts, [None if field is None else field.recolored(function) for field in self.fields])
+
+    def grown(self, amount: Tensor) -> Parts:
+        own = amount.split(self.counts)
+        return Parts(self.counts, [None if field is None else field.grown(x) for field, x in zip(self.fields, own)])
 
     def config(self) -> dict[str, Any]:
         fields = [None if field is None else field.config() for field in self.fields]
