@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from moving_sample import moving_sample
 
+from anchor4d.bench.moving import moving_sample
 from anchor4d.core.deformation.frames import FrameField
 from anchor4d.core.files import InputError
 from anchor4d.core.formats.stream import MAX_HEADER, read_stream, write_stream

@@ -271,6 +271,7 @@ export class Renderer {
   #height = 0;
   #view = makeView();
   #shot = null; // the last one drawn
+  #serial = 0; // pictures drawn
   #waiting = []; // calls of drawSorted
   #background = new Float32Array(4);
   #slab = new Float32Array(2);
@@ -311,8 +312,8 @@ export class Renderer {
     this.stats.localSort = this.#sorter.local;
     if (!clip) return this.#settle();
     const fresh = { clip, ready: clip.ready, gpu: null, drawn: false, age: 0, exact: false, order: null, fresh: false };
-    fresh.asked = { serial: 0, index: -1, x: 0, y: 0, z: 0 }; // of the order under way
-    fresh.have = { serial: 0, index: -1, x: 0, y: 0, z: 0 }; // of the newest order there
+    fresh.asked = { serial: 0, first: -1, next: 0, blend: 0, x: 0, y: 0, z: 0 }; // of the order under way
+    fresh.have = { ...fresh.asked }; // of the newest order there
     this.#slots[slot] = fresh;
   }
 
@@ -358,6 +359,7 @@ export class Renderer {
       return false;
     }
     this.stats.drawn++;
+    this.#serial++;
     const gl = this.#gl, edge = divided ? Math.round(Math.min(Math.max(shot.wiper, 0), 1) * this.#width) : this.#width;
     gl.bindFramebuffer(gl.FRAMEBUFFER, this.#target.framebuffer);
     gl.viewport(0, 0, this.#width, this.#height);
@@ -473,20 +475,22 @@ export class Renderer {
 
   /** Uploads an order that came, asks for the next; false where what is there is too old to draw. */
   #keepOrder(k, slot, m) {
-    const index = slot.nearest, serial = this.stats.drawn + 1;
+    const serial = this.#serial + 1;
     if (slot.fresh) this.#uploadOrder(slot);
-    if (!same(slot.have, index, m) && this.#sorter.idle(k)) {
+    if (!same(slot.have, slot, m) && this.#sorter.idle(k)) {
       const asked = slot.asked;
       asked.serial = serial;
-      asked.index = index;
+      asked.first = slot.first;
+      asked.next = slot.next;
+      asked.blend = slot.blend;
       asked.x = m[8];
       asked.y = m[9];
       asked.z = m[10];
-      this.#sorter.request(k, index, m[8], m[9], m[10]);
+      this.#sorter.request(k, asked);
       if (slot.fresh) this.#uploadOrder(slot); // sorted at once where there is no worker
     }
-    if (slot.have.index < 0) return false;
-    slot.exact = same(slot.have, index, m);
+    if (slot.have.first < 0) return false;
+    slot.exact = same(slot.have, slot, m);
     slot.age = slot.exact ? 0 : serial - slot.have.serial;
     return slot.age <= MAX_AGE;
   }
@@ -512,7 +516,6 @@ export class Renderer {
     slot.first = Math.min(Math.floor(t) || 0, last);
     slot.next = slot.first < last ? slot.first + 1 : wraps ? 0 : last;
     slot.blend = clip.continuous ? t - slot.first || 0 : 0;
-    slot.nearest = slot.blend < 0.5 ? slot.first : slot.next;
   }
 
   #drawSlot(slot, mode, { worldToCamera, fx, fy, cx, cy }) {
@@ -643,7 +646,7 @@ export class Renderer {
     gl.vertexAttribDivisor(0, 1);
     gl.bindVertexArray(null);
     slot.gpu = { textures, kinds, width, rows, perLayer, order, array };
-    if (!slot.fresh) slot.have.index = -1; // the order went with a lost context
+    if (!slot.fresh) slot.have.first = -1; // the order went with a lost context
     if (gl.getError() === gl.OUT_OF_MEMORY) {
       throw this.#refuse(slot, `the graphics memory does not hold ${count} Gaussians x ${frames} frames`);
     }
@@ -749,7 +752,8 @@ export class Renderer {
   };
 }
 
-/** Whether an order is that of a frame seen along the forward axis of a world-to-camera matrix. */
-function same(order, index, m) {
-  return order.index === index && order.x === m[8] && order.y === m[9] && order.z === m[10];
+/** Whether an order is that of the moment a slot shows, seen along the forward axis of a world-to-camera matrix. */
+function same(order, slot, m) {
+  return order.first === slot.first && order.blend === slot.blend && order.next === slot.next
+    && order.x === m[8] && order.y === m[9] && order.z === m[10];
 }

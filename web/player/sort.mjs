@@ -17,10 +17,13 @@ function makeSorter() {
     addFrame(slot, index, pose) {
       if (clips[slot]) clips[slot].frames[index] = pose;
     },
-    /** Fills `order` with indices from the farthest along (x, y, z), the camera's forward axis, to the nearest. */
-    sort(slot, index, x, y, z, order) {
-      const clip = clips[slot], pose = clip?.frames[index];
-      if (!pose) return false;
+    /**
+     * Fills `order` with indices from the farthest along (x, y, z), the camera's forward axis, to the nearest, between two
+     * frames by the share of the second.
+     */
+    sort(slot, { first, next, blend, x, y, z }, order) {
+      const clip = clips[slot], pose = clip?.frames[first], other = clip?.frames[next];
+      if (!pose || !other) return false;
       const { count, step, keys } = clip;
       const a = x * step[0], b = y * step[1], c = z * step[2];
       const farthest = 65535 * (Math.max(a, 0) + Math.max(b, 0) + Math.max(c, 0));
@@ -28,10 +31,12 @@ function makeSorter() {
       const scale = 65535 / (farthest - nearest || 1);
       const ka = a * scale, kb = b * scale, kc = c * scale, k0 = farthest * scale;
       starts.fill(0);
+      const la = ka * blend, lb = kb * blend, lc = kc * blend, ma = ka - la, mb = kb - lb, mc = kc - lc;
       for (let i = 0, p = 0; i < count; i++, p += 4) {
-        const key = (k0 - ka * pose[p] - kb * pose[p + 1] - kc * pose[p + 2]) | 0;
+        let key = k0 - ma * pose[p] - mb * pose[p + 1] - mc * pose[p + 2];
+        if (blend) key -= la * other[p] + lb * other[p + 1] + lc * other[p + 2];
         keys[i] = key;
-        starts[key & 65535]++;
+        starts[keys[i]]++;
       }
       for (let key = 0, sum = 0; key < 65536; key++) {
         const number = starts[key];
@@ -50,8 +55,8 @@ function serve(scope, sorter) {
     if (data.clip !== undefined) return sorter.setClip(data.slot, data.clip);
     if (data.pose) return sorter.addFrame(data.slot, data.index, data.pose);
     const begin = performance.now();
-    const { slot, index, x, y, z, order, version } = data;
-    const sorted = sorter.sort(slot, index, x, y, z, order);
+    const { slot, wanted, order, version } = data;
+    const sorted = sorter.sort(slot, wanted, order);
     scope.postMessage({ slot, order, sorted, version, ms: performance.now() - begin }, [order.buffer]);
   };
 }
@@ -101,17 +106,21 @@ export class Sorter {
     return this.#clips[slot].order !== null;
   }
 
-  /** Asks for an order along the camera's forward axis; only when idle. */
-  request(slot, index, x, y, z) {
+  /**
+   * Asks for an order; only when idle.
+   * @param {{first: number, next: number, blend: number, x: number, y: number, z: number}} wanted two frames, the share of the
+   *   second, and the camera's forward axis
+   */
+  request(slot, wanted) {
     const held = this.#clips[slot], order = held.order;
     if (this.#local) {
       const begin = performance.now();
-      if (this.#local.sort(slot, index, x, y, z, order)) this.#onOrder(slot, order, performance.now() - begin);
+      if (this.#local.sort(slot, wanted, order)) this.#onOrder(slot, order, performance.now() - begin);
       return;
     }
     held.order = null;
-    held.waiting = [index, x, y, z];
-    this.#worker.postMessage({ slot, index, x, y, z, order, version: this.#versions[slot] }, [order.buffer]);
+    held.waiting = wanted;
+    this.#worker.postMessage({ slot, wanted, order, version: this.#versions[slot] }, [order.buffer]);
   }
 
   dispose() {
@@ -145,7 +154,7 @@ export class Sorter {
       this.#introduce(slot);
       if (held.order) continue;
       held.order = new Uint32Array(held.clip.count);
-      this.request(slot, ...held.waiting);
+      this.request(slot, held.waiting);
     }
   }
 }

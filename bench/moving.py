@@ -1,15 +1,15 @@
-"""The demo's creature as moving Gaussians, made from its meshes without a fit; for the tests of formats and of the player."""
+"""A moving scene without a fit: the demo's creature as Gaussians that follow its mesh. For benchmarks and tests."""
 
 from __future__ import annotations
 
 import torch
 
-from anchor4d.core.cameras import matrix_to_quaternion
-from anchor4d.core.deformation.frames import FrameField
-from anchor4d.core.gaussians import SH_C0, Gaussians
-from anchor4d.core.mesh import sample_surface
-from anchor4d.core.sample import CAMERA, sample_meshes
-from anchor4d.core.scene import Scene4D
+from ..core.cameras import matrix_to_quaternion
+from ..core.deformation.frames import FrameField
+from ..core.gaussians import SH_C0, Gaussians
+from ..core.mesh import sample_surface
+from ..core.sample import CAMERA, sample_meshes
+from ..core.scene import Scene4D
 
 
 def moving_sample(count: int = 3000, frames: int = 16, *, changing: str = "motion") -> Scene4D:
