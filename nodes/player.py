@@ -136,7 +136,7 @@ def _number(value: Any, low: float, high: float) -> float:
 
 def _stream(scene: Scene4D, frames: int | None, video: DrivingVideo | Tensor | None) -> dict[str, str]:
     """The scene as a play stream in the temporary folder, written once for each content."""
-    film = _film(video)
+    film = film_of(video)
     field = None if scene.field is None else (scene.field.config(), scene.field.state_dict())
     front = (scene.frames, scene.fps, scene.loop, scene.front)
     name = f"{fingerprint(scene.gaussians.tensors(), field, front, frames, film)}.a4d"
@@ -148,7 +148,8 @@ def _stream(scene: Scene4D, frames: int | None, video: DrivingVideo | Tensor | N
     return {"filename": name, "subfolder": "anchor4d", "type": "temp"}
 
 
-def _film(video: DrivingVideo | Tensor | None) -> Tensor | None:  # (T, H, W, 3 | 4)
+def film_of(video: DrivingVideo | Tensor | None) -> Tensor | None:  # (T, H, W, 3 | 4)
+    """Pictures for the player of what came in as video: small, with alpha where there is any."""
     if video is None:
         return None
     if isinstance(video, DrivingVideo):

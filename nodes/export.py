@@ -1,0 +1,180 @@
+"""5 View and export: a scene as files for other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+from comfy_api.latest import Types, io
+from comfy_execution.graph_utils import ExecutionBlocker
+
+from ..core.export import FORMATS, Shot, export_scene
+from ..core.scene import Scene4D
+from . import host
+from .player import film_of
+from .view import CATEGORY
+
+#: What the host's own 3D nodes open.
+FILES_3D = {"glb", "usdz", "ply", "spz", "splat"}
+
+
+def _moment() -> list[io.Input]:
+    return [
+        io.Float.Input("time", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="The moment: 0 = start, 1 = end."),
+    ]
+
+
+def _options(name: str) -> list[io.Input]:
+    """What a format asks."""
+    form = FORMATS[name]
+    if form.kind == "film":
+        backgrounds = ["white", "black"] if name == "mp4" else ["none", "white", "black"]
+        return [
+            io.Float.Input(
+                "azimuth",
+                default=0.0,
+                min=-360.0,
+                max=360.0,
+                step=1.0,
+                tooltip="Side to look from, in degrees: 0 = as the driving video. A trajectory wins over it.",
+            ),
+            io.Int.Input("size", default=512, min=32, max=4096, step=16, tooltip="Longer side of the picture, in pixels."),
+            io.Combo.Input("background", options=backgrounds, tooltip="none = transparent."),
+            io.Int.Input("repeats", default=1, min=1, max=100, tooltip="How often the clip plays."),
+        ]
+    if form.kind == "splats" and form.moment and "" in form.suffixes:
+        sequence = [io.DynamicCombo.Option(choice, []) for choice in ("zip", "folder")]
+        return [
+            io.DynamicCombo.Input(
+                "what",
+                options=[*sequence, io.DynamicCombo.Option("one moment", _moment())],
+                tooltip="All frames, one file each, in one .zip or in a folder; or one moment as a single file.",
+            )
+        ]
+    if form.moment:
+        return [
+            io.DynamicCombo.Input(
+                "what",
+                options=[io.DynamicCombo.Option("all frames", []), io.DynamicCombo.Option("one moment", _moment())],
+                tooltip="All frames, shown one after the other, or one moment.",
+            )
+        ]
+    return []
+
+
+class Anchor4DExportScene(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Anchor4DExportScene",
+            display_name="Export Scene",
+            category=CATEGORY,
+            description="Writes a moving scene for other programs: splats, a mesh that moves, a page with the player, films.",
+            search_aliases=[
+                "save splats", "ply sequence", "spz", "glb", "animated mesh", "blender", "usd", "html", "webm", "gif", "alpha",
+                "supersplat", "unity", "4dgs", "4d",
+            ],
+            inputs=[
+                host.scene_input(tooltip="The scene to export, or a batch of splats, one a frame."),
+                io.DynamicCombo.Input(
+                    "format",
+                    options=[io.DynamicCombo.Option(name, _options(name)) for name in FORMATS if name != "scene"],
+                    tooltip="\n".join(f"{name}: {form.text}." for name, form in FORMATS.items() if name != "scene"),
+                ),
+                io.Int.Input(
+                    "frames",
+                    default=0,
+                    min=0,
+                    max=2000,
+                    tooltip="Frames that the clip is spread over. 0 = the scene's own.",
+                ),
+                io.String.Input(
+                    "filename_prefix", default="3d/Anchor4D", tooltip="Folder and name below ComfyUI's output folder."
+                ),
+                io.MultiType.Input(
+                    "video",
+                    types=[host.Video, io.Image],
+                    optional=True,
+                    tooltip="html, a4d: the driving video, shown beside the object.",
+                ),
+                host.scene_input("compare", "html: a second scene, behind a wiper.", optional=True),
+                host.Trajectory.Input(
+                    "trajectory", optional=True, tooltip="Films: the way of the camera, in place of azimuth."
+                ),
+                *host.device_inputs(),
+            ],
+            outputs=[
+                io.String.Output("path", tooltip="Where the file or folder is."),
+                io.File3DAny.Output("model_3d", tooltip="The file for ComfyUI's 3D nodes: glb, or one moment of splats."),
+            ],
+            is_output_node=True,
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls,
+        scene: Any,
+        format: dict[str, Any],
+        frames: int,
+        filename_prefix: str,
+        video: Any = None,
+        compare: Any = None,
+        trajectory: Any = None,
+        device: str = "auto",
+        renderer: str = "auto",
+    ) -> io.NodeOutput:
+        with host.work(cls):
+            name = format["format"]
+            what = format.get("what") or {}
+            folder, stem, counter, subfolder, _ = folder_paths.get_save_image_path(
+                filename_prefix, folder_paths.get_output_directory()
+            )
+            target = Path(folder) / f"{stem}_{counter:05}_{_ending(name, what.get('what', ''))}"
+            moving: Scene4D = host.scene_of(scene)
+            shot = None
+            if FORMATS[name].kind == "film":
+                moving = moving.to(host.device_for(device, renderer))
+                shot = Shot(
+                    azimuths=(format["azimuth"],),
+                    size=format["size"],
+                    background=format["background"],
+                    loops=format["repeats"],
+                    trajectory=trajectory,
+                )
+            report = host.Report()
+            export_scene(
+                moving,
+                target,
+                name,
+                frames=frames or None,
+                moment=what.get("time"),
+                shot=shot,
+                film=film_of(video),
+                compare=None if compare is None else host.scene_of(compare),
+                title=stem,
+                backend=renderer,
+                progress=lambda step, total: report.show(step, total) and None,
+            )
+            host.say(f"{Path(subfolder) / target.name}: {_size(target) / 2**20:.1f} MB")
+            kind = target.suffix[1:]
+            if kind in FILES_3D:
+                return io.NodeOutput(str(target), Types.File3D(str(target), kind))
+            return io.NodeOutput(str(target), ExecutionBlocker(f"Export Scene: {name} is not a file that 3D nodes open"))
+
+
+def _ending(name: str, what: str) -> str:
+    """What follows the number in a target's name."""
+    suffixes = FORMATS[name].suffixes
+    if what == "zip":
+        return f"{name}.zip"
+    if "" in suffixes and (what == "folder" or suffixes == ("",)):
+        return name.replace("-", "_")
+    return next(s for s in suffixes if s not in ("", ".zip"))
+
+
+def _size(path: Path) -> int:
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
+
+
+NODES = [Anchor4DExportScene]
