@@ -6,7 +6,6 @@ half a turn about X, (x, y, z) -> (x, -y, -z), done here on positions, rotations
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -20,7 +19,6 @@ from torch import Tensor
 from ..cameras import quaternion_multiply
 from ..files import InputError, atomic_path
 from ..gaussians import SH_C0, Gaussians
-from ..scene import Scene4D, frame_times
 
 #: More Gaussians in one file are refused: nothing here could draw or fit them, and memory stays bounded.
 MAX_GAUSSIANS = 1 << 24
@@ -270,34 +268,3 @@ def parse_header(data: bytes, name: str) -> tuple[list[tuple[str, int, np.dtype]
 def is_compressed(elements: list[tuple[str, int, np.dtype]]) -> bool:
     """Whether a header's elements are those of a compressed .ply."""
     return any(element == "chunk" or "packed_position" in (layout.names or ()) for element, _, layout in elements)
-
-
-def write_ply_sequence(
-    folder: str | os.PathLike[str], scene: Scene4D, frames: int | None = None, *, name: str = "frame", title: str | None = None
-) -> list[Path]:
-    """Write a moving scene as a folder of numbered files, frame0000.ply and so on, in constant order, with ``manifest.json``.
-
-    The manifest carries what a player needs: fps, loop, and the pattern, start and count of the frames (version 1 of the 4DGS
-    web player's manifest). A number of ``frames`` other than the scene's own resamples it over the same duration.
-
-    Returns:
-        The files' paths, in order.
-    """
-    folder = Path(folder)
-    count = scene.frames if frames is None else frames
-    names = [f"{name}{i:04}.ply" for i in range(count)]
-    manifest = {
-        "version": 1,
-        "title": title or folder.name,
-        "fps": scene.fps * count / scene.frames,
-        "loop": scene.loop,
-        "frames": {"pattern": f"{name}{{frame:04}}.ply", "start": 0, "count": count},
-        "gaussians": len(scene.gaussians),
-    }
-    with atomic_path(folder) as temporary:
-        temporary.mkdir()
-        for file, tau in zip(names, frame_times(count, scene.loop)):
-            with torch.no_grad():
-                write_ply(temporary / file, scene.at(tau))
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    return [folder / file for file in names]

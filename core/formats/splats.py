@@ -47,7 +47,7 @@ def read_splats(path: str | os.PathLike[str]) -> Gaussians:
 def decode_splats(data: bytes, name: str) -> Gaussians:
     """:func:`read_splats` of a file's content, known by its first bytes, else by the ending of ``name``.
 
-    Takes about 300 bytes of memory a Gaussian, 1.1 kB at degree 3, of which there are at most 2^24, and no more than the content
+    Takes some 300 bytes of memory a Gaussian, 1.1 kB at degree 3, of which there are at most 2^24, and no more than the content
     can hold: in a .spz 16 bytes unpacked for each of its own.
 
     Raises:
@@ -141,7 +141,7 @@ def write_splat_sequence(
     names = [f"{name}{i:04}{suffix}" for i in range(count)]
     manifest = {
         "version": 1,
-        "title": title or target.stem,
+        "title": title or (target.stem if zipped else target.name),
         "fps": scene.fps * count / scene.frames,
         "loop": scene.loop,
         "frames": {"pattern": f"{name}{{frame:04}}{suffix}", "start": 0, "count": count},
@@ -161,6 +161,13 @@ def write_splat_sequence(
                 (temporary / file).write_bytes(content)
             (temporary / "manifest.json").write_text(text, encoding="utf-8")
     return [target] if zipped else [target / file for file in names]
+
+
+def write_ply_sequence(
+    folder: str | os.PathLike[str], scene: Scene4D, frames: int | None = None, *, name: str = "frame", title: str | None = None
+) -> list[Path]:
+    """:func:`write_splat_sequence` in the plain format, which most programs open."""
+    return write_splat_sequence(folder, scene, frames, name=name, title=title)
 
 
 def _frames(
