@@ -154,7 +154,7 @@ class Anchor4DExportScene(io.ComfyNode):
                 compare=None if compare is None else host.scene_of(compare),
                 title=stem,
                 backend=renderer,
-                progress=lambda step, total: report.show(step, total) and None,
+                progress=report.count,
             )
             host.say(f"{Path(subfolder) / target.name}: {_size(target) / 2**20:.1f} MB")
             kind = target.suffix[1:]

@@ -115,6 +115,10 @@ class Report:
                 say(f"{text}\n{self.note}" if self.note else text)
         return due
 
+    def count(self, step: int, total: int) -> None:
+        """Progress of something without pictures."""
+        self.show(step, total)
+
     def fit(self, stage: str, step: int, steps: int, losses: dict[str, float], preview: Callable[[], Tensor]) -> None:
         """:class:`core.fit.loop.Progress`."""
         terms = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())

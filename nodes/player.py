@@ -144,7 +144,7 @@ def _stream(scene: Scene4D, frames: int | None, video: DrivingVideo | Tensor | N
     if not path.is_file():
         report = host.Report()
         with atomic_path(path) as temporary:
-            write_stream(temporary, scene, frames, film=film, progress=lambda done, all: report.show(done, all) and None)
+            write_stream(temporary, scene, frames, film=film, progress=report.count)
     return {"filename": name, "subfolder": "anchor4d", "type": "temp"}
 
 
