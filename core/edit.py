@@ -571,7 +571,7 @@ def prune(
         if cover and (scene.field is None or scene.field.continuous):
             growth = _growth(done.gaussians, kept)
             larger = replace(fewer.gaussians, log_scales=fewer.gaussians.log_scales + growth[:, None])
-            fewer = replace(fewer, gaussians=larger, field=None if fewer.field is None else fewer.field.grown(growth))
+            fewer = replace(fewer, gaussians=larger, field=None if fewer.field is None else fewer.field.widened(growth))
         done = fewer
     return done
 

@@ -67,7 +67,7 @@ class DeformationField(nn.Module):
         """The field with ``function`` applied to the harmonics (..., N, K, 3) that it keeps in place of the canonical ones."""
         return self
 
-    def grown(self, amount: Tensor) -> DeformationField:  # (N,)
+    def widened(self, amount: Tensor) -> DeformationField:  # (N,)
         """The field with ``amount`` added to the log scales that it keeps in place of the canonical ones."""
         return self
 

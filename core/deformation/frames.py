@@ -109,7 +109,7 @@ class FrameField(DeformationField):
     def recolored(self, function: Callable[[Tensor], Tensor]) -> FrameField:
         return self._with({key: function(kept) if key == "sh" else kept for key, kept in self.kept.items()})
 
-    def grown(self, amount: Tensor) -> FrameField:
+    def widened(self, amount: Tensor) -> FrameField:
         return self._with({key: kept + amount[:, None] if key == "log_scales" else kept for key, kept in self.kept.items()})
 
     def _with(self, kept: dict[str, Tensor]) -> FrameField:

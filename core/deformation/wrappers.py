@@ -58,8 +58,8 @@ class Wrapper(DeformationField):
     def recolored(self, function: Callable[[Tensor], Tensor]) -> DeformationField:
         return type(self)(None if self.inner is None else self.inner.recolored(function), **self.arguments)
 
-    def grown(self, amount: Tensor) -> DeformationField:
-        return type(self)(None if self.inner is None else self.inner.grown(amount), **self.arguments)
+    def widened(self, amount: Tensor) -> DeformationField:
+        return type(self)(None if self.inner is None else self.inner.widened(amount), **self.arguments)
 
     def carrier(self, gaussians: Gaussians, points: Tensor, mesh: Mesh | None = None) -> Callable[[Tensor], Tensor] | None:
         if self.inner is None:
@@ -353,9 +353,9 @@ class Parts(DeformationField):
     def recolored(self, function: Callable[[Tensor], Tensor]) -> Parts:
         return Parts(self.counts, [None if field is None else field.recolored(function) for field in self.fields])
 
-    def grown(self, amount: Tensor) -> Parts:
+    def widened(self, amount: Tensor) -> Parts:
         own = amount.split(self.counts)
-        return Parts(self.counts, [None if field is None else field.grown(x) for field, x in zip(self.fields, own)])
+        return Parts(self.counts, [None if field is None else field.widened(x) for field, x in zip(self.fields, own)])
 
     def config(self) -> dict[str, Any]:
         fields = [None if field is None else field.config() for field in self.fields]
