@@ -131,7 +131,7 @@ class Trajectory:
             ahead = first[1] + max(math.ceil(last[1] - first[1] - 1e-9), 0)
             behind = last[1] - (ahead - first[1])
             given = [(last[0] - 1, behind), *given, (first[0] + 1, ahead)]
-        knots, values = torch.tensor(given, dtype=torch.float64).unbind(-1)
+        knots, values = torch.tensor(given, dtype=torch.float64).T.contiguous()
         times = self._eased(self.times(count)).clamp(knots[0], knots[-1])
         after = torch.searchsorted(knots, times).clamp(1, max(len(knots) - 1, 1))
         if len(knots) == 1:
@@ -505,7 +505,12 @@ def _checked_camera(info: dict[str, Any], name: str) -> None:
     """Raises InputError for a LOAD3D_CAMERA value that shows nothing."""
     try:
         camera = from_camera_info(info, 2, 2)
-        whole = all(math.isfinite(share) for share in _principal(info)) and float(info.get("aspect") or 1.0) > 0
+        turn = info.get("quaternion") or {"w": 1.0}
+        whole = (
+            all(math.isfinite(share) for share in _principal(info))
+            and 0 < float(info.get("aspect") or 1.0) < math.inf
+            and math.hypot(*(float(turn.get(axis, 0.0)) for axis in "xyzw")) > 1e-6
+        )
     except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(f"{name}: the camera lacks or garbles a part ({error}), record it again") from None
     except ValueError as error:

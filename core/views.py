@@ -143,7 +143,7 @@ def render_maps(
     own = None
     if steady:
         with torch.no_grad():
-            own = surface_normals(scene.at(0.0))[None]
+            own = surface_normals(scene.at(0.0).detach())[None]
     for moved, seen in _chunks(scene, cameras, scene.taus if taus is None else taus):
         across = own
         if across is None:
@@ -167,12 +167,15 @@ def render_maps(
         colors = torch.stack([0.5 + 0.5 * normals[..., 0], 0.5 - 0.5 * normals[..., 1], nearness], -1)
         sh = ((colors - 0.5) / SH_C0)[..., None, :]
         drawn = rasterize(Gaussians(**shared | {"sh": sh}), seen.reshape(items, views, 1), backend=backend)
-        mean = drawn.color[:, :, 0] / drawn.alpha[:, :, 0, ..., None].clamp_min(1e-6)
-        there = drawn.alpha[:, :, 0] > 1e-3
-        depth = near[..., None] - range_[..., None] * mean[..., 2].clamp_min(1e-6).log()
-        xy = 2 * mean[..., :2] - 1
-        maps = torch.cat([xy, (1 - xy.square().sum(-1, keepdim=True)).clamp_min(0).sqrt()], -1)
-        yield from zip(torch.where(there, depth, 0.0), F.normalize(maps, dim=-1) * there[..., None])
+        color, alpha = drawn.color[:, :, 0], drawn.alpha[:, :, 0]  # (B, C, H, W, 3), (B, C, H, W)
+        depth, maps = torch.zeros_like(alpha), torch.zeros_like(color)
+        there = alpha > 1e-3
+        mean = color[there] / alpha[there][:, None]
+        xy = 2 * mean[:, :2] - 1
+        maps[there] = torch.cat([xy, (1 - xy.square().sum(-1, keepdim=True)).clamp_min(0).sqrt()], -1)
+        item, view = there.nonzero(as_tuple=True)[:2]
+        depth[there] = near[item, view, 0] - range_[item, view, 0] * mean[:, 2].clamp_min(1e-6).log()
+        yield from zip(depth, maps)
 
 
 def surface_normals(gaussians: Gaussians) -> Tensor:  # (N, 3)
@@ -216,7 +219,7 @@ def _chunks(scene: Scene4D, cameras: Cameras, times: Tensor) -> Iterator[tuple[G
     chunk = max(1, min(CHUNK_FRAMES, CHUNK_PIXELS // max(pixels, 1)))
     for start, end in pairwise([*range(0, len(times), chunk), len(times)]):
         with torch.no_grad():
-            moved = scene.at(times[start:end])
+            moved = scene.at(times[start:end]).detach()
         yield moved, cameras[start:end] if moving else cameras
 
 
