@@ -126,6 +126,7 @@ export class Sorter {
   dispose() {
     this.#worker?.terminate();
     URL.revokeObjectURL(this.#url);
+    this.#versions.fill(-1); // deaf to what is still on its way
     this.#clips = [null, null];
   }
 
