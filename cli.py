@@ -25,7 +25,7 @@ from .core.files import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-LATER_METHODS = ("stag4d", "ayg")
+LATER_METHODS = ("stag4d",)
 #: Of core.export.FORMATS, which help does without: it is instant.
 EXPORTS = (
     "ply", "compressed-ply", "spz", "splat", "glb", "glb-splats", "usd", "html", "a4d", "scene", "mp4", "webm", "gif", "webp",
@@ -82,6 +82,10 @@ def demo(args: argparse.Namespace, console: Console) -> int:
 def fit(args: argparse.Namespace, console: Console) -> int:
     if args.method in LATER_METHODS:
         raise InputError(f"method {args.method!r}: comes in a later release; choose pla4d, align4d or dg4d")
+    if args.method == "ayg":
+        return _fit_text(args, console)
+    if args.then or args.loop:
+        raise InputError(f"{'--then' if args.then else '--loop'}: prolongs motions of method ayg, not of {args.method}")
     if all(getattr(args, name) is None for name in ("prompt", "image", "video", "object")):
         raise InputError("fit: nothing to start from; give at least one of --prompt, --image, --video and --object")
     from .core.generate.chain import Links, complete
@@ -110,6 +114,41 @@ def fit(args: argparse.Namespace, console: Console) -> int:
     settings = settings if made.yaw is None else replace(settings, yaw=made.yaw)
     fps = made.fps if args.fps is None else args.fps
     done = run_in_folder(made.video, made.object, args.out, settings, fps=fps, resume=args.resume, progress=watch)
+    if done is None:
+        console.line("already finished with these inputs and settings")
+    print(args.out / "scene.safetensors")
+    return 0
+
+
+def _fit_text(args: argparse.Namespace, console: Console) -> int:
+    for name in ("video", "image"):
+        if getattr(args, name) is not None:
+            raise InputError(f"--{name}: method ayg follows a text alone; leave it out, or choose another method")
+    if args.prompt is None:
+        raise InputError("--prompt: method ayg needs a text that says what the object is and does")
+    from .core.methods.run_text import TextSettings, run_text_in_folder
+
+    if args.frames is not None and args.frames < 2:
+        raise InputError(f"--frames {args.frames}: a moving object needs at least 2")
+    if args.prior in ("tiny", "none"):
+        raise InputError(f"--prior {args.prior}: method ayg needs a text-to-video model, such as modelscope or ltx-video")
+    settings = TextSettings(
+        preset=args.preset,
+        seed=args.seed,
+        frames=args.frames,
+        fps=args.fps,
+        yaw=0.0 if args.yaw == "auto" else _number("--yaw", args.yaw),
+        then=tuple(args.then),
+        closed=args.loop,
+        device=args.device,
+        renderer=args.renderer,
+        video=args.video_model or args.prior,
+        images=args.image_model or "auto",
+        views=args.views_model or "auto",
+        without=tuple(args.without),
+    )
+    watch = console.watch(args.out)
+    done = run_text_in_folder(args.prompt, args.out, settings, item=args.object, resume=args.resume, progress=watch)
     if done is None:
         console.line("already finished with these inputs and settings")
     print(args.out / "scene.safetensors")
@@ -190,6 +229,8 @@ def export(args: argparse.Namespace, console: Console) -> int:
 def bench(args: argparse.Namespace, console: Console) -> int:
     if args.method in LATER_METHODS:
         raise InputError(f"method {args.method!r}: comes in a later release; choose pla4d, align4d or dg4d")
+    if args.method == "ayg":
+        raise InputError("method 'ayg': follows a text, and the cases are videos; choose pla4d, align4d or dg4d")
     from .bench.cases import run_cases
 
     print(run_cases(args.cases, args.out, _settings(args), only=args.only, console=console))
@@ -411,6 +452,19 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--video-model", metavar="DIR|ID", help=f"{link} video of an image, or of a text (default: svd)")
     made.add_argument("--object-model", metavar="DIR|ID", help=f"{link} object: LGM or a Shap-E (default: lgm)")
     made.add_argument("--views-model", metavar="DIR|ID", help="the ImageDream that draws LGM's views (default: imagedream)")
+    made.epilog = (
+        "ayg follows --prompt alone, or gives --object its motion. It asks models' scores: --video-model (or --prior; default: "
+        "modelscope, zeroscope, ltx-video or wan-1.3b, whichever is here), --image-model (sd21-base; none = without) and, "
+        "without --object, --views-model (mvdream)."
+    )
+    made.add_argument(
+        "--then",
+        nargs="+",
+        default=[],
+        metavar="TEXT",
+        help='ayg: prolong the motion by half a clip for each text, and as it says; "" = as --prompt says',
+    )
+    made.add_argument("--loop", action="store_true", help="ayg: the motion returns to its first frame")
     made.add_argument("--fps", type=float, help="frames a second (default: the video's own, else 12)")
     made.add_argument("--resume", action="store_true", help="go on where an interrupted run in OUT stopped, to the same result")
     made.add_argument(
@@ -476,9 +530,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _method(made: argparse.ArgumentParser, renderers: Sequence[str]) -> None:
-    made.add_argument("--method", choices=("pla4d", "pla4d-v4", "align4d", "dg4d", *LATER_METHODS), default="pla4d")
+    made.add_argument("--method", choices=("pla4d", "pla4d-v4", "align4d", "dg4d", "ayg", *LATER_METHODS), default="pla4d")
     made.add_argument(
-        "--without", nargs="+", default=[], metavar="PART", help="align4d: parts to leave out, of oda, maod, mgja and ao"
+        "--without",
+        nargs="+",
+        default=[],
+        metavar="PART",
+        help="parts to leave out; align4d: of oda, maod, mgja, ao; ayg: of image, view-guidance, jsd, rigidity, amplification",
     )
     made.add_argument(
         "--prior",
