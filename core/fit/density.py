@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass, field
 
@@ -12,6 +13,8 @@ from ..cameras import quaternion_to_matrix
 from ..gaussians import Gaussians
 from ..render import ScreenStatistics
 from .optimiser import Adam
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -78,7 +81,9 @@ class DensityControl:
         opaque = old.opacities > self.min_opacity
         keep = opaque & (longest >= self.smallest) & (longest <= self.largest)
         room = min(self.budget - int(keep.sum()), math.floor(self.share * len(old)))
-        strong = gradient >= adaptive_threshold(gradient, self.top) if self.top else gradient > self.threshold
+        threshold = adaptive_threshold(gradient, self.top) if self.top else self.threshold
+        log.debug("density: %d Gaussians, threshold %.3g", len(old), threshold)
+        strong = gradient >= threshold if self.top else gradient > threshold
         strength = torch.where(opaque & (longest >= self.smallest) & strong, gradient, torch.zeros_like(gradient))
         order = strength.argsort(descending=True, stable=True)[: max(room, 0)]
         grow = torch.zeros_like(keep)
