@@ -49,10 +49,10 @@ FORMATS = {
     ),
     "compressed-ply": Format(
         "splats", ("", ".zip", ".ply"), "the same in a quarter of the size: SuperSplat, PlayCanvas", True,
-        r"frame\d+\.ply|manifest\.json",
+        r"frame\d+\.compressed\.ply|manifest\.json",
     ),
     "spz": Format(
-        "splats", ("", ".zip", ".spz"), "splats, small, one file a frame: ComfyUI, Scaniverse, Spark, Babylon", True,
+        "splats", ("", ".zip", ".spz"), "splats, small, one file a frame: ComfyUI, SuperSplat, Spark, three.js", True,
         r"frame\d+\.spz|manifest\.json",
     ),
     "splat": Format(
