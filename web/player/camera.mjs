@@ -138,7 +138,8 @@ function dot(a, b) {
 function quaternion([a, b, c], [d, e, f], [g, h, i]) {
   const s = [1 + a - e - i, 1 - a + e - i, 1 - a - e + i, 1 + a + e + i];
   const k = s.indexOf(Math.max(...s));
-  const q = [[s[0], d + b, g + c, f - h], [d + b, s[1], h + f, g - c], [g + c, h + f, s[2], b - d], [f - h, g - c, b - d, s[3]]][k];
+  const p = [d + b, g + c, h + f], m = [f - h, g - c, b - d];
+  const q = [[s[0], p[0], p[1], m[0]], [p[0], s[1], p[2], m[1]], [p[1], p[2], s[2], m[2]], [...m, s[3]]][k];
   const n = (q[3] < 0 ? -1 : 1) / Math.hypot(...q);
   return q.map((v) => v * n);
 }

@@ -2,7 +2,8 @@
 
 const MAGIC = "A4DPLAY", VERSION = 1;
 const MAX_HEADER = 1 << 22, MAX_RECORDS = 1 << 26, MAX_PICTURE = 1 << 26;
-const LAYOUTS = ["pose,4,16;extra,1,16", "pose,4,16;extra,1,32", "pose,4,16;extra,1,16;color,1,32", "pose,4,16;extra,1,32;color,1,32"];
+const STATIC = [["shape", 4, 32]]; // name, words a Gaussian, bits a word
+const LAYOUTS = /^pose,4,16;extra,1,(16|32)(;color,1,32)?$/;
 
 /**
  * @typedef {object} StreamEvents each is optional
@@ -95,23 +96,28 @@ function check(header) {
   const { count, frames, box, scales, ranges, colors, layout, blocks, statics, pictures } = header ?? {};
   const sound = whole(count) && whole(frames) && header.fps > 0 && numbers(box?.low) && numbers(box?.high)
     && Number.isFinite(scales?.low) && Number.isFinite(scales?.step) && numbers(colors?.low) && numbers(colors?.step)
-    && Number.isFinite(ranges?.scale) && Number.isFinite(ranges?.opacity) && LAYOUTS.includes(layout?.map(String).join(";"))
+    && Number.isFinite(ranges?.scale) && Number.isFinite(ranges?.opacity) && LAYOUTS.test(layout?.map?.(String).join(";"))
     && Array.isArray(statics) && Array.isArray(pictures) && Array.isArray(blocks) && blocks.length === frames;
   if (!sound) throw damaged("its header is garbled");
   if (count * frames > MAX_RECORDS) throw new Error(`${count} Gaussians x ${frames} frames are too many for the player.`);
-  const limits = [size(count, [["shape", 4, 32]]), ...blocks.map(() => size(count, layout)), ...pictures.map(() => MAX_PICTURE)];
+  const frame = size(count, layout);
+  const limits = [size(count, STATIC), ...blocks.map(() => frame), ...pictures.map(() => MAX_PICTURE)];
   let end = 0;
   for (const [index, place] of [statics, ...blocks, ...pictures].entries()) {
     const [offset, length] = Array.isArray(place) ? place : [];
-    if (offset !== end || !Number.isInteger(length) || length < 0 || length > limits[index]) throw damaged("its blocks are garbled");
+    const fits = offset === end && Number.isInteger(length) && length >= 0 && length <= limits[index];
+    if (!fits) throw damaged("its blocks are garbled");
     end += length;
   }
 }
 
 async function readBlocks(bytes, clip, on) {
   const { header, count } = clip;
-  const block = async (place, layout) => unshuffle(await inflated(await bytes.take(place[1]), size(count, layout)), count, layout);
-  const [statics] = await block(header.statics, [["shape", 4, 32]]);
+  const block = async ([, length], layout) => {
+    const raw = await inflated(await bytes.take(length), size(count, layout));
+    return unshuffle(raw, count, layout);
+  };
+  const [statics] = await block(header.statics, STATIC);
   clip.statics = statics;
   for (let index = 0; index < clip.frames; index++) {
     const planes = await block(header.blocks[index], header.layout);
