@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 LATER_METHODS = ("stag4d",)
 #: Of core.export.FORMATS, which help does without: it is instant.
 EXPORTS = (
-    "ply", "compressed-ply", "spz", "splat", "glb", "glb-splats", "usd", "html", "a4d", "scene", "mp4", "webm", "gif", "webp",
+    "ply", "compressed-ply", "spz", "splat", "glb", "glb-splats", "usd", "4dgs", "html", "a4d", "scene", "mp4", "webm", "gif", "webp",
     "png",
 )  # fmt: skip
 #: Seconds between preview pictures, and between progress lines where standard error is not a terminal.

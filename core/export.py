@@ -61,6 +61,7 @@ FORMATS = {
     "glb": Format("mesh", (".glb",), "a mesh that moves (morph targets): Blender, game engines, any viewer"),
     "glb-splats": Format("splats", (".glb",), "glTF with KHR_gaussian_splatting: Cesium, Babylon, PlayCanvas", True),
     "usd": Format("splats", (".usdc", ".usda", ".usdz", ".usd"), "OpenUSD Gaussians with time samples: Houdini, Omniverse"),
+    "4dgs": Format("splats", (".4dgs",), "one seekable file for the players of that format"),
     "html": Format("page", (".html", ""), "a page with the player, to send to anybody", False, r"index\.html|data.*"),
     "a4d": Format("page", (".a4d",), "what the page plays, for a site of your own"),
     "scene": Format("scene", (".safetensors",), "the whole scene, to go on with"),
@@ -159,6 +160,10 @@ def export_scene(
         from .formats.usd import write_usd
 
         write_usd(path, scene, frames, progress=progress)
+    elif name == "4dgs":
+        from .formats.fourdgs import write_4dgs
+
+        write_4dgs(path, scene, frames, progress=progress)
     elif name == "glb":
         from .formats.gltf_mesh import write_mesh_glb
 

@@ -353,10 +353,9 @@ def test_export_writes_every_format(scene_file: Path, tmp_path: Path, name: str)
     from anchor4d.core.export import FORMATS
 
     suffix = next(s for s in FORMATS[name].suffixes if s)
-    if name == "usd":
-        pytest.importorskip("pxr", reason="usd-core is not installed")
-    if name == "glb":
-        pytest.importorskip("skimage", reason="scikit-image is not installed")
+    package = {"usd": "pxr", "4dgs": "fourdgs", "glb": "skimage"}.get(name)
+    if package:
+        pytest.importorskip(package, reason=f"{package} is not installed")
     target = tmp_path / "folder" / f"out{suffix}"
     argv = ["export", str(scene_file), "--format", name, "--out", str(target)]
     assert cli.main([*argv, *(["--size", "32"] if FORMATS[name].kind == "film" else [])]) == 0
