@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from anchor4d.core.formats import (
     film,
     read_ply,
     side_by_side,
+    write_film,
     write_frames,
     write_mp4,
     write_ply,
@@ -199,6 +203,188 @@ def test_mp4_without_x264(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplo
 def test_a_failed_film_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="frame 1 has shape"):
         write_mp4(tmp_path / "a.mp4", [np.zeros((16, 16, 3), np.uint8), np.zeros((16, 16), np.uint8)], 12)
+    assert list(tmp_path.iterdir()) == []
+
+
+def moving_picture(alpha: bool, count: int = 5, height: int = 40, width: int = 64) -> list[np.ndarray]:
+    """A disc with a smooth gradient that moves over white, or over nothing."""
+    rows, columns = np.mgrid[:height, :width]
+    frames = []
+    for t in range(count):
+        distance = np.hypot(rows - height / 2, columns - 20 - 5 * t)
+        colour = np.stack([220 - 2 * rows, 40 + 3 * rows, 90 + columns], -1).clip(0, 255)
+        cover = np.clip(14.5 - distance, 0, 1)[..., None]
+        over = np.where(cover > 0, colour, 0) if alpha else colour * cover + 255 * (1 - cover)
+        frames.append(np.concatenate([over, 255 * cover], -1).round().astype(np.uint8)[..., : 4 if alpha else 3])
+    return frames
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    return 10 * np.log10(255**2 / max(1e-9, np.square(a.astype(float) - b.astype(float)).mean()))
+
+
+def over_grey(rgba: np.ndarray) -> np.ndarray:
+    alpha = rgba[..., 3:] / 255
+    return rgba[..., :3] * alpha + 128 * (1 - alpha)
+
+
+def read_back(path: Path) -> tuple[np.ndarray, list[float]]:
+    """Frames (T, H, W, 4) and their durations in milliseconds of an animated picture, as Pillow sees them."""
+    from PIL import Image, ImageSequence
+
+    frames, durations = [], []
+    with Image.open(path) as image:
+        assert image.info["loop"] == 0  # for ever
+        for frame in ImageSequence.Iterator(image):
+            frames.append(np.asarray(frame.convert("RGBA")))
+            durations.append(frame.info["duration"])
+    return np.stack(frames), durations
+
+
+def decode_alpha(path: Path) -> np.ndarray:  # (T, H, W, 4)
+    """VP9 with its second plane, which only the library's own decoder shows."""
+    import av
+
+    decoder: Any = av.CodecContext.create("libvpx-vp9", "r")
+    with av.open(str(path)) as container:
+        packets = container.demux(video=0)
+        pictures: list[Any] = [frame for packet in packets for frame in decoder.decode(packet)]
+    assert {picture.format.name for picture in pictures} == {"yuva420p"}
+    as_rgb: Any = {"format": "rgba", "src_colorspace": "itu709", "dst_colorspace": "itu601"}
+    return np.stack([picture.reformat(**as_rgb).to_ndarray() for picture in pictures])
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif", ".webp", ".apng", ""])
+@pytest.mark.parametrize("alpha", [False, True])
+def test_films_of_every_kind_keep_frames_colours_and_alpha(tmp_path: Path, suffix: str, alpha: bool) -> None:
+    from PIL import Image
+
+    pytest.importorskip("av")
+    frames, path = moving_picture(alpha), tmp_path / f"film{suffix}"
+    if suffix == ".mp4" and alpha:
+        with pytest.raises(InputError, match=r"film\.mp4: an mp4 has no transparency"):
+            write_film(path, iter(frames), 12)
+        assert list(tmp_path.iterdir()) == []
+        return
+    write_film(path, iter(frames), 12)
+    assert list(tmp_path.iterdir()) == [path]
+    if suffix == "":
+        read = np.stack([np.asarray(Image.open(path / f"{i:03}.png")) for i in range(5)])
+        assert np.array_equal(read, np.stack(frames))
+        return
+    if suffix in (".mp4", ".webm"):
+        read, rate, _ = decode(path)
+        assert rate == pytest.approx(12)
+        read = decode_alpha(path) if alpha else read
+    else:
+        read, durations = read_back(path)
+        assert sum(durations) == pytest.approx(5 * 1000 / 12, abs=6)
+        assert alpha or read[..., 3].min() == 255
+        read = read if alpha else read[..., :3]
+    assert len(read) == 5
+    least = {".mp4": 36, ".webm": 36, ".gif": 34, ".webp": 35, ".apng": 99}[suffix]
+    if alpha:
+        # Of a GIF only what is quite there or quite gone.
+        sure = np.isin(np.stack(frames)[..., 3], (0, 255)) if suffix == ".gif" else slice(None)
+        assert psnr(read[..., 3][sure], np.stack(frames)[..., 3][sure]) > 38
+        assert psnr(over_grey(read)[sure], over_grey(np.stack(frames))[sure]) > least
+    else:
+        assert psnr(read, np.stack(frames)) > least
+
+
+def test_films_as_ffprobe_sees_them(tmp_path: Path) -> None:
+    probe = shutil.which("ffprobe")
+    if probe is None:
+        pytest.skip("ffprobe is not installed")
+    for name, alpha, expected in [
+        ("a.mp4", False, {"codec_name": "h264", "pix_fmt": "yuv420p", "width": 64, "height": 42, "color_space": "bt709"}),
+        ("a.webm", False, {"codec_name": "vp9", "pix_fmt": "yuv420p", "width": 64, "height": 42, "color_space": "bt709"}),
+        ("b.webm", True, {"codec_name": "vp9", "width": 64, "height": 42}),
+        ("a.gif", True, {"codec_name": "gif", "width": 64, "height": 41}),
+        ("a.apng", True, {"codec_name": "apng", "pix_fmt": "rgba", "width": 64, "height": 41}),
+    ]:
+        write_film(tmp_path / name, iter(moving_picture(alpha, height=41)), 12.5)
+        shown = subprocess.run(
+            [probe, "-v", "error", "-count_frames", "-show_streams", "-of", "json", tmp_path / name],
+            capture_output=True, check=True,
+        )  # fmt: skip
+        (stream,) = json.loads(shown.stdout)["streams"]
+        assert {key: stream[key] for key in expected} == expected
+        assert int(stream["nb_read_frames"]) == 5
+        assert stream["avg_frame_rate"] == "25/2" or name == "a.gif"
+        if name == "b.webm":
+            assert stream["tags"]["ALPHA_MODE"] == "1"
+
+
+def test_a_gif_keeps_even_colours_even_and_time_from_drifting(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    frames = moving_picture(False, 24)
+    write_film(tmp_path / "a.gif", frames, 24)
+    read, durations = read_back(tmp_path / "a.gif")
+    assert (read[:, 0, 0, :3] == 255).all()
+    assert set(durations) == {40, 50}
+    assert sum(durations) == 1000
+    assert not caplog.records
+    write_film(tmp_path / "fast.gif", frames, 100)
+    read, durations = read_back(tmp_path / "fast.gif")
+    assert "12 of 24 are left out" in caplog.text
+    assert durations == [20] * 12
+    assert psnr(read[1, ..., :3], frames[2]) > 34
+
+
+def test_loops_repeat_a_film_taken_from_a_generator(tmp_path: Path) -> None:
+    write_film(tmp_path / "a.webm", iter(moving_picture(False, 3)), 12, loops=2)
+    decoded, _, codec = decode(tmp_path / "a.webm")
+    assert (len(decoded), codec) == (6, "vp9")
+    assert psnr(decoded[:3], decoded[3:]) > 34
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif", ".webp", ".apng", ""])
+def test_an_interrupted_film_leaves_what_was_there(tmp_path: Path, suffix: str) -> None:
+    def interrupted() -> Any:
+        yield from moving_picture(False, 2)
+        raise KeyboardInterrupt
+
+    path = tmp_path / f"film{suffix}"
+    write_film(path, moving_picture(False, 1), 12)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(KeyboardInterrupt):
+        write_film(path, interrupted(), 12)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_frames_are_encoded_as_they_come(tmp_path: Path) -> None:
+    """However long, a film never waits in memory as it came."""
+    import weakref
+
+    alive: list[Any] = []
+
+    def frames() -> Any:
+        for _ in range(60):
+            picture = np.random.default_rng(0).integers(0, 255, (16, 16, 3)).astype(np.uint8)
+            alive.append(weakref.ref(picture))
+            yield picture
+            del picture
+            assert sum(reference() is not None for reference in alive) <= 2
+
+    for suffix in (".mp4", ".webp", ".gif"):
+        alive.clear()
+        write_film(tmp_path / f"a{suffix}", frames(), 12)
+        assert len(alive) == 60
+
+
+def test_bad_films_are_refused(tmp_path: Path) -> None:
+    grey = np.zeros((8, 8, 3), np.uint8)
+    for name, frames, fps, message in [
+        ("a.avi", [grey], 12, r"a\.avi: no kind of film"),
+        ("a.webm", [], 12, "no frames"),
+        ("a.gif", [], 12, "no frames"),
+        ("a.gif", [grey], 0, "0 frames a second"),
+        ("a.webm", [grey], math.nan, "frames a second"),
+        ("a.webp", [grey, np.zeros((8, 9, 3), np.uint8)], 12, "frame 1 has shape"),
+        ("frames", [np.zeros((8, 8, 2), np.uint8)], 12, "frame 0 has shape"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            write_film(tmp_path / name, frames, fps)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -184,7 +184,7 @@ def write_gif(path: str | os.PathLike[str], frames: Film, fps: float) -> None:
         packed.append(zlib.compress(picture.tobytes(), 1))
         pixels = picture.reshape(-1, shape[2])
         pixels = pixels[:: max(1, len(pixels) // 50_000)]
-        samples.append(pixels[pixels[:, 3] >= 128, :3] if shape[2] == 4 else pixels)
+        samples.append(pixels[pixels[:, 3] >= 128, :3] if shape[2] == 4 else pixels.copy())  # no view: it would keep the whole
     height, width, channels = shape
     if max(height, width) > 65535:
         raise InputError(f"{path}: {width} x {height} pixels, a GIF has at most 65535 a side; make it smaller")
