@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 LATER_METHODS = ("stag4d",)
 #: Of core.export.FORMATS, which help does without: it is instant.
 EXPORTS = (
-    "ply", "compressed-ply", "spz", "splat", "glb", "glb-splats", "usd", "4dgs", "html", "a4d", "scene", "mp4", "webm", "gif", "webp",
-    "png",
+    "ply", "compressed-ply", "spz", "splat", "glb", "glb-splats", "usd", "4dgs", "html", "a4d", "scene", "mp4", "webm", "gif",
+    "webp", "png",
 )  # fmt: skip
 #: Seconds between preview pictures, and between progress lines where standard error is not a terminal.
 PREVIEW_SECONDS, LINE_SECONDS = 10.0, 10.0
@@ -439,7 +439,7 @@ def _parser() -> argparse.ArgumentParser:
         "--object",
         "--mesh",
         metavar="FILE|DIR",
-        help="mesh (.glb, .gltf, .obj, .ply, .stl) or splats (.ply, .spz, .splat, .ksplat); pla4d-v4: or a folder of one a frame",
+        help="mesh (.glb, .gltf, .obj, .ply, .stl) or splats (.ply, .spz, .splat, .ksplat); pla4d-v4: or a folder of them",
     )
     made.add_argument(
         "--image", metavar="FILE", help="picture of the object: a missing video begins with it, an object is made of it"
