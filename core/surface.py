@@ -208,13 +208,13 @@ def _distances(gaussians: Gaussians, axes: list[Tensor], reach: float, backend: 
     total, count = torch.zeros(len(grid)), torch.zeros(len(grid))
     for camera in range(_VIEWS):
         drawn = rasterize(solid, cameras[camera : camera + 1], backend=backend)
-        depth, alpha = (_median(picture[0]).reshape(-1) for picture in (drawn.expected_depth, drawn.alpha))
+        depth = _opened(torch.where(drawn.alpha < 0.5, 2 * _DISTANCE, drawn.expected_depth))[0].reshape(-1)
         view, K = cameras.world_to_camera[camera], cameras.K[camera]
         x, y, z = (grid @ view[:3, :3].T + view[:3, 3]).unbind(-1)
         column = (K[0, 0] * x / z + K[0, 2]).long().clamp(0, _PIXELS - 1)
         row = (K[1, 1] * y / z + K[1, 2]).long().clamp(0, _PIXELS - 1)
         pixel = row * _PIXELS + column
-        distance = torch.where(alpha[pixel] < 0.5, 1.0, (depth[pixel] - z) / reach)
+        distance = (depth[pixel] - z) / reach
         looks = distance > -1
         total += torch.where(looks, distance.clamp_max(1.0), 0.0)
         count += looks
@@ -222,10 +222,10 @@ def _distances(gaussians: Gaussians, axes: list[Tensor], reach: float, backend: 
     return volume.reshape([len(axis) for axis in axes])
 
 
-def _median(picture: Tensor, size: int = 5) -> Tensor:  # (H, W)
-    """Medians of squares of pixels."""
-    padded = torch.nn.functional.pad(picture[None, None], [size // 2] * 4, mode="replicate")
-    return padded.unfold(2, size, 1).unfold(3, size, 1).flatten(4).median(-1).values[0, 0]
+def _opened(depth: Tensor, size: int = 5) -> Tensor:  # (C, H, W)
+    """Depth maps without far spots smaller than ``size`` pixels: what shows through between Gaussians."""
+    pool = torch.nn.functional.max_pool2d
+    return pool(-pool(-depth, size, 1, size // 2), size, 1, size // 2)
 
 
 def _islands(points: np.ndarray, faces: np.ndarray, share: float = 0.02) -> np.ndarray:  # (F', 3)

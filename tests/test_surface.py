@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from anchor4d.core.deformation import ControlNodes, DeformationMLP, FrameField, HexPlane
 from anchor4d.core.files import InputError
-from anchor4d.core.gaussians import random_gaussians
+from anchor4d.core.gaussians import Gaussians, from_points, random_gaussians
 from anchor4d.core.mesh import Mesh
-from anchor4d.core.sample import sample_meshes
+from anchor4d.core.methods.stages import gaussians_on_mesh
+from anchor4d.core.sample import sample_meshes, sample_scene
 from anchor4d.core.scene import Scene4D
+from anchor4d.core.surface import carry, extract_surface, scene_surface, vertex_colors, vertex_normals
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +86,148 @@ def test_a_garbled_mesh_is_refused(tmp_path: Path, meshes: list[Mesh], key: str)
     save_file(tensors, path, metadata=header)
     with pytest.raises(InputError):
         Scene4D.load(path)
+
+
+def ball(radius: float, count: int = 3000) -> Gaussians:
+    """Small opaque Gaussians on a sphere, red above and blue below."""
+    step = torch.arange(count) + 0.5
+    y, around = 1 - 2 * step / count, step * math.pi * (3 - math.sqrt(5))
+    level = (1 - y**2).sqrt()
+    points = radius * torch.stack([level * around.sin(), y, level * around.cos()], -1)
+    colors = torch.where(y[:, None] > 0, torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 0.0, 1.0]))
+    return from_points(points, colors, scales=torch.full((count, 3), 0.03 * radius), opacity=0.95)
+
+
+def enclosed(mesh: Mesh) -> float:
+    """Volume, positive where faces are counter-clockwise seen from outside."""
+    a, b, c = mesh.vertices[mesh.faces].double().unbind(1)
+    return float((a * torch.linalg.cross(b, c)).sum() / 6)
+
+
+def test_a_shell_of_gaussians_becomes_one_closed_surface() -> None:
+    pytest.importorskip("skimage", reason="scikit-image is not installed")
+    radius, centre = 2.0, torch.tensor([5.0, -3.0, 1.0])
+    speck = replace(random_gaussians(4, torch.Generator().manual_seed(0), 0.02), opacity_logits=torch.full((4,), 3.0))
+    speck = replace(speck, means=speck.means + torch.tensor([2.6, 0.0, 0.0]))
+    gaussians = Gaussians.cat([ball(radius), speck])
+    mesh = extract_surface(replace(gaussians, means=gaussians.means + centre), resolution=40)
+    distance = (mesh.vertices - centre).norm(dim=-1)
+    cell = 2 * radius / 40
+    # No inner wall, and at most two standard deviations outside; the speck is left out.
+    assert radius - cell < float(distance.min())
+    assert float(distance.max()) < radius + cell + 2 * 0.03 * radius
+    assert enclosed(replace(mesh, vertices=mesh.vertices - centre)) == pytest.approx(4 / 3 * math.pi * radius**3, rel=0.2)
+    edges = torch.cat([mesh.faces[:, [0, 1]], mesh.faces[:, [1, 2]], mesh.faces[:, [2, 0]]]).sort(-1).values
+    assert (edges.unique(dim=0, return_counts=True)[1] == 2).all()
+    assert mesh.vertex_colors is not None
+    height = mesh.vertices[:, 1] - centre[1]
+    assert (mesh.vertex_colors[height > 0.3, 0] > 0.9).all()
+    assert (mesh.vertex_colors[height < -0.3, 2] > 0.9).all()
+
+
+def test_what_has_no_surface_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "skimage.measure", None)
+        with pytest.raises(InputError, match="pip install scikit-image"):
+            scene_surface(Scene4D(ball(1.0)))
+    pytest.importorskip("skimage", reason="scikit-image is not installed")
+    faint = replace(ball(1.0, 30), log_scales=torch.full((30, 3), -9.0))
+    with pytest.raises(InputError, match="too thin or too transparent"):
+        scene_surface(Scene4D(faint), resolution=24)
+
+
+def test_a_mesh_without_colours_takes_the_fitted_ones(meshes: list[Mesh]) -> None:
+    mesh = meshes[0]
+    gaussians, _ = gaussians_on_mesh(mesh, 4000)
+    bare = replace(mesh, uvs=None, textures=(), face_texture=None)
+    found = scene_surface(Scene4D(gaussians, surface=bare))
+    assert found.vertex_colors is not None
+    assert torch.equal(found.vertex_colors, vertex_colors(gaussians, bare.vertices))
+    near = torch.cdist(mesh.vertices, gaussians.means).argmin(1)
+    assert (found.vertex_colors[:, :3] - gaussians.colors[near]).abs().mean() < 0.05
+    assert scene_surface(Scene4D(gaussians, surface=mesh)) is mesh
+
+
+@pytest.fixture(scope="module")
+def moving() -> tuple[Scene4D, torch.Tensor]:
+    """The sample with its true motion, and where its mesh's vertices truly go."""
+    scene = sample_scene(4000, 6)
+    assert scene.field is not None
+    scene.field.requires_grad_(False)
+    return scene, torch.stack([mesh.vertices for mesh in sample_meshes(6)])
+
+
+def test_vertices_follow_the_true_motion(moving: tuple[Scene4D, torch.Tensor]) -> None:
+    scene, true = moving
+    travel = float((true - true[0]).norm(dim=-1).mean())
+    # As many tools leave it: the rotations never move.
+    frames = FrameField.of([replace(moved, quats=scene.gaussians.quats) for moved in scene.bake()], loop=True)
+    ways = {"control nodes": scene, "without the mesh": replace(scene, surface=None), "frames": replace(scene, field=frames)}
+    for name, way in ways.items():
+        calls: list[tuple[int, int]] = []
+        found = carry(way, true[0], way.taus, progress=lambda step, total: calls.append((step, total)))  # noqa: B023
+        assert calls[-1] == (6, 6)
+        assert torch.allclose(found[0], true[0], atol=1e-5), name
+        error = (found - true).norm(dim=-1)
+        assert float(error.mean()) < 0.06 * travel, name
+        assert float(error.flatten().quantile(0.95)) < 0.4 * travel, name
+
+
+@pytest.mark.parametrize("name", ["hexplane", "mlp"])
+def test_fields_of_space_are_asked_where_the_points_are(name: str) -> None:
+    torch.manual_seed(0)
+    gaussians = random_gaussians(30, torch.Generator().manual_seed(0))
+    field = HexPlane(resolution=4, time_resolution=4, channels=4, width=8) if name == "hexplane" else DeformationMLP(3, 16, 1)
+    with torch.no_grad():
+        for parameter in field.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    scene = Scene4D(gaussians, field, frames=3)
+    points = random_gaussians(7, torch.Generator().manual_seed(1)).means
+    moved = scene.at(scene.taus).means
+    assert torch.allclose(carry(scene, gaussians.means, scene.taus), moved, atol=1e-6)
+    assert (carry(scene, points, scene.taus)[1:] - points).abs().max() > 1e-3
+    assert torch.allclose(carry(scene, points, scene.taus[1:2])[0], carry(scene, points, scene.taus)[1], atol=1e-6)
+
+
+def test_control_nodes_carry_points_as_their_own_gaussians() -> None:
+    gaussians = random_gaussians(200, torch.Generator().manual_seed(0))
+    field = ControlNodes.build(gaussians, 4, nodes=20)
+    with torch.no_grad():
+        field.translations.normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
+        field.rotations.normal_(0, 0.3, generator=torch.Generator().manual_seed(2))
+    scene = Scene4D(gaussians, field, frames=4)
+    taus = torch.tensor([0.0, 0.4, 1.0])
+    assert torch.allclose(carry(scene, gaussians.means, taus), scene.at(taus).means, atol=1e-5)
+
+
+def test_parts_that_touch_go_their_own_ways() -> None:
+    """Two plates side by side, one of which slides away along the other: no vertex of either is drawn along."""
+    line = torch.linspace(-0.5, 0.5, 30)
+    grid = torch.stack(torch.meshgrid(line, line, indexing="ij"), -1).reshape(-1, 2)
+    left, right = (torch.stack([torch.full_like(grid[:, 0], x), grid[:, 0], grid[:, 1]], -1) for x in (-0.02, 0.02))
+    gaussians = from_points(torch.cat([left, right]), torch.full((1800, 3), 0.5), opacity=0.9)
+    slid = replace(gaussians, means=torch.cat([left, right + torch.tensor([0.0, 0.4, 0.0])]))
+    scene = Scene4D(gaussians, FrameField.of([gaussians, slid]), frames=2)
+    points = torch.cat([left, right])[::7] + torch.tensor([0.0, 0.006, 0.004])
+    moved = carry(scene, points, torch.tensor([1.0]))[0] - points
+    true = torch.where(points[:, :1] > 0, torch.tensor([0.0, 0.4, 0.0]), torch.zeros(3))
+    assert float((moved - true).norm(dim=-1).max()) < 1e-3
+
+
+def test_a_still_scene_and_one_of_unrelated_frames() -> None:
+    gaussians = random_gaussians(20, torch.Generator().manual_seed(0))
+    points = torch.rand(5, 3)
+    assert torch.equal(carry(Scene4D(gaussians), points, torch.tensor([0.0, 1.0])), points.expand(2, -1, -1))
+    steps = FrameField.of([gaussians, random_gaussians(20, torch.Generator().manual_seed(1))], interpolation="hold")
+    with pytest.raises(InputError, match="export it as splats"):
+        carry(Scene4D(gaussians, steps, frames=2), points, torch.tensor([0.0]))
+
+
+def test_normals_of_a_sphere_point_outwards_across_seams(meshes: list[Mesh]) -> None:
+    head = meshes[0]
+    normals = vertex_normals(head)
+    assert torch.allclose(normals.norm(dim=-1)[head.faces.unique()], torch.ones(1), atol=1e-5)
+    order = torch.unique(head.vertices, dim=0, return_inverse=True)[1]
+    first = torch.zeros(int(order.max()) + 1, 3).index_copy_(0, order, normals)
+    assert torch.equal(first[order], normals)  # vertices in one place agree
+    assert float((normals[head.faces].mean(1) * head.face_normals()).sum(-1).mean()) > 0.9
