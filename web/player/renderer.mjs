@@ -300,7 +300,7 @@ export class Renderer {
 
   #drawSlot(slot, mode, { worldToCamera, fx, fy, cx, cy }) {
     const gl = this.#gl, { clip, gpu } = slot, { header } = clip;
-    const { program, at } = this.#program(mode, clip);
+    const { program, at } = (gpu.programs[mode] ??= this.#program(mode, clip));
     gl.useProgram(program);
     for (let unit = 0; unit < 4; unit++) {
       gl.activeTexture(gl.TEXTURE0 + unit);
@@ -431,7 +431,7 @@ export class Renderer {
     gl.vertexAttribIPointer(0, 1, gl.UNSIGNED_INT, 0, 0);
     gl.vertexAttribDivisor(0, 1);
     gl.bindVertexArray(null);
-    slot.gpu = { textures, kinds, width, rows, perLayer, order, array };
+    slot.gpu = { textures, kinds, width, rows, perLayer, order, array, programs: {} };
     if (!slot.fresh) slot.have.first = -1; // the order went with a lost context
     if (gl.getError() === gl.OUT_OF_MEMORY) {
       throw this.#refuse(slot, `the graphics memory does not hold ${count} Gaussians x ${frames} frames`);
