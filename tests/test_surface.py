@@ -16,11 +16,13 @@ from safetensors.torch import load_file, save_file
 from anchor4d.core.deformation import ControlNodes, DeformationMLP, FrameField, HexPlane
 from anchor4d.core.files import InputError
 from anchor4d.core.gaussians import Gaussians, from_points, random_gaussians
-from anchor4d.core.mesh import Mesh
+from anchor4d.core.mesh import Mesh, load_mesh
+from anchor4d.core.methods import pla4d, stages
 from anchor4d.core.methods.stages import gaussians_on_mesh
-from anchor4d.core.sample import sample_meshes, sample_scene
+from anchor4d.core.sample import CAMERA, sample_meshes, sample_scene, write_sample
 from anchor4d.core.scene import Scene4D
 from anchor4d.core.surface import carry, extract_surface, scene_surface, vertex_colors, vertex_normals
+from anchor4d.core.video import load_video
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +88,19 @@ def test_a_garbled_mesh_is_refused(tmp_path: Path, meshes: list[Mesh], key: str)
     save_file(tensors, path, metadata=header)
     with pytest.raises(InputError):
         Scene4D.load(path)
+
+
+def test_fits_keep_the_mesh(tmp_path: Path) -> None:
+    case = write_sample(tmp_path / "case", 3, 64)
+    video, mesh = load_video(case / "front", resolution=64), load_mesh(case / "mesh.glb")
+    config = pla4d.preset("draft")
+    still = stages.fit_static(video, mesh, CAMERA, replace(config.static, gaussians=200, objectives=()))
+    assert still.surface is mesh
+    motion = replace(config.motion, objectives=(), nodes=10)
+    assert stages.fit_motion(video, still, motion, mesh=mesh).surface is mesh
+    older = replace(still, surface=None)
+    assert stages.fit_motion(video, older, motion, mesh=mesh).surface is mesh
+    assert stages.fit_motion(video, older, motion).surface is None
 
 
 def ball(radius: float, count: int = 3000) -> Gaussians:
