@@ -475,6 +475,23 @@ def opacity(scene: Scene4D, gain: float | Sequence[tuple[float, float]] = 1.0, *
     return done
 
 
+def fade(
+    scene: Scene4D, gain: float = 1.0, seconds_in: float = 0.0, seconds_out: float = 0.0
+) -> float | list[tuple[float, float]]:
+    """Gains for :func:`opacity`: from nothing at the start and to nothing at the end, over so many seconds.
+
+    Raises:
+        InputError: for fades that last longer than the clip.
+    """
+    if not seconds_in and not seconds_out:
+        return gain
+    length = (scene.frames if scene.loop else max(scene.frames - 1, 1)) / scene.fps
+    if seconds_in + seconds_out > length + 1e-6:
+        raise InputError(f"fade: {seconds_in + seconds_out:g} s in a clip of {length:.2f} s, make it shorter")
+    rising = [(0.0, 0.0), (seconds_in / length, gain)] if seconds_in else [(0.0, gain)]
+    return [*rising, (1 - seconds_out / length, gain), (1.0, 0.0)] if seconds_out else rising
+
+
 @torch.no_grad()
 def importance(
     scene: Scene4D,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from dataclasses import asdict, dataclass, replace
@@ -70,10 +71,14 @@ class Scene4D:
         return [self.at(float(t)) for t in frame_times(count, self.loop)]
 
     def to(self, device: torch.device | str) -> Scene4D:
+        """The scene on a device; this one stays where it is."""
+        field = self.field
+        if field is not None and any(tensor.device != torch.device(device) for tensor in field.state_dict().values()):
+            field = copy.deepcopy(field).to(device)  # a module moves in place
         return replace(
             self,
             gaussians=self.gaussians.to(device),
-            field=None if self.field is None else self.field.to(device),
+            field=field,
             surface=None if self.surface is None else self.surface.to(device),
         )
 

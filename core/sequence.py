@@ -266,28 +266,37 @@ def _numbered(pattern: str, frame: int) -> str:
     return f"{found[1]}{frame:0{int(found[2] or 0)}d}{found[3]}"
 
 
-def open_scene(path: str | os.PathLike[str], *, fps: float | None = None, motion: Motion = "auto") -> Scene4D:
+def open_scene(
+    path: str | os.PathLike[str],
+    *,
+    fps: float | None = None,
+    loop: bool | None = None,
+    motion: Motion = "auto",
+    frames: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Scene4D:
     """A scene from anything that holds one: our scene file, a splat file (still), or a folder or .zip of splat files.
 
     A folder that a fit wrote opens as its ``scene.safetensors``.
 
     Args:
-        fps, motion: of sequences, see :func:`read_sequence`.
+        fps, loop, motion, frames, progress: of sequences, see :func:`read_sequence`.
 
     Raises:
         InputError: for a missing, damaged or foreign file.
     """
+    sequence = {"fps": fps, "loop": loop, "motion": motion, "frames": frames, "progress": progress}
     path = Path(path)
     suffix = path.suffix.lower()
     if path.is_dir():
         fitted = path / "scene.safetensors"
-        return Scene4D.load(fitted) if fitted.is_file() else read_sequence(path, fps=fps, motion=motion)
+        return Scene4D.load(fitted) if fitted.is_file() else read_sequence(path, **sequence)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder, check the path")
     if suffix == ".safetensors":
         return Scene4D.load(path)
     if suffix == ".zip":
-        return read_sequence(path, fps=fps, motion=motion)
+        return read_sequence(path, **sequence)
     if suffix in SPLAT_SUFFIXES:
         return Scene4D(read_splats(path), meta={"source": path.name})
     raise InputError(

@@ -23,6 +23,7 @@ from torch import Tensor
 from ..core import sequence
 from ..core.fit.checkpoint import fingerprint
 from ..core.formats.film import to_uint8
+from ..core.gaussians import Gaussians
 from ..core.models import set_models_folder
 from ..core.render import available_backends
 from ..core.scene import Scene4D
@@ -55,13 +56,17 @@ def scene_input(
     return io.MultiType.Input(id, types=[Scene, io.Splat], optional=optional, tooltip=tooltip)
 
 
-def scene_of(value: Scene4D | Types.SPLAT, fps: float = sequence.FPS, loop: bool = False, motion: Any = "auto") -> Scene4D:
+def scene_of(value: Scene4D | Types.SPLAT, fps: float = sequence.FPS) -> Scene4D:
     """What came in through :func:`scene_input`; a batch of splats is one frame each. Call it inside :func:`work`."""
     if isinstance(value, Scene4D):
         return value
+    return sequence.scene_from_gaussians(sets_of(value), fps=fps)
+
+
+def sets_of(value: Types.SPLAT) -> list[Gaussians]:
+    """The items of a batch of splats, in our frame."""
     arrays = (value.positions, value.scales, value.rotations, value.opacities, value.sh)
-    sets = sequence.sets_from_arrays(*(array.clone() for array in arrays), counts=value.counts)
-    return sequence.scene_from_gaussians(sets, fps=fps, loop=loop, motion=motion)
+    return sequence.sets_from_arrays(*(array.clone() for array in arrays), counts=value.counts)
 
 
 @contextmanager

@@ -159,3 +159,11 @@ def test_baking_samples_the_clip(gaussians: Gaussians) -> None:
     assert len(scene.bake(9)) == 9
     still = replace(scene, field=None)
     assert torch.equal(still.at(torch.tensor([0.0, 1.0])).means[1], gaussians.means)
+
+
+def test_a_scene_moved_to_a_device_leaves_the_given_one(gaussians: Gaussians) -> None:
+    scene = Scene4D(gaussians, moving_field("hexplane", gaussians), frames=FRAMES)
+    moved = scene.to("meta")
+    assert moved.gaussians.device.type == "meta"
+    assert scene.at(0.5).means.device.type == "cpu"
+    assert scene.to("cpu").field is scene.field

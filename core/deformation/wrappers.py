@@ -240,11 +240,13 @@ class Placed(Wrapper):
             return gaussians
         # Fields keep what they derive of the canonical Gaussians by their address, so the same ones are handed on each time.
         key = [(t.data_ptr(), t._version, t.device) for t in gaussians.tensors().values()]
-        if self._canonical is None or self._canonical[0] != key or any(t.requires_grad for t in gaussians.tensors().values()):
-            poses = [x[None].to(gaussians.means) for x in pose]
-            back = place(gaussians.map(lambda t: t[None]), *poses).map(lambda t: t[0])
+        if self._canonical is not None and self._canonical[0] == key:
+            return self._canonical[2]
+        poses = [x[None].to(gaussians.means) for x in pose]
+        back = place(gaussians.map(lambda t: t[None]), *poses).map(lambda t: t[0])
+        if not any(t.requires_grad for t in gaussians.tensors().values()):
             self._canonical = key, gaussians, back
-        return self._canonical[2]
+        return back
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self._canonical = None
