@@ -325,22 +325,27 @@ def _bled(picture: np.ndarray) -> np.ndarray:  # straight (H, W, 4) uint8
     Colours are averaged, weighted by alpha, over blocks that double from level to level; each transparent pixel takes the
     finest average that has any.
     """
-    height, width = picture.shape[:2]
     side = 2**BLEED_LEVELS
-    padded = np.pad(picture, ((0, -height % side), (0, -width % side), (0, 0))).astype(np.float32)
+    rows, columns = (np.flatnonzero((picture[..., 3] > 0).any(axis)) for axis in (1, 0))
+    if not len(rows):
+        return picture
+    top, left = max(0, rows[0] - side), max(0, columns[0] - side)
+    out = picture.copy()
+    part = out[top : rows[-1] + side, left : columns[-1] + side]
+    height, width = part.shape[:2]
+    padded = np.pad(part, ((0, -height % side), (0, -width % side), (0, 0))).astype(np.float32)
     weight = padded[..., 3:]
     levels = [(padded[..., :3] * weight, weight)]
     for _ in range(BLEED_LEVELS):
-        halves = [x.reshape(x.shape[0] // 2, 2, x.shape[1] // 2, 2, -1).mean((1, 3)) for x in levels[-1]]
+        halves = [x[::2, ::2] + x[1::2, ::2] + x[::2, 1::2] + x[1::2, 1::2] for x in levels[-1]]
         levels.append((halves[0], halves[1]))
     filled = np.zeros_like(levels[-1][0])
     for colour, weight in reversed(levels):
         if filled.shape != colour.shape:
             filled = filled.repeat(2, 0).repeat(2, 1)
-        filled = np.where(weight > 0, colour / np.maximum(weight, 1e-6), filled)
-    out = picture.copy()
-    hidden = picture[..., 3] == 0
-    out[..., :3][hidden] = np.round(filled[:height, :width]).astype(np.uint8)[hidden]
+        np.divide(colour, weight, out=filled, where=weight > 0)
+    hidden = part[..., 3] == 0
+    part[..., :3][hidden] = np.round(filled[:height, :width][hidden])
     return out
 
 
