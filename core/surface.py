@@ -75,7 +75,7 @@ def extract_surface(gaussians: Gaussians, *, resolution: int = 128, backend: str
     cell = 1 / resolution
     counts = ((high - low) / cell).ceil().long() + 7
     axes = [low[k] + cell * (torch.arange(int(counts[k])) - 3) for k in range(3)]
-    volume = gaussian_filter(_distances(item.gaussians, axes, 3 * cell, backend).numpy(), 1.0)
+    volume = gaussian_filter(_distances(item.gaussians, axes, 3 * cell, backend).numpy(), 0.6)
     if not (volume < 0).any() or not (volume > 0).any():
         raise InputError("surface: these Gaussians are too thin or too transparent for a mesh; export them as splats instead")
     found: Any = marching_cubes(volume, 0.0, gradient_direction="descent")  # by the right-hand rule
@@ -228,7 +228,7 @@ def _opened(depth: Tensor, size: int = 5) -> Tensor:  # (C, H, W)
     return pool(-pool(-depth, size, 1, size // 2), size, 1, size // 2)
 
 
-def _islands(points: np.ndarray, faces: np.ndarray, share: float = 0.02) -> np.ndarray:  # (F', 3)
+def _islands(points: np.ndarray, faces: np.ndarray, share: float = 0.005) -> np.ndarray:  # (F', 3)
     """The faces of pieces that enclose at least a share of what the largest does; cavities enclose less than nothing."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
