@@ -27,6 +27,7 @@ app.registerExtension({
     if (node.comfyClass !== NODE) return;
     const place = document.createElement("div");
     place.className = "anchor4d-player";
+    place.dataset.captureWheel = "true"; // Vue nodes leave the wheel to what is marked so and has been clicked
     Object.assign(place.style, { position: "relative", width: "100%", height: "100%", minHeight: "0" });
     const view = node.widgets.find((widget) => widget.name === "view");
     hide(view);

@@ -16,7 +16,8 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -210,9 +211,20 @@ class Host:
 
 
 @pytest.fixture(scope="session")
-def host(comfyui: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+def start_host(comfyui: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Host]]:
+    """Starts a host with further arguments; each stops when the tests are over."""
     pytest.importorskip("aiohttp", reason="aiohttp is not installed, it follows the host's runs")
-    folder = tmp_path_factory.mktemp("host")
+    with ExitStack() as stack:
+        yield lambda *more: stack.enter_context(_running(comfyui, tmp_path_factory.mktemp("host"), more))
+
+
+@pytest.fixture(scope="session")
+def host(start_host: Callable[..., Host]) -> Host:
+    return start_host()
+
+
+@contextmanager
+def _running(comfyui: Any, folder: Path, more: Sequence[Any]) -> Iterator[Host]:
     for name in ("input/3d", "output", "temp", "user", "models"):
         (folder / name).mkdir(parents=True)
     # A place that stays: compiled kernels are kept by the name that the host gives the pack, which is its path.
@@ -230,7 +242,7 @@ def host(comfyui: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hos
         comfyui.python, comfyui.path / "main.py", "--cpu", "--listen", "127.0.0.1", "--port", port, "--disable-auto-launch",
         "--base-directory", place.parent, "--disable-all-custom-nodes", "--whitelist-custom-nodes", "anchor4d", "random_nodes",
         "--input-directory", folder / "input", "--output-directory", folder / "output", "--temp-directory", folder,
-        "--user-directory", folder / "user", "--database-url", f"sqlite:///{folder / 'host.db'}",
+        "--user-directory", folder / "user", "--database-url", f"sqlite:///{folder / 'host.db'}", *more,
     ]  # fmt: skip
     with open(folder / "log", "wb") as log:
         process = subprocess.Popen(list(map(str, command)), cwd=comfyui.path, stdout=log, stderr=subprocess.STDOUT)

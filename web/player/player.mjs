@@ -6,9 +6,11 @@
 
 import { acquire, giveUp } from "./contexts.mjs";
 import { control, orbited, zoomed } from "./controls.mjs";
+import { clamp, make, next } from "./dom.mjs";
 import { savePicture, saveFilm } from "./film.mjs";
 import { icon } from "./icons.mjs";
 import { filmedCamera, fromInfo, homeCamera, lens, toInfo } from "./lens.mjs";
+import { BACKGROUNDS, LOOPS, MODES, Menus, SIDES, SPEEDS } from "./menus.mjs";
 import { pathCamera, pathMoment, pathTimes } from "./path.mjs";
 import { Renderer } from "./renderer.mjs";
 import { openStream } from "./stream.mjs";
@@ -48,11 +50,6 @@ import { STYLE } from "./style.mjs";
  * @property {boolean} [autoplay] true by default, unless the system asks for less motion
  */
 
-const LOOPS = { loop: "Loop", pingpong: "Back and forth", once: "Play once" };
-const MODES = { splats: "Splats", points: "Points", ellipsoids: "Ellipsoids" };
-const SPEEDS = [0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4];
-const BACKGROUNDS = { transparent: "Transparent", "#ffffff": "White", "#808080": "Grey", "#000000": "Black" };
-const SIDES = { 1: [0, "the front"], 2: [90, "the left"], 3: [180, "the back"], 4: [270, "the right"] };
 /** Buttons in the order in which they keep their place in a narrow bar; the rest fold into the menu. */
 const KEPT = ["full", "film", "compare", "background", "mode", "loop", "speed", "frame", "keys", "picture", "record", "help"];
 /** Before there is anything to look at. @type {Camera} */
@@ -62,48 +59,6 @@ const GLIDE = 260;
 const QUIET = 150;
 /** Longest side of the drawing, in pixels: sharper costs more than it shows. */
 const SHARPEST = 2048;
-
-const HELP = [
-  ["Drag", "turn around the object"],
-  ["Right drag, Shift drag", "move the picture"],
-  ["Wheel, pinch", "zoom towards the pointer"],
-  ["Double-click", "centre this point"],
-  ["One finger, two", "turn; move and zoom"],
-  ["Space", "play, pause"],
-  ["← →", "one frame back, on"],
-  ["Home, End", "first frame, last"],
-  ["Shift + arrows", "turn around the object"],
-  ["+ −", "nearer, farther"],
-  ["F, 0", "the whole object; as filmed"],
-  ["1 2 3 4", "front, left, back, right"],
-  ["Shift + F", "full screen"],
-  ["L", "loop, back and forth, once"],
-  ["[ ]", "slower, faster"],
-  ["M", "splats, points, ellipsoids"],
-  ["B", "background"],
-  ["V", "driving video"],
-  ["C", "compare"],
-  ["K", "record a key of the camera path"],
-  ["P", "save the picture"],
-  ["R", "save a film"],
-  ["?", "this help"],
-  ["Esc", "close"],
-];
-
-/** @template {keyof HTMLElementTagNameMap} T @param {T} tag @param {Record<string, any>} [attributes] @param {...(Node | string)} children */
-function make(tag, attributes = {}, ...children) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (typeof value === "function") element.addEventListener(name, value);
-    else if (value === true) element.setAttribute(name, "");
-    else if (value !== false && value != null) element.setAttribute(name, String(value));
-  }
-  element.append(...children);
-  return element;
-}
-
-/** The next of a list's values after this one, around. @template T @param {T[]} list @param {T} value @param {number} [step] @returns {T} */
-const next = (list, value, step = 1) => list[(list.indexOf(value) + step + list.length) % list.length];
 
 export class Player {
   /** @type {HTMLElement} */ element;
@@ -138,6 +93,7 @@ export class Player {
   #quiet = 0;
   /** @type {{start: number, seconds: number} | null} */ #preview = null;
   /** @type {AbortController | null} */ #saving = null;
+  #menus;
   #holder;
 
   /** @param {HTMLElement} element what the player fills @param {Options} [options] */
@@ -147,8 +103,9 @@ export class Player {
     this.#view = fresh();
     this.#holder = { shown: () => this.#shown(), release: () => this.#sleep() };
     this.#shadow = element.shadowRoot ?? element.attachShadow({ mode: "open" });
-    this.#build();
+    this.#menus = this.#build();
     this.#watch();
+    this.#arrange();
     if (options.view) this.setView(options.view);
     if (options.sources ?? options.source) this.load(options.sources ?? [/** @type {Source} */ (options.source)]);
   }
@@ -319,15 +276,15 @@ export class Player {
     p.row = make(
       "div", { class: "row", role: "toolbar", "aria-label": "Player" },
       tool("play", "Play (Space)", () => this.#toggle()), p.time, make("span", { class: "space" }),
-      tool("loop", "Loop (L)", () => this.#menu("loop"), true), tool("speed", "Speed ([ and ])", () => this.#menu("speed"), true),
-      tool("mode", "How it is drawn (M)", () => this.#menu("mode"), true),
-      tool("background", "Background (B)", () => this.#menu("background"), true),
+      tool("loop", "Loop (L)", () => menus.toggle("loop"), true), tool("speed", "Speed ([ and ])", () => menus.toggle("speed"), true),
+      tool("mode", "How it is drawn (M)", () => menus.toggle("mode"), true),
+      tool("background", "Background (B)", () => menus.toggle("background"), true),
       tool("film", "Driving video (V)", () => this.#set({ film: !this.#view.film })),
       tool("compare", "Compare (C)", () => this.#set({ compare: !this.#view.compare })),
-      tool("frame", "Look at (F, 0 to 4)", () => this.#menu("frame"), true), tool("keys", "Camera path (K)", () => this.#menu("keys"), true),
-      tool("picture", "Save the picture (P)", () => this.#savePicture()), tool("record", "Save a film (R)", () => this.#menu("record"), true),
-      tool("help", "Help (?)", () => this.#help()), tool("full", "Full screen (Shift + F)", () => this.#fullScreen()),
-      tool("more", "More", () => this.#menu("more"), true),
+      tool("frame", "Look at (F, 0 to 4)", () => menus.toggle("frame"), true), tool("keys", "Camera path (K)", () => menus.toggle("keys"), true),
+      tool("picture", "Save the picture (P)", () => this.#savePicture()), tool("record", "Save a film (R)", () => menus.toggle("record"), true),
+      tool("help", "Help (?)", () => menus.toggleHelp()), tool("full", "Full screen (Shift + F)", () => this.#fullScreen()),
+      tool("more", "More", () => menus.toggle("more"), true),
     ); // prettier-ignore
     p.bar = make("div", { class: "bar" }, p.line, p.row);
     p.root = make("div", { class: "root", tabindex: 0, role: "group", "aria-label": "4D player" }, p.stage, p.bar);
@@ -342,20 +299,34 @@ export class Player {
     }, signal); // prettier-ignore
     p.line.addEventListener("input", () => this.seek(Number(p.line.value)), { signal });
     this.#dragWiper();
+    const menus = new Menus(p.root, p.bar, this.#tools, () => this.#view, {
+      set: (part) => this.#set(part),
+      changed: () => this.#changed(),
+      frameObject: () => this.#frameObject(),
+      asFilmed: () => this.#asFilmed(),
+      side: (azimuth) => this.#side(azimuth),
+      addKey: () => this.#addKey(),
+      goTo: (key) => {
+        if (this.#view.moments && key.scene_time != null) this.seek(key.scene_time);
+        this.#glideTo(fromInfo(key.camera));
+      },
+      playPath: () => this.#playPath(),
+      saveFilm: (path) => this.#saveFilm(path),
+    });
     // The page must not take what is meant for the player: the host pans, selects, runs and deletes on these.
     for (const type of ["pointerdown", "mousedown", "touchstart", "wheel", "dblclick", "contextmenu", "keyup"])
       p.root.addEventListener(type, (event) => event.stopPropagation(), { signal, passive: true });
     p.root.addEventListener("pointerdown", (event) => {
       this.#wake(true);
-      if (!event.composedPath().includes(p.popup) && !event.composedPath().some((part) => part.ariaExpanded === "true")) this.#close();
+      if (!menus.meant(event)) menus.close();
       if (event.composedPath().includes(p.view)) p.root.focus({ preventScroll: true });
     }, { signal, capture: true }); // prettier-ignore
     p.root.addEventListener("pointerenter", () => this.#resize(), { signal });
     p.root.addEventListener("keydown", (event) => this.#key(event), { signal });
     document.addEventListener("pointerdown", (event) => {
-      if (!event.composedPath().includes(this.element)) this.#close();
+      if (!event.composedPath().includes(this.element)) menus.close();
     }, { signal, capture: true }); // prettier-ignore
-    this.#arrange();
+    return menus;
   }
 
   #watch() {
@@ -752,7 +723,7 @@ export class Player {
   }
 
   #fullScreen() {
-    this.#close();
+    this.#menus.close();
     if (document.fullscreenElement === this.element) document.exitFullscreen();
     else this.element.requestFullscreen?.().catch(() => this.#progress("This page does not allow full screen", 3000));
   }
@@ -802,7 +773,7 @@ export class Player {
   }
 
   async #savePicture() {
-    this.#close();
+    this.#menus.close();
     this.#wake(true);
     const shot = this.#shot();
     if (!shot || !this.#canvas || !(await this.#renderer?.drawSorted(shot))) return;
@@ -812,7 +783,7 @@ export class Player {
 
   /** @param {boolean} path along the camera path */
   async #saveFilm(path) {
-    this.#close();
+    this.#menus.close();
     this.#wake(true);
     const clip = this.#clips[0];
     if (!this.#shot() || !this.#canvas || !clip || this.#saving) return;
@@ -912,170 +883,6 @@ export class Player {
     this.#tools.more.style.display = full ? "" : "none";
   }
 
-  #close() {
-    this.#parts.popup?.remove();
-    this.#parts.help?.remove();
-    [this.#parts.popup, this.#parts.help] = [null, null];
-    for (const tool of Object.values(this.#tools)) tool.removeAttribute("aria-expanded");
-  }
-
-  /** Opens or closes one of the menus. @param {string} id @param {boolean} [again] filled anew, not closed */
-  #menu(id, again = false) {
-    const anchor = this.#tools[id].style.display === "none" ? this.#tools.more : this.#tools[id];
-    const open = this.#parts.popup?.dataset.id === id && !again;
-    this.#close();
-    if (open) return;
-    const popup = make("div", { class: "popup", role: "menu", "data-id": id }, .../** @type {any} */ (this)[`_${id}`]());
-    popup.addEventListener("keydown", (event) => {
-      if (event.key !== "ArrowDown" && event.key !== "ArrowUp") return;
-      event.preventDefault();
-      event.stopPropagation();
-      const all = /** @type {HTMLElement[]} */ ([...popup.querySelectorAll("button:not(:disabled), input")]);
-      next(all, /** @type {any} */ (this.#shadow.activeElement), event.key === "ArrowDown" ? 1 : -1).focus();
-    });
-    anchor.setAttribute("aria-expanded", "true");
-    this.#parts.popup = popup;
-    this.#parts.root.append(popup);
-    popup.style.bottom = `${this.#parts.bar.offsetHeight + 2}px`;
-    const right = this.#parts.root.clientWidth - anchor.offsetLeft - anchor.offsetWidth - this.#parts.bar.offsetLeft;
-    popup.style.right = `${clamp(right, 6, Math.max(6, this.#parts.root.clientWidth - popup.offsetWidth - 6))}px`;
-    /** @type {HTMLElement | null} */ (popup.querySelector('[aria-checked="true"]') ?? popup.querySelector("button"))?.focus({ preventScroll: true });
-  }
-
-  /** A line of a menu. @param {string} text @param {() => void} click @param {{on?: boolean, mark?: string | Node}} [options] */
-  #line(text, click, { on, mark = "" } = {}) {
-    const sign = make("span", { class: "mark" });
-    if (mark instanceof Node) sign.append(mark);
-    else sign.innerHTML = on ? icon("check") : mark ? icon(mark) : "";
-    const button = make("button", { class: "tool", type: "button", role: on == null ? "menuitem" : "menuitemradio", click }, sign, text);
-    if (on != null) button.setAttribute("aria-checked", String(on));
-    return button;
-  }
-
-  /** Lines of a choice. @param {string} title @param {string} name @param {Record<string, string>} values */
-  #choice(title, name, values) {
-    const now = String(/** @type {any} */ (this.#view)[name]);
-    const lines = Object.entries(values).map(([value, text]) =>
-      this.#line(text, () => {
-        this.#close();
-        this.#set({ [name]: name === "speed" ? Number(value) : value });
-      }, { on: value === now })); // prettier-ignore
-    return [make("h2", {}, title), ...lines];
-  }
-
-  _loop() {
-    return this.#choice("At the end", "loop", LOOPS);
-  }
-
-  _speed() {
-    const lines = this.#choice("Speed", "speed", Object.fromEntries(SPEEDS.map((speed) => [` ${speed}`, `${speed}×`])));
-    const [title, ...rest] = lines;
-    rest.forEach((line, i) => {
-      const on = SPEEDS[i] === this.#view.speed;
-      line.setAttribute("aria-checked", String(on));
-      /** @type {Element} */ (line.firstChild).innerHTML = on ? icon("check") : "";
-    });
-    return [title, ...rest];
-  }
-
-  _mode() {
-    return this.#choice("Drawn as", "mode", MODES);
-  }
-
-  _background() {
-    const [title, ...lines] = this.#choice("Background", "background", BACKGROUNDS);
-    Object.keys(BACKGROUNDS).forEach((value, i) => {
-      const swatch = make("span", { class: `swatch${value === "transparent" ? " checker" : ""}` });
-      swatch.style.background = value === "transparent" ? "repeating-conic-gradient(var(--check-a) 0 25%, var(--check-b) 0 50%) 0 0 / 8px 8px" : value;
-      lines[i].append(make("span", { style: "flex: 1" }), swatch);
-    });
-    const other = /^#/.test(this.#view.background) ? this.#view.background : "#336699";
-    const field = make("input", { type: "color", value: other, "aria-label": "Any colour" });
-    field.addEventListener("input", () => this.#set({ background: field.value }));
-    return [title, ...lines, make("label", {}, "Any colour", make("span", { style: "flex: 1" }), field)];
-  }
-
-  _frame() {
-    const then = (/** @type {() => void} */ act) => () => {
-      this.#close();
-      act();
-    };
-    return [
-      make("h2", {}, "Look at"),
-      this.#line("The whole object", then(() => this.#frameObject()), { mark: "frame" }),
-      this.#line("As filmed", then(() => this.#asFilmed()), { mark: "film" }),
-      ...Object.values(SIDES).map(([azimuth, name]) => this.#line(`From ${name}`, then(() => this.#side(Number(azimuth))))),
-    ]; // prettier-ignore
-  }
-
-  _keys() {
-    const { keys, pathLoop, moments } = this.#view;
-    const again = (/** @type {() => void} */ act) => () => {
-      act();
-      this.#changed();
-      this.#menu("keys", true);
-    };
-    const list = make("ul", { class: "keys" }, ...keys.map((key, i) => make("li", {},
-      this.#line(`Key ${i + 1}${moments ? `, at ${Math.round(100 * (key.scene_time ?? 0))} %` : ""}`, () => {
-        if (moments && key.scene_time != null) this.seek(key.scene_time);
-        this.#glideTo(fromInfo(key.camera));
-      }, { mark: "keys" }),
-      Object.assign(make("button", { class: "tool", type: "button", "aria-label": `Delete key ${i + 1}`, title: "Delete",
-        click: again(() => (this.#view.keys = keys.filter((_, j) => j !== i))) }), { innerHTML: icon("close") })))); // prettier-ignore
-    const box = (/** @type {string} */ text, /** @type {boolean} */ on, /** @type {() => void} */ act) => {
-      const field = make("input", { type: "checkbox" });
-      field.checked = on;
-      field.addEventListener("change", again(act));
-      return make("label", {}, field, text);
-    };
-    const play = this.#line("Play the path", () => {
-      this.#close();
-      this.#playPath();
-    }, { mark: "play" }); // prettier-ignore
-    play.disabled = keys.length < 2;
-    const lines = [make("h2", {}, "Camera path"), this.#line("Record this view", again(() => this.#addKey()), { mark: "record" })];
-    if (!keys.length) return [...lines, make("p", {}, "Move the camera, record, move on, record again: the camera then flies from view to view.")];
-    return [
-      ...lines, list, play, box("Back to the first key", pathLoop, () => (this.#view.pathLoop = !pathLoop)),
-      box("At the keys' own moments", moments, () => (this.#view.moments = !moments)),
-      this.#line("Delete all keys", again(() => (this.#view.keys = [])), { mark: "close" }),
-    ]; // prettier-ignore
-  }
-
-  _record() {
-    const path = this.#line("Film along the camera path", () => this.#saveFilm(true), { mark: "keys" });
-    path.disabled = this.#view.keys.length < 2;
-    return [make("h2", {}, "Save a film (WebM)"), this.#line("Film of the clip, from here", () => this.#saveFilm(false), { mark: "record" }), path];
-  }
-
-  _more() {
-    return KEPT.filter((id) => this.#tools[id].dataset.folded === "true").map((id) => {
-      const tool = this.#tools[id];
-      const mark = id === "speed" ? "speed" : id === "loop" ? this.#view.loop : id === "mode" ? this.#view.mode : id;
-      const line = this.#line(tool.title.replace(/ \(.*\)$/, ""), () => {
-        if (tool.getAttribute("aria-haspopup")) this.#menu(id);
-        else {
-          this.#close();
-          tool.click();
-        }
-      }, { mark }); // prettier-ignore
-      line.disabled = tool.disabled;
-      return line;
-    });
-  }
-
-  #help() {
-    const open = Boolean(this.#parts.help);
-    this.#close();
-    if (open) return;
-    const close = make("button", { class: "tool close", type: "button", "aria-label": "Close", title: "Close (Esc)", click: () => this.#close() });
-    close.innerHTML = icon("close");
-    const list = make("dl", {}, ...HELP.map(([key, does]) => make("div", {}, make("dt", {}, key), make("dd", {}, does))));
-    this.#parts.help = make("div", { class: "help", role: "dialog", "aria-label": "Help" }, make("h2", {}, "Mouse, fingers and keys"), close, list);
-    this.#parts.root.append(this.#parts.help);
-    close.focus();
-  }
-
   /** @param {string} text @param {"" | "error" | "asleep"} [kind] */
   #say(text, kind = "") {
     const { note } = this.#parts;
@@ -1131,7 +938,7 @@ export class Player {
     event.stopPropagation();
     if (key === "Escape") {
       if (this.#saving) this.#saving.abort();
-      else if (this.#parts.popup || this.#parts.help) this.#close();
+      else this.#menus.close();
       this.#parts.root.focus({ preventScroll: true });
       return;
     }
@@ -1146,7 +953,7 @@ export class Player {
   #action(key, shift) {
     const clip = this.#clips[0];
     const view = this.#view;
-    if (key === "?") return () => this.#help();
+    if (key === "?") return () => this.#menus.toggleHelp();
     if (shift && key.toLowerCase() === "f") return () => this.#fullScreen();
     if (!clip || !this.#camera || this.#saving) return null;
     const camera = this.#camera;
@@ -1167,7 +974,7 @@ export class Player {
       const nearest = SPEEDS.reduce((a, b) => (Math.abs(b - view.speed) < Math.abs(a - view.speed) ? b : a));
       this.#set({ speed: SPEEDS[clamp(SPEEDS.indexOf(nearest) + step, 0, SPEEDS.length - 1)] });
     };
-    if (key in SIDES) return () => this.#side(Number(SIDES[/** @type {keyof typeof SIDES} */ (/** @type {unknown} */ (key))][0]));
+    if (key in SIDES) return () => this.#side(/** @type {any} */ (SIDES)[key]);
     return {
       " ": () => this.#toggle(),
       arrowleft: to(Math.ceil(frame - 1e-3) - 1),
@@ -1184,7 +991,7 @@ export class Player {
       c: () => this.#set({ compare: !view.compare }),
       k: () => this.#addKey(),
       p: () => this.#savePicture(),
-      r: () => this.#menu("record"),
+      r: () => this.#menus.toggle("record"),
       "[": speed(-1),
       "]": speed(1),
     }[key.toLowerCase()] ?? null; // prettier-ignore
@@ -1202,11 +1009,6 @@ function fresh() {
 /** Frame intervals from the start (time 0) to the end (time 1): a clip that loops comes back to its first frame. @param {Clip} clip */
 function steps(clip) {
   return Math.max(1, clip.loop ? clip.frames : clip.frames - 1);
-}
-
-/** @param {number} value @param {number} low @param {number} high */
-function clamp(value, low, high) {
-  return Math.max(low, Math.min(high, value));
 }
 
 /** @param {number} value */

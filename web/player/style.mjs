@@ -5,7 +5,7 @@ export const STYLE = /* css */ `
   display: block; position: relative; width: 100%; height: 100%; min-width: 0; min-height: 0; contain: layout style;
   --paper: var(--comfy-menu-bg, #f4f4f5); --ink: var(--fg-color, #1d1d20); --edge: var(--border-color, #c9c9cf);
   --field: var(--comfy-input-bg, #ffffff); --accent: #3b82f6; --check-a: #ffffff; --check-b: #d9d9dd;
-  --faint: color-mix(in srgb, var(--ink) 16%, transparent); --dim: color-mix(in srgb, var(--ink) 72%, var(--paper));
+  --faint: color-mix(in srgb, var(--ink) 16%, transparent); --loading: color-mix(in srgb, var(--ink) 38%, transparent); --dim: color-mix(in srgb, var(--ink) 72%, var(--paper));
   color: var(--ink); font: 12px/1.35 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; -webkit-text-size-adjust: 100%;
 }
 :host([data-dark]) {
@@ -15,7 +15,7 @@ export const STYLE = /* css */ `
 :host([hidden]) { display: none; }
 * { box-sizing: border-box; }
 .root { position: absolute; inset: 0; display: flex; flex-direction: column; overflow: hidden; border-radius: 6px; background: var(--paper); outline: none; user-select: none; -webkit-user-select: none; }
-.root:focus-visible { box-shadow: inset 0 0 0 2px var(--accent); }
+.root:focus-visible::after { content: ""; position: absolute; inset: 0; z-index: 2; border: 2px solid var(--accent); border-radius: inherit; pointer-events: none; }
 .stage { position: relative; flex: 1 1 0; min-height: 0; display: flex; flex-direction: row; }
 .stage.tall { flex-direction: column; }
 .film, .view { position: relative; flex: 1 1 0; min-width: 0; min-height: 0; overflow: hidden; }
@@ -38,8 +38,8 @@ export const STYLE = /* css */ `
 .note button { margin: 6px 0 0; padding: 3px 10px; border: 1px solid rgb(255 255 255 / 60%); border-radius: 4px; background: transparent; color: inherit; font: inherit; cursor: pointer; }
 .bar { position: relative; flex: none; padding: 3px 6px 4px; border-top: 1px solid var(--edge); }
 .time-line { display: block; width: 100%; height: 16px; margin: 0; padding: 0; background: transparent; -webkit-appearance: none; appearance: none; cursor: pointer; touch-action: none; outline-offset: 1px; --played: 0%; --loaded: 0%; }
-.time-line::-webkit-slider-runnable-track { height: 4px; border-radius: 2px; background: linear-gradient(var(--accent), var(--accent)) 0 0 / var(--played) 100% no-repeat, linear-gradient(var(--dim), var(--dim)) 0 0 / var(--loaded) 100% no-repeat, var(--faint); }
-.time-line::-moz-range-track { height: 4px; border-radius: 2px; background: linear-gradient(var(--accent), var(--accent)) 0 0 / var(--played) 100% no-repeat, linear-gradient(var(--dim), var(--dim)) 0 0 / var(--loaded) 100% no-repeat, var(--faint); }
+.time-line::-webkit-slider-runnable-track { height: 4px; border-radius: 2px; background: linear-gradient(var(--accent), var(--accent)) 0 0 / var(--played) 100% no-repeat, linear-gradient(var(--loading), var(--loading)) 0 0 / var(--loaded) 100% no-repeat, var(--faint); }
+.time-line::-moz-range-track { height: 4px; border-radius: 2px; background: linear-gradient(var(--accent), var(--accent)) 0 0 / var(--played) 100% no-repeat, linear-gradient(var(--loading), var(--loading)) 0 0 / var(--loaded) 100% no-repeat, var(--faint); }
 .time-line::-webkit-slider-thumb { -webkit-appearance: none; appearance: none; width: 12px; height: 12px; margin-top: -4px; border-radius: 6px; border: 0; background: var(--accent); }
 .time-line::-moz-range-thumb { width: 12px; height: 12px; border-radius: 6px; border: 0; background: var(--accent); }
 .time-line:disabled { opacity: 0.45; cursor: default; }
@@ -56,6 +56,8 @@ button:disabled { opacity: 0.4; cursor: default; }
 .popup h2 { margin: 2px 6px 4px; font-size: 11px; font-weight: 600; color: var(--dim); }
 .popup button.tool { display: flex; justify-content: flex-start; width: 100%; gap: 8px; padding: 0 8px 0 6px; text-align: left; white-space: nowrap; }
 .popup button.tool > .mark { width: 18px; height: 18px; flex: none; }
+.popup i { flex: 1 1 8px; }
+.popup .swatch.checker { background: repeating-conic-gradient(var(--check-a) 0 25%, var(--check-b) 0 50%) 0 0 / 8px 8px; }
 .popup .swatch { width: 16px; height: 16px; margin: 1px; border-radius: 4px; border: 1px solid var(--edge); flex: none; }
 .popup label { display: flex; align-items: center; gap: 8px; min-height: 28px; padding: 0 6px; cursor: pointer; }
 .popup input[type="color"] { width: 34px; height: 22px; padding: 0; border: 1px solid var(--edge); border-radius: 4px; background: none; cursor: pointer; }
