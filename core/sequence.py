@@ -31,8 +31,8 @@ Motion = Literal["auto", "smooth", "steps"]
 FPS = 12.0
 #: Opacity logit of the Gaussians that fill up the smaller frames: far below what the rasteriser draws.
 INVISIBLE = -20.0
-#: A sequence that would take more memory, in bytes, is refused before it is read.
-MEMORY = 1 << 33
+#: A sequence whose frames take more memory, in bytes, is refused at once; while it is loaded it takes twice as much.
+MEMORY = 1 << 32
 #: Frames correspond where a Gaussian's own step is at most this part of the way to any Gaussian of the next frame.
 _ALIKE = 0.25
 _MAX_FRAMES, _MANIFEST_BYTES = 100_000, 1 << 20
@@ -196,11 +196,11 @@ def _read_sequence(
     progress: Callable[[int, int], None] | None,
 ) -> Scene4D:
     manifest, names = _frame_names(path, sizes, read)
-    total = len(names)
+    total, looping = len(names), bool(manifest.get("loop")) if loop is None else loop
     if frames is not None and frames < total:
         # As the times of a clip of so many frames fall.
         steps = torch.arange(frames, dtype=torch.float64)
-        last = total / frames if loop or manifest.get("loop") else (total - 1) / max(frames - 1, 1)
+        last = total / frames if looping else (total - 1) / max(frames - 1, 1)
         names = [names[int(i)] for i in (steps * last).round()]
     wrong = next((name for name in names if sizes[name] > MAX_BYTES), None)
     if wrong is not None:
@@ -218,7 +218,7 @@ def _read_sequence(
         if progress is not None:
             progress(i + 1, len(names))
     rate = fps if fps is not None else float(manifest.get("fps") or FPS) * len(names) / total
-    scene = scene_from_gaussians(sets, fps=rate, loop=bool(manifest.get("loop")) if loop is None else loop, motion=motion)
+    scene = scene_from_gaussians(sets, fps=rate, loop=looping, motion=motion)
     return replace(scene, meta={**scene.meta, "source": path.name})
 
 
