@@ -31,6 +31,7 @@ from .harmonics import SH_C0
 from .object3d import FAINT, substance
 from .render import rasterize
 from .scene import Scene4D, frame_times
+from .sequence import INVISIBLE, scene_from_gaussians
 from .views import DEFAULT_FRONT
 
 log = logging.getLogger(__name__)
@@ -288,7 +289,8 @@ def crop(
     Args:
         box: lowest and highest corner, world units.
         sphere: centre and radius.
-        time: the moment in [0, 1] at which that counts; None for at any frame of the clip.
+        time: the moment in [0, 1] at which that counts; None for at any frame of the clip. A scene each of whose frames has
+            Gaussians of its own is cropped frame by frame.
         keep: which of them stay.
 
     Raises:
@@ -304,12 +306,17 @@ def crop(
         assert sphere is not None
         return (means - means.new_tensor([float(x) for x in sphere[0]])).norm(dim=-1) <= float(sphere[1])
 
+    shape = "box" if box is not None else "sphere"
+    if _stepped(scene):
+        return _frame_by_frame(
+            scene, lambda g: inside(g.means) == (keep == "inside"), "crop", f"lies {keep} the {shape}", keep=keep
+        )
     with torch.no_grad():
         times = scene.taus.tolist() if time is None else [time]
         found = torch.stack([inside(scene.at(t).means) for t in times]).any(0)
     kept = found if keep == "inside" else ~found
     if not bool(kept.any()):
-        raise InputError(f"crop: no Gaussian lies {keep}, move or resize the {'box' if box is not None else 'sphere'}")
+        raise InputError(f"crop: no Gaussian lies {keep} the {shape}, move or resize it")
     done = _edited(scene, "crop", keep=keep, count=int(kept.sum()))
     return replace(select(done, kept), surface=None)
 
@@ -466,6 +473,8 @@ def opacity(scene: Scene4D, gain: float | Sequence[tuple[float, float]] = 1.0, *
         done = replace(done, gaussians=replace(scene.gaussians, opacity_logits=logits))
     elif not constant or knots[0][1] != 1:
         done = replace(done, field=Faded(scene.field, knots))
+    if threshold > 0 and _stepped(done):
+        return _frame_by_frame(done, lambda g: g.opacities >= threshold, None, f"is as opaque as {threshold:g}")
     if threshold > 0:
         with torch.no_grad():
             peak = torch.stack([done.at(t).opacities for t in done.taus.tolist()]).amax(0)
@@ -552,10 +561,10 @@ def prune(
     """Fewer Gaussians, those that pictures of the scene would miss least left out.
 
     Those that stay keep their order and motion. They are chosen in :data:`_ROUNDS` rounds, since what one of two layers hides
-    counts once the other is gone.
+    counts once the other is gone. A scene each of whose frames has Gaussians of its own is pruned frame by frame.
 
     Args:
-        count: how many to keep.
+        count: how many to keep, in each such frame.
         fraction: the share to keep, in place of a count.
         cover: let those that stay grow over the gaps that their neighbours leave.
         scores: a measure of your own, larger = kept, for a single round; :func:`importance` where None.
@@ -567,6 +576,18 @@ def prune(
     total = len(scene.gaussians)
     if (count is None) == (fraction is None):
         raise InputError("prune: give a count or a fraction to keep")
+    if _stepped(scene) and scores is None:
+        frames = [_visible(gaussians) for gaussians in scene.bake()]
+
+        def pruned(index: int) -> Gaussians:
+            def tell(step: int, steps: int) -> None:
+                if progress is not None:
+                    progress(index * steps + step, len(frames) * steps)
+
+            still = Scene4D(frames[index], front=scene.front)
+            return prune(still, count, fraction=fraction, cover=cover, backend=backend, progress=tell).gaussians
+
+        return _of_frames(_edited(scene, "prune", count=count, fraction=fraction), [pruned(i) for i in range(len(frames))])
     wanted = round(total * fraction) if fraction is not None else count
     assert wanted is not None
     if wanted < 1:
@@ -584,8 +605,7 @@ def prune(
         ranks = importance(done, backend=backend, progress=tell) if scores is None else scores
         kept = ranks.topk(round(total * (wanted / total) ** ((i + 1) / rounds))).indices.sort().values
         fewer = select(done, kept)
-        # Where each frame has Gaussians of its own, neighbours in one are none in the next.
-        if cover and (scene.field is None or scene.field.continuous):
+        if cover and not _stepped(scene):
             growth = _growth(done.gaussians, kept)
             larger = replace(fewer.gaussians, log_scales=fewer.gaussians.log_scales + growth[:, None])
             fewer = replace(fewer, gaussians=larger, field=None if fewer.field is None else fewer.field.widened(growth))
@@ -634,6 +654,38 @@ def _extent(scene: Scene4D) -> tuple[float, Tensor]:
         points = points[:: len(points) >> 20]
     centre = (points.quantile(0.005, 0) + points.quantile(0.995, 0)) / 2
     return max(float((points - centre).norm(dim=-1).quantile(0.99)), 1e-6), centre
+
+
+def _stepped(scene: Scene4D) -> bool:
+    """Whether each frame has Gaussians of its own."""
+    return scene.field is not None and not scene.field.continuous
+
+
+def _visible(gaussians: Gaussians) -> Gaussians:
+    """Without those that fill a frame up; one at least."""
+    seen = gaussians.opacities >= FAINT
+    return gaussians.select(seen) if bool(seen.any()) else gaussians.map(lambda t: t[:1])
+
+
+def _of_frames(scene: Scene4D, sets: list[Gaussians]) -> Scene4D:
+    """The scene with other Gaussians at each frame."""
+    made = scene_from_gaussians(sets, fps=scene.fps, loop=scene.loop, motion="steps")
+    return replace(scene, gaussians=made.gaussians, field=made.field, surface=None)
+
+
+@torch.no_grad()
+def _frame_by_frame(
+    scene: Scene4D, chosen: Callable[[Gaussians], Tensor], edit: str | None, what: str, **arguments: Any
+) -> Scene4D:
+    """Only the Gaussians that are chosen in each frame; a frame without any shows nothing."""
+    sets = []
+    for gaussians in scene.bake():
+        kept = chosen(gaussians) & (gaussians.opacities >= FAINT)
+        nothing = replace(gaussians, opacity_logits=torch.full_like(gaussians.opacity_logits, INVISIBLE))
+        sets.append(gaussians.select(kept) if bool(kept.any()) else nothing.map(lambda t: t[:1]))
+    if all(float(gaussians.opacities.max()) < FAINT for gaussians in sets):
+        raise InputError(f"{edit or 'opacity'}: at no frame a Gaussian {what}, choose otherwise")
+    return _of_frames(scene if edit is None else _edited(scene, edit, **arguments), sets)
 
 
 def _edited(scene: Scene4D, edit: str, **arguments: Any) -> Scene4D:

@@ -24,6 +24,7 @@ from anchor4d.core.object3d import substance
 from anchor4d.core.render import rasterize
 from anchor4d.core.sample import sample_scene
 from anchor4d.core.scene import Scene4D, frame_times
+from anchor4d.core.sequence import scene_from_gaussians
 
 COUNT, FRAMES = 60, 9
 KINDS = ["control-nodes", "hexplane", "mlp", "frames"]
@@ -363,8 +364,33 @@ def test_crops_that_make_no_sense_are_refused() -> None:
         edit.crop(scene())
 
 
-def picture(given: Scene4D, tau: float) -> Tensor:
-    return rasterize(given.at(tau), orbit([0.0, 90.0], 0.0, 5.0, 60.0, 48, 32), backend="torch").color
+def unrelated() -> Scene4D:
+    """Each frame has Gaussians of its own, of unequal numbers."""
+    sets = [gaussians(t).select(torch.arange(COUNT - 5 * t)) for t in range(4)]
+    return scene_from_gaussians(sets, fps=10.0)
+
+
+def test_frames_with_gaussians_of_their_own_are_edited_frame_by_frame() -> None:
+    given = unrelated()
+    ball = edit.crop(given, sphere=((0, 0, 0), 0.35))
+    assert (ball.frames, ball.fps) == (4, 10.0) and ball.field is not None and not ball.field.continuous
+    for tau in given.taus.tolist():
+        before, after = given.at(tau), ball.at(tau)
+        inside = (before.means.norm(dim=-1) <= 0.35) & (before.opacities > 0.01)
+        shown = after.opacities > 0.01
+        same(after.select(shown), before.select(inside), 0)
+    thinned = edit.opacity(given, 0.5, threshold=0.3)
+    visible = [int((thinned.at(t).opacities > 0.01).sum()) for t in given.taus.tolist()]
+    assert visible == [int((given.at(t).opacities >= 0.6).sum()) for t in given.taus.tolist()]
+    half = edit.prune(given, fraction=0.5)
+    assert [int((half.at(t).opacities > 0.01).sum()) for t in given.taus.tolist()] == [30, 28, 25, 22]
+    assert edit.prune(given, 25).gaussians.means.shape[0] == 25
+    # A ball that some frames miss leaves these empty.
+    far = scene_from_gaussians([gaussians(0), gaussians(1).select(torch.arange(9))], motion="steps")
+    few = edit.crop(far, sphere=(gaussians(0).means[40].tolist(), 1e-3))
+    assert [int((few.at(t).opacities > 0.01).sum()) for t in (0.0, 1.0)] == [1, 0]
+    with pytest.raises(InputError, match="at no frame a Gaussian lies inside the sphere"):
+        edit.crop(far, sphere=((9, 9, 9), 0.1))
 
 
 def test_merged_scenes_show_as_both() -> None:
@@ -553,6 +579,7 @@ def test_half_of_the_gaussians_show_nearly_all() -> None:
     assert decibel(half) > decibel(naive) + 3
 
 
+@torch.no_grad()
 def test_pruned_to_a_number() -> None:
     given = scene()
     assert len(edit.prune(given, fraction=0.5).gaussians) == COUNT // 2
