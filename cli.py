@@ -29,7 +29,7 @@ LATER_METHODS = ("stag4d",)
 #: Of core.export.FORMATS, which help does without: it is instant.
 EXPORTS = (
     "ply", "compressed-ply", "spz", "splat", "glb", "glb-splats", "usd", "4dgs", "html", "a4d", "scene", "mp4", "webm", "gif",
-    "webp", "png",
+    "webp", "apng", "png",
 )  # fmt: skip
 #: Seconds between preview pictures, and between progress lines where standard error is not a terminal.
 PREVIEW_SECONDS, LINE_SECONDS = 10.0, 10.0

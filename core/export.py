@@ -69,6 +69,7 @@ FORMATS = {
     "webm": Format("film", (".webm",), "a film, with alpha if wanted"),
     "gif": Format("film", (".gif",), "a small film that plays anywhere, with on-or-off alpha"),
     "webp": Format("film", (".webp",), "a small film, with alpha"),
+    "apng": Format("film", (".apng",), "an animated PNG: nothing lost, with alpha"),
     "png": Format("film", ("",), "pictures with alpha", False, r"\d+\.png"),
 }  # fmt: skip
 

@@ -19,7 +19,7 @@ from ..core.formats.stream import write_stream
 from ..core.scene import Scene4D
 from ..core.trajectory import Trajectory
 from ..core.video import DrivingVideo
-from ..core.views import DEFAULT_FRONT, render_frames
+from ..core.views import object_cameras, render_frames
 from . import host
 from .view import BACKGROUNDS, CATEGORY
 
@@ -106,7 +106,7 @@ class Anchor4DPlayScene(io.ComfyNode):
             scene, shown = host.scene_of(scene), _view(view)
             clips = [(scene, video)] if compare is None else [(scene, video), (host.scene_of(compare), None)]
             files = [_stream(clip, frames or None, film) for clip, film in clips]
-            info = shown.get("camera") or to_camera_info((scene.front or DEFAULT_FRONT).centred(size))
+            info = shown.get("camera") or to_camera_info(object_cameras(scene, size))
             camera = _camera(info, size)
             tau = torch.tensor([_number(shown.get("time"), 0.0, 1.0)])
             rgba = render_frames(scene.to(host.device_for(device, renderer)), camera, tau, backend=renderer)[0]

@@ -39,7 +39,7 @@ from ..cameras import to_camera_info
 from ..files import InputError, atomic_path
 from ..gaussians import SH_C0, Gaussians
 from ..scene import Scene4D, frame_times
-from ..views import DEFAULT_FRONT, FrameProgress
+from ..views import FrameProgress, scene_cameras
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +136,6 @@ def write_stream(
     for block in (statics, *blocks, *pictures):
         places.append([offset, len(block)])
         offset += len(block)
-    front = scene.front or DEFAULT_FRONT
     header = {
         "format": "anchor4d-play",
         "version": VERSION,
@@ -145,7 +144,7 @@ def write_stream(
         "fps": scene.fps * total / scene.frames,
         "loop": scene.loop,
         "continuous": scene.field is None or scene.field.continuous,
-        "camera": to_camera_info(front.cameras()),
+        "camera": to_camera_info(scene_cameras(scene)),
         "front": None if scene.front is None else asdict(scene.front),
         **coder.header(),
         "errors": {key: float(f"{value:.3g}") for key, value in errors.items()},
