@@ -146,6 +146,17 @@ def test_fields_say_what_they_change() -> None:
     torch.testing.assert_close(turned.at(0.5).sh, turned.gaussians.sh)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["retime", "trim", "reverse", "ping-pong", "close loop", "transform", "follow", "opacity"])
+def test_points_are_carried_as_the_gaussians_there(name: str) -> None:
+    """What a mesh of the scene needs to move with it."""
+    done = EDITS[name](scene("hexplane"))
+    assert done.field is not None
+    carried = done.field.carrier(done.gaussians, done.gaussians.means)
+    assert carried is not None
+    torch.testing.assert_close(carried(TIMES), done.at(TIMES).means, atol=2e-5, rtol=1e-5)
+
+
 # Timing
 
 
