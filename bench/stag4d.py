@@ -1,5 +1,5 @@
-"""STAG4D on objects of known truth, with the six true views as anchors, its adaptive densification against fixed thresholds; and
-on the benchmark's cases, with anchors that the tiny prior draws, beside the other methods.
+"""STAG4D on objects of known truth, with the six true views as anchors and adaptive or fixed thresholds of densification; and on
+the benchmark's cases, with anchors that the tiny prior draws, beside the other methods.
 
     python -m anchor4d.bench.stag4d [--objects 5] [--cases DIR] [--only VARIANT ...] [--workers N] [--out DIR]
 
@@ -56,9 +56,9 @@ def _density(config: MethodConfig, **changes: Any) -> MethodConfig:
 OBJECT_VARIANTS: dict[str, Callable[[MethodConfig], MethodConfig]] = {
     "adaptive": lambda c: c,
     "none": lambda c: replace(c, motion=replace(c.motion, density=None)),
-    "fixed, low": lambda c: _density(c, top=0.0, threshold=0.005),
-    "fixed": lambda c: _density(c, top=0.0, threshold=0.015),
-    "fixed, high": lambda c: _density(c, top=0.0, threshold=0.045),
+    "fixed, low": lambda c: _density(c, top=0.0, threshold=0.08),
+    "fixed": lambda c: _density(c, top=0.0, threshold=0.25),
+    "fixed, high": lambda c: _density(c, top=0.0, threshold=0.75),
 }
 #: Methods of the cases' rows: name, whether they are given the mesh, parts added.
 CASE_VARIANTS: dict[str, tuple[str, bool, tuple[str, ...]]] = {
