@@ -1,4 +1,4 @@
-"""Play Scene in a real page: both node styles, the shipped frontend, and a newer one where ANCHOR4D_FRONTEND names its files."""
+"""Play Scene in a real page: both node styles, the shipped frontend, and a newer one whose files ANCHOR4D_FRONTEND names."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -60,16 +61,16 @@ STATE = """(index) => {
     const { x, y, width, height } = element.getBoundingClientRect();
     return { x, y, width, height, right: x + width, bottom: y + height, name: element.dataset.id ?? element.className };
   };
-  const style = getComputedStyle(root.querySelector(".bar"));
   return {
     time: root.querySelector(".time").textContent, note: root.querySelector(".note").textContent,
     noted: !root.querySelector(".note").hidden, value: Number(root.querySelector(".time-line").value),
     play: root.querySelector('[data-id="play"]').title, view: node.widgets.find((widget) => widget.name === "view").value,
-    stage: box(root.querySelector(".view")), line: box(root.querySelector(".time-line")), root: box(root.querySelector(".root")),
+    stage: box(root.querySelector(".view")), line: box(root.querySelector(".time-line")),
+    root: box(root.querySelector(".root")), canvas: Boolean(root.querySelector(".view canvas")),
     tools: [...root.querySelectorAll(".row > *")].filter((tool) => tool.offsetWidth && tool.className !== "space").map(box),
     pos: [...node.pos], count: app.graph._nodes.length,
-    ink: getComputedStyle(root.querySelector('[data-id="play"]')).color, paper: getComputedStyle(root.querySelector(".root")).backgroundColor,
-    canvas: Boolean(root.querySelector(".view canvas")),
+    ink: getComputedStyle(root.querySelector('[data-id="play"]')).color,
+    paper: getComputedStyle(root.querySelector(".root")).backgroundColor,
   };
 }"""
 
@@ -149,7 +150,7 @@ def check_layout(state: dict[str, Any]) -> None:
     for tool in tools:
         assert root["x"] <= tool["x"] and tool["right"] <= root["right"] + 0.5, tool
         assert tool["y"] >= state["line"]["bottom"] - 1 and tool["bottom"] <= root["bottom"] + 0.5, tool
-    for a, b in zip(tools, tools[1:]):
+    for a, b in pairwise(tools):
         assert a["right"] <= b["x"] + 0.5, (a, b)
     light, dark = sorted((luminance(state["ink"]), luminance(state["paper"])), reverse=True)
     assert (light + 0.05) / (dark + 0.05) >= 4.5
@@ -187,7 +188,7 @@ def test_it_plays_and_what_it_shows_comes_out(
     page.mouse.down()
     page.mouse.move(x - 90, y + 40, steps=4)
     page.mouse.up()
-    page.wait_for_function("(view) => nodes[0].widgets.find((widget) => widget.name === 'view').value !== view", arg=before["view"])
+    page.wait_for_function(f"(view) => ({STATE})(0).view !== view", arg=before["view"])
     state = page.evaluate(STATE, 0)
     assert state["pos"] == before["pos"]
     camera = page.evaluate("(text) => JSON.parse(text).camera.position", state["view"])
@@ -196,7 +197,7 @@ def test_it_plays_and_what_it_shows_comes_out(
 
     # Wheel: nearer; the graph does not zoom. Keys: the node is not deleted, frames go on.
     page.mouse.wheel(0, -240)
-    page.wait_for_function("(view) => nodes[0].widgets.find((widget) => widget.name === 'view').value !== view", arg=state["view"])
+    page.wait_for_function(f"(view) => ({STATE})(0).view !== view", arg=state["view"])
     near = page.evaluate("(text) => JSON.parse(text).camera.position", page.evaluate(STATE, 0)["view"])
     assert math.hypot(*near.values()) < 0.9 * math.hypot(*camera.values())
     assert page.evaluate("() => app.canvas.ds.scale") == 1
@@ -244,9 +245,7 @@ def picture(served: Any, page: Any) -> Any:
 
 
 @pytest.mark.parametrize("vue", [False, True], ids=["classic", "vue"])
-def test_two_players_on_a_page_and_one_leaves(
-    open_page: Callable[..., Any], scene_file: Path, tmp_path: Path, vue: bool
-):
+def test_two_players_on_a_page_and_one_leaves(open_page: Callable[..., Any], scene_file: Path, tmp_path: Path, vue: bool):
     page = open_page(vue)
     page.evaluate(BUILD, [str(scene_file), 2, True])
     assert page.evaluate(RUN, 120)[0] == "execution_success"

@@ -81,6 +81,8 @@ export class Menus {
   }
 
   close() {
+    // The keys go on to the player, not into the void.
+    if ([this.#popup, this.#help].some((part) => part?.matches(":focus-within"))) this.#root.focus({ preventScroll: true });
     this.#popup?.remove();
     this.#help?.remove();
     this.#popup = this.#help = null;

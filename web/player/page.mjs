@@ -5,4 +5,8 @@ import { Player } from "./player.mjs";
 /* global anchor4d */
 const { clips, labels, name, view } = anchor4d.settings;
 const sources = Array.from({ length: clips }, (_, index) => anchor4d.bytes(index));
-window.player = new Player(document.getElementById("player"), { sources, labels, name, view });
+const player = new Player(document.getElementById("player"), { sources, labels, name, view });
+document.addEventListener("keydown", (event) => {
+  if (event.target === document.body) player.key(event);
+});
+window.player = player; // in place of the element of this id

@@ -107,11 +107,11 @@ export function pathCamera(keys, loop, share) {
   const cameras = keys.map((key) => fromInfo(key.camera));
   const curve = new Curve(keys.length, loop, share);
   const azimuth = curve.angles(cameras.map((camera) => camera.azimuth));
-  const [elevation, roll] = curve.vectors(cameras.map((camera) => [camera.elevation, camera.roll]));
-  const [depth, focal] = curve.vectors(
-    cameras.map((camera) => [Math.log(camera.distance), -Math.log(Math.tan((camera.fov / 2) * RADIANS))]),
-  );
-  const distance = Math.exp(depth);
+  const number = (/** @type {(camera: Camera) => number} */ of) => curve.vectors(cameras.map((camera) => [of(camera)]))[0];
+  const elevation = number((camera) => camera.elevation);
+  const roll = number((camera) => camera.roll);
+  const distance = Math.exp(number((camera) => Math.log(camera.distance)));
+  const focal = number((camera) => -Math.log(Math.tan((camera.fov / 2) * RADIANS)));
   const targets = cameras.map((camera) => camera.target);
   const positions = cameras.map((camera) => back(camera.azimuth, camera.elevation).map((value, i) => camera.target[i] + camera.distance * value));
   let target;

@@ -233,6 +233,11 @@ export class Player {
     return this.#renderer?.stats ?? null;
   }
 
+  /** Takes a key that was meant for no part of the page. @param {KeyboardEvent} event */
+  key(event) {
+    this.#key(event);
+  }
+
   /** Frees everything: context, worker, memory, listeners. */
   dispose() {
     if (this.#disposed) return;
