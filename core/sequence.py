@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .deformation.frames import FrameField
 from .files import InputError
+from .formats.gltf_splats import read_splat_glb
 from .formats.ply import half_turn
 from .formats.splats import MAX_BYTES, SPLAT_SUFFIXES, decode_splats, read_splats
 from .gaussians import Gaussians
@@ -297,10 +298,12 @@ def open_scene(
         return Scene4D.load(path)
     if suffix == ".zip":
         return read_sequence(path, **sequence)
-    if suffix in SPLAT_SUFFIXES:
-        return Scene4D(read_splats(path), meta={"source": path.name})
+    if suffix in (*SPLAT_SUFFIXES, ".glb"):
+        gaussians = read_splat_glb(path) if suffix == ".glb" else read_splats(path)
+        return Scene4D(gaussians, meta={"source": path.name})
     raise InputError(
-        f"{path}: no scene; choose a scene.safetensors, a splat file ({', '.join(SPLAT_SUFFIXES)}), or a folder or .zip of them"
+        f"{path}: no scene; choose a scene.safetensors, a splat file ({', '.join(SPLAT_SUFFIXES)}, .glb), or a folder or .zip "
+        "of splat files"
     )
 
 

@@ -20,6 +20,7 @@ from anchor4d.core.cameras import orbit, quaternion_to_matrix
 from anchor4d.core.deformation import FrameField
 from anchor4d.core.files import InputError
 from anchor4d.core.formats import write_ply, write_ply_sequence, write_splat_sequence
+from anchor4d.core.formats.gltf_splats import write_splat_glb
 from anchor4d.core.formats.ply import half_turn
 from anchor4d.core.gaussians import Gaussians, random_gaussians
 from anchor4d.core.render import rasterize
@@ -261,6 +262,8 @@ def test_anything_with_a_scene_in_it_opens(tmp_path: Path, walk: Scene4D) -> Non
     still = open_scene(tmp_path / "one.ply")
     assert still.field is None and still.meta == {"source": "one.ply"}
     same(still.gaussians, walk.gaussians, 2e-6)
+    write_splat_glb(tmp_path / "one.glb", walk.gaussians)
+    same(open_scene(tmp_path / "one.glb").gaussians, walk.gaussians, 1e-3)
     for wrong, says in (("gone.ply", "no such file or folder"), ("cat.jpg", "no scene; choose")):
         (tmp_path / "cat.jpg").touch()
         with pytest.raises(InputError, match=says):
