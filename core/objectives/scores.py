@@ -193,11 +193,17 @@ class ClipScores:
             span = _one_of(self.spans, step.generator)
         begin = (1 - span) * torch.rand(self.clips, 1, generator=step.generator)
         along = begin + span * torch.linspace(0, 1, prior.pictures)  # (C, F), of the fit's own time
-        taus = (step.times[0] + (step.times[-1] - step.times[0]) * along.to(device)).flatten()
+        taus = step.times[0] + (step.times[-1] - step.times[0]) * along.to(device)
         cameras = self.lens.cameras(self.clips, 1, prior.resolution, step.generator)
-        each = torch.arange(self.clips).repeat_interleave(prior.pictures)
-        color = step.render(step.field(step.canonical, taus), cameras[each].to(device)).color
-        images = color.reshape(self.clips, prior.pictures, *color.shape[2:])
+        if span == 1:  # the clips' times are the same, and perhaps the fit's own
+            same = len(step.taus) == prior.pictures and torch.allclose(taus[0], step.taus)
+            moved = step.gaussians if same else step.field(step.canonical, taus[0])
+            each = cameras.reshape(1, self.clips)[[0] * prior.pictures].to(device)
+            images = step.render(moved, each).color.transpose(0, 1)
+        else:
+            moved = step.field(step.canonical, taus.flatten())
+            each = cameras[torch.arange(self.clips).repeat_interleave(prior.pictures)].to(device)
+            images = step.render(moved, each).color.reshape(self.clips, prior.pictures, *prior.resolution, 3)
 
         views = Viewpoints.of(cameras).map(lambda v: v.expand(-1, prior.pictures))
         cells = self.clips * math.prod(prior.latent_shape())
