@@ -111,7 +111,7 @@ def test_a_prior_from_a_folder_refines(host: Any, comfyui: Any, monkeypatch: pyt
     )  # fmt: skip
     motion["objectives"] = ["refinement", 0]
     prompt = {
-        k: v for k, v in prompt.items() if v["class_type"] not in ("Anchor4DExportPLY", "Anchor4DRenderScene", "SaveVideo")
+        k: v for k, v in prompt.items() if v["class_type"] not in ("Anchor4DExportScene", "Anchor4DPlayScene", "Anchor4DRenderScene", "SaveVideo")
     }
     outcome = host.run(prompt)
     assert outcome.ended == "execution_success", outcome.detail
