@@ -1,0 +1,598 @@
+"""3 Fit: Align Your Gaussians, from a text to a moving object, and motions longer than a clip."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from comfy_api.latest import Types, io
+
+from ..core.fit.loop import Schedule
+from ..core.formats import side_by_side
+from ..core.methods import ayg, stages
+from ..core.methods.ayg import Models
+from ..core.methods.stages import MotionConfig, StaticConfig
+from ..core.object3d import Object3D
+from ..core.objectives.base import Switch, constant
+from ..core.objectives.displacement import StayInPlace, Togetherness
+from ..core.objectives.scores import ClipScores, ViewScores
+from ..core.priors.base import Prior
+from ..core.priors.text_to_video import MOTIONLESS
+from ..core.scene import Scene4D
+from ..core.views import object_cameras, render_frames
+from . import host, host_prior
+from .fit import CATEGORY, _estimate, _finish, _say_objectives, _seed, _steps
+from .objectives import CATEGORY as OBJECTIVES
+from .objectives import Terms, _more, _output, _ramp, _weight
+from .prepare import OBJECT_TYPES, convert_object
+
+NO_OBJECTIVES = "no objectives connected: connect Text to 3D Scores or Text to 4D Scores"
+
+
+def _prompt(what: str) -> io.Input:
+    return io.String.Input(
+        "prompt",
+        default="",
+        multiline=True,
+        dynamic_prompts=True,
+        tooltip=f"{what} Leave it empty for priors made with Prior from Model: their text is connected there.",
+    )
+
+
+def _negative(default: str, what: str) -> io.Input:
+    return io.String.Input(
+        "negative_prompt",
+        default=default,
+        multiline=True,
+        optional=True,
+        advanced=True,
+        tooltip=f"What to steer away from. {what}",
+    )
+
+
+def _images() -> io.Input:
+    return host.Prior.Input(
+        "image_prior",
+        optional=True,
+        tooltip="A text-to-image model, from Load Prior or Prior from Model: sharper looks. Nothing connected = without.",
+    )
+
+
+def _image_weight(default: float) -> io.Input:
+    return io.Float.Input(
+        "image_weight",
+        default=default,
+        min=0.0,
+        max=100.0,
+        step=0.05,
+        tooltip="How much the text-to-image model counts against the other model, both brought to one size first. Higher = "
+        "finer looks, 0 = off.",
+    )
+
+
+def _preset() -> io.Input:
+    return io.Combo.Input(
+        "preset",
+        options=host.PRESETS,
+        default="standard",
+        tooltip="How many steps. standard = a few thousand. draft = a few hundred, to try a text. paper = ten thousand. All "
+        "ask large models in every step, so a GPU is needed.",
+    )
+
+
+def _given(text: str) -> str | None:
+    return text.strip() or None
+
+
+class Anchor4DTextTo3DScores(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Anchor4DTextTo3DScores",
+            display_name="Text to 3D Scores",
+            category=OBJECTIVES,
+            description="Objective: an object must look from all sides as a text says. A multi-view model gives its shape, a "
+            "text-to-image model its looks (Align Your Gaussians, first stage).",
+            search_aliases=["text to 3d", "csd", "sds", "score distillation", "mvdream", "ayg", "align your gaussians"],
+            inputs=[
+                host.Prior.Input(
+                    "views_prior",
+                    optional=True,
+                    tooltip="A multi-view model such as MVDream, from Load Prior. Without it, objects tend to have several "
+                    "faces.",
+                ),
+                _images(),
+                _more(),
+                _prompt("What the object is."),
+                *_weight(1.0, "closer to the text"),
+                _image_weight(ayg.IMAGE_STATIC),
+                io.Float.Input(
+                    "view_guidance",
+                    default=0.5,
+                    min=0.0,
+                    max=10.0,
+                    step=0.1,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How much the text-to-image model is held to the side that it sees, named in its text. Higher = "
+                    "fewer faces at the back. 0 = off.",
+                ),
+                io.Int.Input(
+                    "pictures",
+                    default=4,
+                    min=1,
+                    max=64,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Pictures that the text-to-image model sees in every step. More = steadier, slower.",
+                ),
+                _negative("", "Empty = each model's own."),
+            ],
+            outputs=[_output()],
+        )
+
+    @classmethod
+    def execute(
+        cls, prompt: str, weight: float, image_weight: float, end_weight: float = -1.0, view_guidance: float = 0.5,
+        pictures: int = 4, negative_prompt: str = "", views_prior: Prior | None = None, image_prior: Prior | None = None,
+        objectives: Terms = (),
+    ) -> io.NodeOutput:  # fmt: skip
+        with host.work(cls):
+            images = image_prior if image_weight > 0 else None
+            (made,) = ayg.static_objectives(Models(None, images, views_prior), prompt.strip())
+            assert isinstance(made, ViewScores)
+            looks = made.images if views_prior is None or made.images is None else _weighing(made.images, image_weight)
+            term = replace(
+                made,
+                images=looks,
+                weight=_ramp(weight, end_weight),
+                view_guidance=view_guidance,
+                pictures=pictures,
+                negative=_given(negative_prompt),
+            )
+            return io.NodeOutput((*objectives, term))
+
+
+class Anchor4DTextTo4DScores(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Anchor4DTextTo4DScores",
+            display_name="Text to 4D Scores",
+            category=OBJECTIVES,
+            description="Objective for motion: films of the object must show what a text says. A text-to-video model judges "
+            "the motion, a text-to-image model the looks of some frames (Align Your Gaussians, second stage).",
+            search_aliases=["text to 4d", "csd", "sds", "score distillation", "text to video", "ayg", "align your gaussians"],
+            inputs=[
+                host.Prior.Input(
+                    "video_prior", tooltip="A text-to-video model: ModelScope, Zeroscope, LTX-Video or Wan, from Load Prior."
+                ),
+                _images(),
+                _more(),
+                _prompt("What the object is and does."),
+                *_weight(ayg.CLIP_WEIGHT, "livelier, less held together", 1.0),
+                _image_weight(ayg.IMAGE_MOTION),
+                io.Float.Input(
+                    "amplification",
+                    default=ayg.AMPLIFICATION,
+                    min=0.0,
+                    max=10.0,
+                    step=0.1,
+                    tooltip="Motion amplification: what the video model wants changed between frames counts so many times. "
+                    "Higher = more motion. 1 = off.",
+                ),
+                io.Float.Input(
+                    "amplified_from",
+                    default=ayg.AMPLIFIED_FROM,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    optional=True,
+                    advanced=True,
+                    tooltip="When amplification sets in: 0 = at once, 0.3 = after 30 % of the steps.",
+                ),
+                io.Int.Input(
+                    "clips",
+                    default=1,
+                    min=1,
+                    max=16,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Films shown to the models in every step, each from another side. More = steadier, slower.",
+                ),
+                io.Int.Input(
+                    "frames",
+                    default=0,
+                    min=0,
+                    max=129,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Frames of a film. 0 = the model's usual. LTX-Video takes 1 + 8 k, Wan 1 + 4 k.",
+                ),
+                io.Int.Input(
+                    "size",
+                    default=0,
+                    min=0,
+                    max=1024,
+                    step=32,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Side of the films in pixels. Lower = less memory. 0 = the model's usual size.",
+                ),
+                io.Int.Input(
+                    "image_frames",
+                    default=4,
+                    min=1,
+                    max=32,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Frames of each film that the text-to-image model sees, drawn at random.",
+                ),
+                _negative(MOTIONLESS, "Of the video model: the default steers away from films in which nothing moves."),
+            ],
+            outputs=[_output()],
+        )
+
+    @classmethod
+    def execute(
+        cls, video_prior: Prior, prompt: str, weight: float, image_weight: float, amplification: float,
+        end_weight: float = -1.0, amplified_from: float = ayg.AMPLIFIED_FROM, clips: int = 1, frames: int = 0, size: int = 0,
+        image_frames: int = 4, negative_prompt: str = MOTIONLESS, image_prior: Prior | None = None, objectives: Terms = (),
+    ) -> io.NodeOutput:  # fmt: skip
+        with host.work(cls):
+            changes: dict[str, Any] = {"pictures": frames} if frames else {}
+            changes |= {"resolution": (size, size)} if size else {}
+            video = video_prior.with_settings(**changes) if changes else video_prior
+            images = image_prior if image_weight > 0 else None
+            made = ayg.motion_objectives(Models(video, images), prompt.strip(), ("jsd", "rigidity"))[0]
+            assert isinstance(made, ClipScores)
+            term = replace(
+                made,
+                images=None if made.images is None else _weighing(made.images, image_weight),
+                weight=_ramp(weight, end_weight),
+                amplification=Switch(1.0, amplification, amplified_from),
+                clips=clips,
+                subset=min(image_frames, video.pictures),
+                negative=_given(negative_prompt) if prompt.strip() else None,
+            )
+            video.latent_shape()  # says what does not fit before a long fit
+            return io.NodeOutput((*objectives, term))
+
+
+def _weighing(distillation: Any, weight: float) -> Any:
+    return replace(distillation, weight=constant(weight))
+
+
+class Anchor4DStayInPlace(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Anchor4DStayInPlace",
+            display_name="Stay in Place",
+            category=OBJECTIVES,
+            description="Objective for motion: the object's centre and extent stay near those of the still object, so that it "
+            "moves its limbs instead of sliding away (Align Your Gaussians' JSD term).",
+            search_aliases=["jsd", "jensen-shannon", "drift", "regulariser", "objective", "loss", "ayg"],
+            inputs=[
+                _more(),
+                io.Float.Input(
+                    "share",
+                    default=ayg.STAY_SHARE,
+                    min=0.0,
+                    max=1.0,
+                    step=0.005,
+                    tooltip="Set the weight once, after some steps, so that this pulls with so much of all other objectives' "
+                    "strength. Higher = stays more firmly. 0 = the weight counts as it is.",
+                ),
+                *_weight(1.0, "stays more firmly"),
+                io.Int.Input(
+                    "share_step",
+                    default=ayg.STAY_STEP,
+                    min=0,
+                    max=100_000,
+                    optional=True,
+                    advanced=True,
+                    tooltip="The step at which the share is set: late enough for the object to have moved a little.",
+                ),
+            ],
+            outputs=[_output()],
+        )
+
+    @classmethod
+    def execute(
+        cls, share: float, weight: float, end_weight: float = -1.0, share_step: int = ayg.STAY_STEP, objectives: Terms = ()
+    ) -> io.NodeOutput:
+        return io.NodeOutput((*objectives, StayInPlace(_ramp(weight, end_weight), share=share, share_step=share_step)))
+
+
+class Anchor4DTogetherness(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Anchor4DTogetherness",
+            display_name="Togetherness",
+            category=OBJECTIVES,
+            description="Objective for motion: Gaussians that are near each other in the still object move alike (the rigidity "
+            "of Align Your Gaussians, whose motion has no rotations).",
+            search_aliases=["rigidity", "knn", "neighbours", "regulariser", "objective", "loss", "ayg"],
+            inputs=[
+                _more(),
+                *_weight(1000.0, "stiffer; lower = livelier, but it may tear", 10.0),
+                io.Int.Input(
+                    "neighbours",
+                    default=40,
+                    min=1,
+                    max=200,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How many neighbours of each Gaussian count. More = stiffer over larger distances.",
+                ),
+            ],
+            outputs=[_output()],
+        )
+
+    @classmethod
+    def execute(cls, weight: float, end_weight: float = -1.0, neighbours: int = 40, objectives: Terms = ()) -> io.NodeOutput:
+        return io.NodeOutput((*objectives, Togetherness(_ramp(weight, end_weight), k=neighbours)))
+
+
+class Anchor4DTextToGaussians(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Anchor4DTextToGaussians",
+            display_name="Fit Gaussians to Text",
+            category=CATEGORY,
+            description="Text to 3D: grows a still object from a ball of grey Gaussians until models find it to suit a text. "
+            "With an object connected, takes that instead.",
+            search_aliases=["text to 3d", "static", "gaussian splatting", "mvdream", "ayg", "align your gaussians", "train"],
+            inputs=[
+                host.Objectives.Input(
+                    "objectives", optional=True, tooltip="Text to 3D Scores. Not needed where an object is connected."
+                ),
+                io.MultiType.Input(
+                    "object",
+                    types=OBJECT_TYPES,
+                    optional=True,
+                    tooltip="A mesh or splats to start from instead: the text is not asked, and this is only turned into "
+                    "Gaussians.",
+                ),
+                _preset(),
+                _seed(),
+                io.Float.Input(
+                    "yaw",
+                    default=0.0,
+                    min=-180.0,
+                    max=180.0,
+                    step=1.0,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Degrees to turn a connected object, counter-clockwise seen from above, until its front faces +Z.",
+                ),
+                io.Int.Input(
+                    "frames",
+                    default=16,
+                    min=2,
+                    max=500,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Frames of a clip of the motion that comes next.",
+                ),
+                io.Float.Input(
+                    "fps", default=8.0, min=1.0, max=120.0, optional=True, advanced=True, tooltip="Frames a second of it."
+                ),
+                _steps(),
+                *host.device_inputs(),
+            ],
+            outputs=[host.Scene.Output("scene", tooltip="The still object, for Fit Motion to Text.")],
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        preset: str,
+        seed: int,
+        yaw: float = 0.0,
+        frames: int = 16,
+        fps: float = 8.0,
+        steps: int = 0,
+        device: str = "auto",
+        renderer: str = "auto",
+        objectives: Terms = (),
+        object: Object3D | Types.MESH | Types.SPLAT | Types.File3D | None = None,
+    ) -> io.NodeOutput:
+        with host.work(cls, gradients=True):
+            config = ayg.preset(preset)
+            item = None if object is None else convert_object(object).normalized()[0].turned(yaw)
+            if item is None:
+                if not objectives:
+                    raise ValueError(NO_OBJECTIVES)
+                _say_objectives(objectives, "")
+                static = replace(config.static, objectives=tuple(objectives), schedule=_with(config.static, steps))
+                if steps and static.density is not None:
+                    every = max(20, steps // 60)
+                    static = replace(static, density=replace(static.density, every=every, start=every))
+                config = replace(config, static=static)
+            else:
+                config = replace(config, given=replace(config.given, schedule=_with(config.given, steps)))
+            config = replace(config, frames=frames, fps=fps)
+            chosen = config.static if item is None else config.given
+            where = host.device_for(device, renderer)
+            shape = [] if item is None else [item.vertices]
+            with host.checkpoint("text", *shape, repr(chosen), seed) as path, host_prior.loaded(chosen.objectives, device):
+                scene = ayg.text_to_3d(
+                    config, item=item, seed=seed, device=where, backend=renderer, progress=host.Report().fit, checkpoint=path
+                )
+            scene = _finish(scene)
+            return io.NodeOutput(scene, ui=_look(scene))
+
+
+class Anchor4DTextMotion(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Anchor4DTextMotion",
+            display_name="Fit Motion to Text",
+            category=CATEGORY,
+            description="3D to 4D without a driving video: finds a motion of the still object that models find to suit a text.",
+            search_aliases=["text to 4d", "animate", "deformation", "ayg", "align your gaussians", "4dgs", "train"],
+            inputs=[
+                host.scene_input(tooltip="The still object: from Fit Gaussians to Text, or any scene or splats, facing +Z."),
+                host.Objectives.Input(
+                    "objectives", tooltip="Text to 4D Scores, and in a chain Stay in Place and Togetherness."
+                ),
+                _preset(),
+                _seed(),
+                _steps(),
+                io.Int.Input(
+                    "frames",
+                    default=0,
+                    min=0,
+                    max=500,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Frames of the clip. 0 = as the scene says, 16 for one that has a single frame.",
+                ),
+                *host.device_inputs(),
+            ],
+            outputs=[host.Scene.Output("scene", tooltip="The moving object.")],
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        scene: Scene4D | Types.SPLAT,
+        objectives: Terms,
+        preset: str,
+        seed: int,
+        steps: int = 0,
+        frames: int = 0,
+        device: str = "auto",
+        renderer: str = "auto",
+    ) -> io.NodeOutput:
+        with host.work(cls, gradients=True):
+            given = host.scene_of(scene)
+            config = ayg.preset(preset)
+            count = frames or (given.frames if given.frames > 1 else config.frames)
+            still = replace(
+                given, field=None, frames=count, fps=given.fps if given.frames > 1 else config.fps, loop=False,
+                front=given.front or config.front,
+            ).to(host.device_for(device, renderer))  # fmt: skip
+            motion = replace(config.motion, objectives=tuple(objectives), schedule=_with(config.motion, steps))
+            _say_objectives(motion.objectives, "the object stays still")
+            cost = _estimate(None, still, motion, backend=renderer)
+            with _kept("text-motion", still, motion, seed) as path, host_prior.loaded(motion.objectives, device):
+                moving = stages.fit_motion(
+                    None, still, motion, seed=seed, backend=renderer, progress=host.Report(note=cost).fit, checkpoint=path
+                )
+            moving = _finish(moving)
+            return io.NodeOutput(moving, ui=_look(moving))
+
+
+class Anchor4DExtendMotion(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Anchor4DExtendMotion",
+            display_name="Extend Motion",
+            category=CATEGORY,
+            description="Prolongs a motion by half a clip: a new clip begins in the middle of the last one and is blended into "
+            "it. The text may be another. Chain as many as you like; the last can close the loop.",
+            search_aliases=["longer", "autoregressive", "continue", "loop", "next clip", "ayg", "align your gaussians"],
+            inputs=[
+                host.Scene.Input("scene", tooltip="A moving object that does not loop."),
+                host.Objectives.Input(
+                    "objectives", tooltip="Text to 4D Scores of the new clip, and what keeps the object in place and together."
+                ),
+                io.Boolean.Input(
+                    "close_loop",
+                    default=False,
+                    tooltip="The new clip ends where the motion began, so that it loops. Nothing can be added after that.",
+                ),
+                _preset(),
+                _seed(),
+                io.Float.Input(
+                    "seam",
+                    default=1000.0,
+                    min=0.0,
+                    max=1e6,
+                    step=10.0,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How firmly the two clips must agree where one is blended into the other. Higher = the new clip "
+                    "begins as the old one goes on.",
+                ),
+                _steps(),
+                *host.device_inputs(),
+            ],
+            outputs=[host.Scene.Output("scene", tooltip="The longer motion. What came before the new clip is unchanged.")],
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        scene: Scene4D,
+        objectives: Terms,
+        close_loop: bool,
+        preset: str,
+        seed: int,
+        seam: float = 1000.0,
+        steps: int = 0,
+        device: str = "auto",
+        renderer: str = "auto",
+    ) -> io.NodeOutput:
+        with host.work(cls, gradients=True):
+            config = ayg.preset(preset)
+            further = replace(config.further, steps=steps or config.further.steps)
+            motion = replace(config.motion, objectives=tuple(objectives), schedule=further)
+            _say_objectives(motion.objectives, "the object stays where the motion left it")
+            given = scene.to(host.device_for(device, renderer))
+            label = f"extend-{'closed' if close_loop else 'open'}"
+            with _kept(label, given, motion, seed, seam) as path, host_prior.loaded(motion.objectives, device):
+                longer = ayg.extend(
+                    given, motion, seam=seam, closed=close_loop, seed=seed, backend=renderer, progress=host.Report().fit,
+                    checkpoint=path,
+                )  # fmt: skip
+            longer = _finish(longer)
+            return io.NodeOutput(longer, ui=_look(longer))
+
+
+def _with(config: StaticConfig | MotionConfig, steps: int) -> Schedule:
+    """A configuration's schedule, with the user's number of steps where it is not 0."""
+    return replace(config.schedule, steps=steps) if steps else config.schedule
+
+
+def _kept(label: str, scene: Scene4D, motion: MotionConfig, *more: Any) -> AbstractContextManager[Path]:
+    """Where the fit of a scene keeps its checkpoints."""
+    field = [] if scene.field is None else [scene.field.config(), *scene.field.state_dict().values()]
+    return host.checkpoint(label, scene.gaussians.tensors(), scene.frames, *map(_plain, field), repr(motion), *more)
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, torch.Tensor) else repr(value)
+
+
+def _look(scene: Scene4D, size: int = 192) -> dict[str, object]:
+    """The object from the front, a side and the back, as the node shows it."""
+    with torch.no_grad():
+        taus = scene.taus if scene.field is not None else scene.taus[:1]
+        views = render_frames(scene, object_cameras(scene, size, [0.0, 90.0, 180.0]), taus)
+        pictures = side_by_side(dict(zip(("front", "side", "back"), views)), height=size)
+        return host.film(pictures, scene.fps) if len(taus) > 1 else host.stills(torch.from_numpy(pictures).float() / 255)
+
+
+NODES = [
+    Anchor4DTextTo3DScores,
+    Anchor4DTextTo4DScores,
+    Anchor4DStayInPlace,
+    Anchor4DTogetherness,
+    Anchor4DTextToGaussians,
+    Anchor4DTextMotion,
+    Anchor4DExtendMotion,
+]
