@@ -74,6 +74,7 @@ class Anchor4DPlayScene(io.ComfyNode):
                 io.String.Input(
                     "view",
                     default="",
+                    optional=True,
                     socketless=True,
                     tooltip="What the player shows: camera, moment, background, camera path. The player fills it in.",
                 ),
@@ -96,7 +97,7 @@ class Anchor4DPlayScene(io.ComfyNode):
         frames: int,
         size: int,
         background: str,
-        view: str,
+        view: str = "",
         compare: Any = None,
         video: DrivingVideo | Tensor | None = None,
         device: str = "auto",
@@ -175,15 +176,16 @@ def _filmed(scene: Scene4D, video: DrivingVideo | Tensor | None) -> dict[str, An
 
 def _camera(info: dict[str, Any], size: int) -> Cameras:  # (1,)
     """The player's camera with its picture's shape; ``principal``: its principal point in shares of the picture."""
-    aspect = _number(info.get("aspect") or 1.0, 0.05, 20.0)
+    aspect = _number(info.get("aspect", 1.0), 0.05, 20.0)
     width, height = max(1, round(size * min(1.0, aspect))), max(1, round(size / max(1.0, aspect)))
     try:
         camera = from_camera_info(info, width, height)
+        x, y = info.get("principal") or (0.5, 0.5)
+        camera.K[:, 0, 2], camera.K[:, 1, 2] = width * float(x), height * float(y)
     except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"view: the camera lacks {error}, right-click the node and choose Reset the view") from None
-    principal = info.get("principal")
-    if principal:
-        camera.K[:, 0, 2], camera.K[:, 1, 2] = width * float(principal[0]), height * float(principal[1])
+        raise InputError(
+            f"view: the camera lacks or garbles a part ({error}), right-click the node and choose Reset the view"
+        ) from None
     return camera
 
 

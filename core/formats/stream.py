@@ -39,7 +39,7 @@ from ..cameras import to_camera_info
 from ..files import InputError, atomic_path
 from ..gaussians import SH_C0, Gaussians
 from ..scene import Scene4D, frame_times
-from ..views import FrameProgress, scene_cameras
+from ..views import FrameProgress, placement, scene_cameras
 
 log = logging.getLogger(__name__)
 
@@ -136,6 +136,7 @@ def write_stream(
     for block in (statics, *blocks, *pictures):
         places.append([offset, len(block)])
         offset += len(block)
+    scale, center = placement(scene)
     header = {
         "format": "anchor4d-play",
         "version": VERSION,
@@ -146,6 +147,7 @@ def write_stream(
         "continuous": scene.field is None or scene.field.continuous,
         "camera": to_camera_info(scene_cameras(scene)),
         "front": None if scene.front is None else asdict(scene.front),
+        "placement": {"scale": scale, "center": center.tolist()},
         **coder.header(),
         "errors": {key: float(f"{value:.3g}") for key, value in errors.items()},
         "statics": places[0],

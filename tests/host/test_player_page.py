@@ -232,16 +232,20 @@ def test_it_plays_and_what_it_shows_comes_out(
     assert not page.failures
 
 
-def picture(served: Any, page: Any) -> Any:
-    """What the preview shows."""
+def picture_of(host: Any, shown: dict[str, str]) -> Any:  # (H, W, 3)
     import numpy as np
     from PIL import Image
 
+    with Image.open(host.file(shown)) as image:
+        return np.asarray(image.convert("RGB"), dtype=np.float64) / 255
+
+
+def picture(served: Any, page: Any) -> Any:
+    """What the preview shows."""
     shown = page.evaluate(
         "() => app.nodeOutputs[app.graph._nodes.find((node) => node.type === 'PreviewImage').id].images.at(-1)"
     )
-    with Image.open(served.file(shown)) as image:
-        return np.asarray(image.convert("RGB"), dtype=np.float64) / 255
+    return picture_of(served, shown)
 
 
 @pytest.mark.parametrize("vue", [False, True], ids=["classic", "vue"])
@@ -265,3 +269,55 @@ def test_two_players_on_a_page_and_one_leaves(open_page: Callable[..., Any], sce
     before = page.evaluate(STATE, 1)["value"]
     page.wait_for_function(f"(before) => ({STATE})(1).value !== before", arg=before)
     assert not page.failures
+
+
+def test_it_runs_without_a_page(host: Any, scene_file: Path):
+    """A view given as text: its camera, its moment, its colour and its path come out; pictures lie in the stream."""
+    import json
+
+    from anchor4d.core.formats.stream import read_stream
+
+    camera = {"position": {"x": 1.4, "y": 0.5, "z": -1.4}, "target": {"x": 0, "y": 0, "z": 0}, "fov": 35, "aspect": 1.5}
+    keys = [{"time": t, "scene_time": 0.25, "camera": camera | {"fov": fov}} for t, fov in ((0, 35), (1, 20))]
+    view = {"camera": camera, "time": 0.25, "background": "#ff0000", "moments": True}
+    prompt: dict[str, Any] = {
+        "load": {"class_type": "Anchor4DLoadScene", "inputs": {"file": "none", "path": str(scene_file)}},
+        "film": {"class_type": "EmptyImage", "inputs": {"width": 640, "height": 32, "batch_size": 3, "color": 255}},
+        "play": {
+            "class_type": "Anchor4DPlayScene",
+            "inputs": {
+                "scene": ["load", 0], "compare": ["load", 0], "video": ["film", 0], "frames": 5, "size": 96,
+                "background": "as shown", "view": json.dumps(view | {"trajectory": {"version": 1, "loop": False, "keys": keys}}),
+            },
+        },
+        "shown": {"class_type": "PreviewImage", "inputs": {"images": ["play", 1]}},
+        "flown": {
+            "class_type": "Anchor4DRenderScene",
+            "inputs": {
+                "scene": ["play", 0], "shot": "fixed", "shot.azimuth": 0.0, "shot.repeats": 1, "shot.frames": 2,
+                "framing": "object", "size": 96, "background": "white", "elevation": 0.0, "trajectory": ["play", 4],
+            },
+        },
+        "pictures": {"class_type": "PreviewImage", "inputs": {"images": ["flown", 0]}},
+    }  # fmt: skip
+    outcome = host.run(prompt)
+    assert outcome.ended == "execution_success", outcome.detail
+    shown = outcome.outputs["play"]
+    first, second = (read_stream(host.file(clip)) for clip in shown["a4d_clips"])
+    assert (len(first.frames), len(first.pictures), len(second.pictures)) == (5, 5, 0)
+    assert shown["a4d_filmed"][0]["principal"] == [0.5, 0.5]
+    image = picture_of(host, outcome.outputs["shown"]["images"][0])
+    assert image.shape == (64, 96, 3)
+    assert image[0, 0].tolist() == [1, 0, 0]
+    assert 0.05 < (abs(image - image[0, 0]).max(-1) > 0.2).mean() < 0.8
+    flown = [picture_of(host, shown) for shown in outcome.outputs["pictures"]["images"]]
+    assert [frame.shape for frame in flown] == [(64, 96, 3)] * 2
+    sizes = [float((frame.min(-1) < 0.9).mean()) for frame in flown]
+    assert sizes[1] > 2 * sizes[0]  # narrower at the second key
+
+    prompt["play"]["inputs"]["view"] = "no JSON"
+    outcome = host.run({key: prompt[key] for key in ("load", "film", "play")})
+    assert outcome.ended == "execution_error"
+    assert outcome.detail["exception_message"].strip() == (
+        "Play Scene: view: not readable, right-click the node and choose Reset the view"
+    )

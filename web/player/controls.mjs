@@ -13,7 +13,12 @@ const HIGHEST = 1e3;
 
 /** Right and up of the camera's picture in the world. @param {Camera} camera */
 function axes({ azimuth, elevation, roll = 0 }) {
-  const [sa, ca, se, ce] = [Math.sin(azimuth * RADIANS), Math.cos(azimuth * RADIANS), Math.sin(elevation * RADIANS), Math.cos(elevation * RADIANS)];
+  const [sa, ca, se, ce] = [
+    Math.sin(azimuth * RADIANS),
+    Math.cos(azimuth * RADIANS),
+    Math.sin(elevation * RADIANS),
+    Math.cos(elevation * RADIANS),
+  ];
   const [sr, cr] = [Math.sin(roll * RADIANS), Math.cos(roll * RADIANS)];
   const right = [ca, 0, -sa];
   const up = [-se * sa, ce, -se * ca];
@@ -29,17 +34,29 @@ export function orbited(camera, dx, dy) {
   return { ...camera, azimuth: ((camera.azimuth - TURN * dx + 540) % 360) - 180, elevation };
 }
 
-/** The camera moved in its picture's plane, so that the target's depth follows the pointer. @returns {Camera}
- * @param {Camera} camera @param {number} dx pixels @param {number} dy pixels @param {number} side the picture's shorter one, in pixels */
+/**
+ * The camera moved in its picture's plane, so that the target's depth follows the pointer.
+ * @param {Camera} camera
+ * @param {number} dx pixels
+ * @param {number} dy pixels
+ * @param {number} side the picture's shorter one, in pixels
+ * @returns {Camera}
+ */
 export function panned(camera, dx, dy, side) {
   const { right, up } = axes(camera);
   const unit = (2 * camera.distance * Math.tan((camera.fov / 2) * RADIANS)) / side;
   return { ...camera, target: camera.target.map((value, i) => value - unit * (dx * right[i] - dy * up[i])) };
 }
 
-/** Nearer (scale < 1) or farther; what the pointer is on, at the target's depth, stays under it. @returns {Camera}
- * @param {Camera} camera @param {number} scale
- * @param {number} x pixels right of the picture's centre @param {number} y pixels below it @param {number} side the shorter one */
+/**
+ * Nearer (scale < 1) or farther; what the pointer is on, at the target's depth, stays under it.
+ * @param {Camera} camera
+ * @param {number} scale
+ * @param {number} x pixels right of the picture's centre
+ * @param {number} y pixels below it
+ * @param {number} side the picture's shorter one, in pixels
+ * @returns {Camera}
+ */
 export function zoomed(camera, scale, x, y, side) {
   const distance = Math.max(LOWEST, Math.min(HIGHEST, camera.distance * scale));
   const kept = 1 - distance / camera.distance;
@@ -55,7 +72,12 @@ export function zoomed(camera, scale, x, y, side) {
  * @property {() => void} settle the movement has ended
  */
 
-/** Listens on the element until the signal fires. @param {HTMLElement} element @param {Target} target @param {AbortSignal} signal */
+/**
+ * Listens on the element until the signal fires.
+ * @param {HTMLElement} element
+ * @param {Target} target
+ * @param {AbortSignal} signal
+ */
 export function control(element, target, signal) {
   /** @type {Map<number, {x: number, y: number}>} */
   const pointers = new Map();

@@ -1,7 +1,13 @@
 // Small things for building elements.
 
-/** @template {keyof HTMLElementTagNameMap} T @param {T} tag @param {Record<string, any>} [attributes] @param {...(Node | string)} children
- * @returns {HTMLElementTagNameMap[T]} functions among the attributes listen to the event of that name */
+/**
+ * An element.
+ * @template {keyof HTMLElementTagNameMap} T
+ * @param {T} tag
+ * @param {Record<string, any>} [attributes] functions among them listen to the event of that name
+ * @param {...(Node | string)} children
+ * @returns {HTMLElementTagNameMap[T]}
+ */
 export function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -18,7 +24,14 @@ export function clamp(value, low, high) {
   return Math.max(low, Math.min(high, value));
 }
 
-/** The value after this one in a list, around. @template T @param {T[]} list @param {T} value @param {number} [step] @returns {T} */
+/**
+ * The value after this one in a list, around.
+ * @template T
+ * @param {T[]} list
+ * @param {T} value
+ * @param {number} [step]
+ * @returns {T}
+ */
 export function next(list, value, step = 1) {
   return list[(list.indexOf(value) + step + list.length) % list.length];
 }

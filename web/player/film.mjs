@@ -35,7 +35,7 @@ export async function savePicture(canvas, name) {
  * @property {AbortSignal} signal
  */
 
-/** Draws, encodes and saves a film, frame by frame where the browser has an encoder, else as fast as it plays. @param {Film} film */
+/** Saves a film: drawn frame by frame where the browser has an encoder, else as it plays. @param {Film} film */
 export async function saveFilm(film) {
   const codec = await encoding(film.canvas);
   const blob = codec ? await encoded(film, codec) : await recorded(film);
@@ -92,8 +92,12 @@ async function encoded({ canvas, seconds, fps, transparent, draw, progress, sign
       tracks.forEach(({ encoder }, track) => {
         const pixels = track ? opacity(data) : opaque(data);
         const frame = new VideoFrame(pixels, {
-          format: "RGBX", codedWidth: width, codedHeight: height, timestamp: Math.round((1e6 * i) / fps), duration: Math.round(1e6 / fps),
-        }); // prettier-ignore
+          format: "RGBX",
+          codedWidth: width,
+          codedHeight: height,
+          timestamp: Math.round((1e6 * i) / fps),
+          duration: Math.round(1e6 / fps),
+        });
         encoder.encode(frame, { keyFrame: i % KEY_EVERY === 0 });
         frame.close();
       });
@@ -128,7 +132,9 @@ function opacity(data) {
 async function recorded({ canvas, seconds, fps, draw, progress, signal }) {
   if (typeof MediaRecorder === "undefined") throw new Error("this browser cannot record films, use another or Render Scene");
   const stream = canvas.captureStream();
-  const recorder = new MediaRecorder(stream, { videoBitsPerSecond: Math.max(2e5, QUALITY * canvas.width * canvas.height * fps) });
+  const recorder = new MediaRecorder(stream, {
+    videoBitsPerSecond: Math.max(2e5, QUALITY * canvas.width * canvas.height * fps),
+  });
   /** @type {Blob[]} */
   const parts = [];
   recorder.addEventListener("dataavailable", (event) => parts.push(event.data));

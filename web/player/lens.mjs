@@ -1,4 +1,4 @@
-// The player's camera: its field of view spans the picture's shorter side, so that a picture of any shape shows the whole object.
+// The player's camera. Its field of view spans the picture's shorter side: a picture of any shape shows the whole object.
 
 import { frontCamera, fromCameraInfo, toCameraInfo } from "./camera.mjs";
 
@@ -14,7 +14,7 @@ import { frontCamera, fromCameraInfo, toCameraInfo } from "./camera.mjs";
  */
 
 const RADIANS = Math.PI / 180;
-/** Room around the object, in sizes of it, and the distance of a camera that nobody has given, as core/views.py has it. */
+/** Room around the object, in sizes of it, and the distance in sizes of a camera that nobody has given. */
 const MARGIN = 1.25;
 const DISTANCE = 2;
 
@@ -32,7 +32,7 @@ function unlensed({ fovy, principal = [0.5, 0.5], roll = 0, ...rest }, aspect) {
   return { ...rest, roll, fov: (2 * Math.atan(half)) / RADIANS, shift };
 }
 
-/** Of a LOAD3D_CAMERA value; ``principal`` in it: the principal point in shares of the picture. @param {any} info @returns {Camera} */
+/** @param {any} info LOAD3D_CAMERA; `principal` in it: the principal point in shares of the picture @returns {Camera} */
 export function fromInfo(info) {
   return unlensed({ ...fromCameraInfo(info), principal: info.principal }, info.aspect || 1);
 }
@@ -49,12 +49,10 @@ export function filmedCamera(header) {
   return unlensed(frontCamera(header), header.camera.aspect || 1);
 }
 
-/** The whole object from the front. @param {any} header of a play stream @returns {Camera} */
-export function homeCamera({ box, front }) {
-  const target = front ? [0, 0, 0] : box.low.map((/** @type {number} */ low, /** @type {number} */ k) => (low + box.high[k]) / 2);
-  let half = Math.max(1e-6, ...target.map((value, k) => Math.max(box.high[k] - value, value - box.low[k])));
-  if (front) half = Math.min(0.75, Math.max(0.5, half)); // an object is 1 unit long; single Gaussians may fly far off
-  const distance = front ? front.distance : DISTANCE * 2 * half;
-  const fov = (2 * Math.atan((MARGIN * half) / distance)) / RADIANS;
-  return { target, distance, azimuth: 0, elevation: front?.elevation ?? 0, roll: 0, fov, shift: [0, 0] };
+/** The whole object from the front, as core/views.py's object_cameras. @param {any} header of a play stream @returns {Camera} */
+export function homeCamera({ placement, front }) {
+  const { scale, center } = placement;
+  const distance = front?.distance ?? DISTANCE;
+  const fov = (2 * Math.atan((0.5 * MARGIN) / distance)) / RADIANS;
+  return { target: center, distance: distance * scale, azimuth: 0, elevation: front?.elevation ?? 0, roll: 0, fov, shift: [0, 0] };
 }

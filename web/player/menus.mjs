@@ -77,7 +77,9 @@ export class Menus {
 
   /** Whether an event fell into what is open or onto a button that opens something. @param {Event} event */
   meant(event) {
-    return event.composedPath().some((part) => part === this.#popup || part === this.#help || /** @type {any} */ (part).ariaHasPopup === "true");
+    return event
+      .composedPath()
+      .some((part) => part === this.#popup || part === this.#help || /** @type {any} */ (part).ariaHasPopup === "true");
   }
 
   close() {
@@ -100,10 +102,22 @@ export class Menus {
     const open = Boolean(this.#help);
     this.close();
     if (open) return;
-    const close = make("button", { class: "tool close", type: "button", "aria-label": "Close", title: "Close (Esc)", click: () => this.close() });
+    const close = make("button", {
+      class: "tool close",
+      type: "button",
+      "aria-label": "Close",
+      title: "Close (Esc)",
+      click: () => this.close(),
+    });
     close.innerHTML = icon("close");
     const list = make("dl", {}, ...HELP.map(([key, does]) => make("div", {}, make("dt", {}, key), make("dd", {}, does))));
-    this.#help = make("div", { class: "help", role: "dialog", "aria-label": "Help" }, make("h2", {}, "Mouse, fingers and keys"), close, list);
+    this.#help = make(
+      "div",
+      { class: "help", role: "dialog", "aria-label": "Help" },
+      make("h2", {}, "Mouse, fingers and keys"),
+      close,
+      list,
+    );
     this.#root.append(this.#help);
     close.focus();
   }
@@ -127,7 +141,9 @@ export class Menus {
     popup.style.maxHeight = `${Math.max(60, this.#root.clientHeight - this.#bar.offsetHeight - 8)}px`;
     const right = this.#root.clientWidth - anchor.offsetLeft - anchor.offsetWidth;
     popup.style.right = `${clamp(right, 6, Math.max(6, this.#root.clientWidth - popup.offsetWidth - 6))}px`;
-    const first = /** @type {HTMLElement | null} */ (popup.querySelector('[aria-checked="true"]') ?? popup.querySelector("button"));
+    const first = /** @type {HTMLElement | null} */ (
+      popup.querySelector('[aria-checked="true"]') ?? popup.querySelector("button")
+    );
     first?.focus({ preventScroll: true });
   }
 
@@ -149,19 +165,34 @@ export class Menus {
     };
   }
 
-  /** @param {string} text @param {() => void} click @param {{on?: boolean, mark?: string, more?: Node[], disabled?: boolean}} [options] */
+  /**
+   * A line of a menu.
+   * @param {string} text
+   * @param {() => void} click
+   * @param {{on?: boolean, mark?: string, more?: Node[], disabled?: boolean}} [options] on: of a choice; mark: an icon's name
+   */
   #line(text, click, { on, mark, more = [], disabled = false } = {}) {
     const sign = make("span", { class: "mark" });
     if (on || mark) sign.innerHTML = icon(on ? "check" : /** @type {string} */ (mark));
     const role = on == null ? "menuitem" : "menuitemradio";
-    return make("button", { class: "tool", type: "button", role, "aria-checked": on, disabled, click }, sign, make("span", {}, text), ...more);
+    return make(
+      "button",
+      { class: "tool", type: "button", role, "aria-checked": on, disabled, click },
+      sign,
+      make("span", {}, text),
+      ...more,
+    );
   }
 
   /** Lines of a choice. @param {string} title @param {string} name @param {[any, string, Node?][]} values */
   #choice(title, name, values) {
     const now = this.#view()[name];
     const lines = values.map(([value, text, sample]) =>
-      this.#line(text, this.#then(() => this.#does.set({ [name]: value })), { on: value === now, more: sample ? [make("i"), sample] : [] }),
+      this.#line(
+        text,
+        this.#then(() => this.#does.set({ [name]: value })),
+        { on: value === now, more: sample ? [make("i"), sample] : [] },
+      ),
     );
     return [make("h2", {}, title), ...lines];
   }
@@ -179,7 +210,11 @@ export class Menus {
       case "loop":
         return this.#choice("At the end", "loop", Object.entries(LOOPS));
       case "speed":
-        return this.#choice("Speed", "speed", SPEEDS.map((speed) => [speed, `${speed}×`])); // prettier-ignore
+        return this.#choice(
+          "Speed",
+          "speed",
+          SPEEDS.map((speed) => [speed, `${speed}×`]),
+        );
       case "mode":
         return this.#choice("Drawn as", "mode", Object.entries(MODES));
       case "background":
@@ -189,9 +224,17 @@ export class Menus {
       case "keys":
         return this.#keys();
       case "record": {
-        const film = this.#line("The clip, seen from here", this.#then(() => this.#does.saveFilm(false)), { mark: "record" });
+        const film = this.#line(
+          "The clip, seen from here",
+          this.#then(() => this.#does.saveFilm(false)),
+          { mark: "record" },
+        );
         const none = this.#view().keys.length < 2;
-        const path = this.#line("Along the camera path", this.#then(() => this.#does.saveFilm(true)), { mark: "keys", disabled: none });
+        const path = this.#line(
+          "Along the camera path",
+          this.#then(() => this.#does.saveFilm(true)),
+          { mark: "keys", disabled: none },
+        );
         return [make("h2", {}, "Save a film (WebM)"), film, path];
       }
       default:
@@ -206,45 +249,92 @@ export class Menus {
       return /** @type {[string, string, Node]} */ ([value, text, sample]);
     });
     const now = this.#view().background;
-    const field = make("input", { type: "color", "aria-label": "Any colour", input: () => this.#does.set({ background: field.value }) });
+    const field = make("input", {
+      type: "color",
+      "aria-label": "Any colour",
+      input: () => this.#does.set({ background: field.value }),
+    });
     field.value = now.startsWith("#") ? now : "#336699";
-    return [...this.#choice("Background", "background", samples), make("label", {}, make("span", { class: "mark" }), "Any colour", make("i"), field)];
+    return [
+      ...this.#choice("Background", "background", samples),
+      make("label", {}, make("span", { class: "mark" }), "Any colour", make("i"), field),
+    ];
   }
 
   #places() {
     const sides = Object.entries(SIDES).map(([key, azimuth]) =>
-      this.#line(/** @type {any} */ (SIDE_NAMES)[key], this.#then(() => this.#does.side(azimuth))),
+      this.#line(
+        /** @type {any} */ (SIDE_NAMES)[key],
+        this.#then(() => this.#does.side(azimuth)),
+      ),
     );
     return [
       make("h2", {}, "Look at"),
-      this.#line("The whole object", this.#then(() => this.#does.frameObject()), { mark: "frame" }),
-      this.#line("As filmed", this.#then(() => this.#does.asFilmed()), { mark: "film" }),
+      this.#line(
+        "The whole object",
+        this.#then(() => this.#does.frameObject()),
+        { mark: "frame" },
+      ),
+      this.#line(
+        "As filmed",
+        this.#then(() => this.#does.asFilmed()),
+        { mark: "film" },
+      ),
       ...sides,
-    ]; // prettier-ignore
+    ];
   }
 
   #keys() {
     const { keys, pathLoop, moments } = this.#view();
     const { set } = this.#does;
     const again = (/** @type {() => void} */ act) => this.#again("keys", act);
-    const lines = [make("h2", {}, "Camera path"), this.#line("Record this view", again(() => this.#does.addKey()), { mark: "record" })];
-    if (!keys.length) return [...lines, make("p", {}, "Move the camera and record again: the camera then flies from view to view.")];
+    const lines = [
+      make("h2", {}, "Camera path"),
+      this.#line(
+        "Record this view",
+        again(() => this.#does.addKey()),
+        { mark: "record" },
+      ),
+    ];
+    if (!keys.length)
+      return [...lines, make("p", {}, "Move the camera and record again: the camera then flies from view to view.")];
     const list = keys.map((/** @type {any} */ key, /** @type {number} */ i) => {
       const at = moments ? ` at ${Math.round(100 * (key.scene_time ?? 0))} %` : "";
       const label = `Delete key ${i + 1}`;
       const without = again(() => set({ keys: keys.filter((/** @type {any} */ other) => other !== key) }));
       const remove = make("button", { class: "tool", type: "button", "aria-label": label, title: label, click: without });
       remove.innerHTML = icon("close");
-      return make("li", {}, this.#line(`Key ${i + 1}${at}`, () => this.#does.goTo(key), { mark: "keys" }), remove);
+      return make(
+        "li",
+        {},
+        this.#line(`Key ${i + 1}${at}`, () => this.#does.goTo(key), { mark: "keys" }),
+        remove,
+      );
     });
     return [
       ...lines,
       make("ul", { class: "keys" }, ...list),
-      this.#box("Back to the first key", pathLoop, again(() => set({ pathLoop: !pathLoop }))),
-      this.#box("At the moments recorded", moments, again(() => set({ moments: !moments }))),
-      this.#line("Play the path", this.#then(() => this.#does.playPath()), { mark: "play", disabled: keys.length < 2 }),
-      this.#line("Delete all keys", again(() => set({ keys: [] })), { mark: "close" }),
-    ]; // prettier-ignore
+      this.#box(
+        "Back to the first key",
+        pathLoop,
+        again(() => set({ pathLoop: !pathLoop })),
+      ),
+      this.#box(
+        "At the moments recorded",
+        moments,
+        again(() => set({ moments: !moments })),
+      ),
+      this.#line(
+        "Play the path",
+        this.#then(() => this.#does.playPath()),
+        { mark: "play", disabled: keys.length < 2 },
+      ),
+      this.#line(
+        "Delete all keys",
+        again(() => set({ keys: [] })),
+        { mark: "close" },
+      ),
+    ];
   }
 
   /** What did not fit into the bar. */

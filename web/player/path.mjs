@@ -29,7 +29,13 @@ class Curve {
     const knots = pathTimes(count, loop);
     const ends = this.#closed ? [...knots, 1] : knots;
     this.#spans = ends.slice(1).map((end, i) => end - ends[i]);
-    this.#segment = Math.max(0, Math.min(this.#spans.length - 1, ends.findLastIndex((end) => end <= share)));
+    this.#segment = Math.max(
+      0,
+      Math.min(
+        this.#spans.length - 1,
+        ends.findLastIndex((end) => end <= share),
+      ),
+    );
     this.#after = (this.#segment + 1) % count;
     this.#u = Math.max(0, Math.min(1, (share - ends[this.#segment]) / this.#spans[this.#segment]));
   }
@@ -58,7 +64,10 @@ class Curve {
   /** @param {number[]} start @param {number[][]} chords */
   #moved(start, chords) {
     const u = this.#u;
-    const [first, last] = [this.#speed(chords, this.#segment), this.#speed(chords, this.#closed ? this.#after : this.#segment + 1)];
+    const [first, last] = [
+      this.#speed(chords, this.#segment),
+      this.#speed(chords, this.#closed ? this.#after : this.#segment + 1),
+    ];
     const third = this.#spans[this.#segment] / 3;
     return start.map((value, k) => {
       const [a, b] = [first[k] * third, last[k] * third];
@@ -113,7 +122,9 @@ export function pathCamera(keys, loop, share) {
   const distance = Math.exp(number((camera) => Math.log(camera.distance)));
   const focal = number((camera) => -Math.log(Math.tan((camera.fov / 2) * RADIANS)));
   const targets = cameras.map((camera) => camera.target);
-  const positions = cameras.map((camera) => back(camera.azimuth, camera.elevation).map((value, i) => camera.target[i] + camera.distance * value));
+  const positions = cameras.map((camera) =>
+    back(camera.azimuth, camera.elevation).map((value, i) => camera.target[i] + camera.distance * value),
+  );
   let target;
   // What travels less leads: round an object, or turning where it stands.
   if (curve.length(targets) <= curve.length(positions)) target = curve.vectors(targets);
@@ -124,14 +135,15 @@ export function pathCamera(keys, loop, share) {
   return { ...cameras[0], target, distance, azimuth, elevation, roll, fov: (2 * Math.atan(Math.exp(-focal))) / RADIANS };
 }
 
-/** The clip's moment at a share of the film: evenly from key to key. @param {Key[]} keys @param {boolean} loop @param {number} share */
+/** The clip's moment there: evenly from key to key. @param {Key[]} keys @param {boolean} loop @param {number} share */
 export function pathMoment(keys, loop, share) {
   const times = pathTimes(keys.length, loop);
   const given = keys.map((key, i) => [times[i], key.scene_time ?? 0]);
   const first = given[0];
   const last = given[given.length - 1];
   // A path that comes back lets the clip run on to its end and start again, unless time stands still in all of it.
-  if (loop && given.some(([, moment]) => moment !== first[1])) given.push([1, first[1] + Math.max(Math.ceil(last[1] - first[1] - 1e-9), 0)]);
+  if (loop && given.some(([, moment]) => moment !== first[1]))
+    given.push([1, first[1] + Math.max(Math.ceil(last[1] - first[1] - 1e-9), 0)]);
   const after = given.findIndex(([time]) => time > share);
   if (after === -1) return wrapped(given[given.length - 1][1]);
   const [[t0, m0], [t1, m1]] = [given[Math.max(after - 1, 0)], given[after]];

@@ -45,7 +45,7 @@ import { STYLE } from "./style.mjs";
  * @property {string[]} [labels] names of two clips
  * @property {Partial<View>} [view] what to show first
  * @property {(view: View) => void} [onView] called after the user has changed the view
- * @property {object | null} [filmed] LOAD3D_CAMERA that sees the object as the pictures beside it do; the driving video's where absent
+ * @property {object | null} [filmed] LOAD3D_CAMERA that sees the object as the pictures beside it do; the front camera if absent
  * @property {string} [name] file name, without suffix, of what is saved
  * @property {boolean} [autoplay] true by default, unless the system asks for less motion
  */
@@ -54,8 +54,9 @@ import { STYLE } from "./style.mjs";
 const KEPT = ["full", "film", "compare", "background", "mode", "loop", "speed", "frame", "keys", "picture", "record", "help"];
 /** Before there is anything to look at. @type {Camera} */
 const NOWHERE = { target: [0, 0, 0], distance: 2, azimuth: 0, elevation: 0, roll: 0, fov: 40, shift: [0, 0] };
-/** Milliseconds of a camera movement that the user asked for, and of quiet before a changed view is told. */
+/** Milliseconds: of a camera movement that was asked for, between moves of the timeline, of quiet before a view is told. */
 const GLIDE = 260;
+const TIMELINE = 70;
 const QUIET = 150;
 /** Longest side of the drawing, in pixels: sharper costs more than it shows. */
 const SHARPEST = 2048;
@@ -87,6 +88,7 @@ export class Player {
   #wantedTime = /** @type {number | null} */ (null);
   #playing = false;
   #forward = true;
+  #timeShown = 0; // when, in milliseconds
   #shownPicture = -1;
   #view;
   #told = "";
@@ -112,7 +114,11 @@ export class Player {
 
   // ---------------------------------------------------------------------------------------------------- for the page
 
-  /** Shows other clips: one, or two to compare. @param {Source[]} sources @param {Pick<Options, "labels" | "filmed">} [options] */
+  /**
+   * Shows other clips.
+   * @param {Source[]} sources one, or two to compare
+   * @param {Pick<Options, "labels" | "filmed">} [options]
+   */
   load(sources, options = {}) {
     Object.assign(this.#options, options);
     this.#loading.abort();
@@ -158,7 +164,8 @@ export class Player {
     if (!/^#[0-9a-f]{6}$/i.test(this.#view.background)) this.#view.background = "transparent";
     this.#view.speed = clamp(this.#view.speed, 0.1, 4);
     this.#view.wiper = clamp(this.#view.wiper, 0, 1);
-    if (trajectory?.keys) [this.#view.keys, this.#view.pathLoop] = [trajectory.keys.filter((key) => key?.camera?.position), !!trajectory.loop];
+    if (trajectory?.keys)
+      [this.#view.keys, this.#view.pathLoop] = [trajectory.keys.filter((key) => key?.camera?.position), !!trajectory.loop];
     if (camera) {
       this.#options.view = { ...this.#options.view, camera };
       this.#glide = null;
@@ -269,39 +276,68 @@ export class Player {
     p.labelA = make("span", { class: "tag left", hidden: true });
     p.labelB = make("span", { class: "tag right", hidden: true });
     p.wiper = make("div", {
-      class: "wiper", hidden: true, role: "slider", tabindex: 0, "aria-label": "Border between the two objects", "aria-valuemin": 0,
-      "aria-valuemax": 100, title: "Drag: more of the one or of the other",
-    }); // prettier-ignore
+      class: "wiper",
+      hidden: true,
+      role: "slider",
+      tabindex: 0,
+      "aria-label": "Border between the two objects",
+      "aria-valuemin": 0,
+      "aria-valuemax": 100,
+      title: "Drag: more of the one or of the other",
+    });
     p.note = make("div", { class: "note", hidden: true, role: "status" });
     p.progress = make("div", { class: "note small", hidden: true, role: "status" });
     p.view = make("div", { class: "view checker" }, p.labelA, p.labelB, p.wiper, p.progress, p.note);
     p.stage = make("div", { class: "stage" }, p.film, p.view);
-    p.line = make("input", { class: "time-line", type: "range", min: 0, max: 1, step: "any", value: 0, "aria-label": "Time", disabled: true });
-    p.time = make("span", { class: "time" });
+    p.line = make("input", {
+      class: "time-line",
+      type: "range",
+      min: 0,
+      max: 1,
+      step: "any",
+      value: 0,
+      "aria-label": "Time",
+      disabled: true,
+    });
+    p.frame = make("span");
+    p.seconds = make("small");
+    p.time = make("span", { class: "time" }, p.frame, p.seconds);
     p.row = make(
-      "div", { class: "row", role: "toolbar", "aria-label": "Player" },
-      tool("play", "Play (Space)", () => this.#toggle()), p.time, make("span", { class: "space" }),
-      tool("loop", "Loop (L)", () => menus.toggle("loop"), true), tool("speed", "Speed ([ and ])", () => menus.toggle("speed"), true),
+      "div",
+      { class: "row", role: "toolbar", "aria-label": "Player" },
+      tool("play", "Play (Space)", () => this.#toggle()),
+      p.time,
+      make("span", { class: "space" }),
+      tool("loop", "Loop (L)", () => menus.toggle("loop"), true),
+      tool("speed", "Speed ([ and ])", () => menus.toggle("speed"), true),
       tool("mode", "How it is drawn (M)", () => menus.toggle("mode"), true),
       tool("background", "Background (B)", () => menus.toggle("background"), true),
       tool("film", "Driving video (V)", () => this.#set({ film: !this.#view.film })),
       tool("compare", "Compare (C)", () => this.#set({ compare: !this.#view.compare })),
-      tool("frame", "Look at (F, 0 to 4)", () => menus.toggle("frame"), true), tool("keys", "Camera path (K)", () => menus.toggle("keys"), true),
-      tool("picture", "Save the picture (P)", () => this.#savePicture()), tool("record", "Save a film (R)", () => menus.toggle("record"), true),
-      tool("help", "Help (?)", () => menus.toggleHelp()), tool("full", "Full screen (Shift + F)", () => this.#fullScreen()),
+      tool("frame", "Look at (F, 0 to 4)", () => menus.toggle("frame"), true),
+      tool("keys", "Camera path (K)", () => menus.toggle("keys"), true),
+      tool("picture", "Save the picture (P)", () => this.#savePicture()),
+      tool("record", "Save a film (R)", () => menus.toggle("record"), true),
+      tool("help", "Help (?)", () => menus.toggleHelp()),
+      tool("full", "Full screen (Shift + F)", () => this.#fullScreen()),
       tool("more", "More", () => menus.toggle("more"), true),
-    ); // prettier-ignore
+    );
     p.bar = make("div", { class: "bar" }, p.line, p.row);
     p.root = make("div", { class: "root", tabindex: 0, role: "group", "aria-label": "4D player" }, p.stage, p.bar);
     this.#shadow.replaceChildren(make("style", {}, STYLE), p.root);
-    for (const id of ["frame", "keys", "picture", "record", "help", "more", "film", "compare", "background"]) this.#tools[id].innerHTML = icon(id);
+    for (const id of ["frame", "keys", "picture", "record", "help", "more", "film", "compare", "background"])
+      this.#tools[id].innerHTML = icon(id);
 
-    control(p.view, {
-      camera: () => /** @type {Camera} */ (this.#camera ?? NOWHERE),
-      move: (camera) => this.#look(camera),
-      focus: (x, y) => this.#focus(x, y),
-      settle: () => this.#changed(),
-    }, signal); // prettier-ignore
+    control(
+      p.view,
+      {
+        camera: () => /** @type {Camera} */ (this.#camera ?? NOWHERE),
+        move: (camera) => this.#look(camera),
+        focus: (x, y) => this.#focus(x, y),
+        settle: () => this.#changed(),
+      },
+      signal,
+    );
     p.line.addEventListener("input", () => this.seek(Number(p.line.value)), { signal });
     this.#dragWiper();
     const menus = new Menus(p.root, p.bar, this.#tools, () => this.#view, {
@@ -321,16 +357,24 @@ export class Player {
     // The page must not take what is meant for the player: the host pans, selects, runs and deletes on these.
     for (const type of ["pointerdown", "mousedown", "touchstart", "wheel", "dblclick", "contextmenu", "keyup"])
       p.root.addEventListener(type, (event) => event.stopPropagation(), { signal, passive: true });
-    p.root.addEventListener("pointerdown", (event) => {
-      this.#wake(true);
-      if (!menus.meant(event)) menus.close();
-      if (event.composedPath().includes(p.view)) p.root.focus({ preventScroll: true });
-    }, { signal, capture: true }); // prettier-ignore
+    p.root.addEventListener(
+      "pointerdown",
+      (event) => {
+        this.#wake(true);
+        if (!menus.meant(event)) menus.close();
+        if (event.composedPath().includes(p.view)) p.root.focus({ preventScroll: true });
+      },
+      { signal, capture: true },
+    );
     p.root.addEventListener("pointerenter", () => this.#resize(), { signal });
     p.root.addEventListener("keydown", (event) => this.#key(event), { signal });
-    document.addEventListener("pointerdown", (event) => {
-      if (!event.composedPath().includes(this.element)) menus.close();
-    }, { signal, capture: true }); // prettier-ignore
+    document.addEventListener(
+      "pointerdown",
+      (event) => {
+        if (!event.composedPath().includes(this.element)) menus.close();
+      },
+      { signal, capture: true },
+    );
     return menus;
   }
 
@@ -364,7 +408,9 @@ export class Player {
     if (given) {
       const probe = make("span", { style: `color: ${given}` });
       this.#shadow.append(probe);
-      const [r, g, b] = getComputedStyle(probe).color.match(/[\d.]+/g)?.map(Number) ?? [0, 0, 0];
+      const [r, g, b] = getComputedStyle(probe)
+        .color.match(/[\d.]+/g)
+        ?.map(Number) ?? [0, 0, 0];
       probe.remove();
       dark = 0.3 * r + 0.59 * g + 0.11 * b < 128;
     }
@@ -391,7 +437,8 @@ export class Player {
     const clip = this.#clips[slot];
     if (slot === 0 && index === 0 && clip) {
       this.#say("");
-      if (this.#wantedTime == null && (this.#options.autoplay ?? !matchMedia("(prefers-reduced-motion: reduce)").matches)) this.play();
+      if (this.#wantedTime == null && (this.#options.autoplay ?? !matchMedia("(prefers-reduced-motion: reduce)").matches))
+        this.play();
     }
     this.#showLoading();
     this.#draw();
@@ -445,7 +492,12 @@ export class Player {
   #sleep() {
     if (!this.#renderer || !this.#canvas) return;
     this.#renderer.pixels(); // shows the last picture again: between two tasks a browser may drop what was drawn
-    const still = make("canvas", { role: "img", "aria-label": "The object", width: this.#canvas.width, height: this.#canvas.height });
+    const still = make("canvas", {
+      role: "img",
+      "aria-label": "The object",
+      width: this.#canvas.width,
+      height: this.#canvas.height,
+    });
     if (still.width && still.height) still.getContext("2d")?.drawImage(this.#canvas, 0, 0);
     this.#canvas.replaceWith(still);
     this.#canvas = still;
@@ -494,7 +546,9 @@ export class Player {
     else if (this.#playing) this.#advance(seconds);
     if (this.#glide) this.#gliding(now);
     this.#paint();
-    this.#showTime();
+    // The timeline need not move as often as the object does: it costs more than drawing that.
+    if (now - this.#timeShown > TIMELINE || !this.#playing) this.#showTime();
+    else if (this.#clips[0]) this.#showPicture(this.#frameShown(this.#clips[0]));
     if (this.#playing || this.#glide || this.#preview) this.#draw();
     else this.#last = 0;
   }
@@ -505,9 +559,12 @@ export class Player {
     if (!this.#renderer || !clip?.ready || !this.#camera) return null;
     const other = this.#comparing() && this.#clips[1]?.ready ? this.#clips[1] : null;
     return {
-      camera: lens(this.#camera, this.#aspect()), time: [this.#position(clip), other ? this.#position(other) : 0],
-      background: this.#background(), mode: this.#view.mode, wiper: other ? this.#view.wiper : null,
-    }; // prettier-ignore
+      camera: lens(this.#camera, this.#aspect()),
+      time: [this.#position(clip), other ? this.#position(other) : 0],
+      background: this.#background(),
+      mode: this.#view.mode,
+      wiper: other ? this.#view.wiper : null,
+    };
   }
 
   /** The moment in frames, as far as they are there. @param {Clip} clip */
@@ -582,25 +639,29 @@ export class Player {
 
   #showTime() {
     const clip = this.#clips[0];
-    const { line, time } = this.#parts;
+    const { line, frame, seconds } = this.#parts;
     line.disabled = !clip || clip.frames < 2;
+    this.#timeShown = this.#last;
     if (!clip) {
-      time.textContent = "";
+      frame.textContent = seconds.textContent = "";
       return;
     }
-    const frame = Math.floor(this.#tau * steps(clip) + 1e-4);
-    const shown = clip.loop ? frame % clip.frames : frame;
+    const shown = this.#frameShown(clip);
     const text = `${shown + 1} / ${clip.frames}`;
-    if (time.firstChild?.data !== text)
-      time.replaceChildren(text, " ", make("small", {}, `${(shown / clip.fps).toFixed(1)} s`));
-    const share = `${(100 * this.#tau).toFixed(1)}%`;
-    if (line.dataset.share !== share) {
-      line.dataset.share = share;
-      line.value = String(this.#tau);
-      line.style.setProperty("--played", share);
+    if (frame.textContent !== text) {
+      frame.textContent = text;
+      seconds.textContent = ` ${(shown / clip.fps).toFixed(1)} s`;
       line.setAttribute("aria-valuetext", `frame ${text}`);
     }
+    line.value = String(this.#tau);
+    line.style.setProperty("--played", `${(100 * this.#tau).toFixed(1)}%`);
     this.#showPicture(shown);
+  }
+
+  /** @param {Clip} clip */
+  #frameShown(clip) {
+    const frame = Math.floor(this.#tau * steps(clip) + 1e-4);
+    return clip.loop ? frame % clip.frames : frame;
   }
 
   /** The driving video's frame that belongs to this one. @param {number} frame */
@@ -612,7 +673,8 @@ export class Player {
     const picture = pictures[index];
     if (!picture || index === this.#shownPicture) return;
     const canvas = this.#parts.filmCanvas;
-    if (canvas.width !== picture.width || canvas.height !== picture.height) [canvas.width, canvas.height] = [picture.width, picture.height];
+    if (canvas.width !== picture.width || canvas.height !== picture.height)
+      [canvas.width, canvas.height] = [picture.width, picture.height];
     const context = canvas.getContext("2d");
     context.clearRect(0, 0, canvas.width, canvas.height);
     context.drawImage(picture, 0, 0);
@@ -688,12 +750,14 @@ export class Player {
 
   /** Looks at the whole object from where the camera is. */
   #frameObject() {
-    if (this.#home && this.#camera) this.#glideTo({ ...this.#home, azimuth: this.#camera.azimuth, elevation: this.#camera.elevation });
+    if (this.#home && this.#camera)
+      this.#glideTo({ ...this.#home, azimuth: this.#camera.azimuth, elevation: this.#camera.elevation });
   }
 
   /** @param {number} azimuth degrees, 0 = as filmed */
   #side(azimuth) {
-    if (this.#home && this.#camera) this.#glideTo({ ...this.#camera, azimuth: this.#home.azimuth + azimuth, elevation: this.#home.elevation });
+    if (this.#home && this.#camera)
+      this.#glideTo({ ...this.#camera, azimuth: this.#home.azimuth + azimuth, elevation: this.#home.elevation });
   }
 
   #asFilmed() {
@@ -737,7 +801,11 @@ export class Player {
 
   #addKey() {
     if (!this.#camera) return;
-    const key = { time: 0, scene_time: round(this.#tau), camera: rounded(toInfo({ ...this.#camera, shift: [0, 0] }, this.#aspect())) };
+    const key = {
+      time: 0,
+      scene_time: round(this.#tau),
+      camera: rounded(toInfo({ ...this.#camera, shift: [0, 0] }, this.#aspect())),
+    };
     this.#view.keys = [...this.#view.keys, key];
     this.#progress(`Key ${this.#view.keys.length} of the camera path`, 1500);
     this.#changed();
@@ -797,7 +865,9 @@ export class Player {
       return;
     }
     const before = { camera: this.#camera, time: this.#time, playing: this.#playing };
-    const seconds = path ? Math.max(this.#seconds(), this.#view.moments ? 1.5 * (this.#view.keys.length - 1) : 0, 2) : this.#seconds() / this.#view.speed;
+    const seconds = path
+      ? Math.max(this.#seconds(), this.#view.moments ? 1.5 * (this.#view.keys.length - 1) : 0, 2)
+      : this.#seconds() / this.#view.speed;
     const pingpong = !path && this.#view.loop === "pingpong";
     this.#saving = new AbortController();
     cancelAnimationFrame(this.#frame);
@@ -867,12 +937,12 @@ export class Player {
 
   /** Puts the tools that do not fit into the menu. */
   #fold() {
-    const { row, time } = this.#parts;
+    const { row, seconds } = this.#parts;
     const width = row.clientWidth;
     if (!width) return;
     const wanted = KEPT.filter((id) => this.#tools[id].dataset.gone !== "true");
     const each = (/** @type {string} */ id) => (id === "speed" ? 40 : 29);
-    time.lastElementChild?.toggleAttribute("hidden", width < 200);
+    seconds.hidden = width < 200;
     const room = width - 29 - (width < 200 ? 60 : 110);
     const all = wanted.reduce((sum, id) => sum + each(id), 0);
     let left = all <= room ? Infinity : room - 29;
@@ -911,7 +981,8 @@ export class Player {
   #dragWiper() {
     const { wiper, view } = this.#parts;
     const { signal } = this.#stop;
-    const listen = (/** @type {string} */ type, /** @type {(event: any) => void} */ handle) => wiper.addEventListener(type, handle, { signal });
+    const listen = (/** @type {string} */ type, /** @type {(event: any) => void} */ handle) =>
+      wiper.addEventListener(type, handle, { signal });
     listen("pointerdown", (event) => {
       event.stopPropagation();
       wiper.setPointerCapture(event.pointerId);
@@ -980,38 +1051,50 @@ export class Player {
       this.#set({ speed: SPEEDS[clamp(SPEEDS.indexOf(nearest) + step, 0, SPEEDS.length - 1)] });
     };
     if (key in SIDES) return () => this.#side(/** @type {any} */ (SIDES)[key]);
-    return {
-      " ": () => this.#toggle(),
-      arrowleft: to(Math.ceil(frame - 1e-3) - 1),
-      arrowright: to(Math.floor(frame + 1e-3) + 1),
-      home: to(0),
-      end: to(last),
-      "+": nearer(0.9), "=": nearer(0.9), "-": nearer(1 / 0.9),
-      f: () => this.#frameObject(),
-      0: () => this.#asFilmed(),
-      l: () => this.#set({ loop: next(Object.keys(LOOPS), view.loop) }),
-      m: () => this.#set({ mode: next(Object.keys(MODES), view.mode) }),
-      b: () => this.#set({ background: next(Object.keys(BACKGROUNDS), view.background) }),
-      v: () => this.#set({ film: !view.film }),
-      c: () => this.#set({ compare: !view.compare }),
-      k: () => this.#addKey(),
-      p: () => this.#savePicture(),
-      r: () => this.#menus.toggle("record"),
-      "[": speed(-1),
-      "]": speed(1),
-    }[key.toLowerCase()] ?? null; // prettier-ignore
+    return (
+      {
+        " ": () => this.#toggle(),
+        arrowleft: to(Math.ceil(frame - 1e-3) - 1),
+        arrowright: to(Math.floor(frame + 1e-3) + 1),
+        home: to(0),
+        end: to(last),
+        "+": nearer(0.9),
+        "=": nearer(0.9),
+        "-": nearer(1 / 0.9),
+        f: () => this.#frameObject(),
+        0: () => this.#asFilmed(),
+        l: () => this.#set({ loop: next(Object.keys(LOOPS), view.loop) }),
+        m: () => this.#set({ mode: next(Object.keys(MODES), view.mode) }),
+        b: () => this.#set({ background: next(Object.keys(BACKGROUNDS), view.background) }),
+        v: () => this.#set({ film: !view.film }),
+        c: () => this.#set({ compare: !view.compare }),
+        k: () => this.#addKey(),
+        p: () => this.#savePicture(),
+        r: () => this.#menus.toggle("record"),
+        "[": speed(-1),
+        "]": speed(1),
+      }[key.toLowerCase()] ?? null
+    );
   }
 }
 
 /** What a new player shows. */
 function fresh() {
   return {
-    background: "transparent", mode: "splats", loop: "loop", speed: 1, wiper: 0.5, compare: true, film: true, moments: false,
-    keys: /** @type {Key[]} */ ([]), pathLoop: false,
-  }; // prettier-ignore
+    background: "transparent",
+    mode: "splats",
+    loop: "loop",
+    speed: 1,
+    wiper: 0.5,
+    compare: true,
+    film: true,
+    moments: false,
+    keys: /** @type {Key[]} */ ([]),
+    pathLoop: false,
+  };
 }
 
-/** Frame intervals from the start (time 0) to the end (time 1): a clip that loops comes back to its first frame. @param {Clip} clip */
+/** Frame intervals from time 0 to time 1: a clip that loops comes back to its first frame. @param {Clip} clip */
 function steps(clip) {
   return Math.max(1, clip.loop ? clip.frames : clip.frames - 1);
 }

@@ -12,7 +12,7 @@ export const STYLE = /* css */ `
   --paper: var(--comfy-menu-bg, #202024); --ink: var(--fg-color, #ececf0); --edge: var(--border-color, #4a4a52);
   --field: var(--comfy-input-bg, #2b2b30); --accent: #60a5fa; --check-a: #3a3a3f; --check-b: #2a2a2e;
 }
-:host([hidden]) { display: none; }
+:host([hidden]), [hidden] { display: none !important; }
 * { box-sizing: border-box; }
 .root { position: absolute; inset: 0; display: flex; flex-direction: column; overflow: hidden; border-radius: 6px; background: var(--paper); outline: none; user-select: none; -webkit-user-select: none; }
 .root:focus-visible::after { content: ""; position: absolute; inset: 0; z-index: 2; border: 2px solid var(--accent); border-radius: inherit; pointer-events: none; }
@@ -46,7 +46,7 @@ export const STYLE = /* css */ `
 .row { display: flex; align-items: center; gap: 1px; height: 28px; }
 .row .space { flex: 1 1 0; min-width: 0; }
 .time { padding: 0 6px; font-variant-numeric: tabular-nums; white-space: nowrap; overflow: hidden; }
-.time small { color: var(--dim); font-size: 11px; }
+.time small { white-space: pre; color: var(--dim); font-size: 11px; }
 button.tool { flex: none; display: inline-flex; align-items: center; justify-content: center; gap: 6px; min-width: 28px; height: 28px; padding: 0 4px; border: 0; border-radius: 5px; background: transparent; color: var(--ink); font: inherit; font-variant-numeric: tabular-nums; cursor: pointer; }
 button.tool:hover, button.tool[aria-expanded="true"] { background: var(--faint); }
 button.tool[aria-pressed="true"] { color: var(--accent); }
