@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import subprocess
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from anchor4d.core.sample import write_sample
+from anchor4d.core.formats.stream import read_stream
+from anchor4d.core.sample import sample_scene, write_sample
 from anchor4d.core.scene import Scene4D
 
 
@@ -75,6 +77,31 @@ def test_your_video_and_mesh_workflow(host: Any):
     assert json.loads((folder / "manifest.json").read_text())["frames"]["count"] == 4
 
 
+def test_take_it_elsewhere_workflow(host: Any):
+    """A scene that was saved, edited, played beside what it was, filmed along a path and exported three ways."""
+    folder = host.folder / "output" / "3d"
+    folder.mkdir(parents=True, exist_ok=True)
+    sample_scene(800, frames=4).save(folder / "saved.safetensors")
+    prompt = host.workflow("anchor4d_take_it_elsewhere")
+    host.only(prompt, "Anchor4DLoadScene")[1]["path"] = str(folder / "saved.safetensors")
+    host.only(prompt, "Anchor4DRenderScene")[1]["size"] = 64
+    for node in prompt.values():
+        if node["class_type"] == "Anchor4DExportScene":
+            node["inputs"]["filename_prefix"] = "elsewhere/it"
+    outcome = host.run(prompt)
+    assert outcome.ended == "execution_success", outcome.detail
+    made = {path.suffix: path for path in (host.folder / "output" / "elsewhere").iterdir()}
+    assert set(made) == {".glb", ".zip", ".html"}
+    with zipfile.ZipFile(made[".zip"]) as archive:
+        assert json.loads(archive.read("manifest.json"))["loop"]
+        assert len([name for name in archive.namelist() if name.endswith(".ply")]) == 4
+    clips = outcome.outputs[host.only(prompt, "Anchor4DPlayScene")[0]]["a4d_clips"]
+    counts = [read_stream(host.file(clip)).header["count"] for clip in clips]
+    assert counts == [400, 800]
+    shown = outcome.outputs[host.only(prompt, "Preview3D")[0]]["result"][0]
+    assert (host.folder / "output" / shown).read_bytes() == made[".glb"].read_bytes()
+
+
 def test_stable_zero123_of_the_host_refines(host: Any):
     """The workflow with a random Stable Zero123 that the host's own code loads: it is asked, and the fit ends."""
     clip_and_mesh(host)
@@ -110,9 +137,8 @@ def test_a_prior_from_a_folder_refines(host: Any, comfyui: Any, monkeypatch: pyt
         prior=["prior", 0], objectives=motion["objectives"], weight=0.001, views=2,
     )  # fmt: skip
     motion["objectives"] = ["refinement", 0]
-    prompt = {
-        k: v for k, v in prompt.items() if v["class_type"] not in ("Anchor4DExportScene", "Anchor4DPlayScene", "Anchor4DRenderScene", "SaveVideo")
-    }
+    shown = ("Anchor4DExportScene", "Anchor4DPlayScene", "Anchor4DRenderScene", "SaveVideo")
+    prompt = {k: v for k, v in prompt.items() if v["class_type"] not in shown}
     outcome = host.run(prompt)
     assert outcome.ended == "execution_success", outcome.detail
     told = "zero123-random: pictures of 16 px, conditioned on cameras, image, guidance 5, float32"
