@@ -287,7 +287,7 @@ def test_it_runs_without_a_page(host: Any, scene_file: Path):
             "class_type": "Anchor4DPlayScene",
             "inputs": {
                 "scene": ["load", 0], "compare": ["load", 0], "video": ["film", 0], "frames": 5, "size": 96,
-                "background": "as shown", "view": json.dumps(view | {"trajectory": {"version": 1, "loop": False, "keys": keys}}),
+                "background": "as shown", "view": json.dumps(view | {"trajectory": {"version": 1, "keys": keys}}),
             },
         },
         "shown": {"class_type": "PreviewImage", "inputs": {"images": ["play", 1]}},
