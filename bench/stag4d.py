@@ -1,5 +1,5 @@
-"""STAG4D on objects of known truth, with the six true views as anchors and adaptive or fixed thresholds of densification; and on
-the benchmark's cases, with anchors that the tiny prior draws, beside the other methods.
+"""STAG4D on objects of known truth, with the six true views as anchors and adaptive or fixed thresholds of densification, and
+on the benchmark's cases, with anchors that the tiny prior draws, beside the other methods.
 
     python -m anchor4d.bench.stag4d [--objects 5] [--cases DIR] [--only VARIANT ...] [--workers N] [--out DIR]
 
@@ -128,10 +128,10 @@ def settings_of(task: Task) -> tuple[Settings, MethodConfig]:
     name, _, plus = CASE_VARIANTS.get(task.variant, ("stag4d", False, ()))
     settings = Settings(name, task.preset, task.seed, device="cpu", prior=task.prior, plus=plus)
     config = method_config(name, task.preset, prior, plus=plus, views=prior)
+    if task.variant == "stag4d, gamma 0":
+        config = stag4d.preset(task.preset, prior, prior, gamma=0.0)
     if task.variant == "stag4d, no anchors":
-        config = replace(config, anchors=None)
-    if task.variant == "stag4d, gamma 0" and config.anchors is not None:
-        config = replace(config, anchors=replace(config.anchors, gamma=0.0))
+        config = stag4d.preset(task.preset, prior)
     if task.variant in OBJECT_VARIANTS:
         config = OBJECT_VARIANTS[task.variant](config)
     return settings, config

@@ -102,7 +102,8 @@ def key_masks(
     for picture, behind, mask in zip(pictures, np.round(colour * 255).astype(np.int16), masks):
         distance = np.abs(picture.astype(np.int16) - behind).max(-1).astype(np.uint8)
         rim = np.concatenate([distance[0], distance[-1], distance[:, 0], distance[:, -1]])
-        noise = float(np.quantile(rim[rim <= PLAIN * 255], 0.99))
+        calm = rim[rim <= PLAIN * 255]
+        noise = float(np.quantile(calm, 0.99)) if len(calm) else 0.0
         plain = 6 + 1.5 * noise
         contrast = ndimage.maximum_filter(distance, 2 * RINGING_REACH + 1)
         beside = (contrast > 64) & (distance <= plain)

@@ -253,8 +253,8 @@ def run(
             video, distance=config.distance, points=config.static.gaussians, seed=settings.seed
         )
         meshes = [alignment.mesh]
-    elif config.static.frame != "first":
-        config = replace(config, static=replace(config.static, frame="first"))  # which the object shows
+    elif config.with_object is not None:
+        config = config.with_object
     mesh = meshes[0]
     if not mesh.has_color:
         config = stages.untextured(config)

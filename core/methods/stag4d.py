@@ -7,9 +7,10 @@ From the parts that the other methods share:
   distillation that shows the prior the frame or the nearest anchor: :class:`~..objectives.multiview.MotionGeometry`;
 - regularisers of planes and scales: :mod:`..objectives.planes`; adaptive densification: :mod:`..fit.density`.
 
-A given object is where the canonical stage starts in place of the ball; it shows the first frame, so that frame is fitted then.
 ``paper`` is the paper's text, the variant ``stag4d-code`` its released code. ``draft`` and ``standard`` are ours: there the
-anchors are targets as well.
+anchors are targets as well. Neither paper nor code starts from an object. Where one is given, the canonical stage starts from
+it in place of the ball, and at the first frame, which it shows; in ours it is fitted to the object's own sides and that frame,
+and the anchors, which know less of the object than it tells itself, only condition the prior.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ..generate.anchors import GAMMA
 from ..objectives.anchors import AnchorMatch
 from ..objectives.base import Objective, Ramp, constant
 from ..objectives.front import FrontMatch
+from ..objectives.mesh import MeshMatch
 from ..objectives.multiview import MotionGeometry
 from ..objectives.planes import NoNeedles, PlaneSmoothness
 from ..priors.base import Prior
@@ -106,6 +108,21 @@ def preset(
     if name not in ("paper", "standard", "draft"):
         raise ValueError(f"preset {name!r}: unknown, choose paper, standard or draft")
     config = _published(PUBLISHED[method], prior) if name == "paper" else _ours(name, prior)
+    config = _added(config, name, views, plus, gamma)
+    static, motion = config.static, config.motion
+    if name == "paper":
+        started = replace(static, frame="first")
+    else:
+        known = MeshMatch(constant(1e4), views=4, mask=0.3, perceptual=0.0)
+        front = FrontMatch(constant(FRONT_WEIGHT), mask=0.25, perceptual=0.0)
+        started = replace(static, gaussians=2 * static.gaussians, objectives=(front, known), rates=None, frame="first")
+        terms = tuple(o for o in motion.objectives if not isinstance(o, AnchorMatch))
+        motion = replace(motion, objectives=terms)
+    return replace(config, with_object=replace(config, static=started, motion=motion))
+
+
+def _added(config: MethodConfig, name: str, views: Prior | None, plus: Collection[str], gamma: float) -> MethodConfig:
+    """The configuration with its anchors, and with the parts of Align4D."""
     anchors = None
     if views is not None:
         steps, guidance = (PLUS_STEPS, PLUS_GUIDANCE) if views.pictures == 6 else (STEPS, None)
@@ -190,6 +207,8 @@ OURS = {
     "standard": (4000, 300, 1200, ((0.5, 128), (1.0, 192)), ((0.4, 128), (1.0, 192))),
     "draft": (2500, 150, 400, ((1.0, 128),), ((1.0, 128),)),
 }
+#: Frames a step, of ours.
+FRAMES = 8
 #: Weights of ours, of means: the video's pictures, the anchors, distillation.
 FRONT_WEIGHT, ANCHOR_WEIGHT, PRIOR_WEIGHT = 1e4, 1e4, 0.1
 
@@ -233,7 +252,7 @@ def _ours(name: str, prior: Prior | None) -> MethodConfig:
         motion=MotionConfig(
             field="hexplane",
             train="both",
-            schedule=Schedule(steps=moving, frames=BATCH, resolutions=large, lr_final=0.1, background="random"),
+            schedule=Schedule(steps=moving, frames=FRAMES, resolutions=large, lr_final=0.1, background="random"),
             objectives=(*part(2, 0.2), PlaneSmoothness(constant(1.0)), NoNeedles()),
             density=density,
             planes={

@@ -143,6 +143,7 @@ class MethodConfig:
         anchors: how the anchors are sampled; None = none are, unless they are given.
         distance: of the lens (49.1 degrees) of anchors from the object, whose longest side is 1; where ``model_distance`` is
             searched for, the video's.
+        with_object: takes this one's place where an object is given to a method that needs none.
     """
 
     name: str
@@ -155,6 +156,7 @@ class MethodConfig:
     needs_object: bool = True
     anchors: AnchorConfig | None = None
     distance: float = 1.7
+    with_object: MethodConfig | None = None
 
 
 def untextured(config: MethodConfig) -> MethodConfig:
