@@ -327,6 +327,18 @@ def test_players_of_a_page_share_eight_contexts(browser: Any):
         assert page.evaluate("players[0].element.shadowRoot.querySelector('.view canvas').width") > 0
         page.evaluate("players[0].element.scrollIntoView()")
         page.wait_for_function("drawn(0) > 0")
+        # A context lost by the graphics driver comes back.
+        page.evaluate(
+            """() => {
+              const canvas = players[0].element.shadowRoot.querySelector(".view canvas");
+              window.driver = canvas.getContext("webgl2").getExtension("WEBGL_lose_context");
+              driver.loseContext();
+            }"""
+        )
+        page.locator(".note.small", has_text="waiting").first.wait_for()
+        before = page.evaluate("drawn(0)")
+        page.evaluate("driver.restoreContext()")
+        page.wait_for_function("(before) => drawn(0) > before + 1", arg=before)
         # Off screen, hidden or of no size: nothing is drawn.
         page.evaluate("players[0].element.style.height = '0'")
         page.wait_for_timeout(200)

@@ -5,6 +5,9 @@ import { app } from "../../scripts/app.js";
 const NODE = "Anchor4DPlayScene";
 const HEIGHT = 300;
 
+/** How to start anew, by node. */
+const resets = new WeakMap();
+
 /** The view widget keeps the player's JSON; nobody needs to see it. */
 function hide(widget) {
   widget.hidden = true;
@@ -22,6 +25,10 @@ function parsed(text) {
 
 app.registerExtension({
   name: "Anchor4D.player",
+
+  getNodeMenuItems(node) {
+    return resets.has(node) ? [{ content: "Reset the view", callback: resets.get(node) }] : [];
+  },
 
   async nodeCreated(node) {
     if (node.comfyClass !== NODE) return;
@@ -68,7 +75,7 @@ app.registerExtension({
       shown = urls.join();
       loaded.then((ready) => ready?.load(urls, { labels: ["scene", "compare"], filmed: output.a4d_filmed?.[0] }));
     };
-    const { onExecuted, onConfigure, onRemoved, getExtraMenuOptions } = node;
+    const { onExecuted, onConfigure, onRemoved } = node;
     node.onExecuted = function (output) {
       onExecuted?.apply(this, arguments);
       show(output);
@@ -86,16 +93,9 @@ app.registerExtension({
       removed = true;
       player?.dispose();
     };
-    node.getExtraMenuOptions = function (canvas, options) {
-      const given = getExtraMenuOptions?.apply(this, arguments);
-      options.push({
-        content: "Reset the view",
-        callback: () => {
-          view.value = "";
-          player?.reset();
-        },
-      });
-      return given;
-    };
+    resets.set(node, () => {
+      view.value = "";
+      player?.reset();
+    });
   },
 });

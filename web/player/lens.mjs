@@ -54,5 +54,13 @@ export function homeCamera({ placement, front }) {
   const { scale, center } = placement;
   const distance = front?.distance ?? DISTANCE;
   const fov = (2 * Math.atan((0.5 * MARGIN) / distance)) / RADIANS;
-  return { target: center, distance: distance * scale, azimuth: 0, elevation: front?.elevation ?? 0, roll: 0, fov, shift: [0, 0] };
+  return {
+    target: center,
+    distance: distance * scale,
+    azimuth: 0,
+    elevation: front?.elevation ?? 0,
+    roll: 0,
+    fov,
+    shift: [0, 0],
+  };
 }

@@ -49,6 +49,7 @@ const HELP = [
  * @property {(key: import("./player.mjs").Key) => void} goTo
  * @property {() => void} playPath
  * @property {(path: boolean) => void} saveFilm
+ * @property {() => void} reset
  */
 
 export class Menus {
@@ -281,6 +282,11 @@ export class Menus {
         { mark: "film" },
       ),
       ...sides,
+      this.#line(
+        "Reset everything",
+        this.#then(() => this.#does.reset()),
+        { mark: "close" },
+      ),
     ];
   }
 

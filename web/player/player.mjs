@@ -58,6 +58,8 @@ const NOWHERE = { target: [0, 0, 0], distance: 2, azimuth: 0, elevation: 0, roll
 const GLIDE = 260;
 const TIMELINE = 70;
 const QUIET = 150;
+/** Milliseconds to wait for a lost context. */
+const PATIENCE = 5000;
 /** Longest side of the drawing, in pixels: sharper costs more than it shows. */
 const SHARPEST = 2048;
 
@@ -79,6 +81,7 @@ export class Player {
   #asleep = false;
   #disposed = false;
   #frame = 0; // of requestAnimationFrame
+  #lost = 0; // timer
   #last = 0;
 
   /** @type {Camera | null} */ #camera = null;
@@ -124,7 +127,9 @@ export class Player {
     this.#loading.abort();
     this.#loading = new AbortController();
     const { signal } = this.#loading;
-    this.#clips = [null, null];
+    // Where it stood still, it does so again.
+    if (this.#clips[0] && !this.#playing) this.#wantedTime = this.#tau;
+    this.#close();
     this.#renderer?.setClip(0, null);
     this.#renderer?.setClip(1, null);
     this.#shownPicture = -1;
@@ -171,9 +176,10 @@ export class Player {
       this.#glide = null;
       this.#camera = fromInfo(camera);
     }
+    // A moment that somebody chose is stood still at; the start is where playing begins.
     if (Number.isFinite(time)) {
-      this.#wantedTime = clamp(/** @type {number} */ (time), 0, 1);
-      this.#time = this.#wantedTime;
+      this.#time = clamp(/** @type {number} */ (time), 0, 1);
+      this.#wantedTime = this.#time || null;
     }
     this.#told = JSON.stringify(this.getView());
     this.#arrange();
@@ -253,10 +259,11 @@ export class Player {
     this.#loading.abort();
     this.#saving?.abort();
     clearTimeout(this.#quiet);
+    clearTimeout(this.#lost);
     cancelAnimationFrame(this.#frame);
     for (const observer of this.#observers) observer.disconnect();
     this.#free();
-    this.#clips = [null, null];
+    this.#close();
     this.#shadow.replaceChildren();
   }
 
@@ -353,6 +360,10 @@ export class Player {
       },
       playPath: () => this.#playPath(),
       saveFilm: (path) => this.#saveFilm(path),
+      reset: () => {
+        this.reset();
+        this.#changed();
+      },
     });
     // The page must not take what is meant for the player: the host pans, selects, runs and deletes on these.
     for (const type of ["pointerdown", "mousedown", "touchstart", "wheel", "dblclick", "contextmenu", "keyup"])
@@ -471,8 +482,13 @@ export class Player {
     const canvas = make("canvas", { role: "img", "aria-label": "The object" });
     this.#renderer = new Renderer(canvas, {
       onOrder: () => this.#draw(),
-      onLost: () => this.#progress("The graphics card is busy, waiting …"),
+      onLost: () => {
+        this.#progress("The graphics card is busy, waiting …");
+        // A browser that has dropped it for those of others does not give it back.
+        this.#lost = setTimeout(() => this.#sleep(), PATIENCE);
+      },
       onRestored: () => {
+        clearTimeout(this.#lost);
         this.#showLoading();
         this.#draw();
       },
@@ -504,6 +520,8 @@ export class Player {
     this.#renderer.dispose();
     this.#renderer = null;
     this.#asleep = true;
+    giveUp(this.#holder);
+    this.#showLoading();
     if (this.#shown()) this.#say("Click to show", "asleep");
   }
 
@@ -581,6 +599,12 @@ export class Player {
       this.#free();
       this.fail(/** @type {Error} */ (error).message);
     }
+  }
+
+  /** Lets go of the clips. */
+  #close() {
+    for (const clip of this.#clips) for (const picture of clip?.pictures ?? []) picture?.close();
+    this.#clips = [null, null];
   }
 
   #free() {
