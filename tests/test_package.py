@@ -54,6 +54,13 @@ def test_every_folder_of_modules_is_installed(project: dict[str, dict[str, dict[
     assert set(project["tool"]["setuptools"]["packages"]) == found | {"anchor4d"}
 
 
+def test_files_that_the_program_reads_are_installed(project: dict[str, dict[str, dict[str, dict[str, list[str]]]]]) -> None:
+    packed = project["tool"]["setuptools"]["package-data"]
+    found = {path for name, globs in packed.items() for glob in globs for path in (ROOT / name.replace(".", "/")[9:]).glob(glob)}
+    assert {ROOT / "core" / "models.toml", ROOT / "core" / "priors" / "tiny" / "model_index.json"} <= found
+    assert {ROOT / "web" / "player" / name for name in ("page.html", "player.mjs", "renderer.mjs")} <= found
+
+
 def test_the_registry_finds_what_it_needs(project: dict[str, dict[str, object]]) -> None:
     comfy = project["tool"]["comfy"]
     assert isinstance(comfy, dict)
