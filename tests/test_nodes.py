@@ -107,7 +107,9 @@ def test_workflows_use_nodes_that_exist_and_have_thumbnails(nodes):
         for node in used:
             known = inputs(nodes[node["type"]])
             for slot in node["inputs"]:
-                assert slot["name"] in known or slot["name"] == "upload", f"{path.name}: {node['type']} has no {slot['name']}"
+                grows = known.get(slot["name"].split(".")[0], ("", {}))[0] == "COMFY_AUTOGROW_V3"
+                there = slot["name"] in known or slot["name"] == "upload" or grows
+                assert there, f"{path.name}: {node['type']} has no {slot['name']}"
         thumbnail = path.with_suffix(".jpg").read_bytes()
         assert thumbnail[:3] == b"\xff\xd8\xff"
         assert len(thumbnail) < 200_000
