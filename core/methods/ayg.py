@@ -43,8 +43,8 @@ AMPLIFICATION, AMPLIFIED_FROM = 2.0, 0.3
 STAY_SHARE, STAY_STEP = 0.03, 100
 #: Diffusion times: all, then up to a half.
 TIMES = UniformWindow(constant(0.02), linear(0.98, 0.5))
-#: Pictures encoded at once with gradient: clips of full size hold tens of gigabytes otherwise.
-ENCODE_BATCH = 4
+#: Pictures encoded at once with gradient: a whole clip of full size would hold tens of gigabytes (docs/memory.md).
+ENCODE_BATCH = 1
 #: Steps of the still object, its finer second stage, the motion, and each further clip.
 STEPS = {"paper": (10_000, 2000, 10_000, 10_000), "standard": (3000, 0, 4000, 3000), "draft": (600, 0, 800, 600)}
 

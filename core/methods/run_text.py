@@ -15,6 +15,7 @@ import torch
 from ... import __version__
 from ..files import InputError
 from ..fit.checkpoint import fingerprint
+from ..fit.estimate import FitEstimate
 from ..fit.loop import Progress
 from ..formats import side_by_side
 from ..models import COMMAND, find, model_named
@@ -23,7 +24,7 @@ from ..priors.base import Prior
 from ..render import resolve_backend
 from ..scene import Scene4D
 from ..views import object_cameras, render_frames, turning_cameras
-from . import ayg
+from . import ayg, stages
 from .ayg import Models, TextConfig
 from .run import (
     PRESETS,
@@ -162,6 +163,12 @@ def run_text(
     clock = Clock(progress)
     if item is not None:
         item = item.normalized()[0].turned(settings.yaw)
+    folder = None if checkpoints is None else Path(checkpoints)
+    foreseen = None
+    if progress is not None and (folder is None or not any(folder.glob("*.safetensors"))):
+        foreseen = _foresee(config, item, settings)
+        log.info("estimate: %s", foreseen)
+        clock.stop("estimate")
     scene = ayg.run(
         config,
         item=item,
@@ -171,7 +178,7 @@ def run_text(
         device=settings.device,
         backend=settings.renderer,
         progress=clock,
-        checkpoints=None if checkpoints is None else Path(checkpoints),
+        checkpoints=folder,
     ).to("cpu")
     made = {
         "method": "ayg",
@@ -196,6 +203,7 @@ def run_text(
         "loops": scene.loop,
         "seconds": {name: round(value, 3) for name, value in clock.seconds.items()},
         "memory_peak_mb": memory_peak_mb(settings.device),
+        "estimate": None if foreseen is None else asdict(foreseen),
         "losses": scene.meta.get("losses", {}),
     }
     return TextRun(scene, report)
@@ -253,6 +261,21 @@ def preview_film(scene: Scene4D, backend: str = "auto", *, height: int = 256, tu
     return side_by_side(
         {name: view.repeat(turns, 1, 1, 1) for name, view in panels.items()} | {"all around": around}, height=height
     )
+
+
+def _foresee(config: TextConfig, item: Object3D | None, settings: TextSettings) -> FitEstimate:
+    """The cost of all stages, from a few steps of the object's and of the motion's on Gaussians as they start."""
+    static = config.static if item is None else config.given
+    start = stages.fit_static(
+        None, item, config.front, replace(static, objectives=()), seed=settings.seed, device=settings.device
+    )
+    start = replace(start, frames=config.frames)
+    found = stages.estimate(None, start, static, mesh=item, backend=settings.renderer)
+    if item is None and config.detail is not None:
+        found += stages.estimate(None, start, config.detail, backend=settings.renderer)
+    motion = stages.estimate(None, start, config.motion, backend=settings.renderer)
+    steps, more = config.motion.schedule.steps, len(settings.then) or int(settings.closed)
+    return found + replace(motion, seconds=motion.seconds * (1 + more * config.further.steps / steps))
 
 
 def _config(prompt: str, settings: TextSettings) -> TextConfig:
