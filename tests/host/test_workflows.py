@@ -205,8 +205,9 @@ def test_align4d_tells_what_it_does(host: Any):
     prompt = host.workflow("anchor4d_align4d")
     host.only(prompt, "Anchor4DFixedCamera")[1]["distance"] = 1.4  # nothing that another test left in the host's cache
     host.only(prompt, "Anchor4DMotionGeometry")[1]["ask"] = "geometry"
-    fits = ("Anchor4DFitGaussians", "Anchor4DMotionAlignment", "Anchor4DRenderScene", "SaveVideo", "Anchor4DSaveScene")
-    prompt = {key: node for key, node in prompt.items() if node["class_type"] not in (*fits, "Anchor4DScore")}
+    fits = ("Anchor4DFitGaussians", "Anchor4DMotionAlignment", "Anchor4DPlayScene", "Anchor4DRenderScene", "SaveVideo")
+    left_out = (*fits, "Anchor4DSaveScene", "Anchor4DScore")
+    prompt = {key: node for key, node in prompt.items() if node["class_type"] not in left_out}
     add(prompt, "curve", "PreviewImage", images=[host.only(prompt, "Anchor4DModelDistance")[0], 1])
     outcome = host.run(prompt)
     assert outcome.ended == "execution_success", outcome.detail
