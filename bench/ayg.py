@@ -232,7 +232,7 @@ def main() -> None:
                 for name, settings in (
                     ("alone", {}),
                     ("divergence, 0.3", {"stay": 0.3}),
-                    ("divergence, share", {"share": 0.03}),
+                    ("divergence, share 3", {"share": 3.0}),
                 )
                 for seed in range(3)
             },

@@ -282,10 +282,10 @@ class Anchor4DStayInPlace(io.ComfyNode):
                     "share",
                     default=ayg.STAY_SHARE,
                     min=0.0,
-                    max=1.0,
-                    step=0.005,
-                    tooltip="Set the weight once, after some steps, so that this pulls with so much of all other objectives' "
-                    "strength. Higher = stays more firmly. 0 = the weight counts as it is.",
+                    max=1000.0,
+                    step=0.1,
+                    tooltip="Sets the weight by itself, once: an object that slid by 2 % of its size is pulled back so many "
+                    "times as hard as everything else pulls together. Higher = stays more firmly. 0 = the weight counts as it is.",
                 ),
                 *_weight(1.0, "stays more firmly"),
                 io.Int.Input(
@@ -295,7 +295,7 @@ class Anchor4DStayInPlace(io.ComfyNode):
                     max=100_000,
                     optional=True,
                     advanced=True,
-                    tooltip="The step at which the share is set: late enough for the object to have moved a little.",
+                    tooltip="The step at which the share is set. Until then this objective does nothing.",
                 ),
             ],
             outputs=[_output()],

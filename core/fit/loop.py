@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -252,11 +252,14 @@ def run_fit(
             )  # fmt: skip
             terms = {objective.name: objective(step) for objective in objectives}
             trained = [group.parameter for part in turns for group in optimisers[part].groups]
-            for objective in objectives:
-                share = getattr(objective, "share", 0.0)
-                if share > 0 and objective.name not in factors and index >= getattr(objective, "share_step", 0):
-                    factors |= _shared(objective.name, share, terms, trained)
-            terms = {name: factors.get(name, 1.0) * term for name, term in terms.items()}
+            # What waits for its share of the gradient counts nothing until then.
+            waiting: list[Any] = [o for o in objectives if getattr(o, "share", 0.0) > 0 and o.name not in factors]
+            for objective in waiting:
+                if index >= objective.share_step:
+                    own = objective.probe(step) if hasattr(objective, "probe") else terms[objective.name]
+                    factors |= _shared(objective.name, objective.share, own, terms, trained)
+            scale = {o.name: 0.0 for o in waiting} | factors
+            terms = {name: scale.get(name, 1.0) * term for name, term in terms.items()}
             total = torch.stack([term for term in terms.values()]).sum()
             if total.requires_grad:
                 total.backward()
@@ -310,7 +313,7 @@ def tracking_order(frames: int, loop: bool) -> list[tuple[int, int, int]]:
     return order
 
 
-def _shared(name: str, share: float, terms: dict[str, Tensor], trained: Sequence[Tensor]) -> dict[str, float]:
+def _shared(name: str, share: float, own: Tensor, terms: dict[str, Tensor], trained: Sequence[Tensor]) -> dict[str, float]:
     """The factor that gives a term's gradient its share of the others'; none while either has no gradient."""
 
     def size(loss: Tensor) -> float:
@@ -319,8 +322,8 @@ def _shared(name: str, share: float, terms: dict[str, Tensor], trained: Sequence
         gradients = torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True)
         return float(sum(g.square().sum() for g in gradients if g is not None)) ** 0.5
 
-    own, rest = size(terms[name]), size(sum((term for other, term in terms.items() if other != name), torch.zeros(())))
-    return {name: share * rest / own} if own > 0 and rest > 0 else {}
+    mine, rest = size(own), size(sum((term for other, term in terms.items() if other != name), torch.zeros(())))
+    return {name: share * rest / mine} if mine > 0 and rest > 0 else {}
 
 
 def _finite(value: float) -> bool:

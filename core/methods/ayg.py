@@ -38,9 +38,11 @@ PARTS = ("image", "view-guidance", "jsd", "rigidity", "amplification")
 IMAGE_STATIC, IMAGE_MOTION = 0.3, 0.2
 #: Of the clip scores, so that rigidity's weight of 1000 leaves limbs free to turn: as 50 to 100 is usual for such scores.
 CLIP_WEIGHT = 100.0
-#: omega_ma and the progress after which it holds; the divergence's share of the gradient and the step at which it is set.
+#: omega_ma and the progress after which it holds.
 AMPLIFICATION, AMPLIFIED_FROM = 2.0, 0.3
-STAY_SHARE, STAY_STEP = 0.03, 100
+#: The divergence's gradient for an object that slid by 2 % of its size, in those of all else, and the step at which it is set. A
+#: hundredth of that slide then costs the few per cent of the gradient that are usual for such terms; measured (docs/ayg.md).
+STAY_SHARE, STAY_STEP = 3.0, 100
 #: Diffusion times: all, then up to a half.
 TIMES = UniformWindow(constant(0.02), linear(0.98, 0.5))
 #: Pictures encoded at once with gradient: a whole clip of full size would hold tens of gigabytes (docs/memory.md).

@@ -68,8 +68,9 @@ def linear(start: float, end: float, scale: float = 1.0) -> Weight:
 class Objective(Protocol):
     """One term of a fit. Implementations are small dataclasses; their fields are their settings.
 
-    One with a field ``share`` above 0 is scaled once, at step ``share_step``, so that its gradient on what is trained is that
-    share of all other terms'.
+    One with a field ``share`` above 0 is left out until step ``share_step``, and scaled there so that its gradient on what is
+    trained is that share of all other terms'; or that of ``probe(step)``, for a term whose gradient there and then says little
+    of how strong it is.
     """
 
     name: ClassVar[str]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..deformation import ClipChain
 from .base import FitStep, Weight, constant
-from .rigidity import near
+from .rigidity import near, picked
 
 
 @dataclass(frozen=True)
@@ -22,19 +22,32 @@ class StayInPlace:
 
     Args:
         weight: of the divergence.
-        share: above 0, the weight is scaled once, at ``share_step``, so that the term's gradient is this share of the others'.
+        share: above 0, the weight is scaled once, at ``share_step``, so that for an object that slid by ``slide`` the term's
+            gradient would be this share of the others'. Its gradient then and there may be anything: it is 0 for an object in
+            its place.
         share_step: when.
+        slide: world units.
     """
 
     name: ClassVar[str] = "stay in place"
     weight: Weight = constant(1.0)  # noqa: RUF009
     share: float = 0.0
     share_step: int = 100
+    slide: float = 0.02
 
     def __call__(self, step: FitStep) -> Tensor:
         if step.field is None:
             raise ValueError("stay in place objective: it belongs to the motion stage, the static stage has no field")
-        return step.stiffness * self.weight(step.rho) * divergence(step.canonical.means, step.gaussians.means).mean()
+        return self._loss(step, step.gaussians.means)
+
+    def probe(self, step: FitStep) -> Tensor:
+        """The term for the still object slid along x, with the gradient that it has on the field."""
+        means = step.gaussians.means
+        slid = step.canonical.means + means.new_tensor([self.slide, 0, 0])
+        return self._loss(step, means + (slid - means).detach())
+
+    def _loss(self, step: FitStep, means: Tensor) -> Tensor:
+        return step.stiffness * self.weight(step.rho) * divergence(step.canonical.means, means).mean()
 
 
 def divergence(rest: Tensor, moved: Tensor) -> Tensor:  # (N, 3), (B, N, 3) -> (B,)
@@ -74,8 +87,9 @@ class Togetherness:
         count = len(step.canonical)
         chosen = torch.randperm(count, generator=step.generator)[: self.sample or count].to(step.canonical.device)
         delta = step.gaussians.means - step.canonical.means
-        apart = delta[:, chosen, None] - delta[:, near(step, self.k)[chosen]]  # (B, n, k, 3)
-        return step.stiffness * self.weight(step.rho) * apart.square().sum((-1, -2)).mean()
+        others = near(step, self.k)[chosen]
+        apart = picked(delta, chosen.repeat_interleave(others.shape[1])) - picked(delta, others.flatten())  # (B, n k, 3)
+        return step.stiffness * self.weight(step.rho) * others.shape[1] * apart.square().sum(-1).mean()
 
 
 @dataclass(frozen=True)

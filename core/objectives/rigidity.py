@@ -69,12 +69,19 @@ def edge_strain(
     i, j = pairs.unbind(1)
     edge = rest[j] - rest[i]
     matrices = quaternion_to_matrix(quats)
-    moved = positions[:, j] - positions[:, i]
-    from_i = moved - (matrices[:, i] @ edge[..., None])[..., 0]
-    from_j = moved - (matrices[:, j] @ edge[..., None])[..., 0]
+    at_i, at_j = picked(matrices, i), picked(matrices, j)
+    moved = picked(positions, j) - picked(positions, i)
+    from_i = moved - (at_i @ edge[..., None])[..., 0]
+    from_j = moved - (at_j @ edge[..., None])[..., 0]
     length = edge.square().sum(-1).clamp_min(1e-10)
     strain = (from_i.square().sum(-1) + from_j.square().sum(-1)) / (2 * length)
-    return strain, (matrices[:, i] - matrices[:, j]).square().sum((-1, -2)) / 8
+    return strain, (at_i - at_j).square().sum((-1, -2)) / 8
+
+
+def picked(x: Tensor, index: Tensor) -> Tensor:  # (B, N, ...), (E,) int64 -> (B, E, ...)
+    """``x[:, index]``, with gradients that are added in one order, unlike indexing on several threads; and faster."""
+    flat = x.flatten(2).transpose(1, 2)
+    return flat.gather(2, index.expand(*flat.shape[:2], -1)).transpose(1, 2).unflatten(2, x.shape[2:])
 
 
 @torch.no_grad()
