@@ -285,7 +285,7 @@ class Anchor4DStayInPlace(io.ComfyNode):
                     max=1000.0,
                     step=0.1,
                     tooltip="Sets the weight by itself, once: an object that slid by 2 % of its size is pulled back so many "
-                    "times as hard as everything else pulls together. Higher = stays more firmly. 0 = the weight counts as it is.",
+                    "times as hard as everything else pulls together. Higher = firmer. 0 = the weight counts as it is.",
                 ),
                 *_weight(1.0, "stays more firmly"),
                 io.Int.Input(

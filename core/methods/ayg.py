@@ -40,8 +40,8 @@ IMAGE_STATIC, IMAGE_MOTION = 0.3, 0.2
 CLIP_WEIGHT = 100.0
 #: omega_ma and the progress after which it holds.
 AMPLIFICATION, AMPLIFIED_FROM = 2.0, 0.3
-#: The divergence's gradient for an object that slid by 2 % of its size, in those of all else, and the step at which it is set. A
-#: hundredth of that slide then costs the few per cent of the gradient that are usual for such terms; measured (docs/ayg.md).
+#: The divergence's gradient for an object that slid by 2 % of its size, in those of all else, and the step at which it is set.
+#: A hundredth of that slide then costs the few per cent of the gradient that are usual; measured (docs/ayg.md).
 STAY_SHARE, STAY_STEP = 3.0, 100
 #: Diffusion times: all, then up to a half.
 TIMES = UniformWindow(constant(0.02), linear(0.98, 0.5))
