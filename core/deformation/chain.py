@@ -37,9 +37,7 @@ class ClipChain(DeformationField):
 
     name = "clip-chain"
 
-    def __init__(
-        self, fields: Sequence[DeformationField | dict[str, Any]], overlap: float = 0.5, closed: bool = False
-    ) -> None:
+    def __init__(self, fields: Sequence[DeformationField | dict[str, Any]], overlap: float = 0.5, closed: bool = False) -> None:
         super().__init__()
         if not fields or not 0 < overlap <= 0.5:
             raise ValueError(f"clip chain: {len(fields)} clips with an overlap of {overlap:g}, give some, and 0 to 0.5")
