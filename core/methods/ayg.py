@@ -266,9 +266,10 @@ def extend(
         raise InputError("extend: this scene loops, there is no end to go on from; give one that does not")
     before = scene.field
     length = before.length if isinstance(before, ClipChain) else 1.0
-    clip = stages.build_field(replace(config, field="time-gated-mlp"), scene, seed=seed)
-    chain = ClipChain.grown(before, clip, closed=closed)
-    span = round((scene.frames - 1) / length * chain.length)
+    added = stages.build_field(replace(config, field="time-gated-mlp"), scene, seed=seed)
+    chain = ClipChain.grown(before, added, closed=closed)
+    clip_frames = round((scene.frames - 1) / length)  # from a clip's first to its last
+    span = round(clip_frames * chain.length)
     longer = replace(scene, field=chain, frames=span if closed else span + 1, loop=closed)
     objectives = (*config.objectives, Seam(constant(seam))) if seam > 0 else config.objectives
     name = f"clip {len(chain.clips)}, "
