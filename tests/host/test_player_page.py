@@ -19,7 +19,9 @@ from anchor4d.core.gaussians import SH_C0, Gaussians
 from anchor4d.core.sequence import scene_from_gaussians
 
 QUIET = {"Comfy.TutorialCompleted": True, "Comfy.Release.Status": "skipped", "Comfy.Minimap.Visible": False}
-READY = "() => window.app?.graph && Object.keys(window.LiteGraph?.registered_node_types ?? {}).length > 100"
+#: Its own workflow comes last, and would take the place of what a test has built before.
+READY = """() => window.app?.graph && Object.keys(window.LiteGraph?.registered_node_types ?? {}).length > 100
+  && app.extensionManager?.workflow?.activeWorkflow?.isLoaded && app.graph._nodes.length"""
 RUN = """async (seconds) => {
   const ended = new Promise((done) => {
     for (const kind of ["execution_success", "execution_error", "execution_interrupted"])
@@ -55,8 +57,8 @@ BUILD = """([path, players, compare]) => {
 #: What a player shows, and where its parts are, in the page's pixels.
 STATE = """(index) => {
   const node = nodes[index];
-  const root = node.widgets.find((widget) => widget.name === "player").element.shadowRoot;
-  if (!root) return { time: "" };  // its modules are still being loaded
+  const place = node.widgets.find((widget) => widget.name === "player").element, root = place.shadowRoot;
+  if (!root) return { time: "", said: place.textContent };  // its modules are still being loaded
   const box = (element) => {
     const { x, y, width, height } = element.getBoundingClientRect();
     return { x, y, width, height, right: x + width, bottom: y + height, name: element.dataset.id ?? element.className };
@@ -116,7 +118,7 @@ def open_page(served: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
         def opened(vue: bool, scale: float = 1.0, palette: str = "dark") -> Any:
             served.post("/settings", QUIET | {"Comfy.VueNodes.Enabled": vue, "Comfy.ColorPalette": palette})
             page = chromium.new_page(viewport={"width": 1300, "height": 720}, device_scale_factor=scale)
-            page.set_default_timeout(60_000)
+            page.set_default_timeout(300_000)
             page.failures = []
             page.on("pageerror", lambda error: page.failures.append(str(error)))
             page.goto(served.url, wait_until="domcontentloaded")
@@ -128,7 +130,7 @@ def open_page(served: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
 
 
 def wait_until_it_plays(page: Any, index: int) -> None:
-    for _ in range(120):
+    for _ in range(600):  # the first run may compile the renderer
         state = page.evaluate(STATE, index)
         if state.get("canvas") and state["value"] > 0:
             return
@@ -164,7 +166,7 @@ def test_it_plays_and_what_it_shows_comes_out(
 ):
     page = open_page(vue, scale, palette)
     page.evaluate(BUILD, [str(scene_file), 1, False])
-    assert page.evaluate(RUN, 120)[0] == "execution_success"
+    assert page.evaluate(RUN, 600)[0] == "execution_success"
     wait_until_it_plays(page, 0)
     page.screenshot(path=tmp_path / "plays.png")
     state = page.evaluate(STATE, 0)
@@ -211,7 +213,7 @@ def test_it_plays_and_what_it_shows_comes_out(
 
     # The second run draws this very view; the clip is not packed again.
     streams = list((served.folder / "temp" / "anchor4d").glob("*.a4d"))
-    assert page.evaluate(RUN, 120)[0] == "execution_success"
+    assert page.evaluate(RUN, 600)[0] == "execution_success"
     assert list((served.folder / "temp" / "anchor4d").glob("*.a4d")) == streams
     assert len(streams) >= 1
     second = picture(served, page)
@@ -226,9 +228,14 @@ def test_it_plays_and_what_it_shows_comes_out(
     page.evaluate("async () => { await app.loadGraphData(JSON.parse(JSON.stringify(app.graph.serialize()))); }")
     page.evaluate("() => { window.nodes = app.graph._nodes.filter((node) => node.type === 'Anchor4DPlayScene'); }")
     assert page.evaluate(STATE, 0)["view"] == view
-    assert page.evaluate(RUN, 120)[0] == "execution_success"
+    assert page.evaluate(RUN, 600)[0] == "execution_success"
     page.wait_for_function(f"() => ({STATE})(0).time.startsWith('7 / 8')")
     assert page.evaluate(STATE, 0)["view"] == view
+
+    # The node's menu starts anew.
+    page.evaluate("() => app.collectNodeMenuItems(nodes[0]).find((item) => item.content === 'Reset the view').callback()")
+    assert page.evaluate(STATE, 0)["view"] == ""
+    wait_until_it_plays(page, 0)
     assert not page.failures
 
 
@@ -252,7 +259,7 @@ def picture(served: Any, page: Any) -> Any:
 def test_two_players_on_a_page_and_one_leaves(open_page: Callable[..., Any], scene_file: Path, tmp_path: Path, vue: bool):
     page = open_page(vue)
     page.evaluate(BUILD, [str(scene_file), 2, True])
-    assert page.evaluate(RUN, 120)[0] == "execution_success"
+    assert page.evaluate(RUN, 600)[0] == "execution_success"
     for index in (0, 1):
         wait_until_it_plays(page, index)
         check_layout(page.evaluate(STATE, index))
