@@ -152,7 +152,16 @@ def export_scene(
     elif name == "html":
         from .formats.html import write_html
 
-        write_html(path, scene, frames=frames, film=film, compare=compare, title=title, progress=progress)
+        write_html(
+            path,
+            scene,
+            frames=frames,
+            film=film,
+            compare=compare,
+            title=title,
+            view={"background": "#ffffff"},
+            progress=progress,
+        )
     elif name == "a4d":
         from .formats.stream import write_stream
 
