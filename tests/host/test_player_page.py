@@ -177,14 +177,16 @@ def test_it_plays_and_what_it_shows_comes_out(
     first = picture(served, page)
 
     # Scrub: it stands still at the moment under the pointer, and says so to the node.
-    page.mouse.click(state["line"]["x"] + 0.5 * state["line"]["width"], state["line"]["y"] + state["line"]["height"] / 2)
+    page.locator(".time-line").click()  # in its middle, once it has come to rest
     page.wait_for_function(f"() => ({STATE})(0).view.includes('time')")
     state = page.evaluate(STATE, 0)
     assert state["play"].startswith("Play")
     assert state["value"] == pytest.approx(0.5, abs=0.03)
 
     # Orbit by mouse: the camera changes, the node stays.
-    stage, before = state["stage"], state
+    page.locator(".view").hover()
+    before = page.evaluate(STATE, 0)
+    stage = before["stage"]
     x, y = stage["x"] + stage["width"] / 2, stage["y"] + stage["height"] / 2
     page.mouse.move(x, y)
     page.mouse.down()
