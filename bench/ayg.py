@@ -107,7 +107,7 @@ class Trial:
         )
         kept = (Togetherness(constant(self.rigidity), k=10),)
         if self.stay > 0 or self.share > 0:
-            kept += (StayInPlace(constant(self.stay or 1.0), share=self.share, share_step=self.steps // 4),)
+            kept += (StayInPlace(constant(self.stay or 1.0), share=self.share, share_step=10),)
         schedule = Schedule(self.steps, resolutions=((1.0, self.size),), lr_final=self.lr_final)
         return MotionConfig(field="time-gated-mlp", schedule=schedule, objectives=(clip, *kept))
 

@@ -416,17 +416,19 @@ class Anchor4DTextToGaussians(io.ComfyNode):
                 if steps and static.density is not None:
                     every = max(20, steps // 60)
                     static = replace(static, density=replace(static.density, every=every, start=every))
-                config = replace(config, static=static)
+                config = replace(config, static=static, detail=ayg.detail(preset, static.objectives))
             else:
                 config = replace(config, given=replace(config.given, schedule=_with(config.given, steps)))
             config = replace(config, frames=frames, fps=fps)
             chosen = config.static if item is None else config.given
             where = host.device_for(device, renderer)
             shape = [] if item is None else [item.vertices]
-            with host.checkpoint("text", *shape, repr(chosen), seed) as path, host_prior.loaded(chosen.objectives, device):
-                scene = ayg.text_to_3d(
-                    config, item=item, seed=seed, device=where, backend=renderer, progress=host.Report().fit, checkpoint=path
-                )
+            passes = repr(chosen), repr(config.detail)
+            with host.checkpoint("text", *shape, *passes, seed) as path, host_prior.loaded(chosen.objectives, device):
+                common: dict[str, Any] = {"seed": seed, "device": where, "backend": renderer}
+                start = stages.fit_static(None, item, config.front, replace(chosen, objectives=()), **common)
+                report = host.Report(note=_estimate(None, start, chosen, mesh=item, backend=renderer))
+                scene = ayg.text_to_3d(config, item=item, progress=report.fit, checkpoint=path, **common)
             scene = _finish(scene)
             return io.NodeOutput(scene, ui=_look(scene))
 
@@ -485,8 +487,8 @@ class Anchor4DTextMotion(io.ComfyNode):
             ).to(host.device_for(device, renderer))  # fmt: skip
             motion = replace(config.motion, objectives=tuple(objectives), schedule=_with(config.motion, steps))
             _say_objectives(motion.objectives, "the object stays still")
-            cost = _estimate(None, still, motion, backend=renderer)
             with _kept("text-motion", still, motion, seed) as path, host_prior.loaded(motion.objectives, device):
+                cost = _estimate(None, still, motion, backend=renderer)
                 moving = stages.fit_motion(
                     None, still, motion, seed=seed, backend=renderer, progress=host.Report(note=cost).fit, checkpoint=path
                 )

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -47,6 +48,10 @@ STAY_SHARE, STAY_STEP = 3.0, 100
 TIMES = UniformWindow(constant(0.02), linear(0.98, 0.5))
 #: Pictures encoded at once with gradient: a whole clip of full size would hold tens of gigabytes (docs/memory.md).
 ENCODE_BATCH = 1
+#: Solid colours behind renders, so that no model paints its background onto the object.
+AROUND: dict[str, Any] = {"resolutions": ((1.0, 256),), "background": "random"}
+#: Which screen gradients of scores are large is open: a tenth of the set, the strongest, grows each time.
+GROWTH = DensityControl(every=100, start=100, stop=0.7, threshold=0.0, share=0.1, budget=50_000, min_opacity=0.02)
 #: Steps of the still object, its finer second stage, the motion, and each further clip.
 STEPS = {"paper": (10_000, 2000, 10_000, 10_000), "standard": (3000, 0, 4000, 3000), "draft": (600, 0, 800, 600)}
 
@@ -172,32 +177,22 @@ def preset(name: str, prompt: str = "", models: Models = Models(), without: Coll
     check_parts(without)
     if name not in STEPS:
         raise ValueError(f"preset {name!r}: unknown, choose paper, standard or draft")
-    static_steps, detail_steps, motion_steps, further_steps = STEPS[name]
+    static_steps, _, motion_steps, further_steps = STEPS[name]
     still: tuple[Objective, ...] = ()
     if models.views is not None or (models.images is not None and "image" not in without):
         still = static_objectives(models, prompt, without)
     moving = () if models.video is None else motion_objectives(models, prompt, without)
-    # Solid colours behind renders, so that no model paints its background onto the object.
-    around = {"resolutions": ((1.0, 256),), "background": "random"}
     every = max(20, static_steps // 60)
     static = StaticConfig(
         gaussians=2000,  # "spread across a sphere"; number and radius are open
-        schedule=Schedule(static_steps, lr_final=0.1, **around),
+        schedule=Schedule(static_steps, lr_final=0.1, **AROUND),
         objectives=still,
-        # Which screen gradients of scores are large is open: a tenth of the set, the strongest, grows each time.
-        density=DensityControl(every=every, start=every, stop=0.7, threshold=0.0, share=0.1, budget=50_000, min_opacity=0.02),
+        density=replace(GROWTH, every=every, start=every),
     )
-    detail = None
-    if detail_steps and still and models.images is not None and "image" not in without:
-        # "A further 3D fine-tune gives about 150 K Gaussians": its losses are open, text-to-image alone is ours.
-        looks = tuple(replace(o, views=None) if isinstance(o, ViewScores) else o for o in still)
-        grow = DensityControl(every=100, start=100, stop=0.7, threshold=0.0, share=0.1, budget=150_000, min_opacity=0.02)
-        schedule = Schedule(detail_steps, lr=0.3, lr_final=0.1, **around)
-        detail = StaticConfig(gaussians=0, schedule=schedule, objectives=looks, density=grow)
     return TextConfig(
         name=name,
         static=static,
-        detail=detail,
+        detail=detail(name, still),
         given=StaticConfig(
             gaussians={"paper": 40_000, "standard": 20_000, "draft": 8000}[name],
             schedule=Schedule(80 if name == "draft" else 200, resolutions=((0.5, 128), (1.0, 256)), lr_final=0.1),
@@ -205,11 +200,23 @@ def preset(name: str, prompt: str = "", models: Models = Models(), without: Coll
         ),
         motion=MotionConfig(
             field="time-gated-mlp",  # 4.2: only positions move; sizes after followers' code
-            schedule=Schedule(motion_steps, lr_final=1.0, **around),
+            schedule=Schedule(motion_steps, lr_final=1.0, **AROUND),
             objectives=moving,
         ),
-        further=Schedule(further_steps, lr_final=1.0, **around),
+        further=Schedule(further_steps, lr_final=1.0, **AROUND),
     )
+
+
+def detail(name: str, objectives: Sequence[Objective]) -> StaticConfig | None:
+    """A preset's second pass over the still object; None where it has none, or no text-to-image model is among the objectives.
+
+    "A further 3D fine-tune gives about 150 K Gaussians": its losses are open, the text-to-image model alone is ours.
+    """
+    looks = tuple(replace(o, views=None) if isinstance(o, ViewScores) else o for o in objectives)
+    if not STEPS[name][1] or not any(isinstance(o, ViewScores) and o.images is not None for o in looks):
+        return None
+    schedule = Schedule(STEPS[name][1], lr=0.3, lr_final=0.1, **AROUND)
+    return StaticConfig(gaussians=0, schedule=schedule, objectives=looks, density=replace(GROWTH, budget=150_000))
 
 
 def text_to_3d(

@@ -59,7 +59,7 @@ class Texts:
 
     def __call__(self, prior: Prior, text: str, negative: str | None = None, fps: float | None = None) -> Condition:
         """Of a text, or nothing of an empty one: the host's models have theirs from the graph."""
-        key = (id(prior), text, negative, fps)
+        key = (id(prior), prior.device, text, negative, fps)
         if key not in self._kept:
             told: dict[str, Any] = {"text": text, "negative": negative} if text else {}
             self._kept[key] = prior.condition(**told, fps=fps)
