@@ -56,7 +56,8 @@ def test_every_folder_of_modules_is_installed(project: dict[str, dict[str, dict[
 
 def test_files_that_the_program_reads_are_installed(project: dict[str, dict[str, dict[str, dict[str, list[str]]]]]) -> None:
     packed = project["tool"]["setuptools"]["package-data"]
-    found = {path for name, globs in packed.items() for glob in globs for path in (ROOT / name.replace(".", "/")[9:]).glob(glob)}
+    folders = {name: ROOT.joinpath(*name.split(".")[1:]) for name in packed}
+    found = {path for name, globs in packed.items() for glob in globs for path in folders[name].glob(glob)}
     assert {ROOT / "core" / "models.toml", ROOT / "core" / "priors" / "tiny" / "model_index.json"} <= found
     assert {ROOT / "web" / "player" / name for name in ("page.html", "player.mjs", "renderer.mjs")} <= found
 
