@@ -25,7 +25,6 @@ from .core.files import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-LATER_METHODS = ("stag4d",)
 #: Of core.export.FORMATS, which help does without: it is instant.
 EXPORTS = (
     "ply", "compressed-ply", "spz", "splat", "glb", "glb-splats", "usd", "4dgs", "html", "a4d", "scene", "mp4", "webm", "gif",
@@ -80,8 +79,6 @@ def demo(args: argparse.Namespace, console: Console) -> int:
 
 
 def fit(args: argparse.Namespace, console: Console) -> int:
-    if args.method in LATER_METHODS:
-        raise InputError(f"method {args.method!r}: comes in a later release; choose pla4d, align4d or dg4d")
     if args.method == "ayg":
         return _fit_text(args, console)
     if args.then or args.loop:
@@ -90,11 +87,11 @@ def fit(args: argparse.Namespace, console: Console) -> int:
         raise InputError("fit: nothing to start from; give at least one of --prompt, --image, --video and --object")
     from .core.generate.chain import Links, complete
     from .core.generate.pipelines import located
-    from .core.methods.run import prior_device, run_in_folder
+    from .core.methods.run import OBJECT_FREE, prior_device, run_in_folder
 
     settings, watch = _settings(args).resolved(), console.watch(args.out)
-    if settings.prior not in ("tiny", "none"):
-        located(settings.prior)  # what is made may take long: a prior that is not here is told before
+    for prior in {settings.prior, settings.anchors} - {"tiny", "none"}:
+        located(prior)  # what is made may take long: a prior that is not here is told before
     links = {link: name for link in ("image", "video", "object", "views") if (name := getattr(args, f"{link}_model"))}
     made = complete(
         args.out,
@@ -109,6 +106,7 @@ def fit(args: argparse.Namespace, console: Console) -> int:
         seed=args.seed,
         device=prior_device(settings.device),
         resume=args.resume,
+        make_object=settings.method not in OBJECT_FREE,
         progress=watch,
     )
     settings = settings if made.yaw is None else replace(settings, yaw=made.yaw)
@@ -227,8 +225,6 @@ def export(args: argparse.Namespace, console: Console) -> int:
 
 
 def bench(args: argparse.Namespace, console: Console) -> int:
-    if args.method in LATER_METHODS:
-        raise InputError(f"method {args.method!r}: comes in a later release; choose pla4d, align4d or dg4d")
     if args.method == "ayg":
         raise InputError("method 'ayg': follows a text, and the cases are videos; choose pla4d, align4d or dg4d")
     from .bench.cases import run_cases
@@ -268,6 +264,8 @@ def _settings(args: argparse.Namespace) -> Any:
         renderer=args.renderer,
         prior=args.prior,
         without=tuple(args.without),
+        plus=tuple(args.plus),
+        anchors=args.anchors,
     )
 
 
@@ -530,13 +528,23 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _method(made: argparse.ArgumentParser, renderers: Sequence[str]) -> None:
-    made.add_argument("--method", choices=("pla4d", "pla4d-v4", "align4d", "dg4d", "ayg", *LATER_METHODS), default="pla4d")
+    methods = ("pla4d", "pla4d-v4", "align4d", "dg4d", "stag4d", "stag4d-code", "ayg")
+    made.add_argument("--method", choices=methods, default="pla4d")
     made.add_argument(
         "--without",
         nargs="+",
         default=[],
         metavar="PART",
         help="parts to leave out; align4d: of oda, maod, mgja, ao; ayg: of image, view-guidance, jsd, rigidity, amplification",
+    )
+    made.add_argument(
+        "--plus", nargs="+", default=[], metavar="PART", help="stag4d: parts of align4d to add, of oda, mgja and ao"
+    )
+    made.add_argument(
+        "--anchors",
+        default="auto",
+        metavar="auto|tiny|DIR|ID|none",
+        help="stag4d: what draws the anchors (default: zero123plus-v1.1 where it is here and there is a GPU, else the prior)",
     )
     made.add_argument(
         "--prior",

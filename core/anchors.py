@@ -123,6 +123,10 @@ class Anchors:
         ratio = (wanted / drawn.clamp_min(1e-6)).clamp(1 / SCALING, SCALING)
         return self.scaled(torch.where(known, ratio, ratio[known].mean()))
 
+    def _comfy_cache_tensors(self) -> list[Tensor]:
+        """The tensors this value holds, for the host's cache accounting."""
+        return [self.images]
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file."""
         from safetensors.torch import save

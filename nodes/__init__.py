@@ -2,12 +2,13 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import align, ayg, edit, export, fit, generate, measure, objectives, player, prepare, priors, trajectory, view
+from . import align, ayg, edit, export, fit, generate, measure, objectives, player, prepare, priors, stag4d, trajectory, view
 
 
 class Anchor4DExtension(ComfyExtension):
     """All nodes of the pack, in the order of the pipeline."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        parts = (prepare, align, objectives, fit, ayg, priors, generate, view, edit, trajectory, player, export, measure)
+        first = (prepare, align, objectives, fit, stag4d, ayg, priors, generate)
+        parts = (*first, view, edit, trajectory, player, export, measure)
         return [node for part in parts for node in part.NODES]

@@ -24,7 +24,7 @@ from .objectives import Terms, describe
 
 CATEGORY = "Anchor4D/3 Fit"
 FIELDS = ["control-nodes", "hexplane", "mlp"]
-METHODS = ["pla4d", "align4d", "dg4d"]
+METHODS = ["pla4d", "align4d", "dg4d", "stag4d", "stag4d-code"]
 #: What of a scene Motion Alignment changes, as the node says it.
 TRAINED: dict[str, Train] = {"deformation": "field", "both": "both"}
 
@@ -54,7 +54,7 @@ def _method(what: str) -> io.Input:
         options=METHODS,
         default="pla4d",
         optional=True,
-        tooltip=f"Whose {what} the preset means: PLA4D's, Align4D's or DreamGaussian4D's.",
+        tooltip=f"Whose {what} the preset means: PLA4D's, Align4D's, DreamGaussian4D's or STAG4D's.",
     )
 
 
@@ -194,11 +194,13 @@ class Anchor4DFitGaussians(io.ComfyNode):
         objectives: Terms = (),
     ) -> io.NodeOutput:
         with host.work(cls, gradients=True):
-            config = method_config(method, preset).static
+            whole = method_config(method, preset)
+            if whole.with_object is not None and alignment.report.get("mode") != "none":
+                whole = whole.with_object
             config = replace(
-                config,
-                gaussians=gaussians or config.gaussians,
-                schedule=_changed(config.schedule, steps or -1, _factor(resolution, config.schedule)),
+                whole.static,
+                gaussians=gaussians or whole.static.gaussians,
+                schedule=_changed(whole.static.schedule, steps or -1, _factor(resolution, whole.static.schedule)),
                 objectives=tuple(objectives),
             )
             _say_objectives(config.objectives, "Gaussians as sampled on the mesh, unfitted")
@@ -350,6 +352,7 @@ class Anchor4DMotionAlignment(io.ComfyNode):
                 config,
                 **{name: _in_turns(schedule, turns) for name, schedule in passes.items()},
                 field=chosen,
+                density=None if chosen == "control-nodes" else config.density,
                 nodes=control_nodes or config.nodes,
                 objectives=tuple(objectives),
             )

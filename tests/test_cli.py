@@ -212,7 +212,6 @@ def test_bad_inputs_are_refused_in_one_line_and_leave_nothing(
     ("argv", "words"),
     [
         (["fit", "--out", "x"], "at least one of --prompt, --image, --video and --object"),
-        (["fit", "--method", "stag4d", "--out", "x"], "later release"),
         (["fit", "--video", "v", "--object", "o", "--prior", "no-such-prior", "--out", "x"], "no-such-prior"),
         (["fit", "--video", "v", "--object", "o", "--renderer", "nvrtc", "--out", "x"], "later release"),
         (["fit", "--video", "v", "--object", "o", "--yaw", "left", "--out", "x"], "not a number"),

@@ -90,14 +90,15 @@ class Made:
     """A driving video and an object, given or made.
 
     Args:
-        video, object: as :func:`anchor4d.core.video.load_video` and :func:`anchor4d.core.object3d.load_object` take them.
+        video, object: as :func:`anchor4d.core.video.load_video` and :func:`anchor4d.core.object3d.load_object` take them; no
+            object where none was asked for.
         fps: of a video that was made; None for a given one.
         yaw: degrees to turn the object about +Y, known where the video was made from a drawing of it.
         steps: what was made, in order.
     """
 
     video: Path
-    object: Path
+    object: Path | None
     fps: float | None = None
     yaw: float | None = None
     steps: tuple[Step, ...] = ()
@@ -117,6 +118,7 @@ def complete(
     seed: int = 0,
     device: str | torch.device = "cpu",
     resume: bool = False,
+    make_object: bool = True,
     options: Mapping[What, Mapping[str, Any]] | None = None,
     progress: Progress | None = None,
 ) -> Made:
@@ -134,6 +136,7 @@ def complete(
         yaw: degrees to turn a given object about +Y so that its front faces +Z; "auto" takes it to face there.
         seed: of every generator.
         resume: refuse what was made there of other inputs, as a fit refuses such checkpoints; else it is replaced.
+        make_object: whether a missing object is made; methods that start without one (stag4d) take none.
         options: more arguments of the generators, by what they make: steps, guidance, precision, offload, height, ...
         progress: called after every step of every generator; interrupts by raising, and leaves whole files only.
 
@@ -148,11 +151,11 @@ def complete(
     for name, path in paths.items():
         if not path.exists():
             raise InputError(f"{path}: no such {name}, check the path")
-    tasks = _plan({*paths, *(["prompt"] if text else [])}, links)
+    tasks = _plan({*paths, *(["prompt"] if text else [])}, links, make_object)
     if text and not any(task.takes_text for task in tasks):
         log.info("prompt: left aside, nothing that is made here takes a text")
     if not tasks:
-        return Made(paths["video"], paths["object"])
+        return Made(paths["video"], paths.get("object"))
     if fps is not None and not (math.isfinite(fps) and fps > 0):
         raise InputError(f"{fps} frames a second, choose a rate above 0")
     if frames is not None and frames < 2:
@@ -197,9 +200,8 @@ def complete(
         paths[task.what] = folder / made[task.what]["file"]
         log.info("%s: made of the %s by %s%s", paths[task.what], task.of, task.title, " in an earlier run" if reused else "")
         steps.append(Step(task.what, task.of, task.by, paths[task.what], reused))
-    return Made(
-        paths["video"], paths["object"], made["video"]["fps"] if video is None else None, turn if drawn else None, tuple(steps)
-    )
+    made_fps = made["video"]["fps"] if video is None else None
+    return Made(paths["video"], paths.get("object"), made_fps, turn if drawn else None, tuple(steps))
 
 
 # The plan
@@ -229,13 +231,13 @@ class _Task:
         return [place for place in self.models.values() if place is not None]
 
 
-def _plan(given: set[str], links: Links) -> list[_Task]:
+def _plan(given: set[str], links: Links, make_object: bool = True) -> list[_Task]:
     """What has to be made, in order.
 
     Raises:
         InputError: for models that are not here, all at once, or that cannot do their part.
     """
-    if {"video", "object"} <= given:
+    if {"video", "object"} <= given or ("video" in given and not make_object):
         return []
     if lacking := " ".join(name for name in ("diffusers", "transformers") if find_spec(name) is None):
         raise InputError(f"making what is missing needs packages that are not installed here; pip install {lacking} accelerate")
@@ -259,7 +261,7 @@ def _plan(given: set[str], links: Links) -> list[_Task]:
                 tasks.append(_Task("image", "text-to-image", "prompt", _models("image", links.image), takes_text=True))
             pictured = True
             tasks.append(_Task("video", "image-to-video", "image", model, starts["image"]))
-    if "object" not in given:
+    if "object" not in given and make_object:
         model = _models("object", links.object)
         kind = _object_kind(links.object, model[links.object])
         if kind == "text-to-mesh" and "prompt" not in given:

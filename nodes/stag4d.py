@@ -1,0 +1,204 @@
+"""3 Fit: STAG4D, video to 4D by temporally consistent anchors; its fits are those of the other methods."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..core.align import FocalAlignment
+from ..core.anchors import LENS, Anchors
+from ..core.methods import stag4d, stages
+from ..core.objectives.multiview import MotionGeometry
+from ..core.priors.base import Prior
+from ..core.video import DrivingVideo
+from . import host, host_prior
+from .fit import _seed
+from .objectives import CATEGORY as OBJECTIVES
+from .objectives import Terms, _more, _output, _set_output
+
+AnchorsType = io.Custom("A4D_ANCHORS")  # core.anchors.Anchors
+
+
+class Anchor4DStartWithoutObject(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Anchor4DStartWithoutObject",
+            display_name="Start without Object",
+            category="Anchor4D/2 Align",
+            description="For STAG4D, which needs no 3D model: a ball of grey points, and a camera under which the video's "
+            "object is about one unit large.",
+            search_aliases=["random points", "ball", "no mesh", "video to 4d", "stag4d"],
+            inputs=[
+                host.Video.Input("driving_video", tooltip="From Load Driving Video."),
+                io.Int.Input(
+                    "points", default=4000, min=100, max=200_000, step=100, tooltip="Points in the ball. More = finer, slower."
+                ),
+                _seed(),
+            ],
+            outputs=[host.Alignment.Output("alignment", tooltip="In place of the alignment of a 3D model.")],
+        )
+
+    @classmethod
+    def execute(cls, driving_video: DrivingVideo, points: int, seed: int) -> io.NodeOutput:
+        with host.work(cls):
+            made = stages.without_object(driving_video, distance=stag4d.DISTANCE, points=points, seed=seed)
+            return io.NodeOutput(made)
+
+
+class Anchor4DTemporalAnchors(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Anchor4DTemporalAnchors",
+            display_name="Temporal Anchors",
+            category="Anchor4D/4 Priors",
+            description="Draws six views around the object for every frame of the video, which share features with the first "
+            "frame's so that they show one object in motion (STAG4D).",
+            search_aliases=["zero123++", "multi-view", "six views", "consistent", "attention", "stag4d"],
+            inputs=[
+                host.Video.Input("driving_video", tooltip="The clip that will be fitted."),
+                host.Alignment.Input("alignment", tooltip="Its camera: from Start without Object, or of a 3D model."),
+                host.Prior.Input("prior", tooltip="A Zero123++ (zero123plus-v1.1), a Zero123 or tiny, from Load Prior."),
+                io.Float.Input(
+                    "gamma",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Share of the first frame's features. Higher = steadier views, less motion. 0 = each frame alone.",
+                ),
+                io.Int.Input("steps", default=30, min=1, max=200, tooltip="Steps of the sampler; the paper takes 75."),
+                _seed(),
+                io.Float.Input(
+                    "guidance",
+                    default=0.0,
+                    min=0.0,
+                    max=20.0,
+                    step=0.5,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Guidance scale. Higher = closer to the frame, more contrast. 0 = the prior's usual.",
+                ),
+                io.Int.Input(
+                    "together",
+                    default=2,
+                    min=1,
+                    max=64,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Frames drawn at once, besides the first. Lower = less memory, slower, the same result.",
+                ),
+                io.Combo.Input(
+                    "device",
+                    options=["auto", "cpu", "gpu"],
+                    default="auto",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Where the prior computes. auto = where ComfyUI does.",
+                ),
+            ],
+            outputs=[
+                AnchorsType.Output("anchors", tooltip="For STAG4D Objectives."),
+                io.Image.Output("images", tooltip="The views on white: the six of the first frame, of the second, ..."),
+            ],
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def execute(
+        cls, driving_video: DrivingVideo, alignment: FocalAlignment, prior: Prior, gamma: float, steps: int, seed: int,
+        guidance: float = 0.0, together: int = 2, device: str = "auto",
+    ) -> io.NodeOutput:  # fmt: skip
+        with host.work(cls), host_prior.loaded([prior], device):
+            from ..core.generate.anchors import sample_anchors
+
+            report = host.Report()
+
+            def tell(step: int, count: int, picture: Any) -> None:
+                report.show(step, count, lambda: _row(picture()), f"anchors: step {step} of {count}")
+
+            anchors = sample_anchors(
+                prior, driving_video, alignment.front, distance=stag4d.DISTANCE, fovy=LENS, gamma=gamma, steps=steps,
+                guidance=guidance or None, seed=seed, together=together, progress=tell,
+            )  # fmt: skip
+            images = anchors.composited(torch.ones(3)).flatten(0, 1)
+            return io.NodeOutput(anchors, images, ui=host.stills(images[: 6 * min(len(anchors), 4)]))
+
+
+def _row(pictures: Tensor | None) -> Tensor | None:  # (V, H, W, 3) -> (H, V W, 3)
+    return None if pictures is None else torch.cat(list(pictures.cpu()), 1)
+
+
+class Anchor4DSTAG4DObjectives(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Anchor4DSTAG4DObjectives",
+            display_name="STAG4D Objectives",
+            category=OBJECTIVES,
+            description="STAG4D's objectives with a preset's weights: Front Match, multi-view distillation and a term against "
+            "needles; for the motion, smooth planes too. A given 3D model is only where the canonical stage starts.",
+            search_aliases=["losses", "preset", "anchors", "canonical", "dynamic", "stag4d"],
+            inputs=[
+                io.Combo.Input(
+                    "stage",
+                    options=["canonical", "motion"],
+                    default="canonical",
+                    tooltip="canonical = for Fit Gaussians to Mesh and Frame. motion = for Motion Alignment.",
+                ),
+                io.Combo.Input(
+                    "method",
+                    options=["stag4d", "stag4d-code"],
+                    default="stag4d",
+                    tooltip="With preset paper: the paper's text, or its released code where the two differ.",
+                ),
+                io.Combo.Input(
+                    "preset",
+                    options=host.PRESETS,
+                    default="standard",
+                    tooltip="standard and draft = ours, for any computer: the anchors are targets too. paper = as published.",
+                ),
+                io.Boolean.Input(
+                    "from_object",
+                    default=False,
+                    tooltip="Whether a 3D model was aligned. Then the canonical stage is fitted to it and the first frame, and "
+                    "the anchors only tell the prior (draft, standard); paper: it is where that stage starts.",
+                ),
+                _more(),
+                host.Prior.Input(
+                    "prior", optional=True, tooltip="A Zero123 or tiny, from Load Prior. Nothing connected = no distillation."
+                ),
+                AnchorsType.Input(
+                    "anchors", optional=True, tooltip="From Temporal Anchors. Nothing connected = only the video's frames."
+                ),
+                io.Boolean.Input(
+                    "geometry",
+                    default=False,
+                    optional=True,
+                    tooltip="Ask the prior about the still object too (Align4D's joint alignment). Motion only, with a 3D model.",
+                ),
+            ],
+            outputs=[_output()],
+        )
+
+    @classmethod
+    def execute(
+        cls, stage: str, method: str, preset: str, from_object: bool, objectives: Terms = (), prior: Prior | None = None,
+        anchors: Anchors | None = None, geometry: bool = False,
+    ) -> io.NodeOutput:  # fmt: skip
+        with host.work(cls):
+            config = stag4d.preset(preset, prior, method=method, plus=("mgja",) if geometry else ())
+            if from_object and config.with_object is not None:
+                config = config.with_object
+            if anchors is not None:
+                config = stages.with_anchors(config, anchors)
+            terms = (config.static if stage == "canonical" else config.motion).objectives
+            kept = tuple(o for o in objectives if not isinstance(o, MotionGeometry))
+            return _set_output(terms, kept)
+
+
+NODES = [Anchor4DStartWithoutObject, Anchor4DTemporalAnchors, Anchor4DSTAG4DObjectives]
