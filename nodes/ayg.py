@@ -280,14 +280,14 @@ class Anchor4DStayInPlace(io.ComfyNode):
                 _more(),
                 io.Float.Input(
                     "share",
-                    default=ayg.STAY_SHARE,
+                    default=0.0,
                     min=0.0,
                     max=1000.0,
                     step=0.1,
                     tooltip="Sets the weight by itself, once: an object that slid by 2 % of its size is pulled back so many "
-                    "times as hard as everything else pulls together. Higher = firmer. 0 = the weight counts as it is.",
+                    "times as hard as everything else pulls together. 3 = the paper preset's. 0 = the weight counts as it is.",
                 ),
-                *_weight(1.0, "stays more firmly"),
+                *_weight(ayg.STAY_WEIGHT, "stays more firmly"),
                 io.Int.Input(
                     "share_step",
                     default=ayg.STAY_STEP,

@@ -365,7 +365,7 @@ def test_the_dynamic_stage_recovers_the_motion() -> None:
 
 def test_an_object_drifts_under_a_score_that_does_not_see_where_it_is() -> None:
     adrift = replace(QUICK, steps=120, blind=True, clips=2, times=(0.98, 0.5), lr_final=1.0)
-    alone, held = adrift(), replace(adrift, share=ayg.STAY_SHARE)()
+    alone, held = adrift(), replace(adrift, stay=0.3)()
     assert alone["centre"] > 2.5 * alone["centre of truth"]
     assert held["centre"] < 0.3 * alone["centre"] and held["path"] < 0.3 * alone["path"]
     assert held["motion"] > alone["motion"] + 0.5

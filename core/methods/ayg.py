@@ -41,9 +41,9 @@ IMAGE_STATIC, IMAGE_MOTION = 0.3, 0.2
 CLIP_WEIGHT = 100.0
 #: omega_ma and the progress after which it holds.
 AMPLIFICATION, AMPLIFIED_FROM = 2.0, 0.3
-#: The divergence's gradient for an object that slid by 2 % of its size, in those of all else, and the step at which it is set.
-#: A hundredth of that slide then costs the few per cent of the gradient that are usual; measured (docs/ayg.md).
-STAY_SHARE, STAY_STEP = 3.0, 100
+#: The divergence's weight, measured (docs/ayg.md). Preset "paper" scales it once, at a step, so that for an object that slid by
+#: 2 % of its size its gradient is so many times all others'.
+STAY_WEIGHT, STAY_SHARE, STAY_STEP = 30.0, 3.0, 100
 #: Diffusion times: all, then up to a half.
 TIMES = UniformWindow(constant(0.02), linear(0.98, 0.5))
 #: Pictures encoded at once with gradient: a whole clip of full size would hold tens of gigabytes (docs/memory.md).
@@ -133,8 +133,13 @@ def static_objectives(models: Models, prompt: str, without: Collection[str] = ()
     )
 
 
-def motion_objectives(models: Models, prompt: str, without: Collection[str] = ()) -> tuple[Objective, ...]:
+def motion_objectives(
+    models: Models, prompt: str, without: Collection[str] = (), *, scaled: bool = False
+) -> tuple[Objective, ...]:
     """What makes an object move as a text says.
+
+    Args:
+        scaled: the divergence is scaled by the gradients there are instead of having a weight of its own.
 
     Raises:
         InputError: for no text-to-video model.
@@ -154,7 +159,7 @@ def motion_objectives(models: Models, prompt: str, without: Collection[str] = ()
     )
     kept: tuple[Objective, ...] = (scores,)
     if "jsd" not in without:
-        kept += (StayInPlace(constant(1.0), share=STAY_SHARE, share_step=STAY_STEP),)
+        kept += (StayInPlace(constant(STAY_WEIGHT), share=STAY_SHARE if scaled else 0.0, share_step=STAY_STEP),)
     if "rigidity" not in without:
         kept += (Togetherness(constant(1000.0), k=40),)
     return kept
@@ -181,7 +186,7 @@ def preset(name: str, prompt: str = "", models: Models = Models(), without: Coll
     still: tuple[Objective, ...] = ()
     if models.views is not None or (models.images is not None and "image" not in without):
         still = static_objectives(models, prompt, without)
-    moving = () if models.video is None else motion_objectives(models, prompt, without)
+    moving = () if models.video is None else motion_objectives(models, prompt, without, scaled=name == "paper")
     every = max(20, static_steps // 60)
     static = StaticConfig(
         gaussians=2000,  # "spread across a sphere"; number and radius are open
