@@ -179,7 +179,7 @@ class Anchor4DSTAG4DObjectives(io.ComfyNode):
                     "geometry",
                     default=False,
                     optional=True,
-                    tooltip="Ask the prior about the still object too (Align4D's joint alignment). Motion only, with a 3D model.",
+                    tooltip="Ask the prior about the still object too (Align4D's joint alignment). Motion, with a 3D model.",
                 ),
             ],
             outputs=[_output()],

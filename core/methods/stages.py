@@ -458,9 +458,7 @@ def fit_motion(
     inside = (inputs.taus >= window[0] - 1e-6) & (inputs.taus <= window[1] + 1e-6)
     inputs = replace(inputs, taus=inputs.taus[inside])
     if config.density is not None and config.field == "control-nodes":
-        raise ValueError(
-            "motion: control nodes move a fixed number of Gaussians; choose hexplane or mlp, or no density control"
-        )
+        raise ValueError("motion: control nodes move a fixed number of Gaussians; choose hexplane or mlp, or no density")
     given = None if field is None else field.state_dict()
     field = build_field(config, scene, mesh, seed) if field is None else field
     key = fingerprint(
