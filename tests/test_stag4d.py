@@ -461,7 +461,7 @@ def small(config: MethodConfig) -> MethodConfig:
     )
 
 
-SETTINGS = Settings("stag4d", "draft", device="cpu", renderer="torch", prior="tiny")
+SETTINGS = Settings("stag4d", "draft", device="cpu", prior="tiny")
 
 
 def fitted(video: DrivingVideo, prior: Prior, mesh: Any = None, progress: Any = None, folder: Any = None, **more: Any) -> Run:

@@ -66,10 +66,10 @@ def sample_anchors(
         draw = _single_views
     else:
         raise InputError(f"anchors: prior {prior.name} draws no six views of a picture; choose a Zero123++, a Zero123 or tiny")
-    if gamma and not hasattr(prior, "fused"):
-        raise InputError(f"anchors: prior {prior.name} cannot share features between frames, set gamma to 0")
     if not 0 <= gamma <= 1:
         raise InputError(f"anchors: gamma {gamma:g}, choose 0 to 1")
+    if gamma and not hasattr(prior, "fused"):
+        raise InputError(f"anchors: prior {prior.name} cannot share features between frames, set gamma to 0")
     settings = {"gamma": gamma, "steps": steps, "guidance": prior.guidance if guidance is None else guidance, "seed": seed}
     groups = [[0, *range(first, min(first + together, len(video)))] for first in range(1, len(video), together)] or [[0]]
     parts: list[Tensor] = []
