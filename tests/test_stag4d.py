@@ -296,7 +296,7 @@ def test_smoothness_of_planes_on_known_planes(gaussians: Gaussians, video: Drivi
         for plane in field.planes:
             plane.fill_(1.0)
     term = PlaneSmoothness(constant(2.0))
-    assert float(term(step_of(gaussians, video, field))) == 0
+    assert term(step_of(gaussians, video, field)).item() == 0
     with torch.no_grad():
         field.planes[2][:] = 1 + torch.tensor([0.0, 1, 4, 9, 16])[:, None]  # x and t: second differences 2, mean distance 6
         field.planes[0][:] = torch.tensor([0.0, 1, 4, 9])[:, None]  # x and y: second differences 2, not held to 1
@@ -450,6 +450,7 @@ def small(config: MethodConfig) -> MethodConfig:
     return replace(
         config,
         resolution=32,
+        with_object=None if config.with_object is None else small(config.with_object),
         anchors=replace(config.anchors, steps=2),
         static=replace(static, gaussians=150, schedule=replace(static.schedule, steps=4, resolutions=((1.0, 32),))),
         motion=replace(
