@@ -202,7 +202,6 @@ class Zero123(Prior):
         clip = clip_pixels(picture, int(encoder.config.image_size), self.extractor)
         embedding = encoder(clip.to(encoder.dtype)).image_embeds.float()
         positive = {"clip": embedding, "latent": latent, "known": embedding.new_ones(len(embedding), 1)}
-        positive |= {"fusion": embedding.new_zeros(1), "source": embedding.new_zeros(1)}
         # Without the condition the token itself is zero, which no embedding makes the projection give.
         return Condition(positive, {k: torch.zeros_like(v[:1]) for k, v in positive.items()})
 
@@ -216,10 +215,13 @@ class Zero123(Prior):
         Args:
             every: poses; sample i's source is sample ``i % every``.
         """
-        count = len(condition.positive["clip"])
-        like = condition.positive["fusion"]
-        fusion, source = like.new_full((count,), gamma), torch.arange(count, device=like.device).to(like) % every
-        return Condition({**condition.positive, "fusion": fusion, "source": source}, condition.negative)
+        if gamma == 0:
+            return condition
+        like, negative = condition.positive["clip"], condition.negative
+        assert negative is not None
+        source = torch.arange(len(like), device=like.device) % every
+        mixed = {"fusion": like.new_full((len(like),), gamma), "source": source}
+        return Condition({**condition.positive, **mixed}, {**negative, **{k: torch.zeros_like(v[:1]) for k, v in mixed.items()}})
 
     def camera(self, views: Viewpoints) -> Tensor:  # (B, 1) -> (B, 4)
         """T of each sample.
@@ -247,7 +249,7 @@ class Zero123(Prior):
         camera = self.camera(views).to(inputs["clip"])
         token = self.modules["projection"](torch.cat([inputs["clip"], camera], -1)) * inputs["known"]
         both = torch.cat([latents[:, 0], inputs["latent"]], 1).to(unet.dtype)
-        mixed = {"fusion": (inputs["fusion"], inputs["source"].long())} if bool(inputs["fusion"].any()) else None
+        mixed = {"fusion": (inputs["fusion"], inputs["source"])} if "fusion" in inputs else None
         tokens = rearrange(token, "b c -> b 1 c").to(unet.dtype)
         output = unet(both, time, encoder_hidden_states=tokens, cross_attention_kwargs=mixed).sample
         return rearrange(output, "b c h w -> b 1 c h w")
