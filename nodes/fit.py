@@ -12,10 +12,12 @@ from torch import Tensor
 
 from ..core.align import FocalAlignment
 from ..core.cameras import FrontCamera
+from ..core.files import InputError
 from ..core.fit.loop import Schedule, Train
 from ..core.formats import side_by_side
 from ..core.methods import stages
 from ..core.methods.run import method_config
+from ..core.objectives.mesh import MeshMatch
 from ..core.scene import Scene4D
 from ..core.video import DrivingVideo
 from ..core.views import DEFAULT_FRONT, render_frames
@@ -195,7 +197,10 @@ class Anchor4DFitGaussians(io.ComfyNode):
     ) -> io.NodeOutput:
         with host.work(cls, gradients=True):
             whole = method_config(method, preset)
-            if whole.with_object is not None and alignment.report.get("mode") != "none":
+            if alignment.report.get("mode") == "none":
+                if any(isinstance(o, MeshMatch) for o in objectives):
+                    raise InputError("objectives: there is no 3D model to match; switch from_object off, or unplug Mesh Match")
+            elif whole.with_object is not None:
                 whole = whole.with_object
             config = replace(
                 whole.static,
