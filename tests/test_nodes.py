@@ -134,6 +134,14 @@ def test_an_ablation_is_the_whole_workflow_with_nodes_bypassed(left_out: str, by
         assert a == b | {"mode": 0}
 
 
+def test_workflows_say_each_value_once():
+    """A page restores widgets by their order or by their names, as it is set: both must mean the same."""
+    for path in (ROOT / "workflows").glob("*.json"):
+        for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
+            if "widgets_values_named" in node:
+                assert list(node["widgets_values_named"].values()) == node["widgets_values"], f"{path.name}: {node['type']}"
+
+
 def test_workflow_nodes_do_not_overlap():
     for path in (ROOT / "workflows").glob("*.json"):
         title = 30
