@@ -221,7 +221,8 @@ class Zero123(Prior):
         assert negative is not None
         source = torch.arange(len(like), device=like.device) % every
         mixed = {"fusion": like.new_full((len(like),), gamma), "source": source}
-        return Condition({**condition.positive, **mixed}, {**negative, **{k: torch.zeros_like(v[:1]) for k, v in mixed.items()}})
+        unmixed = {name: torch.zeros_like(value[:1]) for name, value in mixed.items()}
+        return Condition({**condition.positive, **mixed}, {**negative, **unmixed})
 
     def camera(self, views: Viewpoints) -> Tensor:  # (B, 1) -> (B, 4)
         """T of each sample.
