@@ -82,6 +82,14 @@ class Case:
     truth: dict[float, Tensor]
 
 
+def true_pictures(case: Path, frames: int) -> dict[float, Tensor]:
+    """What a case of the benchmark shows in ``frames`` of its frames, by azimuth: 0 is the driving video."""
+    azimuths = {0.0: "front"} | {float(a): f"views/{a}" for a in read_case(case)["test_azimuths"]}
+    truth = {azimuth: read_pictures(case / name) for azimuth, name in azimuths.items()}
+    picks = pick_frames(len(truth[0.0]), frames)
+    return {azimuth: pictures[picks] for azimuth, pictures in truth.items()}
+
+
 @lru_cache(maxsize=1)
 def read(case: str, frames: int, resolution: int) -> Case:
     """A folder of the benchmark, or ``object N``: generated, filmed by a camera that depends on its number."""
@@ -96,10 +104,7 @@ def read(case: str, frames: int, resolution: int) -> Case:
         truth = {azimuth: render_all(moving, azimuth, front) for azimuth in (0.0, *AZIMUTHS)}
         return Case(load_video(truth[0.0], fps=12.0, resolution=resolution), moving[0], truth)
     folder = Path(case)
-    azimuths = {0.0: "front"} | {float(a): f"views/{a}" for a in read_case(folder)["test_azimuths"]}
-    truth = {azimuth: read_pictures(folder / name) for azimuth, name in azimuths.items()}
-    picks = pick_frames(len(truth[0.0]), frames)
-    truth = {azimuth: pictures[picks] for azimuth, pictures in truth.items()}
+    truth = true_pictures(folder, frames)
     video = load_video(truth[0.0], fps=12.0, resolution=resolution)
     return Case(video, load_mesh(folder / "mesh.glb"), truth)
 

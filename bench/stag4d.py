@@ -25,20 +25,21 @@ from torch import Tensor
 
 from ..core.anchors import ELEVATIONS, LENS, Anchors
 from ..core.cameras import FrontCamera
-from ..core.demo import comparison_sheet, read_pictures
+from ..core.demo import comparison_sheet
 from ..core.files import atomic_path
 from ..core.methods import stag4d, stages
 from ..core.methods.run import Settings, method_config, prior_device, run, write_json
 from ..core.methods.stages import MethodConfig
-from ..core.metrics import mean_scores, on_white, read_case, score
+from ..core.metrics import mean_scores, on_white, score
 from ..core.object3d import load_object
 from ..core.priors import Prior
 from ..core.priors.load import load_prior
 from ..core.render.mesh import render_mesh
-from ..core.video import DrivingVideo, load_video, pick_frames
+from ..core.video import DrivingVideo, load_video
 from ..core.views import render_frames, scene_cameras
 from ..training.objects import generate, meshes
 from ..training.tiny_prior import HELD_OUT
+from .align4d import Task, true_pictures
 from .refinement import render_all
 
 #: Seeds that the prior's training never drew, behind those of the other benchmarks.
@@ -76,19 +77,6 @@ CASE_VARIANTS: dict[str, tuple[str, bool, tuple[str, ...]]] = {
 
 
 @dataclass(frozen=True)
-class Task:
-    """One row: a variant of a case, by its folder, or of a generated object, by its number."""
-
-    case: str
-    variant: str
-    preset: str
-    frames: int
-    prior: str
-    out: Path
-    seed: int = 0
-
-
-@dataclass(frozen=True)
 class Case:
     """A clip, straight-alpha pictures of the truth by azimuth, each (T, H, W, 4), and of an object its true anchors."""
 
@@ -108,11 +96,7 @@ def read(case: str, frames: int, resolution: int) -> Case:
         color, alpha = (torch.stack([getattr(view, part) for view in drawn]) for part in ("color", "alpha"))
         straight = torch.cat([color / alpha[..., None].clamp_min(1e-6), alpha[..., None]], -1).clamp(0, 1)
         return Case(load_video(truth[0.0], fps=12.0, resolution=resolution), truth, replace(blank, images=straight))
-    folder = Path(case)
-    azimuths = {0.0: "front"} | {float(a): f"views/{a}" for a in read_case(folder)["test_azimuths"]}
-    truth = {azimuth: read_pictures(folder / name) for azimuth, name in azimuths.items()}
-    picks = pick_frames(len(truth[0.0]), frames)
-    truth = {azimuth: pictures[picks] for azimuth, pictures in truth.items()}
+    truth = true_pictures(Path(case), frames)
     return Case(load_video(truth[0.0], fps=12.0, resolution=resolution), truth)
 
 
