@@ -32,7 +32,7 @@ from .object3d import FAINT, substance
 from .render import rasterize
 from .scene import Scene4D, frame_times
 from .sequence import INVISIBLE, scene_from_gaussians
-from .views import DEFAULT_FRONT
+from .views import DEFAULT_FRONT, FrameProgress
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +49,6 @@ _PIECES = 64
 _TOGETHER, _SATURATED = 1 << 21, 4.0
 #: Rounds of pruning; neighbours that take over from a Gaussian that is left out, and how much: 1 = as much as it covered.
 _ROUNDS, _NEIGHBOURS, _GROWTH = 4, 3, 0.7
-#: Called with the number of steps done and of all; it may raise to interrupt.
-Progress = Callable[[int, int], None]
 Unit = Literal["frames", "seconds"]
 
 
@@ -509,7 +507,7 @@ def importance(
     times: int = 4,
     size: int = 256,
     backend: str = "auto",
-    progress: Progress | None = None,
+    progress: FrameProgress | None = None,
 ) -> Tensor:  # (N,)
     """How much pictures from all around would change without each Gaussian: the squared error, summed over their pixels.
 
@@ -556,7 +554,7 @@ def prune(
     cover: bool = True,
     backend: str = "auto",
     scores: Tensor | None = None,  # (N,)
-    progress: Progress | None = None,
+    progress: FrameProgress | None = None,
 ) -> Scene4D:
     """Fewer Gaussians, those that pictures of the scene would miss least left out.
 

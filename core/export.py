@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,10 +17,7 @@ from .gaussians import Gaussians
 from .render import Render
 from .scene import Scene4D, frame_times
 from .trajectory import Trajectory
-from .views import DEFAULT_FRONT, renders, scene_cameras, straight_alpha
-
-#: Called with the number of steps done and of all; it may raise to interrupt.
-Progress = Callable[[int, int], None]
+from .views import DEFAULT_FRONT, FrameProgress, renders, scene_cameras, straight_alpha
 
 
 @dataclass(frozen=True)
@@ -128,7 +125,7 @@ def export_scene(
     compare: Scene4D | None = None,
     title: str | None = None,
     backend: str = "auto",
-    progress: Progress | None = None,
+    progress: FrameProgress | None = None,
 ) -> None:
     """Write a scene to ``path`` in the format ``name``.
 
@@ -202,7 +199,7 @@ def _at(scene: Scene4D, moment: float) -> Gaussians:
 
 
 def _write_film(
-    scene: Scene4D, path: Path, name: str, frames: int | None, shot: Shot, backend: str, progress: Progress | None
+    scene: Scene4D, path: Path, name: str, frames: int | None, shot: Shot, backend: str, progress: FrameProgress | None
 ) -> None:
     if shot.background == "none" and name == "mp4":
         raise InputError("background none: an mp4 has no transparency; choose white or black, or webm, webp, gif or png")

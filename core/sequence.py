@@ -24,6 +24,7 @@ from .formats.ply import half_turn
 from .formats.splats import MAX_BYTES, SPLAT_SUFFIXES, decode_splats, read_splats
 from .gaussians import Gaussians
 from .scene import Scene4D
+from .views import FrameProgress
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +143,7 @@ def read_sequence(
     loop: bool | None = None,
     motion: Motion = "auto",
     frames: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: FrameProgress | None = None,
 ) -> Scene4D:
     """A folder or .zip of splat files, one a frame, as a scene.
 
@@ -194,7 +195,7 @@ def _read_sequence(
     loop: bool | None,
     motion: Motion,
     frames: int | None,
-    progress: Callable[[int, int], None] | None,
+    progress: FrameProgress | None,
 ) -> Scene4D:
     manifest, names = _frame_names(path, sizes, read)
     total, looping = len(names), bool(manifest.get("loop")) if loop is None else loop
@@ -274,7 +275,7 @@ def open_scene(
     loop: bool | None = None,
     motion: Motion = "auto",
     frames: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: FrameProgress | None = None,
 ) -> Scene4D:
     """A scene from anything that holds one: our scene file, a splat file (still), or a folder or .zip of splat files.
 

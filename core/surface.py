@@ -18,6 +18,7 @@ from .mesh import Mesh
 from .object3d import SplatObject
 from .render import rasterize
 from .scene import Scene4D
+from .views import FrameProgress
 
 #: Views that an extracted surface is fused from, their size in pixels, and how far they stand off a unit object.
 _VIEWS, _PIXELS, _DISTANCE = 48, 320, 3.0
@@ -125,7 +126,7 @@ def carry(
     points: Tensor,  # (V, 3)
     taus: Tensor,  # (T,) in [0, 1]
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: FrameProgress | None = None,
 ) -> Tensor:  # (T, V, 3)
     """Points of the canonical object where the scene's motion takes them.
 

@@ -19,8 +19,7 @@ from torch import Tensor
 from ..files import InputError, atomic_path
 from ..gaussians import Gaussians
 from ..scene import Scene4D, frame_times
-
-Progress = Callable[[int, int], None]
+from ..views import FrameProgress
 
 
 def write_4dgs(
@@ -29,7 +28,7 @@ def write_4dgs(
     frames: int | None = None,
     *,
     profile: Literal["fine", "default", "coarse"] = "fine",
-    progress: Progress | None = None,
+    progress: FrameProgress | None = None,
 ) -> None:
     """Write a scene, Y up, with the front camera as the view to start from.
 

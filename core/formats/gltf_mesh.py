@@ -8,7 +8,6 @@ video, light and all; readers that do not know KHR_materials_unlit shade it as a
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,8 @@ from ..files import InputError
 from ..mesh import Mesh, decoded, encode_picture
 from ..scene import Scene4D, frame_times
 from ..surface import carry, scene_surface, vertex_normals
+from ..views import FrameProgress
 from .gltf import INDICES, VERTICES, Glb
-
-Progress = Callable[[int, int], None]
 
 
 def write_mesh_glb(
@@ -32,7 +30,7 @@ def write_mesh_glb(
     mesh: Mesh | None = None,
     tolerance: float = 5e-4,
     unlit: bool = True,
-    progress: Progress | None = None,
+    progress: FrameProgress | None = None,
 ) -> None:
     """Write the scene's moving surface.
 

@@ -25,11 +25,10 @@ from ..files import InputError
 from ..gaussians import Gaussians
 from ..mesh import read_gltf, srgb_to_linear
 from ..scene import Scene4D, frame_times
+from ..views import FrameProgress
 from .gltf import VERTICES, Glb
 
 EXTENSION = "KHR_gaussian_splatting"
-
-Progress = Callable[[int, int], None]
 
 
 def write_splat_glb(path: str | os.PathLike[str], gaussians: Gaussians, *, name: str = "splats") -> None:
@@ -53,7 +52,7 @@ def write_splat_glb_frames(
     frames: int | None = None,
     *,
     name: str = "splats",
-    progress: Progress | None = None,
+    progress: FrameProgress | None = None,
 ) -> None:
     """Write a clip: a node a frame under one node, the first shown, the others in turn by an animation of steps.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from ..files import InputError, atomic_path
 from ..gaussians import Gaussians
 from ..scene import Scene4D, frame_times
+from ..views import FrameProgress
 from . import compressed_ply, ksplat, ply, splat, spz
 
 #: What a file that holds splats may end in; a .ply may hold a mesh instead, see :func:`.ply.is_splat_ply`.
@@ -112,7 +113,7 @@ def write_splat_sequence(
     format: str = "ply",
     name: str = "frame",
     title: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: FrameProgress | None = None,
     **options: Any,
 ) -> list[Path]:
     """Write a moving scene as numbered files in constant order with ``manifest.json``: a folder, or an archive named .zip.
@@ -174,7 +175,7 @@ def _frames(
     scene: Scene4D,
     names: list[str],
     format: str,
-    progress: Callable[[int, int], None] | None,
+    progress: FrameProgress | None,
     options: dict[str, Any],
 ) -> Iterator[tuple[str, bytes]]:
     for i, tau in enumerate(frame_times(len(names), scene.loop)):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +20,7 @@ from ..cameras import quaternion_to_matrix
 from ..files import InputError, atomic_path
 from ..gaussians import Gaussians
 from ..scene import Scene4D, frame_times
+from ..views import FrameProgress
 
 SUFFIXES = (".usdc", ".usda", ".usdz", ".usd")
 
@@ -30,8 +30,6 @@ Z_UP = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, -1.0, 0.0], [0.0, 1.0, 0.0
 #: A set that is shown until the next one is repeated this long before it, in frames: USD blends between samples.
 _HELD = 0.999
 
-Progress = Callable[[int, int], None]
-
 
 def write_usd(
     path: str | os.PathLike[str],
@@ -39,7 +37,7 @@ def write_usd(
     frames: int | None = None,
     *,
     up: Literal["Z", "Y"] = "Z",
-    progress: Progress | None = None,
+    progress: FrameProgress | None = None,
 ) -> None:
     """Write a scene as .usdc (binary), .usda (text, large), .usdz (package) or .usd (binary). Takes the package usd-core.
 

@@ -324,12 +324,7 @@ def run(
     scene.meta.update(made, program=f"anchor4d {__version__}")
     report = {
         **made,
-        "settings": asdict(settings),
-        "config": repr(config),
-        "versions": versions(),
-        "device": device_name(settings.device),
-        "renderer": settings.renderer,
-        "threads": torch.get_num_threads(),
+        **circumstances(settings, config),
         "video": {
             "source": video.source,
             "frames": len(video),
@@ -620,6 +615,22 @@ def _perceptual(config: Any, device: str) -> str:
         if getattr(objective, "perceptual", 0.0) > 0
     }
     return ", ".join(sorted(used)) or "not used by this preset"
+
+
+def circumstances(settings: Any, config: Any) -> dict[str, Any]:
+    """What every report says of a run beside its method: settings, versions and the machine's part.
+
+    Args:
+        settings: resolved, with ``device`` and ``renderer``.
+    """
+    return {
+        "settings": asdict(settings),
+        "config": repr(config),
+        "versions": versions(),
+        "device": device_name(settings.device),
+        "renderer": settings.renderer,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def versions() -> dict[str, str | None]:

@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ... import __version__
 from ..files import InputError
 from ..fit.checkpoint import fingerprint
@@ -29,13 +27,12 @@ from .ayg import Models, TextConfig
 from .run import (
     PRESETS,
     Clock,
-    device_name,
+    circumstances,
     into_folder,
     memory_peak_mb,
     object_size,
     prior_device,
     resolve_device,
-    versions,
 )
 
 log = logging.getLogger(__name__)
@@ -191,12 +188,7 @@ def run_text(
     scene.meta.update(made, program=f"anchor4d {__version__}")
     report = {
         **made,
-        "settings": asdict(settings),
-        "config": repr(config),
-        "versions": versions(),
-        "device": device_name(settings.device),
-        "renderer": settings.renderer,
-        "threads": torch.get_num_threads(),
+        **circumstances(settings, config),
         "object": None if item is None else {"name": item.name, **object_size(item)},
         "gaussians": len(scene.gaussians),
         "frames": scene.frames,
