@@ -70,7 +70,7 @@ def _refuse(console: Console, message: str) -> int:
 
 
 def demo(args: argparse.Namespace, console: Console) -> int:
-    from .core.demo import make_demo
+    from .core.runs.demo import make_demo
 
     made = make_demo(args.out, seed=args.seed, progress=console.watch(args.out))
     print(made.table)
@@ -87,7 +87,7 @@ def fit(args: argparse.Namespace, console: Console) -> int:
         raise InputError("fit: nothing to start from; give at least one of --prompt, --image, --video and --object")
     from .core.generate.chain import Links, complete
     from .core.generate.pipelines import located
-    from .core.methods.run import OBJECT_FREE, prior_device, run_in_folder
+    from .core.runs.run import OBJECT_FREE, prior_device, run_in_folder
 
     settings, watch = _settings(args).resolved(), console.watch(args.out)
     for prior in {settings.prior, settings.anchors} - {"tiny", "none"}:
@@ -124,7 +124,7 @@ def _fit_text(args: argparse.Namespace, console: Console) -> int:
             raise InputError(f"--{name}: method ayg follows a text alone; leave it out, or choose another method")
     if args.prompt is None:
         raise InputError("--prompt: method ayg needs a text that says what the object is and does")
-    from .core.methods.run_text import TextSettings, run_text_in_folder
+    from .core.runs.run_text import TextSettings, run_text_in_folder
 
     if args.frames is not None and args.frames < 2:
         raise InputError(f"--frames {args.frames}: a moving object needs at least 2")
@@ -159,11 +159,11 @@ def render(args: argparse.Namespace, console: Console) -> int:
         raise InputError(f"--frames {args.frames}: choose at least 1")
     if args.size is not None and not 1 <= args.size <= 8192:
         raise InputError(f"--size {args.size}: choose 1 to 8192 pixels")
-    from .core.export import composited
-    from .core.formats import write_frames
-    from .core.scene import frame_times
-    from .core.sequence import open_scene
-    from .core.views import render_frames, scene_cameras
+    from .core.io import write_frames
+    from .core.io.export import composited
+    from .core.io.sequence import open_scene
+    from .core.scene.scene import frame_times
+    from .core.scene.views import render_frames, scene_cameras
 
     scene = open_scene(args.scene)
     for text in args.azimuths:
@@ -185,9 +185,9 @@ def render(args: argparse.Namespace, console: Console) -> int:
 
 def export(args: argparse.Namespace, console: Console) -> int:
     azimuths = [_number("--azimuths", text) for text in args.azimuths]
-    from .core.export import FORMATS, Shot, checked_path, export_scene
-    from .core.sequence import open_scene
-    from .core.trajectory import Trajectory
+    from .core.io.export import FORMATS, Shot, checked_path, export_scene
+    from .core.io.sequence import open_scene
+    from .core.scene.trajectory import Trajectory
 
     out, form = checked_path(args.out, args.format), FORMATS[args.format]
     if form.folder and not out.suffix:
@@ -204,7 +204,7 @@ def export(args: argparse.Namespace, console: Console) -> int:
     )
     film = None
     if args.video is not None:
-        from .core.video import read_clip
+        from .core.io.video import read_clip
 
         film = read_clip(args.video).frames
     export_scene(
@@ -234,7 +234,7 @@ def bench(args: argparse.Namespace, console: Console) -> int:
 
 
 def models(args: argparse.Namespace, console: Console) -> int:
-    from .core.models import convert, download, model_named, table
+    from .core.priors.models import convert, download, model_named, table
 
     if args.action == "list":
         print(table())
@@ -249,7 +249,7 @@ def models(args: argparse.Namespace, console: Console) -> int:
 
 
 def _settings(args: argparse.Namespace) -> Any:
-    from .core.methods.run import Settings
+    from .core.runs.run import Settings
 
     if args.frames is not None and args.frames < 2:
         raise InputError(f"--frames {args.frames}: a moving object needs at least 2")
@@ -357,7 +357,7 @@ class Console:
             self.step(label + stage, step, steps, f"  loss {loss:.4g}" if losses else "")
             self.fitting = bool(losses) and step < steps
             if time.monotonic() - drawn > PREVIEW_SECONDS:
-                from .core.formats import write_png
+                from .core.io import write_png
 
                 write_png(out / "preview.png", preview())
                 drawn = time.monotonic()

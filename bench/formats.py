@@ -11,10 +11,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from ..core.export import FORMATS, Shot, export_scene
 from ..core.files import InputError
-from ..core.sample import sample_scene
-from ..core.sequence import open_scene
+from ..core.io.export import FORMATS, Shot, export_scene
+from ..core.io.sequence import open_scene
+from ..core.runs.sample import sample_scene
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.files import InputError
-from ..core.formats.stream import write_stream
+from ..core.io.stream import write_stream
 from .moving import moving_sample
 
 WEB = Path(__file__).parents[1] / "web"

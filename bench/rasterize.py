@@ -49,9 +49,7 @@ def tile_intersections(gaussians: Gaussians, cameras: Cameras, tile: int = 16) -
     return float(((high - low).clamp_min(0).prod(-1) * inside).sum()) / len(cameras)
 
 
-def measure(
-    gaussians: Gaussians, cameras: Cameras, backend: str, repeat: int
-) -> tuple[list[float], list[float], list[float]]:
+def measure(gaussians: Gaussians, cameras: Cameras, backend: str, repeat: int) -> tuple[list[float], list[float], list[float]]:
     """Seconds of the forward pass, of both passes, and of processor time of both, a number a repetition, after three more."""
     leaves = [x.requires_grad_() for x in gaussians.tensors().values()]
     forward, both, processor = [], [], []

@@ -20,7 +20,8 @@ import torch
 from PIL import Image
 
 from ..core.cameras import orbit
-from ..core.mesh import Mesh, load_mesh
+from ..core.io.meshes import load_mesh
+from ..core.mesh import Mesh
 from ..core.render.mesh import render_mesh, resolve_backend
 
 

@@ -11,18 +11,18 @@ import torch
 from comfy_api.latest import Types, io
 
 from ..core.fit.loop import Schedule
-from ..core.formats import side_by_side
+from ..core.io import side_by_side
 from ..core.methods import ayg, stages
 from ..core.methods.ayg import Models
 from ..core.methods.stages import MotionConfig, StaticConfig
-from ..core.object3d import Object3D
-from ..core.objectives.base import Switch, constant
 from ..core.objectives.displacement import StayInPlace, Togetherness
 from ..core.objectives.scores import ClipScores, ViewScores
 from ..core.priors.base import Prior
 from ..core.priors.text_to_video import MOTIONLESS
-from ..core.scene import Scene4D
-from ..core.views import object_cameras, render_frames
+from ..core.scene.object3d import Object3D
+from ..core.scene.scene import Scene4D
+from ..core.scene.views import object_cameras, render_frames
+from ..core.schedules import Switch, constant
 from . import host, host_prior
 from .fit import CATEGORY, _estimate, _finish, _say_objectives, _seed, _steps
 from .objectives import CATEGORY as OBJECTIVES

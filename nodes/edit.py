@@ -8,12 +8,13 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import Types, io
 
-from ..core import edit
-from ..core.edit import EASES, Placement
 from ..core.files import InputError
-from ..core.formats import SPLAT_SUFFIXES
-from ..core.scene import Scene4D
-from ..core.sequence import open_scene, scene_from_gaussians
+from ..core.io import SPLAT_SUFFIXES
+from ..core.io.sequence import open_scene
+from ..core.scene import edit
+from ..core.scene.edit import EASES, Placement
+from ..core.scene.scene import Scene4D
+from ..core.scene.sequence import scene_from_gaussians
 from . import host
 from .view import CATEGORY
 

@@ -9,8 +9,8 @@ import folder_paths
 from comfy_api.latest import Types, io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..core.export import FORMATS, Shot, export_scene
-from ..core.scene import Scene4D
+from ..core.io.export import FORMATS, Shot, export_scene
+from ..core.scene.scene import Scene4D
 from . import host
 from .player import film_of
 from .view import CATEGORY

@@ -14,13 +14,13 @@ from ..core.align import FocalAlignment
 from ..core.cameras import FrontCamera
 from ..core.files import InputError
 from ..core.fit.loop import Schedule, Train
-from ..core.formats import side_by_side
+from ..core.io import side_by_side
 from ..core.methods import stages
-from ..core.methods.run import method_config
 from ..core.objectives.mesh import MeshMatch
-from ..core.scene import Scene4D
+from ..core.runs.run import method_config
+from ..core.scene.scene import Scene4D
+from ..core.scene.views import DEFAULT_FRONT, render_frames
 from ..core.video import DrivingVideo
-from ..core.views import DEFAULT_FRONT, render_frames
 from . import host, host_prior
 from .objectives import Terms, describe
 

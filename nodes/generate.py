@@ -14,9 +14,9 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..core import models
 from ..core.cameras import to_camera_info
 from ..core.generate.sampling import StepProgress
+from ..core.priors import models
 from . import host
 from .prepare import mesh_output
 from .view import splat_of

@@ -20,13 +20,13 @@ from PIL import Image
 from server import PromptServer
 from torch import Tensor
 
-from ..core import sequence
-from ..core.fit.checkpoint import fingerprint
-from ..core.formats.film import to_uint8
 from ..core.gaussians import Gaussians
-from ..core.models import set_models_folder
+from ..core.identity import fingerprint
+from ..core.io.film import to_uint8
+from ..core.priors.models import set_models_folder
 from ..core.render import available_backends
-from ..core.scene import Scene4D
+from ..core.scene import sequence
+from ..core.scene.scene import Scene4D
 
 log = logging.getLogger(__name__)
 set_models_folder(folder_paths.models_dir)

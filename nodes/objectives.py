@@ -9,8 +9,7 @@ from comfy_api.latest import io
 
 from ..core.align.distance import ObjectDistance
 from ..core.methods import align4d, dg4d, pla4d
-from ..core.methods.run import method_config
-from ..core.objectives.base import Objective, Ramp
+from ..core.objectives.base import Objective
 from ..core.objectives.first_frame import FirstFrame
 from ..core.objectives.front import FrontMatch
 from ..core.objectives.mesh import MeshMatch
@@ -20,6 +19,8 @@ from ..core.objectives.reference import ReferenceRefinement, require_image
 from ..core.objectives.rigidity import Rigidity, Smoothness
 from ..core.priors.base import Prior
 from ..core.priors.distill import Annealed, Distillation
+from ..core.runs.run import method_config
+from ..core.schedules import Ramp
 from . import host
 
 CATEGORY = "Anchor4D/3 Fit/Objectives"

@@ -15,9 +15,10 @@ from ..core import mesh as meshes
 from ..core.cameras import orbit
 from ..core.files import InputError
 from ..core.generate.chain import FRONT
-from ..core.object3d import SUFFIXES, Object3D, SplatObject, load_object, picture_of, render_object
-from ..core.sample import FPS, FRAMES, TEST_AZIMUTHS, sample_case
-from ..core.video import ANIMATIONS, PICTURES, load_video
+from ..core.io.objects import SUFFIXES, load_object
+from ..core.io.video import ANIMATIONS, PICTURES, load_video
+from ..core.runs.sample import FPS, FRAMES, TEST_AZIMUTHS, sample_case
+from ..core.scene.object3d import Object3D, SplatObject, picture_of, render_object
 from . import host
 
 CATEGORY = "Anchor4D/1 Prepare"

@@ -9,7 +9,7 @@ import comfy.model_management
 import folder_paths
 from comfy_api.latest import io
 
-from ..core import models
+from ..core.priors import models
 from ..core.priors.base import Prior
 from ..core.priors.load import load_prior, precision_name
 from . import host, host_prior

@@ -9,10 +9,10 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..core.align import FocalAlignment
-from ..core.anchors import LENS, Anchors
 from ..core.methods import stag4d, stages
 from ..core.objectives.multiview import MotionGeometry
 from ..core.priors.base import Prior
+from ..core.scene.anchors import LENS, Anchors
 from ..core.video import DrivingVideo
 from . import host, host_prior
 from .fit import _seed

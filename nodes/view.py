@@ -16,21 +16,12 @@ from einops import rearrange
 from torch import Tensor
 
 from ..core.cameras import Cameras, from_camera_info, orbit_poses, to_camera_info
-from ..core.formats import SPLAT_SUFFIXES, write_ply_sequence
-from ..core.formats.ply import half_turn
-from ..core.gaussians import Gaussians
-from ..core.scene import Scene4D, frame_times
-from ..core.sequence import open_scene
-from ..core.trajectory import Trajectory
-from ..core.views import (
-    DEFAULT_FRONT,
-    depth_film,
-    object_cameras,
-    render_maps,
-    renders,
-    scene_cameras,
-    straight_alpha,
-)
+from ..core.gaussians import Gaussians, half_turn
+from ..core.io import SPLAT_SUFFIXES, write_ply_sequence
+from ..core.io.sequence import open_scene
+from ..core.scene.scene import Scene4D, frame_times
+from ..core.scene.trajectory import Trajectory
+from ..core.scene.views import DEFAULT_FRONT, depth_film, object_cameras, render_maps, renders, scene_cameras, straight_alpha
 from . import host
 
 CATEGORY = "Anchor4D/5 View and export"

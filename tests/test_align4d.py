@@ -21,11 +21,11 @@ from anchor4d.core.deformation import HexPlane
 from anchor4d.core.files import InputError
 from anchor4d.core.fit.loop import GAUSSIAN_LR, FitState, Inputs, Schedule, run_fit
 from anchor4d.core.gaussians import Gaussians
+from anchor4d.core.io.video import load_video
 from anchor4d.core.mesh import Mesh
 from anchor4d.core.methods import align4d, dg4d
-from anchor4d.core.methods.run import Run, Settings, method_config, run
 from anchor4d.core.methods.stages import MethodConfig, gaussians_on_mesh
-from anchor4d.core.objectives.base import FitStep, constant
+from anchor4d.core.objectives.base import FitStep
 from anchor4d.core.objectives.front import FrontMatch
 from anchor4d.core.objectives.multiview import CELLS, MotionGeometry
 from anchor4d.core.priors import Condition, Distillation, Prior, Viewpoints
@@ -33,9 +33,11 @@ from anchor4d.core.priors.distill import Annealed, Question
 from anchor4d.core.priors.exact import ExactPrior
 from anchor4d.core.priors.load import load_prior
 from anchor4d.core.render import rasterize
-from anchor4d.core.sample import sample_meshes
-from anchor4d.core.scene import frame_times
-from anchor4d.core.video import DrivingVideo, load_video
+from anchor4d.core.runs.run import Run, Settings, method_config, run
+from anchor4d.core.runs.sample import sample_meshes
+from anchor4d.core.scene.scene import frame_times
+from anchor4d.core.schedules import constant
+from anchor4d.core.video import DrivingVideo
 
 WHITE = torch.ones(3)
 FRAMES, SIDE = 3, 32
@@ -382,7 +384,7 @@ def tiny(prior: Prior | None, without: Sequence[str] = ("maod",)) -> MethodConfi
 
 @pytest.fixture(scope="module")
 def clip() -> tuple[DrivingVideo, Mesh]:
-    from anchor4d.core.sample import sample_case
+    from anchor4d.core.runs.sample import sample_case
 
     meshes, pictures = sample_case(frames=FRAMES, size=96)
     return load_video(pictures["front"], resolution=96), meshes[0]
@@ -466,7 +468,7 @@ def test_an_interrupted_run_resumes_to_the_same_scene(
 def test_the_command_line_runs_the_methods(
     clip: tuple[DrivingVideo, Mesh], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from anchor4d.core.sample import write_sample
+    from anchor4d.core.runs.sample import write_sample
 
     case = write_sample(tmp_path / "case", 4, 96)
     monkeypatch.setattr(align4d, "preset", lambda name, prior, without: tiny(prior, without))

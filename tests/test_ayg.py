@@ -25,14 +25,13 @@ from anchor4d import cli
 from anchor4d.bench.ayg import LENS, Trial, measure, two_objects
 from anchor4d.core.cameras import FrontCamera
 from anchor4d.core.deformation import ClipChain, TimeGatedMLP, field_from_config
-from anchor4d.core.export import export_scene
 from anchor4d.core.files import InputError
 from anchor4d.core.fit.checkpoint import load_checkpoint
 from anchor4d.core.fit.loop import FitState, Inputs, Schedule, run_fit
 from anchor4d.core.gaussians import Gaussians, from_points, random_gaussians
+from anchor4d.core.io.export import export_scene
 from anchor4d.core.methods import ayg, stages
-from anchor4d.core.methods.run_text import TextSettings, run_text_in_folder
-from anchor4d.core.objectives.base import FitStep, Switch, constant
+from anchor4d.core.objectives.base import FitStep
 from anchor4d.core.objectives.displacement import Seam, StayInPlace, Togetherness, divergence
 from anchor4d.core.objectives.front import FrontMatch
 from anchor4d.core.objectives.scores import ClipScores, Lens, ViewScores, view_name
@@ -40,8 +39,10 @@ from anchor4d.core.priors import Condition, Distillation, NoiseSchedule, Prior, 
 from anchor4d.core.priors.distill import amplified, central
 from anchor4d.core.priors.exact import best_shift, shifted
 from anchor4d.core.priors.load import load_prior
-from anchor4d.core.sample import sample_scene
-from anchor4d.core.scene import Scene4D, frame_times
+from anchor4d.core.runs.run_text import TextSettings, run_text_in_folder
+from anchor4d.core.runs.sample import sample_scene
+from anchor4d.core.scene.scene import Scene4D, frame_times
+from anchor4d.core.schedules import Switch, constant
 
 FRONT = FrontCamera(fovy=40.0, distance=2.0, width=32, height=32)
 
@@ -461,8 +462,8 @@ def test_interrupted_runs_resume_to_the_same_bits(models: dict[str, Prior], tmp_
 
 
 def test_a_given_object_skips_the_first_stage(models: dict[str, Prior], tmp_path: Path) -> None:
-    from anchor4d.core.mesh import write_glb
-    from anchor4d.core.sample import sample_meshes
+    from anchor4d.core.io.meshes import write_glb
+    from anchor4d.core.runs.sample import sample_meshes
 
     write_glb(tmp_path / "object.glb", sample_meshes(1)[0].turned(30).transformed(torch.diag(torch.tensor([3.0, 3, 3, 1]))))
     config = config_of(models)
@@ -524,7 +525,7 @@ def test_the_command_line_says_what_is_missing(
     monkeypatch.setenv("ANCHOR4D_MODELS", str(tmp_path / "no models"))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "no data"))
     if "OBJECT" in argv:
-        from anchor4d.core.formats import write_ply
+        from anchor4d.core.io import write_ply
 
         write_ply(tmp_path / "object.ply", from_points(torch.rand(20, 3), torch.rand(20, 3), opacity=0.9))
         argv = [str(tmp_path / "object.ply") if a == "OBJECT" else a for a in argv]
@@ -538,7 +539,7 @@ def test_the_command_line_makes_a_scene(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(ayg.STEPS, "draft", (2, 0, 2, 2))
-    from anchor4d.core.formats import write_ply
+    from anchor4d.core.io import write_ply
 
     write_ply(tmp_path / "object.ply", sample_scene(60, 2).gaussians)
     argv = ["fit", "--method", "ayg", "--preset", "draft", "--prompt", "a dog", "--object", tmp_path / "object.ply"]

@@ -17,19 +17,19 @@ import torch
 from PIL import Image
 
 from anchor4d import cli
-from anchor4d.core import models as model_files
 from anchor4d.core.cameras import Crop, FrontCamera
 from anchor4d.core.deformation import ControlNodes
 from anchor4d.core.fit.loop import Schedule
 from anchor4d.core.gaussians import from_points
 from anchor4d.core.methods import pla4d
 from anchor4d.core.methods.stages import MethodConfig, MotionConfig, StaticConfig
-from anchor4d.core.objectives.base import constant
 from anchor4d.core.objectives.front import FrontMatch
 from anchor4d.core.objectives.rigidity import Rigidity
+from anchor4d.core.priors import models as model_files
 from anchor4d.core.render import rasterize
-from anchor4d.core.sample import write_sample
-from anchor4d.core.scene import Scene4D
+from anchor4d.core.runs.sample import write_sample
+from anchor4d.core.scene.scene import Scene4D
+from anchor4d.core.schedules import constant
 
 SIZE, FRAMES = 64, 3
 
@@ -341,7 +341,7 @@ def test_export_never_empties_a_folder_that_is_not_its_own(
 
 
 def test_export_offers_every_format() -> None:
-    from anchor4d.core.export import FORMATS
+    from anchor4d.core.io.export import FORMATS
 
     assert tuple(FORMATS) == cli.EXPORTS  # written out there, since help imports nothing
 
@@ -349,7 +349,7 @@ def test_export_offers_every_format() -> None:
 @pytest.mark.parametrize("name", [n for n in cli.EXPORTS if n not in ("ply", "mp4", "png")])
 def test_export_writes_every_format(scene_file: Path, tmp_path: Path, name: str) -> None:
     """What is in the files is tested with each format; here that the command reaches it."""
-    from anchor4d.core.export import FORMATS
+    from anchor4d.core.io.export import FORMATS
 
     suffix = next(s for s in FORMATS[name].suffixes if s)
     package = {"usd": "pxr", "4dgs": "fourdgs", "glb": "skimage"}.get(name)
@@ -364,7 +364,7 @@ def test_export_writes_every_format(scene_file: Path, tmp_path: Path, name: str)
 
 def test_export_films_along_a_camera_path(scene_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from anchor4d.core.cameras import FrontCamera, to_camera_info
-    from anchor4d.core.trajectory import Key, Trajectory
+    from anchor4d.core.scene.trajectory import Key, Trajectory
 
     front = FrontCamera(fovy=40, distance=2, width=64, height=32)
     keys = (Key(0, to_camera_info(front.cameras(0.0))), Key(1, to_camera_info(front.cameras(90.0))))

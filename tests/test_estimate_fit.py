@@ -15,7 +15,7 @@ from anchor4d.core.fit.estimate import FitEstimate, Pass, estimate_passes
 from anchor4d.core.fit.loop import FitState, Inputs, Schedule
 from anchor4d.core.gaussians import random_gaussians
 from anchor4d.core.objectives.base import FitStep
-from anchor4d.core.scene import frame_times
+from anchor4d.core.scene.scene import frame_times
 from anchor4d.core.video import DrivingVideo
 
 

@@ -12,7 +12,7 @@ from anchor4d.core.cameras import quaternion_to_matrix
 from anchor4d.core.deformation import ControlNodes, DeformationField, DeformationMLP, HexPlane, field_from_config
 from anchor4d.core.gaussians import Gaussians, from_points, random_gaussians
 from anchor4d.core.mesh import Mesh
-from anchor4d.core.sample import sample_meshes
+from anchor4d.core.runs.sample import sample_meshes
 
 FRAMES = 6
 

@@ -23,21 +23,21 @@ from trimesh.transformations import translation_matrix
 from trimesh.visual import TextureVisuals
 from trimesh.visual.material import PBRMaterial
 
-from anchor4d.core import mesh as mesh_module
+from anchor4d.core import pictures
 from anchor4d.core.files import InputError
+from anchor4d.core.io import meshes
+from anchor4d.core.io.meshes import load_mesh, write_glb
 from anchor4d.core.mesh import (
     Mesh,
     decoded,
     encoded,
     linear_to_srgb,
-    load_mesh,
     mesh_from_arrays,
     mesh_to_arrays,
     sample_surface,
     srgb_to_linear,
     surface_color,
     texture_atlas,
-    write_glb,
 )
 
 QUAD = np.array([[-1.0, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]])
@@ -297,7 +297,7 @@ def test_missing_foreign_and_damaged_files(tmp_path: Path) -> None:
 
 
 def test_files_beyond_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mesh_module, "MAX_FILE_BYTES", 4 << 20)
+    monkeypatch.setattr(meshes, "MAX_FILE_BYTES", 4 << 20)
     (tmp_path / "a.obj").write_bytes(b"#" * (2 << 20))
     refused(tmp_path / "a.obj", "1 MB")
     (tmp_path / "a.glb").write_bytes(b"#" * (5 << 20))
@@ -391,14 +391,14 @@ def test_a_picture_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
 
 
 def test_instances_cannot_multiply_beyond_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mesh_module, "MAX_ELEMENTS", 100)
+    monkeypatch.setattr(meshes, "MAX_ELEMENTS", 100)
     header = triangle_gltf(nodes=[{"mesh": 0, "translation": [i, 0, 0]} for i in range(40)])
     header["scenes"] = [{"nodes": list(range(40))}]
     refused(write_gltf(tmp_path / "a.gltf", header), "120 vertices")
 
 
 def test_large_textures_are_reduced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mesh_module, "MAX_TEXTURE_SIDE", 16)
+    monkeypatch.setattr(pictures, "MAX_TEXTURE_SIDE", 16)
     path = tmp_path / "a.glb"
     path.write_bytes(export_glb(trimesh.Scene(textured_quad())))
     mesh = load_mesh(path)

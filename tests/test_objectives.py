@@ -13,16 +13,17 @@ from anchor4d.core.cameras import Crop, FrontCamera
 from anchor4d.core.deformation import ControlNodes, DeformationField, DeformationMLP
 from anchor4d.core.gaussians import Gaussians, from_points, random_gaussians
 from anchor4d.core.methods.stages import gaussians_on_mesh
-from anchor4d.core.objectives import perceptual
-from anchor4d.core.objectives.base import FitStep, constant, linear
+from anchor4d.core.metrics import perceptual
+from anchor4d.core.metrics.perceptual import LPIPS, SSIMDistance, perceptual_distance
+from anchor4d.core.objectives.base import FitStep
 from anchor4d.core.objectives.first_frame import FirstFrame
 from anchor4d.core.objectives.front import FrontMatch, image_loss
 from anchor4d.core.objectives.mesh import MeshMatch
-from anchor4d.core.objectives.perceptual import LPIPS, SSIMDistance, perceptual_distance
 from anchor4d.core.objectives.rigidity import Rigidity, Smoothness, edge_strain
 from anchor4d.core.render import rasterize
-from anchor4d.core.sample import sample_meshes
-from anchor4d.core.scene import frame_times
+from anchor4d.core.runs.sample import sample_meshes
+from anchor4d.core.scene.scene import frame_times
+from anchor4d.core.schedules import constant, linear
 from anchor4d.core.video import DrivingVideo
 
 FRAMES, SIZE = 4, 24

@@ -15,20 +15,22 @@ from anchor4d.core.cameras import FrontCamera
 from anchor4d.core.files import InputError
 from anchor4d.core.fit.density import DensityControl
 from anchor4d.core.fit.loop import Schedule, tracking_order
-from anchor4d.core.mesh import Mesh, load_mesh
+from anchor4d.core.io.meshes import load_mesh
+from anchor4d.core.io.video import load_video
+from anchor4d.core.mesh import Mesh
 from anchor4d.core.methods import pla4d, stages
-from anchor4d.core.methods.run import Run, Settings, run, run_in_folder
 from anchor4d.core.methods.stages import MethodConfig, MotionConfig, StaticConfig
 from anchor4d.core.metrics import motion, on_white
-from anchor4d.core.objectives.base import constant
 from anchor4d.core.objectives.first_frame import FirstFrame
 from anchor4d.core.objectives.front import FrontMatch
 from anchor4d.core.objectives.mesh import MeshMatch
 from anchor4d.core.objectives.rigidity import Rigidity, Smoothness
-from anchor4d.core.sample import write_sample
-from anchor4d.core.scene import Scene4D
-from anchor4d.core.video import DrivingVideo, load_video
-from anchor4d.core.views import render_frames, scene_cameras
+from anchor4d.core.runs.run import Run, Settings, run, run_in_folder
+from anchor4d.core.runs.sample import write_sample
+from anchor4d.core.scene.scene import Scene4D
+from anchor4d.core.scene.views import render_frames, scene_cameras
+from anchor4d.core.schedules import constant
+from anchor4d.core.video import DrivingVideo
 
 FRAMES, SIZE = 4, 128
 

@@ -15,7 +15,7 @@ from anchor4d.core.cameras import Crop, FrontCamera
 from anchor4d.core.deformation import ControlNodes, DeformationField, DeformationMLP, HexPlane
 from anchor4d.core.files import InputError
 from anchor4d.core.gaussians import Gaussians, random_gaussians
-from anchor4d.core.scene import Scene4D, frame_times
+from anchor4d.core.scene.scene import Scene4D, frame_times
 
 COUNT, FRAMES = 40, 5
 

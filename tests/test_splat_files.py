@@ -25,12 +25,12 @@ from torch import Tensor
 
 from anchor4d.core.cameras import orbit, quaternion_multiply, quaternion_to_matrix
 from anchor4d.core.files import InputError
-from anchor4d.core.formats import compressed_ply, ksplat, read_splats, spz, write_splat_sequence, write_splats
-from anchor4d.core.formats.splats import FORMATS, decode_splats, encode_splats, format_of
 from anchor4d.core.gaussians import SH_C0, Gaussians
+from anchor4d.core.io import compressed_ply, ksplat, read_splats, spz, write_splat_sequence, write_splats
+from anchor4d.core.io.splats import FORMATS, decode_splats, encode_splats, format_of
 from anchor4d.core.render import rasterize
-from anchor4d.core.sample import sample_scene
-from anchor4d.core.scene import Scene4D
+from anchor4d.core.runs.sample import sample_scene
+from anchor4d.core.scene.scene import Scene4D
 
 #: Every way to write a file: a name for it, and how.
 WAYS = {

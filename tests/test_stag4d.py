@@ -17,31 +17,32 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 from anchor4d import cli
-from anchor4d.core.anchors import ELEVATIONS, LENS, Anchors
 from anchor4d.core.cameras import Crop, FrontCamera
 from anchor4d.core.deformation import DeformationMLP, HexPlane
 from anchor4d.core.files import InputError
 from anchor4d.core.fit.density import DensityControl, adaptive_threshold
 from anchor4d.core.fit.loop import GAUSSIAN_LR, FitState, Inputs, Schedule, run_fit
-from anchor4d.core.fit.optimiser import Adam, Group
 from anchor4d.core.gaussians import Gaussians, random_gaussians
 from anchor4d.core.generate.anchors import cut_out, sample_anchors
 from anchor4d.core.mesh import Mesh
 from anchor4d.core.methods import stag4d, stages
-from anchor4d.core.methods.run import Run, Settings, run, run_in_folder
 from anchor4d.core.methods.stages import MethodConfig
 from anchor4d.core.objectives.anchors import AnchorMatch
-from anchor4d.core.objectives.base import FitStep, Ramp, constant
+from anchor4d.core.objectives.base import FitStep
 from anchor4d.core.objectives.front import FrontMatch
 from anchor4d.core.objectives.multiview import MotionGeometry
 from anchor4d.core.objectives.planes import NoNeedles, PlaneSmoothness
+from anchor4d.core.optimiser import Adam, Group
 from anchor4d.core.priors import Condition, Distillation, Prior
 from anchor4d.core.priors.distill import Question
 from anchor4d.core.priors.exact import ExactPrior
 from anchor4d.core.priors.load import load_prior
 from anchor4d.core.render import ScreenStatistics, rasterize
-from anchor4d.core.sample import sample_meshes
-from anchor4d.core.scene import frame_times
+from anchor4d.core.runs.run import Run, Settings, run, run_in_folder
+from anchor4d.core.runs.sample import sample_meshes
+from anchor4d.core.scene.anchors import ELEVATIONS, LENS, Anchors
+from anchor4d.core.scene.scene import frame_times
+from anchor4d.core.schedules import Ramp, constant
 from anchor4d.core.video import DrivingVideo
 
 from .tiny_models import write_zero123
@@ -524,7 +525,7 @@ def test_what_cannot_be_is_refused(video: DrivingVideo, prior: Prior, tmp_path: 
 
 
 def test_from_files_without_an_object(video: DrivingVideo, prior: Prior, tmp_path: Path) -> None:
-    from anchor4d.core.formats import write_frames
+    from anchor4d.core.io import write_frames
 
     write_frames(tmp_path / "video", torch.cat([video.frames, video.masks[..., None]], -1))
     config = small(stag4d.preset("draft", prior, prior))

@@ -16,13 +16,14 @@ from safetensors.torch import load_file, save_file
 from anchor4d.core.deformation import ControlNodes, DeformationMLP, FrameField, HexPlane
 from anchor4d.core.files import InputError
 from anchor4d.core.gaussians import Gaussians, from_points, random_gaussians
-from anchor4d.core.mesh import Mesh, load_mesh
+from anchor4d.core.io.meshes import load_mesh
+from anchor4d.core.io.video import load_video
+from anchor4d.core.mesh import Mesh
 from anchor4d.core.methods import pla4d, stages
 from anchor4d.core.methods.stages import gaussians_on_mesh
-from anchor4d.core.sample import CAMERA, sample_meshes, sample_scene, write_sample
-from anchor4d.core.scene import Scene4D
-from anchor4d.core.surface import carry, extract_surface, scene_surface, vertex_colors, vertex_normals
-from anchor4d.core.video import load_video
+from anchor4d.core.runs.sample import CAMERA, sample_meshes, sample_scene, write_sample
+from anchor4d.core.scene.scene import Scene4D
+from anchor4d.core.scene.surface import carry, extract_surface, scene_surface, vertex_colors, vertex_normals
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..cameras import Cameras, FrontCamera
-from ..object3d import Object3D, render_object
+from ..scene.object3d import Object3D, render_object
 from ..video import DrivingVideo
 from .curve import AlignmentCurve
 from .front import detect_yaw
@@ -65,7 +65,7 @@ def align_camera(
     """Normalise a mesh, turn it to face front and find the camera of a frame of the video.
 
     Args:
-        mesh: a mesh or Gaussians (:class:`~anchor4d.core.object3d.SplatObject`), any size, place and turn about +Y; +Y up.
+        mesh: a mesh or Gaussians (:class:`~..scene.object3d.SplatObject`), any size, place and turn about +Y; +Y up.
         video: driving video; its crop ties the result to the original picture.
         yaw: degrees to turn the mesh about +Y so that its front faces +Z, or ``auto`` to detect them.
         mode: ``robust`` solves field of view, distance and shift; ``literal`` is PLA4D Eq. 4, field of view alone.

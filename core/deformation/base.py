@@ -8,9 +8,9 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..fit.optimiser import Group
 from ..gaussians import Gaussians
 from ..mesh import Mesh
+from ..optimiser import Group
 
 _FIELDS: dict[str, type[DeformationField]] = {}
 _Field = TypeVar("_Field", bound="type[DeformationField]")

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..fit.optimiser import Group
 from ..gaussians import Gaussians
 from ..mesh import Mesh
+from ..optimiser import Group
 from .base import DeformationField, evaluated_at, field_from_config, register_field
 from .frames import blend
 from .hexplane import HexPlane

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..cameras import quaternion_multiply, quaternion_to_matrix
-from ..fit.optimiser import Group
 from ..gaussians import Gaussians
 from ..mesh import Mesh
+from ..optimiser import Group
 from .base import DeformationField, register_field
 from .graph import graph_from_mesh, graph_from_points, spaced_binding
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..fit.optimiser import Group
 from ..gaussians import Gaussians
+from ..optimiser import Group
 from .base import DeformationField, register_field
 
 #: Times this close to a frame, in frames, are the frame's own: float32 does not hit them exactly.

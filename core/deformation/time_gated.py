@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..fit.optimiser import Group
 from ..gaussians import Gaussians
 from ..mesh import Mesh
+from ..optimiser import Group
 from .base import DeformationField, apply_deltas, evaluated_at, register_field, zero_linear
 
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from .. import harmonics
 from ..cameras import quaternion_multiply, quaternion_to_matrix
-from ..fit.optimiser import Group
 from ..gaussians import Gaussians
 from ..mesh import Mesh
+from ..optimiser import Group
 from .base import DeformationField, field_from_config, register_field
 from .frames import blend
 

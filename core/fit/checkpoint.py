@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..files import InputError, atomic_path
@@ -37,21 +35,3 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
             return {key: handle.get_tensor(key) for key in handle.keys()}, header
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise InputError(f"{Path(path)}: not a readable checkpoint ({error}); delete it to start afresh") from None
-
-
-def fingerprint(*parts: Any) -> str:
-    """A short hash of settings and tensors: names the checkpoint that belongs to exactly these inputs."""
-    digest = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, Tensor):
-            array = part.detach().cpu().contiguous()
-            digest.update(f"{tuple(array.shape)}{array.dtype}".encode())
-            digest.update(array.view(torch.uint8).numpy().tobytes() if array.numel() else b"")
-        elif isinstance(part, dict):
-            for key in sorted(part):
-                digest.update(f"{key}:{fingerprint(part[key])};".encode())
-        elif isinstance(part, (list, tuple)):
-            digest.update("".join(fingerprint(item) for item in part).encode())
-        else:
-            digest.update(repr(part).encode())
-    return digest.hexdigest()[:20]

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..cameras import quaternion_to_matrix
 from ..gaussians import Gaussians
+from ..optimiser import Adam
 from ..render import ScreenStatistics
-from .optimiser import Adam
 
 log = logging.getLogger(__name__)
 

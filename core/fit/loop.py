@@ -9,10 +9,10 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,27 +20,19 @@ from torch import Tensor
 from ..cameras import FrontCamera
 from ..deformation import DeformationField
 from ..gaussians import Gaussians
-from ..object3d import Object3D
 from ..objectives.base import FitStep, Objective
+from ..optimiser import Adam, Group
+from ..progress import Progress
 from ..render import ScreenStatistics
+from ..scene.object3d import Object3D
 from ..video import DrivingVideo
 from .checkpoint import load_checkpoint, save_checkpoint
 from .density import DensityControl
-from .optimiser import Adam, Group
 
 log = logging.getLogger(__name__)
 
 #: What a fit changes: the deformation field, the canonical Gaussians, or both.
 Train = Literal["field", "gaussians", "both"]
-
-
-class Progress(Protocol):
-    """Called after every step; interrupts the fit by raising.
-
-    ``preview()`` draws a small picture (H, W, 3) of the present state and costs a render, so call it only now and then.
-    """
-
-    def __call__(self, stage: str, step: int, steps: int, losses: dict[str, float], preview: Callable[[], Tensor]) -> None: ...
 
 
 @dataclass(frozen=True)

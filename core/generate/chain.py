@@ -27,14 +27,16 @@ from ..align.front import detect_yaw
 from ..align.solve import Target
 from ..cameras import FrontCamera
 from ..files import InputError, atomic_path
-from ..fit.checkpoint import fingerprint
-from ..fit.loop import Progress
-from ..formats import write_frames, write_ply, write_png
-from ..mesh import write_glb
-from ..models import COMMAND, find, known_models, missing, model_named
-from ..object3d import load_object, picture_of
+from ..identity import fingerprint
+from ..io import write_frames, write_ply, write_png
+from ..io.meshes import write_glb
+from ..io.objects import load_object
+from ..io.video import prepare, read_clip, read_picture
 from ..priors.checkpoints import Checkpoint
-from ..video import DrivingVideo, prepare, read_clip, read_picture
+from ..priors.models import COMMAND, find, known_models, missing, model_named
+from ..progress import Progress
+from ..scene.object3d import picture_of
+from ..video import DrivingVideo
 from .sampling import StepProgress
 
 log = logging.getLogger(__name__)
@@ -90,7 +92,7 @@ class Made:
     """A driving video and an object, given or made.
 
     Args:
-        video, object: as :func:`anchor4d.core.video.load_video` and :func:`anchor4d.core.object3d.load_object` take them; no
+        video, object: as :func:`~..io.video.load_video` and :func:`~..io.objects.load_object` take them; no
             object where none was asked for.
         fps: of a video that was made; None for a given one.
         yaw: degrees to turn the object about +Y, known where the video was made from a drawing of it.

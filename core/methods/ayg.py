@@ -20,16 +20,18 @@ from ..cameras import FrontCamera
 from ..deformation import ClipChain
 from ..files import InputError
 from ..fit.density import DensityControl
-from ..fit.loop import Progress, Schedule
-from ..object3d import Object3D
-from ..objectives.base import Objective, Switch, constant, linear
+from ..fit.loop import Schedule
+from ..objectives.base import Objective
 from ..objectives.displacement import Seam, StayInPlace, Togetherness
 from ..objectives.mesh import MeshMatch
 from ..objectives.scores import ClipScores, ViewScores
 from ..priors.base import Prior
 from ..priors.distill import Distillation, UniformWindow
-from ..scene import Scene4D
-from ..views import DEFAULT_FRONT
+from ..progress import Progress
+from ..scene.object3d import Object3D
+from ..scene.scene import Scene4D
+from ..scene.views import DEFAULT_FRONT
+from ..schedules import Switch, constant, linear
 from . import stages
 from .stages import MotionConfig, StaticConfig
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..fit.loop import Schedule
-from ..objectives.base import Objective, constant, linear
+from ..objectives.base import Objective
 from ..objectives.front import FrontMatch
 from ..objectives.mesh import MeshMatch
 from ..objectives.multiview import MotionGeometry
 from ..priors.base import Prior
 from ..priors.distill import Annealed, Distillation
+from ..schedules import constant, linear
 from .stages import MethodConfig, MotionConfig, StaticConfig
 
 #: 500 steps; the prior's views at 128 pixels, then 256, then 512 where the prior has 256.

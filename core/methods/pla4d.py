@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from ..fit.density import DensityControl
 from ..fit.loop import Schedule
-from ..objectives.base import Objective, constant, linear
+from ..objectives.base import Objective
 from ..objectives.first_frame import FirstFrame
 from ..objectives.front import FrontMatch
 from ..objectives.mesh import MeshMatch
@@ -19,6 +19,7 @@ from ..objectives.reference import ReferenceRefinement
 from ..objectives.rigidity import Rigidity, Smoothness
 from ..priors.base import Prior
 from ..priors.distill import Annealed, Distillation
+from ..schedules import constant, linear
 from .stages import MethodConfig, MotionConfig, StaticConfig
 
 #: First weight of an objective that asks a prior, against a front match of weight 3; the paper does not give it. In our presets

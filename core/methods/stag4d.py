@@ -24,13 +24,14 @@ from ..fit.density import DensityControl
 from ..fit.loop import Schedule
 from ..generate.anchors import GAMMA
 from ..objectives.anchors import AnchorMatch
-from ..objectives.base import Objective, Ramp, constant
+from ..objectives.base import Objective
 from ..objectives.front import FrontMatch
 from ..objectives.mesh import MeshMatch
 from ..objectives.multiview import MotionGeometry
 from ..objectives.planes import NoNeedles, PlaneSmoothness
 from ..priors.base import Prior
 from ..priors.distill import Distillation, UniformWindow
+from ..schedules import Ramp, constant
 from . import align4d
 from .stages import AnchorConfig, MethodConfig, MotionConfig, StaticConfig
 

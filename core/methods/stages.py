@@ -19,34 +19,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..align import FocalAlignment, align_camera, color_from_frame
-from ..align.distance import (
-    LENS,
-    Meaning,
-    ModelDistance,
-    align_distance,
-    align_model_distance,
-    fixed_camera,
-    visual_distance,
-)
-from ..anchors import Anchors
+from ..align.distance import LENS, Meaning, ModelDistance, align_distance, align_model_distance, fixed_camera, visual_distance
 from ..cameras import FrontCamera
 from ..deformation import ControlNodes, DeformationField, DeformationMLP, HexPlane, TimeGatedMLP
-from ..fit.checkpoint import fingerprint
 from ..fit.density import DensityControl
 from ..fit.estimate import FitEstimate, Pass, estimate_passes
-from ..fit.loop import GAUSSIAN_LR, FitState, Inputs, Progress, Schedule, Train, run_fit
+from ..fit.loop import GAUSSIAN_LR, FitState, Inputs, Schedule, Train, run_fit
 from ..gaussians import Gaussians, from_points, neighbour_distances, random_gaussians
 from ..generate.anchors import sample_anchors
 from ..generate.sampling import StepProgress
+from ..identity import fingerprint
 from ..mesh import Mesh, sample_surface
-from ..object3d import Object3D, SplatObject
 from ..objectives.anchors import AnchorMatch
 from ..objectives.base import Objective
 from ..objectives.mesh import MeshMatch
 from ..objectives.multiview import MotionGeometry
 from ..priors.base import Prior
+from ..progress import Progress
 from ..render import rasterize
-from ..scene import Scene4D
+from ..scene.anchors import Anchors
+from ..scene.object3d import Object3D, SplatObject
+from ..scene.scene import Scene4D
 from ..video import DrivingVideo, looks_looping
 
 #: How the driving video's camera is found: PLA4D's focal alignment or Align4D's object distance (VAOD), each robust or as the

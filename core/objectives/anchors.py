@@ -8,10 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..anchors import Anchors
 from ..cameras import Cameras
 from ..files import InputError
-from .base import FitStep, Weight, constant
+from ..scene.anchors import Anchors
+from ..schedules import Weight, constant
+from .base import FitStep
 from .front import image_loss
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..deformation import ClipChain
-from .base import FitStep, Weight, constant
+from ..schedules import Weight, constant
+from .base import FitStep
 from .rigidity import near, picked
 
 

@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import FitStep, Weight, constant
+from ..schedules import Weight, constant
+from .base import FitStep
 from .mesh import framing_cameras
 
 

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import FitStep, Weight, linear
-from .perceptual import perceptual_distance
+from ..metrics.perceptual import perceptual_distance
+from ..schedules import Weight, linear
+from .base import FitStep
 
 
 def image_loss(

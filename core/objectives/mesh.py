@@ -14,10 +14,11 @@ from torch import Tensor
 
 from ..cameras import Cameras, FrontCamera, quaternion_to_matrix, sample_orbit
 from ..gaussians import SH_C0
-from ..object3d import Object3D, SplatObject, render_object
 from ..render import rasterize
 from ..render.mesh import MeshRender
-from .base import FitStep, Weight, linear
+from ..scene.object3d import Object3D, SplatObject, render_object
+from ..schedules import Weight, linear
+from .base import FitStep
 from .front import image_loss
 
 #: Side of the window around the unit object that random cameras frame.

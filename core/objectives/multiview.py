@@ -12,12 +12,13 @@ from einops import rearrange
 from torch import Tensor
 
 from ..align.distance import ObjectDistance, visual_distance
-from ..anchors import Anchors
 from ..files import InputError
 from ..priors.base import Condition, Viewpoints
 from ..priors.distill import Distillation, Question
 from ..render import rasterize
-from .base import FitStep, Weight, constant
+from ..scene.anchors import Anchors
+from ..schedules import Weight, constant
+from .base import FitStep
 from .novel_view import FrameConditions
 from .reference import require_image
 

@@ -15,9 +15,10 @@ from torch import Tensor
 from ..cameras import Cameras, FrontCamera
 from ..priors.base import Condition, Viewpoints
 from ..priors.distill import Distillation
+from ..scene.views import reframed
+from ..schedules import Weight, constant
 from ..video import DrivingVideo
-from ..views import reframed
-from .base import FitStep, Weight, constant
+from .base import FitStep
 from .mesh import FRAMING, framing_cameras
 from .reference import random_moments, require_image
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..deformation import HexPlane
 from ..files import InputError
-from .base import FitStep, Weight, constant
+from ..schedules import Weight, constant
+from .base import FitStep
 
 
 @dataclass(frozen=True)

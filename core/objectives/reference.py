@@ -14,7 +14,8 @@ from ..files import InputError
 from ..priors.base import Prior, Viewpoints
 from ..priors.distill import Distillation
 from ..render import rasterize
-from .base import FitStep, Weight, constant
+from ..schedules import Weight, constant
+from .base import FitStep
 from .mesh import framing_cameras
 
 

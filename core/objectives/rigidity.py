@@ -15,7 +15,8 @@ from torch import Tensor
 from ..cameras import quaternion_multiply, quaternion_to_matrix
 from ..deformation import ControlNodes
 from ..gaussians import neighbours
-from .base import FitStep, Weight, constant
+from ..schedules import Weight, constant
+from .base import FitStep
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from torch import Tensor
 from ..cameras import Cameras, orbit
 from ..priors.base import Condition, Prior, Viewpoints
 from ..priors.distill import Distillation, Question, Term, composed
-from .base import FitStep, Weight, constant
+from ..schedules import Weight, constant
+from .base import FitStep
 
 #: What a text is followed by for views from azimuths (degrees from the front) and elevations; threestudio's limits.
 OVERHEAD, FRONT_HALF_WIDTH, BACK_HALF_WIDTH = 60.0, 45.0, 45.0

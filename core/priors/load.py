@@ -90,7 +90,7 @@ def _locate(source: str | Path) -> Path:
         return TINY
     if Path(source).exists():
         return Path(source)
-    from ..models import find, missing
+    from .models import find, missing
 
     found = find(str(source))
     if found is None:

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .files import InputError
-from .formats.film import contact_sheet, write_film
-from .gaussians import Gaussians
-from .render import Render
-from .scene import Scene4D, frame_times
-from .trajectory import Trajectory
-from .views import DEFAULT_FRONT, FrameProgress, renders, scene_cameras, straight_alpha
+from ..files import InputError
+from ..gaussians import Gaussians
+from ..render import Render
+from ..scene.scene import Scene4D, frame_times
+from ..scene.trajectory import Trajectory
+from ..scene.views import DEFAULT_FRONT, FrameProgress, renders, scene_cameras, straight_alpha
+from .film import contact_sheet, write_film
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def export_scene(
     elif name == "scene":
         scene.save(path)
     elif name == "html":
-        from .formats.html import write_html
+        from .html import write_html
 
         write_html(
             path,
@@ -160,30 +160,30 @@ def export_scene(
             progress=progress,
         )
     elif name == "a4d":
-        from .formats.stream import write_stream
+        from .stream import write_stream
 
         write_stream(path, scene, frames, film=film, progress=progress)
     elif name == "usd":
-        from .formats.usd import write_usd
+        from .usd import write_usd
 
         write_usd(path, scene, frames, progress=progress)
     elif name == "4dgs":
-        from .formats.fourdgs import write_4dgs
+        from .fourdgs import write_4dgs
 
         write_4dgs(path, scene, frames, progress=progress)
     elif name == "glb":
-        from .formats.gltf_mesh import write_mesh_glb
+        from .gltf_mesh import write_mesh_glb
 
         write_mesh_glb(path, scene, frames=frames, progress=progress)
     elif name == "glb-splats":
-        from .formats.gltf_splats import write_splat_glb, write_splat_glb_frames
+        from .gltf_splats import write_splat_glb, write_splat_glb_frames
 
         if moment is None:
             write_splat_glb_frames(path, scene, frames, progress=progress)
         else:
             write_splat_glb(path, _at(scene, moment))
     else:
-        from .formats.splats import write_splat_sequence, write_splats
+        from .splats import write_splat_sequence, write_splats
 
         if path.suffix.lower() in ("", ".zip"):
             write_splat_sequence(path, scene, frames, format=name, progress=progress)

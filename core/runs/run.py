@@ -22,24 +22,27 @@ from torch import Tensor
 from ... import __version__
 from ..align import FocalAlignment, color_from_frame
 from ..align.clip import focal_per_frame
-from ..anchors import Anchors
 from ..cameras import FrontCamera
 from ..files import InputError, atomic_path
-from ..fit.checkpoint import fingerprint
 from ..fit.estimate import FitEstimate, process_memory_mb
-from ..fit.loop import Progress
-from ..formats import side_by_side, write_mp4
-from ..mesh import SUFFIXES, Mesh
-from ..models import find
-from ..object3d import Object3D, SplatObject, load_object
-from ..objectives.perceptual import perceptual_distance
+from ..identity import fingerprint
+from ..io import side_by_side, write_mp4
+from ..io.meshes import SUFFIXES
+from ..io.objects import load_object
+from ..io.video import load_video
+from ..mesh import Mesh
+from ..methods import align4d, dg4d, pla4d, stag4d, stages
+from ..methods.stages import MethodConfig
+from ..metrics.perceptual import perceptual_distance
 from ..priors.base import Prior
+from ..priors.models import find
+from ..progress import Progress
 from ..render import available_backends, resolve_backend
-from ..scene import Scene4D
-from ..video import DrivingVideo, load_video
-from ..views import render_frames, turning_cameras
-from . import align4d, dg4d, pla4d, stag4d, stages
-from .stages import MethodConfig
+from ..scene.anchors import Anchors
+from ..scene.object3d import Object3D, SplatObject
+from ..scene.scene import Scene4D
+from ..scene.views import render_frames, turning_cameras
+from ..video import DrivingVideo
 
 log = logging.getLogger(__name__)
 

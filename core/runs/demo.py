@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .files import atomic_path
-from .fit.loop import Progress
-from .formats import contact_sheet, side_by_side, write_mp4
-from .methods.run import Run, Settings, run_in_folder, write_json
-from .metrics import mean_scores, on_white, score
+from ..files import atomic_path
+from ..io import contact_sheet, side_by_side, write_mp4
+from ..metrics import mean_scores, on_white, score
+from ..progress import Progress
+from ..scene.views import render_frames, scene_cameras
+from .run import Run, Settings, run_in_folder, write_json
 from .sample import FPS, TEST_AZIMUTHS, write_sample
-from .views import render_frames, scene_cameras
 
 PRESET = "draft"
 #: The three unseen sides of the film.
@@ -98,7 +98,7 @@ def score_table(scores: dict[str, dict[str, float]]) -> str:
 
 def read_pictures(folder: str | os.PathLike[str]) -> Tensor:  # (T, H, W, 4)
     """A folder's pictures in order, whole, straight-alpha RGBA in [0, 1]."""
-    from .video import read_clip
+    from ..io.video import read_clip
 
     frames = read_clip(folder).frames
     frames = frames.float() / 255 if frames.dtype == torch.uint8 else frames

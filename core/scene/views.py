@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cameras import Cameras, FrontCamera, quaternion_to_matrix
-from .gaussians import SH_C0, Gaussians, neighbours
-from .render import Render, rasterize
-from .render.torch_backend import NEAR
+from ..cameras import Cameras, FrontCamera, quaternion_to_matrix
+from ..gaussians import SH_C0, Gaussians, neighbours
+from ..render import Render, rasterize
+from ..render.torch_backend import NEAR
+from ..video import DrivingVideo
 from .scene import Scene4D
-from .video import DrivingVideo
 
 #: Where a scene without an aligned camera is seen from.
 DEFAULT_FRONT = FrontCamera(fovy=49.1, distance=2.0, width=512, height=512)

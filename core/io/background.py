@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .files import InputError
+from ..files import InputError
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from .files import InputError
+from ..files import InputError
 
 COMMAND = "python -m anchor4d models"
 
@@ -62,11 +62,11 @@ class Model:
     def places(self) -> list[Path]:
         """Where it is looked for, :attr:`expected` first."""
         if self.folder == "rembg":
-            from .background import rembg_folders
+            from ..io.background import rembg_folders
 
             return [folder / self.file for folder in rembg_folders()]
         if self.folder == "lpips":
-            from .objectives.perceptual import backbone_folders
+            from ..metrics.perceptual import backbone_folders
 
             return [folder / self.file for folder in backbone_folders()]
         return [folder / self.folder for folder in models_folders()]
@@ -104,7 +104,7 @@ def _host() -> Path | None:
     if _host_folder is not None:
         return _host_folder
     # The command line of a pack that lies in ComfyUI's custom_nodes. Not resolved: it may be a link.
-    pack = Path(os.path.abspath(__file__)).parent.parent
+    pack = Path(os.path.abspath(__file__)).parent.parent.parent
     models = pack.parent.parent / "models"
     return models if pack.parent.name == "custom_nodes" and models.is_dir() else None
 
@@ -220,7 +220,7 @@ def table() -> str:
         lines.append(f"{'':{width}}  {'; '.join(notes)}")
     import torch
 
-    from .render import available_backends
+    from ..render import available_backends
 
     renderers = available_backends("cpu") + (available_backends("cuda") if torch.cuda.is_available() else [])
     lines.append(f"\nmodels are fetched to {models_folders()[0]} (ANCHOR4D_MODELS chooses another folder)")
@@ -291,7 +291,7 @@ def convert(path: str | os.PathLike[str] | None) -> Path:
     """Make safetensors of a pickled checkpoint, a file or a folder; see :func:`anchor4d.core.priors.convert.convert`."""
     if not path:
         raise InputError("models convert: name a file (.ckpt, .bin, .pth, .pt) or a folder that holds such")
-    from .priors.convert import convert as convert_pickles
+    from .convert import convert as convert_pickles
 
     return convert_pickles(Path(path))
 

@@ -21,7 +21,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from .files import InputError
+from ..files import InputError
 
 #: Bytes read at a time, seconds without an answer that count as a broken connection, how often a broken one is taken up again
 #: with nothing received in between, and the seconds before each of these attempts.

@@ -22,14 +22,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cameras import Cameras, orbit, quaternion_multiply, quaternion_to_matrix
-from .deformation import ClosedLoop, DeformationField, Faded, Parts, Placed, TimeMap
-from .deformation.wrappers import place, scaled_opacity
-from .files import InputError
-from .gaussians import Gaussians
-from .harmonics import SH_C0
+from ..cameras import Cameras, orbit, quaternion_multiply, quaternion_to_matrix
+from ..deformation import ClosedLoop, DeformationField, Faded, Parts, Placed, TimeMap
+from ..deformation.wrappers import place, scaled_opacity
+from ..files import InputError
+from ..gaussians import Gaussians
+from ..harmonics import SH_C0
+from ..render import rasterize
 from .object3d import FAINT, substance
-from .render import rasterize
 from .scene import Scene4D, frame_times
 from .sequence import INVISIBLE, scene_from_gaussians
 from .views import DEFAULT_FRONT, FrameProgress

@@ -19,8 +19,8 @@ from torch import Tensor
 from ..cameras import quaternion_to_matrix
 from ..files import InputError, atomic_path
 from ..gaussians import Gaussians
-from ..scene import Scene4D, frame_times
-from ..views import FrameProgress
+from ..scene.scene import Scene4D, frame_times
+from ..scene.views import FrameProgress
 
 SUFFIXES = (".usdc", ".usda", ".usdz", ".usd")
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cameras import (
+from ..cameras import (
     Cameras,
     FrontCamera,
     from_camera_info,
@@ -30,7 +30,7 @@ from .cameras import (
     to_camera_info,
     to_opengl,
 )
-from .files import InputError
+from ..files import InputError
 
 #: The JSON format; the number grows when older programs could no longer read it.
 VERSION = 1

@@ -16,8 +16,8 @@ import torch
 
 from ..files import InputError, atomic_path
 from ..gaussians import Gaussians
-from ..scene import Scene4D, frame_times
-from ..views import FrameProgress
+from ..scene.scene import Scene4D, frame_times
+from ..scene.views import FrameProgress
 from . import compressed_ply, ksplat, ply, splat, spz
 
 #: What a file that holds splats may end in; a .ply may hold a mesh instead, see :func:`.ply.is_splat_ply`.

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ..files import InputError, atomic_path
 from ..gaussians import Gaussians
-from ..scene import Scene4D, frame_times
-from ..views import FrameProgress
+from ..scene.scene import Scene4D, frame_times
+from ..scene.views import FrameProgress
 
 
 def write_4dgs(

@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..cameras import quaternion_multiply
 from ..files import InputError, atomic_path
-from ..gaussians import SH_C0, Gaussians
+from ..gaussians import SH_C0, Gaussians, half_turn
 
 #: More Gaussians in one file are refused: nothing here could draw or fit them, and memory stays bounded.
 MAX_GAUSSIANS = 1 << 24
@@ -31,25 +30,6 @@ _TYPES = {
 _HEADER_BYTES = 1 << 16
 _SHAPE = ["opacity", *(f"scale_{i}" for i in range(3)), *(f"rot_{i}" for i in range(4))]
 _REQUIRED = [*"xyz", *(f"f_dc_{i}" for i in range(3)), *_SHAPE]
-
-
-def half_turn(gaussians: Gaussians) -> Gaussians:
-    """Gaussians turned by 180 degrees about X: our frame to the splat files' and back.
-
-    Under (y, z) -> (-y, -z) each real spherical harmonic of degree l and order m keeps itself up to the sign
-    (-1)^(l + m), negated for the sine orders m < 0.
-    """
-    flip = torch.tensor([1.0, -1.0, -1.0], dtype=gaussians.means.dtype, device=gaussians.device)
-    turn = torch.tensor([0.0, 1.0, 0.0, 0.0], dtype=gaussians.quats.dtype, device=gaussians.device)
-    degree = math.isqrt(gaussians.sh.shape[-2]) - 1
-    signs = [(-1) ** (order + abs(m)) * (-1 if m < 0 else 1) for order in range(degree + 1) for m in range(-order, order + 1)]
-    return Gaussians(
-        means=gaussians.means * flip,
-        quats=quaternion_multiply(turn.expand_as(gaussians.quats), gaussians.quats),
-        log_scales=gaussians.log_scales,
-        opacity_logits=gaussians.opacity_logits,
-        sh=gaussians.sh * torch.tensor(signs, dtype=gaussians.sh.dtype, device=gaussians.device)[:, None],
-    )
 
 
 def to_file(gaussians: Gaussians, *, turn: bool = True) -> Gaussians:

@@ -23,10 +23,11 @@ from torch import Tensor
 from ..cameras import quaternion_to_matrix
 from ..files import InputError
 from ..gaussians import Gaussians
-from ..mesh import read_gltf, srgb_to_linear
-from ..scene import Scene4D, frame_times
-from ..views import FrameProgress
+from ..mesh import srgb_to_linear
+from ..scene.scene import Scene4D, frame_times
+from ..scene.views import FrameProgress
 from .gltf import VERTICES, Glb
+from .meshes import read_gltf
 
 EXTENSION = "KHR_gaussian_splatting"
 

@@ -38,8 +38,8 @@ from torch import Tensor
 from ..cameras import to_camera_info
 from ..files import InputError, atomic_path
 from ..gaussians import SH_C0, Gaussians
-from ..scene import Scene4D, frame_times
-from ..views import FrameProgress, placement, scene_cameras
+from ..scene.scene import Scene4D, frame_times
+from ..scene.views import FrameProgress, placement, scene_cameras
 
 log = logging.getLogger(__name__)
 

@@ -12,28 +12,20 @@ from typing import Any
 
 from ... import __version__
 from ..files import InputError
-from ..fit.checkpoint import fingerprint
 from ..fit.estimate import FitEstimate
-from ..fit.loop import Progress
-from ..formats import side_by_side
-from ..models import COMMAND, find, model_named
-from ..object3d import Object3D, load_object
+from ..identity import fingerprint
+from ..io import side_by_side
+from ..io.objects import load_object
+from ..methods import ayg, stages
+from ..methods.ayg import Models, TextConfig
 from ..priors.base import Prior
+from ..priors.models import COMMAND, find, model_named
+from ..progress import Progress
 from ..render import resolve_backend
-from ..scene import Scene4D
-from ..views import object_cameras, render_frames, turning_cameras
-from . import ayg, stages
-from .ayg import Models, TextConfig
-from .run import (
-    PRESETS,
-    Clock,
-    circumstances,
-    into_folder,
-    memory_peak_mb,
-    object_size,
-    prior_device,
-    resolve_device,
-)
+from ..scene.object3d import Object3D
+from ..scene.scene import Scene4D
+from ..scene.views import object_cameras, render_frames, turning_cameras
+from .run import PRESETS, Clock, circumstances, into_folder, memory_peak_mb, object_size, prior_device, resolve_device
 
 log = logging.getLogger(__name__)
 

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .cameras import orbit
-from .files import InputError
-from .gaussians import Gaussians
-from .mesh import Mesh
+from ..cameras import orbit
+from ..files import InputError
+from ..gaussians import Gaussians
+from ..mesh import Mesh
+from ..render import rasterize
 from .object3d import SplatObject
-from .render import rasterize
 from .scene import Scene4D
 from .views import FrameProgress
 

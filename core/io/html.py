@@ -19,8 +19,8 @@ from typing import Any
 from torch import Tensor
 
 from ..files import InputError, atomic_path
-from ..scene import Scene4D
-from ..views import FrameProgress
+from ..scene.scene import Scene4D
+from ..scene.views import FrameProgress
 from .stream import write_stream
 
 PLAYER = Path(__file__).parents[2] / "web" / "player"

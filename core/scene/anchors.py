@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from .cameras import Cameras, orbit
-from .files import InputError, atomic_path
-from .fit.checkpoint import fingerprint
+from ..cameras import Cameras, orbit
+from ..files import InputError, atomic_path
+from ..identity import fingerprint
 
 #: Zero123++ v1.1's six views, which STAG4D's anchors are: degrees above the horizon.
 ELEVATIONS = (30.0, -20.0) * 3

@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cameras import Cameras, quaternion_to_matrix
-from .files import InputError
-from .formats.ply import half_turn, is_splat_ply
-from .formats.splats import SPLAT_SUFFIXES, read_splats
-from .gaussians import Gaussians
-from .mesh import SUFFIXES as MESH_SUFFIXES
-from .mesh import Mesh, centring, load_mesh, turn_about_y
-from .render import rasterize
-from .render.mesh import MeshRender, render_mesh
+from ..cameras import Cameras, quaternion_to_matrix
+from ..files import InputError
+from ..gaussians import Gaussians, half_turn
+from ..mesh import Mesh, centring, turn_about_y
+from ..render import rasterize
+from ..render.mesh import MeshRender, render_mesh
 
 log = logging.getLogger(__name__)
 
-#: What a file of an object may end in.
-SUFFIXES = (*MESH_SUFFIXES, *(suffix for suffix in SPLAT_SUFFIXES if suffix not in MESH_SUFFIXES))
 #: Fainter Gaussians are never drawn (the rasteriser's threshold), and fainter ones than the second bound nothing.
 FAINT, VISIBLE = 1 / 255, 0.1
 #: Share of the object's substance at either end of an axis that may be floaters, and how far beyond the rest, in parts of its
@@ -154,21 +147,6 @@ class SplatObject:
 
 
 Object3D = Mesh | SplatObject
-
-
-def load_object(path: str | os.PathLike[str]) -> Object3D:
-    """A mesh file, or 3D Gaussians: .spz, .splat, .ksplat or a .ply, which is told from a mesh by its properties.
-
-    Raises:
-        InputError: for a missing, damaged or foreign file.
-    """
-    path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix == ".sog":
-        raise InputError(f"{path}: .sog is not read as an object, save it as .ply or .spz")
-    if suffix in SPLAT_SUFFIXES and (suffix != ".ply" or (path.is_file() and is_splat_ply(path))):
-        return SplatObject.of(read_splats(path), str(path))
-    return load_mesh(path)
 
 
 def bounding_points(item: Object3D) -> Tensor:  # (N, 3)

@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .cameras import FrontCamera, matrix_to_quaternion
-from .deformation import ControlNodes
-from .files import atomic_path
-from .mesh import Mesh, write_glb
-from .render.mesh import render_mesh
-from .scene import Scene4D
+from ..cameras import FrontCamera, matrix_to_quaternion
+from ..deformation import ControlNodes
+from ..files import atomic_path
+from ..io.meshes import write_glb
+from ..mesh import Mesh
+from ..render.mesh import render_mesh
+from ..scene.scene import Scene4D
 
 FRAMES = 14
 FPS = 12.0
@@ -100,7 +101,7 @@ def sample_case(frames: int = FRAMES, size: int = 256, camera: FrontCamera = CAM
 
 def sample_scene(count: int = 8000, frames: int = FRAMES) -> Scene4D:
     """The walking creature as a scene without any fit: Gaussians on its surface, carried by its true motion."""
-    from .methods.stages import gaussians_on_mesh
+    from ..methods.stages import gaussians_on_mesh
 
     meshes = sample_meshes(frames)
     gaussians, faces = gaussians_on_mesh(meshes[0], count)

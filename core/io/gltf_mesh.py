@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from ..files import InputError
-from ..mesh import Mesh, decoded, encode_picture
-from ..scene import Scene4D, frame_times
-from ..surface import carry, scene_surface, vertex_normals
-from ..views import FrameProgress
+from ..mesh import Mesh, decoded
+from ..pictures import encode_picture
+from ..scene.scene import Scene4D, frame_times
+from ..scene.surface import carry, scene_surface, vertex_normals
+from ..scene.views import FrameProgress
 from .gltf import INDICES, VERTICES, Glb
 
 

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cameras import Crop, FrontCamera
-from .deformation import DeformationField, field_from_config
-from .files import InputError, atomic_path
-from .gaussians import Gaussians
-from .mesh import Mesh, mesh_from_tensors, mesh_to_tensors
+from ..cameras import Crop, FrontCamera
+from ..deformation import DeformationField, field_from_config
+from ..files import InputError, atomic_path
+from ..gaussians import Gaussians
+from ..mesh import Mesh, mesh_from_tensors, mesh_to_tensors
 
 #: Identifies our files; the number grows when older programs could no longer read them.
 FORMAT = "anchor4d-scene"
