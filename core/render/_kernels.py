@@ -566,7 +566,7 @@ def _backward_tile(record, members, slots, spans, begin, end, x0, y0, lane_x, la
         ahead = min(i + AHEAD, end - 1)
         prefetch(record, members[ahead] * LANES)
         r = members[i] * LANES
-        slot = (slots[i] - origin)
+        slot = slots[i] - origin
         prefetch(partial, (slots[ahead] - origin) * LANES)
         span = spans[i]
         dx = columns + (splat(x0) - spread(record, r + MX))

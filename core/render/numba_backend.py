@@ -92,9 +92,7 @@ class _Draw(torch.autograd.Function):
         with numba_support.LOCK:
             _run("project", 1, *arrays, rows, items, width, height, record, base, radii.numpy(), bad)
             if bad[0]:
-                require_finite(
-                    means=means, quats=quats, log_scales=log_scales, opacity_logits=opacity_logits, colors=colors
-                )
+                require_finite(means=means, quats=quats, log_scales=log_scales, opacity_logits=opacity_logits, colors=colors)
                 raise InputError("gaussians: log_scales or means overflow, lower the learning rate or check the input")
             base.cumsum(out=base)
             if base[-1] > 2**31 - 1:
