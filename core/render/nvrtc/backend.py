@@ -9,7 +9,9 @@ be read, so that :func:`overflowed` has to be asked now and then.
 from __future__ import annotations
 
 import hashlib
+import logging
 import sys
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,6 +25,8 @@ from . import compiler
 
 if TYPE_CHECKING:
     from ..rasterize import ScreenStatistics
+
+log = logging.getLogger(__name__)
 
 SOURCE = "rasterize.cu"
 _TILE, _WARPS, _SORTERS, _SLOT = 8, 4, 128, 12  # as in the source
@@ -232,21 +236,29 @@ def _room(kind: tuple[Any, ...], entries: int, slots: int) -> tuple[int, int]:
 # --- the first use on a machine -----------------------------------------------------------------------------------------
 
 
-@cache
-def _self_test(index: int) -> str:
-    """What is wrong with the kernels on a device, or nothing; a success is remembered for the driver, device and source."""
-    device = torch.device("cuda", index)
+def tested(source: str, device: torch.device, test: Callable[[torch.device], str]) -> str:
+    """What is wrong with a source's kernels on a device by a test of them, or nothing.
+
+    A success is remembered for the driver, the device's architecture and the source.
+    """
     try:
-        parts = (compiler.source_key(SOURCE, compiler.architecture(device)), compiler.driver_version(), torch.__version__)
+        parts = (compiler.source_key(source, compiler.architecture(device)), compiler.driver_version(), torch.__version__)
         key = "self-test-" + hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()
         if compiler.remembered(key) is not None:
             return ""
-        problem = self_test(device)
-        if not problem:
-            compiler.remember(key, b"passed")
-        return problem
+        problem = test(device)
     except (compiler.CompilerError, InputError, OSError, RuntimeError) as error:
-        return " ".join(str(error).split())[:300]
+        problem = " ".join(str(error).split())[:300]
+    if problem:
+        log.warning("%s: %s; another renderer takes its place", torch.cuda.get_device_name(device), problem)
+    else:
+        compiler.remember(key, b"passed")
+    return problem
+
+
+@cache
+def _self_test(index: int) -> str:
+    return tested(SOURCE, torch.device("cuda", index), self_test)
 
 
 @torch.inference_mode(False)
