@@ -22,6 +22,9 @@ from .pictures import PictureBudget, decode_texture, encode_picture
 
 log = logging.getLogger(__name__)
 
+#: Faces looked at at a time.
+_CHUNK = 1 << 20
+
 
 @dataclass(frozen=True, eq=False)
 class Mesh:
@@ -356,12 +359,13 @@ def cleaned_mesh(
         values = arrays[key]
         if values is not None and not np.isfinite(values).all():
             raise InputError(f"{name}: some {what} are not numbers (NaN or infinite), repair the mesh")
-    a, b, c = (vertices[faces[:, i]] for i in range(3))
-    solid = np.linalg.norm(np.cross(b - a, c - a), axis=-1) > 0
+    solid = np.concatenate([_has_area(vertices, faces[i : i + _CHUNK]) for i in range(0, max(len(faces), 1), _CHUNK)])
     if not solid.any():
         raise InputError(f"{name}: has no faces with an area, choose a surface mesh")
     faces = faces[solid]
-    used, inverse = np.unique(faces, return_inverse=True)
+    used = np.zeros(len(vertices), bool)
+    used[faces] = True
+    inverse = used.cumsum()[faces] - 1
     if arrays["normals"] is not None:
         length = np.linalg.norm(arrays["normals"], axis=-1, keepdims=True)
         arrays["normals"] = np.where(length > 1e-12, np.nan_to_num(arrays["normals"]) / np.maximum(length, 1e-12), 0)
@@ -378,6 +382,13 @@ def cleaned_mesh(
         face_alpha_cutoff=torch.from_numpy(face_alpha_cutoff[solid].astype(np.float32)),
         name=name,
     )
+
+
+def _has_area(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:  # (V, 3), (F, 3) -> (F,)
+    a, b, c = (vertices[faces[:, i]] for i in range(3))
+    with np.errstate(over="ignore", invalid="ignore"):  # beyond the range of numbers there is no area either
+        area = np.abs(np.cross(b - a, c - a)).max(-1)
+    return (area > 0) & np.isfinite(area)
 
 
 def mesh_from_arrays(
