@@ -24,6 +24,15 @@ log = logging.getLogger(__name__)
 
 #: Faces looked at at a time.
 _CHUNK = 1 << 20
+#: Turns that bring an axis of a file to +Y. Rows are the file's directions that become our X, Y (up) and Z (front).
+UP_AXES = {
+    "y": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
+    "-y": ((1, 0, 0), (0, -1, 0), (0, 0, -1)),
+    "z": ((1, 0, 0), (0, 0, 1), (0, -1, 0)),
+    "-z": ((1, 0, 0), (0, 0, -1), (0, 1, 0)),
+    "x": ((0, -1, 0), (1, 0, 0), (0, 0, 1)),
+    "-x": ((0, 1, 0), (-1, 0, 0), (0, 0, 1)),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +153,19 @@ def turn_about_y(degrees: float) -> Tensor:  # (4, 4)
     matrix = torch.eye(4)
     matrix[0, 0] = matrix[2, 2] = math.cos(a)
     matrix[0, 2], matrix[2, 0] = math.sin(a), -math.sin(a)
+    return matrix
+
+
+def up_matrix(up: str) -> Tensor:  # (4, 4)
+    """The turn that brings an axis of a file to +Y.
+
+    Raises:
+        InputError: for what is no axis.
+    """
+    if up not in UP_AXES:
+        raise InputError(f"up axis {up!r}: choose one of {', '.join(UP_AXES)}")
+    matrix = torch.eye(4)
+    matrix[:3, :3] = torch.tensor(UP_AXES[up], dtype=torch.float32)
     return matrix
 
 

@@ -248,7 +248,9 @@ def _moved(shape: _Shape, matrices: np.ndarray) -> Part:  # (K, 4, 4)
     mirrored = np.linalg.det(linear) < 0
     faces[mirrored] = faces[mirrored][..., ::-1]
     normals = None if shape.normals is None else (shape.normals @ _normals_by(linear)).reshape(-1, 3)
-    rows: dict[str, Any] = {key: np.tile(value, (count, 1)) for key, value in shape.look.items() if key in ("uvs", "vertex_colors")}
+    rows: dict[str, Any] = {
+        key: np.tile(value, (count, 1)) for key, value in shape.look.items() if key in ("uvs", "vertex_colors")
+    }
     return Part(
         vertices=(shape.vertices @ linear.swapaxes(1, 2) + matrices[:, None, :3, 3]).reshape(-1, 3),
         faces=faces.reshape(-1, 3),

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from ..files import InputError, atomic_path
-from ..mesh import Mesh, decoded, encoded, rgba_array
+from ..mesh import Mesh, decoded, encoded, rgba_array, up_matrix
 from ..pictures import PictureBudget
 from ..reading import VARIABLES, beside, limits, read_bytes, regular_size
 from .gltf import Gltf
@@ -40,15 +40,6 @@ _CONVERTERS = {
     ".3mf": "a slicer: export as STL",
     ".step": "a CAD program: export as STL",
     ".stp": "a CAD program: export as STL",
-}
-#: Rows are the file's axes that become our X, Y (up) and Z (front): a quarter or half turn each.
-UP_AXES = {
-    "y": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
-    "-y": ((1, 0, 0), (0, -1, 0), (0, 0, -1)),
-    "z": ((1, 0, 0), (0, 0, 1), (0, -1, 0)),
-    "-z": ((1, 0, 0), (0, 0, -1), (0, 1, 0)),
-    "x": ((0, -1, 0), (1, 0, 0), (0, 0, 1)),
-    "-x": ((0, 1, 0), (-1, 0, 0), (0, 0, 1)),
 }
 
 
@@ -85,19 +76,6 @@ def load_mesh(path: str | os.PathLike[str], up: str = "y") -> Mesh:
     except MemoryError:
         raise InputError(f"{path}: takes more memory than there is, reduce the mesh") from None
     return mesh if up == "y" else mesh.transformed(turn)
-
-
-def up_matrix(up: str) -> torch.Tensor:  # (4, 4)
-    """The turn that brings an axis of a file to +Y.
-
-    Raises:
-        InputError: for what is no axis.
-    """
-    if up not in UP_AXES:
-        raise InputError(f"up axis {up!r}: choose one of {', '.join(UP_AXES)}")
-    matrix = torch.eye(4)
-    matrix[:3, :3] = torch.tensor(UP_AXES[up], dtype=torch.float32)
-    return matrix
 
 
 class _Beside:

@@ -7,12 +7,13 @@ import os
 from pathlib import Path
 
 from ..files import InputError
+from ..mesh import up_matrix
 from ..scene.object3d import Object3D, SplatObject
 from .gltf import Gltf
 from .gltf_parts import has_splats
 from .gltf_splats import read_splat_glb
 from .meshes import SUFFIXES as MESH_SUFFIXES
-from .meshes import load_mesh, up_matrix
+from .meshes import load_mesh
 from .ply import is_splat_ply
 from .splats import SPLAT_SUFFIXES, read_splats
 
