@@ -79,6 +79,8 @@ def demo(args: argparse.Namespace, console: Console) -> int:
 
 
 def fit(args: argparse.Namespace, console: Console) -> int:
+    if args.up != "y" and args.object is None:
+        raise InputError(f"--up {args.up}: turns the object of --object, give one or leave it out")
     if args.method == "ayg":
         return _fit_text(args, console)
     if args.then or args.loop:
@@ -103,6 +105,7 @@ def fit(args: argparse.Namespace, console: Console) -> int:
         frames=args.frames,
         fps=args.fps,
         yaw=settings.yaw,
+        up=settings.up,
         seed=args.seed,
         device=prior_device(settings.device),
         resume=args.resume,
@@ -136,6 +139,7 @@ def _fit_text(args: argparse.Namespace, console: Console) -> int:
         frames=args.frames,
         fps=args.fps,
         yaw=0.0 if args.yaw == "auto" else _number("--yaw", args.yaw),
+        up=args.up,
         then=tuple(args.then),
         closed=args.loop,
         device=args.device,
@@ -266,6 +270,7 @@ def _settings(args: argparse.Namespace) -> Any:
         without=tuple(args.without),
         plus=tuple(args.plus),
         anchors=args.anchors,
+        up=getattr(args, "up", "y"),
     )
 
 
@@ -461,6 +466,12 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="TEXT",
         help='ayg: prolong the motion by half a clip for each text, and as it says; "" = as --prompt says',
+    )
+    made.add_argument(
+        "--up",
+        choices=("y", "-y", "z", "-z", "x", "-x"),
+        default="y",
+        help="axis of --object's file that points up (default: %(default)s; z = from Blender's or a CAD program's axes)",
     )
     made.add_argument("--loop", action="store_true", help="ayg: the motion returns to its first frame")
     made.add_argument("--fps", type=float, help="frames a second (default: the video's own, else 12)")

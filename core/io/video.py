@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..cameras import Crop
 from ..files import InputError
+from ..pictures import open_picture
 from ..video import DrivingVideo, continued, resampled, straight
 from .background import estimate_masks
 
@@ -154,12 +155,10 @@ def read_picture(path: str | os.PathLike[str]) -> Clip:
     Raises:
         InputError: for a missing or unreadable file.
     """
-    from PIL import Image
-
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such picture, check the path")
-    with _readable(path), Image.open(path) as image:
+    with _readable(path), open_picture(path) as image:
         return Clip(torch.from_numpy(_pixels(image).copy())[None], source=str(path))
 
 
@@ -266,14 +265,12 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def _read_folder(path: Path, frames: int | None) -> tuple[np.ndarray, int, float | None]:
-    from PIL import Image
-
     names = sorted((p for p in path.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith(".")), key=_natural)
     if not names:
         raise InputError(f"{path}: no frames in this folder, put png, jpg or webp pictures into it")
     sizes: list[tuple[int, int]] = []
     for name in names:
-        with _readable(name), Image.open(name) as image:
+        with _readable(name), open_picture(name) as image:
             width, height = image.size
             sizes.append((width, height) if image.getexif().get(ORIENTATION, 1) < 5 else (height, width))
         if sizes[-1] != sizes[0]:
@@ -281,15 +278,13 @@ def _read_folder(path: Path, frames: int | None) -> tuple[np.ndarray, int, float
             raise InputError(f"{name}: {odd} pixels where {names[0].name} has {first}, give all frames one size")
     pictures = []
     for index in _picks(path, len(names), frames, *sizes[0]):
-        with _readable(names[index]), Image.open(names[index]) as image:
+        with _readable(names[index]), open_picture(names[index]) as image:
             pictures.append(_pixels(image))
     return _stack(pictures), len(names), None
 
 
 def _read_animation(path: Path, frames: int | None) -> tuple[np.ndarray, int, float | None]:
-    from PIL import Image
-
-    with _readable(path), Image.open(path) as image:
+    with _readable(path), open_picture(path) as image:
         count = getattr(image, "n_frames", 1)
         picks = _picks(path, count, frames, *image.size)
         pictures, milliseconds = {}, 0.0

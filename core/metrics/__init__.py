@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from ..files import InputError
+from ..pictures import open_picture
 
 #: A frame's PSNR counts at most this much, dB: nothing is gained by being nearly perfect on one frame.
 PSNR_CAP = 40.0
@@ -124,8 +125,10 @@ def load_frames(folder: str | os.PathLike[str]) -> np.ndarray:  # (T, H, W, 4) f
     frames: list[np.ndarray] = []
     for name in names:
         try:
-            with Image.open(name) as image:
+            with open_picture(name) as image:
                 frames.append(on_white(np.asarray(image.convert("RGBA" if "A" in image.getbands() else "RGB"))))
+        except InputError:
+            raise
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise InputError(f"{name}: not a readable picture ({' '.join(str(error).split())})") from None
         if frames[-1].shape != frames[0].shape:

@@ -70,6 +70,7 @@ class Settings:
         preset: one of :data:`PRESETS`.
         seed: of every random choice.
         yaw: degrees to turn the object about +Y so that its front faces +Z, or "auto" to detect them.
+        up: the axis of the object's file that points up, see :func:`~..io.meshes.load_mesh`.
         frames: frames of the video to keep; all where None.
         device: "auto", "cpu", "cuda" or "mps".
         renderer: see :func:`anchor4d.core.render.rasterize`.
@@ -93,6 +94,7 @@ class Settings:
     without: tuple[str, ...] = ()
     plus: tuple[str, ...] = ()
     anchors: str = "auto"
+    up: str = "y"
 
     def resolved(self) -> Settings:
         """The same with the device, renderer and prior that "auto" means on this machine.
@@ -388,7 +390,7 @@ def run_in_folder(
         raise InputError(f"{out}: is a file, choose a folder to write to")
     config = settings.config() if config is None else config
     clip = load_video(video, fps=fps, frames=settings.frames, resolution=config.resolution)
-    models = [] if mesh is None else [load_object(path) for path in _mesh_files(Path(mesh))]
+    models = [] if mesh is None else [load_object(path, settings.up) for path in _mesh_files(Path(mesh))]
     shapes = [_identity(model) for model in models]
     key = fingerprint(clip.frames, clip.masks, shapes, repr(config), repr(settings), __version__)
     return into_folder(
