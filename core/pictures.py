@@ -1,21 +1,111 @@
-"""Pictures inside other files: opened, bounded, encoded."""
+"""Pictures: opened, the one place for it, bounded, decoded, encoded."""
 
 from __future__ import annotations
 
 import logging
+import os
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from .files import InputError
 
 log = logging.getLogger(__name__)
 
+#: What Pillow may open: formats that it decodes by itself. EPS, for which it starts Ghostscript, is none of them.
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "TGA", "JPEG2000", "PPM")
+#: The EXIF tag of a picture's orientation; values of 5 and more lie on their side.
+ORIENTATION = 0x0112
+
 MAX_TEXTURE_PIXELS = 2**26  # all base colour textures together, as stored in the file
 MAX_TEXTURE_SIDE = 4096  # larger textures are reduced at reading
+
+
+def open_picture(source: str | os.PathLike[str] | bytes, name: str | None = None) -> Image.Image:
+    """A picture of one of :data:`FORMATS`, with only its header read. Decode it within :func:`readable`.
+
+    Args:
+        source: a path, or the file's content.
+        name: for messages; the path itself where None.
+
+    Raises:
+        InputError: for what is no file, none of these formats, or larger than Pillow's own bound.
+    """
+    name = name or (str(source) if not isinstance(source, bytes) else "picture")
+    with readable(name):
+        Image.init()
+        file = BytesIO(source) if isinstance(source, bytes) else regular_file(source)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound below
+            image = Image.open(file, formats=[form for form in FORMATS if form in Image.OPEN])
+        if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+            image.close()
+            raise Image.DecompressionBombError
+    return image
+
+
+@contextmanager
+def readable(name: str | os.PathLike[str]) -> Iterator[None]:
+    """Whatever a decoder throws on a damaged or oversized picture, as one line that names it."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (Image.DecompressionBombError, MemoryError):
+        raise InputError(f"{name}: the picture is too large to read safely, make it smaller") from None
+    except Exception as error:  # decoders' errors share no base
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{name}: not a readable picture, it is damaged or of another kind ({text})") from None
+
+
+def regular_file(path: str | os.PathLike[str]) -> Path:
+    """The path of a file. Pipes and devices would be read without end.
+
+    Raises:
+        InputError: for anything else.
+    """
+    try:
+        regular = stat.S_ISREG(os.stat(path).st_mode)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be read ({reason}), check the path") from None
+    if not regular:
+        raise InputError(f"{path}: is no file but a folder, a pipe or a device, give a file")
+    return Path(path)
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height as the picture is seen."""
+    width, height = image.size
+    return (width, height) if image.getexif().get(ORIENTATION, 1) < 5 else (height, width)
+
+
+def upright_pixels(image: Image.Image) -> np.ndarray:  # (H, W, 3 | 4) uint8
+    """RGB or RGBA of a picture as it is seen; 16-bit grey is scaled to 8.
+
+    Raises:
+        InputError: for grey values outside of what an integer or floating-point picture may hold.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        grey = np.nan_to_num(np.asarray(image, np.float64))
+        white = 1.0 if image.mode == "F" else 65535.0
+        if grey.min() < 0 or grey.max() > white:
+            raise InputError(
+                f"{getattr(image, 'filename', '') or 'picture'}: grey values from {grey.min():g} to {grey.max():g}, "
+                f"give 0 to {white:g}, or 8 bits"
+            )
+        return np.repeat(np.round(grey * (255 / white)).astype(np.uint8)[..., None], 3, -1)
+    alpha = "A" in image.getbands() or "transparency" in image.info
+    return np.asarray(image.convert("RGBA" if alpha else "RGB"))
 
 
 def decode_texture(image: Image.Image, name: str) -> Tensor:  # (h, w, 4)
@@ -59,13 +149,11 @@ class PictureBudget:
             InputError: for what is no picture, or too many pixels.
         """
         try:
-            image = Image.open(BytesIO(data))
+            image = open_picture(data, name)
             self.pixels += image.width * image.height
             if self.pixels <= MAX_TEXTURE_PIXELS:
                 return image
-        except Image.DecompressionBombError:
-            pass
-        except (OSError, ValueError, SyntaxError):
+        except InputError:
             raise InputError(f"{owner}: texture {name} is not a picture that can be read, convert it to PNG") from None
         raise InputError(
             f"{owner}: texture {name} exceeds the {MAX_TEXTURE_PIXELS >> 20} million pixels a mesh may have, reduce it"

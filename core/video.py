@@ -27,6 +27,7 @@ class DrivingVideo:
         crop: the window, in pixels of the original picture; it may reach beyond the picture, where the mask is 0.
         source: where the video came from.
         masked_by: where the masks came from: "alpha", "mask", "key" or "rembg".
+        warnings: what looks wrong with the clip, with what to do, for reports.
     """
 
     frames: Tensor  # (T, S, S, 3)
@@ -35,6 +36,7 @@ class DrivingVideo:
     crop: Crop
     source: str = ""
     masked_by: str = "alpha"
+    warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.frames)
