@@ -92,17 +92,14 @@ def upright_pixels(image: Image.Image) -> np.ndarray:  # (H, W, 3 | 4) uint8
     """RGB or RGBA of a picture as it is seen; 16-bit grey is scaled to 8.
 
     Raises:
-        InputError: for grey values outside of what an integer or floating-point picture may hold.
+        ValueError: for grey values beyond 16 bits, or in floating point beyond 1; :func:`readable` names the picture.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         grey = np.nan_to_num(np.asarray(image, np.float64))
         white = 1.0 if image.mode == "F" else 65535.0
         if grey.min() < 0 or grey.max() > white:
-            raise InputError(
-                f"{getattr(image, 'filename', '') or 'picture'}: grey values from {grey.min():g} to {grey.max():g}, "
-                f"give 0 to {white:g}, or 8 bits"
-            )
+            raise ValueError(f"grey values from {grey.min():g} to {grey.max():g}, give 0 to {white:g}")
         return np.repeat(np.round(grey * (255 / white)).astype(np.uint8)[..., None], 3, -1)
     alpha = "A" in image.getbands() or "transparency" in image.info
     return np.asarray(image.convert("RGBA" if alpha else "RGB"))

@@ -177,6 +177,8 @@ def read_clip(
         chosen, rate = _picks(path, timeline, part, width, height)
         return chosen
 
+    if isinstance(mask, (str, os.PathLike)):
+        _reader(Path(mask))  # refused before the video is read
     tell = progress or silent
     half = 50 if isinstance(mask, (str, os.PathLike)) else 100
     pictures, count = source(path, choose, share(tell, 0, half))
@@ -596,5 +598,5 @@ def silent(done: int, of: int) -> None:
     """Progress that nobody follows."""
 
 
-def _one_line(error: OSError) -> str:
+def _one_line(error: Any) -> str:
     return " ".join(str(error.strerror or error).split()) or type(error).__name__

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ __all__ = [
     "PICTURES",
     "Clip",
     "Part",
+    "Reading",
     "load_video",
     "pick_frames",
     "prepare",
@@ -41,6 +42,17 @@ TOUCHING = 2
 LEFT = 0.5
 #: Alpha from which a pixel whose mask was estimated is the object's own colour.
 CORE = 0.95
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What of a video's file is taken and how the object is found in it; arguments as of :func:`load_video`."""
+
+    mask: str | os.PathLike[str] | None = None
+    start: float = 0.0
+    end: float | None = None
+    every: int = 1
+    background: str = "auto"
 
 
 def load_video(
