@@ -29,7 +29,7 @@ from ..identity import fingerprint
 from ..io import side_by_side, write_mp4
 from ..io.meshes import SUFFIXES
 from ..io.objects import load_object
-from ..io.video import load_video
+from ..io.video import Percent, Reading, load_video
 from ..mesh import Mesh
 from ..methods import align4d, dg4d, pla4d, stag4d, stages
 from ..methods.stages import MethodConfig
@@ -338,6 +338,7 @@ def run(
             "crop": asdict(video.crop),
             "resolution": video.resolution,
             "foreground": video.masked_by,
+            "warnings": list(video.warnings),
             "loops": scene.loop,
         },
         "object": {"name": mesh.name, **object_size(mesh), "coloured": mesh.has_color},
@@ -364,7 +365,9 @@ def run_in_folder(
     fps: float | None = None,
     config: MethodConfig | None = None,
     resume: bool = False,
+    reading: Reading = Reading(),
     progress: Progress | None = None,
+    read: Percent | None = None,
 ) -> Run | None:
     """:func:`run` from files to files: leaves the scene, ``report.json`` and ``preview.mp4`` in ``out``.
 
@@ -376,6 +379,8 @@ def run_in_folder(
         fps: frames a second, where the video does not say or says wrong.
         config: in place of the preset's.
         resume: go on from the checkpoints in ``out``; to the same result, bit by bit on a CPU, as a run without interruption.
+        reading: the part of the video that is taken, and how the object is found in it.
+        read: progress of reading the video.
 
     Returns:
         the run, or None where ``resume`` finds it finished.
@@ -389,7 +394,7 @@ def run_in_folder(
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file, choose a folder to write to")
     config = settings.config() if config is None else config
-    clip = load_video(video, fps=fps, frames=settings.frames, resolution=config.resolution)
+    clip = load_video(video, fps=fps, frames=settings.frames, resolution=config.resolution, progress=read, **vars(reading))
     models = [] if mesh is None else [load_object(path, settings.up) for path in _mesh_files(Path(mesh))]
     shapes = [_identity(model) for model in models]
     key = fingerprint(clip.frames, clip.masks, shapes, repr(config), repr(settings), __version__)
