@@ -183,6 +183,7 @@ def run_fit(
             gaussians = Gaussians(**{k: tensors[f"gaussians.{k}"] for k in gaussians.tensors()}).to(gaussians.device)
             if deformation is not None:
                 deformation.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("field.")})
+                deformation.check(len(gaussians))
             generator.set_state(tensors["generator"])
             log.info("%s: resumed at step %d of %d", stage, first, schedule.steps)
     optimisers = optimisers_for(gaussians)

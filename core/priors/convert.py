@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from einops import rearrange
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -188,8 +189,11 @@ def _convert_index(index: Path) -> Path:
 
 
 def _save(state: dict[str, Tensor], target: Path) -> None:
-    with atomic_path(target) as temporary:
-        save_file(state, temporary, {"format": "pt"})
+    try:
+        with atomic_path(target) as temporary:
+            save_file(state, temporary, {"format": "pt"})
+    except SafetensorError as error:  # no OSError, where a disk is full
+        raise InputError(f"{target}: cannot be written ({error}), free space or choose another disk") from None
 
 
 def _zero123_folder(state: dict[str, Tensor], path: Path, configs: Mapping[str, dict[str, Any]] | None = None) -> Path:
