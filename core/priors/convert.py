@@ -169,9 +169,13 @@ def _convert_file(path: Path) -> Path:
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    except (ValueError, KeyError, TypeError):
+        weights = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError(f"{index}: not an index of shards (no weight_map); get it again") from None
+    for shard in weights.values():
+        if not isinstance(shard, str) or not re.fullmatch(r"[^/\\\0:]+", shard) or shard in (".", ".."):
+            raise InputError(f"{index}: names {str(shard)[:80]!r}, which is no file beside it; get the checkpoint again")
+    return weights
 
 
 def _convert_index(index: Path) -> Path:
