@@ -229,7 +229,7 @@ class Anchor4DLoadVideo(io.ComfyNode):
                     "path",
                     default="",
                     tooltip="A video file or folder of frames anywhere on this computer. Used instead of the list above "
-                    "when not empty.",
+                    "when not empty." + host.TYPED_PATH,
                 ),
                 *_clip_inputs(),
                 io.String.Input(
@@ -280,7 +280,8 @@ class Anchor4DLoadMesh(io.ComfyNode):
                 io.String.Input(
                     "path",
                     default="",
-                    tooltip="A 3D model anywhere on this computer. Used instead of the list above when not empty.",
+                    tooltip="A 3D model anywhere on this computer. Used instead of the list above when not empty."
+                    + host.TYPED_PATH,
                 ),
                 io.Combo.Input(
                     "up",

@@ -404,9 +404,9 @@ def test_pipes_and_devices_are_no_frames(tmp_path: Path) -> None:
             read_clip(tmp_path / kind)
     for name in ("film.mp4", "anim.gif"):
         os.mkfifo(tmp_path / name)
-        with pytest.raises(InputError, match="is no file"):
+        with pytest.raises(InputError, match="not a regular file"):
             read_clip(tmp_path / name)
-    with pytest.raises(InputError, match="is no file"):
+    with pytest.raises(InputError, match="not a regular file"):
         read_clip("/dev/zero")
 
 
