@@ -13,6 +13,13 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+from anchor4d.core.packages import NEIGHBOURS, problem  # noqa: E402
+
+# A package that is there but broken, such as a torchvision that does not fit PyTorch, must not stop the collection.
+for _name in NEIGHBOURS:
+    problem(_name)
+
+
 @dataclass(frozen=True)
 class ComfyUI:
     """A checkout of the host and the interpreter that runs it."""

@@ -16,7 +16,6 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +25,7 @@ from torch import Tensor
 from ..align.front import detect_yaw
 from ..align.solve import Target
 from ..cameras import FrontCamera
+from .. import packages
 from ..files import InputError, atomic_path
 from ..identity import fingerprint
 from ..io import write_frames, write_ply, write_png
@@ -241,8 +241,8 @@ def _plan(given: set[str], links: Links, make_object: bool = True) -> list[_Task
     """
     if {"video", "object"} <= given or ("video" in given and not make_object):
         return []
-    if lacking := " ".join(name for name in ("diffusers", "transformers") if find_spec(name) is None):
-        raise InputError(f"making what is missing needs packages that are not installed here; pip install {lacking} accelerate")
+    if lacking := packages.problems("diffusers", "transformers", "accelerate"):
+        raise InputError(f"making what is missing: {lacking}")
     tasks: list[_Task] = []
     pictured = "image" in given
     if "video" not in given:
