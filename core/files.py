@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
 import shutil
@@ -46,6 +47,16 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
+def remove_leftovers(path: str | os.PathLike[str]) -> None:
+    """Remove what killed processes left of :func:`atomic_path` for ``path``; nobody may be writing it."""
+    path = Path(path)
+    for left in path.parent.glob(f".{glob.escape(path.stem)}.*.part{glob.escape(path.suffix)}"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
 def private_cache_folder(name: str) -> Path | None:
     """A folder of the user's cache, ``anchor4d/<name>``, for what is run when it is read back: only this user may write to it.
 
@@ -85,7 +96,7 @@ def _private(folder: Path) -> bool:
 
 @contextmanager
 def only_process(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Hold a folder against other runs: a lock on ``.lock`` in it, which the system drops when the process ends, however it ends.
+    """Hold a folder against other runs: a lock on ``.lock`` in it, which the system drops when the process ends.
 
     Raises:
         InputError: where another process, or another thread of this one, holds it.

@@ -240,7 +240,9 @@ def test_classes_of_our_own(tmp_path: Path) -> None:
 def test_packages_that_are_not_installed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("diffusers", "transformers"):
         monkeypatch.setitem(sys.modules, name, None)
-    assert "diffusers is not installed; transformers is not installed; run: pip install diffusers transformers" in refused(folder)
+    assert "diffusers is not installed; transformers is not installed; run: pip install diffusers transformers" in refused(
+        folder
+    )
 
 
 def test_precisions(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,7 +68,10 @@ def test_a_folder_is_held_by_one_process_and_freed_by_its_death(tmp_path: Path) 
     with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(InputError, match="another run is writing to this folder; wait for it, stop it"), only_process(tmp_path):
+        with (
+            pytest.raises(InputError, match="another run is writing to this folder; wait for it, stop it"),
+            only_process(tmp_path),
+        ):
             pass
         holder.send_signal(signal.SIGTERM if os.name == "nt" else signal.SIGKILL)
         holder.wait(30)

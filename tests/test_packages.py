@@ -90,7 +90,8 @@ from anchor4d.core.cameras import orbit
 from anchor4d.core.render import numba_support, rasterize
 numba_support.log.warning = lambda *a: sys.exit(f"warned: {a}")
 points = torch.linspace(-0.3, 0.3, 30).reshape(10, 3)
-out = rasterize(from_points(points, torch.full((10, 3), 0.5)), orbit([0.0], width=16, height=16), torch.ones(3), backend="numba")
+gaussians = from_points(points, torch.full((10, 3), 0.5))
+out = rasterize(gaussians, orbit([0.0], width=16, height=16), torch.ones(3), backend="numba")
 print(float(out.color.sum()), numba_support.cache_folder())
 """
 

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from ..files import InputError, atomic_path
 
+#: What every header says, and as what.
+FIELDS = {"stage": str, "key": str, "step": int, "losses": dict}
+
 
 def save_checkpoint(path: str | os.PathLike[str], tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
     """Write a checkpoint in one step: a reader sees the old file or the new one, whole."""
@@ -32,6 +35,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
     try:
         with safe_open(str(path), framework="pt", device="cpu") as handle:
             header = json.loads((handle.metadata() or {})["anchor4d-checkpoint"])
+            for field, kind in FIELDS.items():
+                if not isinstance(header[field], kind):
+                    raise ValueError(f"its {field} is {type(header[field]).__name__}")
             return {key: handle.get_tensor(key) for key in handle.keys()}, header
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{Path(path)}: not a readable checkpoint ({error}); delete it to start afresh") from None

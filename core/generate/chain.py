@@ -22,11 +22,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .. import packages
 from ..align.front import detect_yaw
 from ..align.solve import Target
 from ..cameras import FrontCamera
-from .. import packages
-from ..files import InputError, atomic_path
+from ..files import InputError, atomic_path, only_process
 from ..identity import fingerprint
 from ..io import write_frames, write_ply, write_png
 from ..io.meshes import write_glb
@@ -176,32 +176,35 @@ def complete(
         text_told = text if task.takes_text else ""
         return fingerprint(task.kind, models, text_told, source and _digest(source), told[task.what])
 
-    listed, made, steps = _read_list(folder), {}, []
-    for task in tasks:
-        source = folder / made[task.of]["file"] if task.of in made else paths.get(task.of)
-        entry = listed.get(task.what)
-        if entry is None or (source is None and task.of != "prompt"):
-            continue
-        if entry["key"] != key(task, source):
-            if resume:
-                raise InputError(f"{folder}: was made of other inputs or models; give the same or drop --resume")
-        elif (folder / entry["file"]).exists():
-            made[task.what] = entry
-    if made != listed:  # what is void is forgotten before work begins, so that --resume can go on
-        _write_list(folder, made)
-    for task in tasks:
-        reused, source = task.what in made, paths.get(task.of)
-        if not reused:
-            report = _reporting(progress, f"{task.of} to {task.what}, {task.title}")
-            done = _make(task, source, text, drawn, folder, told[task.what] | {"device": device, "progress": report})
-            made[task.what] = {"key": key(task, source), "of": task.of, "by": task.by, **done}
+    with only_process(out):
+        listed, made, steps = _read_list(folder), {}, []
+        for task in tasks:
+            source = folder / made[task.of]["file"] if task.of in made else paths.get(task.of)
+            entry = listed.get(task.what)
+            if entry is None or (source is None and task.of != "prompt"):
+                continue
+            if entry["key"] != key(task, source):
+                if resume:
+                    raise InputError(f"{folder}: was made of other inputs or models; give the same or drop --resume")
+            elif (folder / entry["file"]).exists():
+                made[task.what] = entry
+        if made != listed:  # what is void is forgotten before work begins, so that --resume can go on
             _write_list(folder, made)
-            if torch.cuda.is_available():  # the next model needs the room
-                gc.collect()
-                torch.cuda.empty_cache()
-        paths[task.what] = folder / made[task.what]["file"]
-        log.info("%s: made of the %s by %s%s", paths[task.what], task.of, task.title, " in an earlier run" if reused else "")
-        steps.append(Step(task.what, task.of, task.by, paths[task.what], reused))
+        for task in tasks:
+            reused, source = task.what in made, paths.get(task.of)
+            if not reused:
+                report = _reporting(progress, f"{task.of} to {task.what}, {task.title}")
+                done = _make(task, source, text, drawn, folder, told[task.what] | {"device": device, "progress": report})
+                made[task.what] = {"key": key(task, source), "of": task.of, "by": task.by, **done}
+                _write_list(folder, made)
+                if torch.cuda.is_available():  # the next model needs the room
+                    gc.collect()
+                    torch.cuda.empty_cache()
+            paths[task.what] = folder / made[task.what]["file"]
+            log.info(
+                "%s: made of the %s by %s%s", paths[task.what], task.of, task.title, " in an earlier run" if reused else ""
+            )
+            steps.append(Step(task.what, task.of, task.by, paths[task.what], reused))
     made_fps = made["video"]["fps"] if video is None else None
     return Made(paths["video"], paths.get("object"), made_fps, turn if drawn else None, tuple(steps))
 
