@@ -21,6 +21,7 @@ from anchor4d.core.deformation import HexPlane
 from anchor4d.core.files import InputError
 from anchor4d.core.fit.loop import GAUSSIAN_LR, FitState, Inputs, Schedule, run_fit
 from anchor4d.core.gaussians import Gaussians
+from anchor4d.core.identity import canonical_json
 from anchor4d.core.io.video import load_video
 from anchor4d.core.mesh import Mesh
 from anchor4d.core.methods import align4d, dg4d
@@ -431,7 +432,7 @@ def test_the_priors_distance_reaches_the_objective_and_the_report(
     assert report["distance"]["visual_distance"] == pytest.approx(visual_distance(done.alignment.front, clip[0].crop))
     assert (report["distance"]["meaning"], report["distance"]["fallback"]) == ("delta", True)
     assert report["alignment"]["curves"][-1]["name"] == "Model distance (MAOD, delta)"
-    assert report["config"] == repr(config)  # as asked, so that a finished run is known again
+    assert report["config"] == json.loads(canonical_json(config))  # as asked, so that a finished run is known again
     assert stages_seen.count("align camera") > 8
 
 

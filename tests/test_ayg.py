@@ -569,7 +569,7 @@ def test_the_command_line_makes_a_scene(
 
 def test_other_methods_are_not_prolonged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["fit", "--video", "v", "--object", "o", "--loop", "--out", str(tmp_path / "x")]) == 2
-    assert "--loop: prolongs motions of method ayg, not of pla4d" in capsys.readouterr().err
+    assert "loop: prolongs motions of method ayg, not of pla4d" in capsys.readouterr().err
 
 
 # Composition

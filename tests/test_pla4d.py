@@ -213,7 +213,7 @@ def test_the_paper_preset_is_the_papers() -> None:
     paper = pla4d.preset("paper")
     assert (paper.camera, paper.resolution) == ("focal-literal", 512)
     assert (paper.static.schedule.steps, paper.motion.schedule.steps) == (1000, 65)
-    assert (paper.motion.field, paper.motion.opacity) == ("mlp", True)
+    assert (paper.motion.field, paper.motion.fields["mlp"]) == ("mlp", {"opacity": True})
     names = [objective.name for objective in paper.motion.objectives]
     assert names == ["front", "first_frame"]  # none of our regularisers
     assert [paper.static.schedule.resolution(rho) for rho in (0.0, 0.6, 0.9)] == [128, 256, 512]

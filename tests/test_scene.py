@@ -115,7 +115,7 @@ def test_a_scene_cut_short_is_refused(tmp_path: Path, gaussians: Gaussians, shar
 
 
 def test_foreign_files_are_refused(tmp_path: Path, gaussians: Gaussians) -> None:
-    with pytest.raises(InputError, match=r"gone\.safetensors: no such scene file"):
+    with pytest.raises(InputError, match=r"gone\.safetensors: no such file"):
         Scene4D.load(tmp_path / "gone.safetensors")
     text = tmp_path / "text.safetensors"
     text.write_text("not a scene, but long enough to look like a header")

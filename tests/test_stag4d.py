@@ -402,7 +402,7 @@ def test_paper_numbers() -> None:
     assert weights(paper) == pytest.approx((0, 2e4, 2e4, 4e4))
     assert weights(code) == pytest.approx((0, 7e3, 7e3, 2e4))
     for config, steps, both in ((paper, 1000, True), (code, 700, False)):
-        assert config.motion.planes["multiscale"] == (1, 2, 4, 8) and config.static.frame == "middle"
+        assert config.motion.fields["hexplane"]["multiscale"] == (1, 2, 4, 8) and config.static.frame == "middle"
         term = next(o for o in config.motion.objectives if isinstance(o, MotionGeometry))
         assert term.both is both and not term.geometry
         window: Any = term.distillation.time
@@ -418,7 +418,7 @@ def test_paper_numbers() -> None:
         assert schedule.means_until * schedule.steps + steps == pytest.approx(2000)
     needles = [next(o for o in c.motion.objectives if isinstance(o, AnisotropyRegulariser)).logarithmic for c in (paper, code)]
     assert needles == [False, True]
-    assert code.motion.planes["at_rest"] is False and GAUSSIAN_LR["sh"] == 1e-2
+    assert code.motion.fields["hexplane"]["at_rest"] is False and GAUSSIAN_LR["sh"] == 1e-2
 
 
 def test_parts_of_align4d_are_added_by_name() -> None:
@@ -525,7 +525,7 @@ def test_what_cannot_be_is_refused(video: DrivingVideo, prior: Prior, tmp_path: 
         run(video, None, Settings("pla4d", "draft", device="cpu", prior="none"))
     with pytest.raises(InputError, match="without an object needs a prior"):
         run(video, None, replace(SETTINGS, prior="none"))
-    with pytest.raises(InputError, match="anchors 'tiny': stag4d has anchors"):
+    with pytest.raises(InputError, match="anchors 'tiny': stag4d or stag4d-code has anchors"):
         Settings("pla4d", anchors="tiny").resolved()
     out = ["--out", str(tmp_path / "out")]
     assert cli.main(["fit", "--method", "stag4d", "--plus", "vaod", "--video", str(tmp_path), *out]) == 2

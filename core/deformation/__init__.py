@@ -1,6 +1,6 @@
 """Deformation fields: (canonical Gaussians, times) to moved Gaussians."""
 
-from .base import FIELDS, DeformationField, Handles, StaticScene, field_from_config, register_field
+from .base import FIELDS, DeformationField, Handles, StaticScene, field_from_config, loaded_field, register_field
 from .chain import ClipChain
 from .control_nodes import ControlNodes
 from .frames import FrameField
@@ -26,5 +26,6 @@ __all__ = [
     "TimeGatedMLP",
     "TimeMap",
     "field_from_config",
+    "loaded_field",
     "register_field",
 ]

@@ -65,6 +65,8 @@ class DeformationField(nn.Module):
     tracks_frames: bool = False
     anywhere: bool = False
     offers: frozenset[str] = frozenset()
+    #: Constructor arguments that say how many layers, hence tensors, are built: checked against a file's before anything is.
+    layered: ClassVar[frozenset[str]] = frozenset()
     arguments: dict[str, Any]
 
     @classmethod
@@ -155,6 +157,15 @@ class DeformationField(nn.Module):
         """
         return evaluated_at(self, points) if self.anywhere else None
 
+    def check(self, count: int) -> None:
+        """Refuses tensors that came from a file and do not belong to ``count`` Gaussians, or whose indices lead astray.
+
+        Shapes are those of the arguments and values finite where this is called, see :func:`loaded_field`.
+
+        Raises:
+            ValueError: if so.
+        """
+
     def config(self) -> dict[str, Any]:
         """What :func:`field_from_config` needs to build the same field."""
         return {"type": self.name, **self.arguments}
@@ -177,6 +188,60 @@ def field_from_config(config: dict[str, Any]) -> DeformationField:
     if kind not in FIELDS:
         raise ValueError(f"unknown deformation field {kind!r}, expected one of {', '.join(sorted(FIELDS))}")
     return FIELDS[kind](**arguments)
+
+
+def loaded_field(config: dict[str, Any], tensors: dict[str, Tensor], count: int) -> DeformationField:
+    """The field that a file describes, with the file's tensors, of ``count`` Gaussians.
+
+    Its sizes take no memory before they are known to be those of the tensors that are really there.
+
+    Raises:
+        ValueError, TypeError, KeyError, RuntimeError, OverflowError: for a description or tensors that are no field.
+    """
+    _check_description(config, len(tensors))
+    with torch.device("meta"):  # shapes without storage
+        field = field_from_config(config)
+    expected = field.state_dict()
+    if wrong := sorted(expected.keys() ^ tensors.keys()):
+        raise ValueError(f"the {config['type']} field: {wrong[0]} is missing or unknown")
+    given = {}
+    for name, shape in expected.items():
+        tensor = tensors[name]
+        if tensor.shape != shape.shape or tensor.is_floating_point() != shape.is_floating_point():
+            found, wanted = (f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for t in (tensor, shape))
+            raise ValueError(f"the {config['type']} field: {name} is {found}, expected {wanted}")
+        if tensor.is_complex() or (tensor.dtype == torch.bool) != (shape.dtype == torch.bool):
+            raise ValueError(f"the {config['type']} field: {name} is of type {tensor.dtype}")
+        given[name] = tensor.to(shape.dtype)
+        if shape.is_floating_point() and not bool(given[name].isfinite().all()):
+            raise ValueError(f"the {config['type']} field: {name} holds NaN or infinity")
+    field.load_state_dict(given, assign=True)
+    field.check(count)
+    return field
+
+
+#: Fields within fields, and numbers in a description, that no scene of ours comes near.
+_MAX_DEPTH, _MAX_NUMBER = 64, 2**31
+
+
+def _check_description(config: Any, tensors: int) -> None:
+    """Refuses descriptions that building would get lost in: fields within fields without end, more layers than tensors."""
+    queue = [(config, 0)]
+    while queue:
+        value, depth = queue.pop()
+        if depth > _MAX_DEPTH:
+            raise ValueError("a description nested without end")
+        if isinstance(value, dict):
+            kind = value.get("type")
+            cls = FIELDS.get(kind) if isinstance(kind, str) else None
+            for name in cls.layered if cls is not None else ():
+                if value.get(name, 0) > tensors:
+                    raise ValueError(f"the {kind} field: {name} {value[name]}, but only {tensors} tensors")
+            queue += [(member, depth + 1) for member in value.values()]
+        elif isinstance(value, list):
+            queue += [(member, depth + 1) for member in value]
+        elif isinstance(value, (int, float)) and not -_MAX_NUMBER <= value <= _MAX_NUMBER:  # NaN too
+            raise ValueError(f"a field described with the number {value}")
 
 
 def apply_deltas(

@@ -143,6 +143,10 @@ class ClipChain(DeformationField):
         found = frozenset[str]().union(*(self.field(i).changes for i in range(len(self.clips))))
         return found | {"quats"} if found else found  # blending makes rotations unit
 
+    def check(self, count: int) -> None:
+        for i in range(len(self.clips)):
+            self.field(i).check(count)
+
     def select(self, index: Tensor) -> ClipChain:
         return ClipChain([self.field(i).select(index) for i in range(len(self.clips))], self.overlap, self.closed)
 

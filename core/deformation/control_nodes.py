@@ -135,6 +135,16 @@ class ControlNodes(DeformationField):
     def changes(self) -> frozenset[str]:
         return super().changes | ({"opacity_logits"} if self.opacity_logits is not None else set())
 
+    def check(self, count: int) -> None:
+        if len(self.bind_index) != count:
+            raise ValueError(f"control nodes bound to {len(self.bind_index)} Gaussians, not {count}")
+        for name, index in (("bind_index", self.bind_index), ("pairs", self.pairs)):
+            # Sparse products and scatters reach where these say without looking.
+            if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < len(self.node_positions):
+                raise ValueError(f"control nodes: {name} names nodes that do not exist")
+        if self.keys < 1 or not len(self.node_positions):
+            raise ValueError("control nodes: no nodes or no key times")
+
     def select(self, index: Tensor) -> ControlNodes:
         bound, weight = self.bind_index[index.to(self.bind_index.device)], self.bind_weight[index.to(self.bind_index.device)]
         field = ControlNodes(**{**self.arguments, "points": len(bound)}).to(bound.device)

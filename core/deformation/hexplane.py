@@ -105,6 +105,10 @@ class HexPlane(DeformationField):
     def changes(self) -> frozenset[str]:
         return frozenset(self.heads)
 
+    def check(self, count: int) -> None:
+        if not self.bounds > 0:
+            raise ValueError(f"hexplane: bounds {self.bounds:g}, a box needs more than 0")
+
     def features(self, points: Tensor, tau: Tensor) -> Tensor:  # (N, 3), (B,) -> (B, N, C)
         """Plane features at canonical points and times in [0, 1]."""
         space = points / self.bounds

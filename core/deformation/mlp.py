@@ -28,6 +28,7 @@ class DeformationMLP(DeformationField):
 
     name = "mlp"
     anywhere = True
+    layered = frozenset({"depth"})
 
     def __init__(
         self,

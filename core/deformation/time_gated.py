@@ -35,6 +35,7 @@ class TimeGatedMLP(DeformationField):
 
     name = "time-gated-mlp"
     anywhere = True
+    layered = frozenset({"depth"})
 
     def __init__(
         self,
@@ -79,6 +80,10 @@ class TimeGatedMLP(DeformationField):
     @property
     def changes(self) -> frozenset[str]:
         return frozenset({"means"})
+
+    def check(self, count: int) -> None:
+        if not (self.extent > 0 and self.limit > 0 and self.gate >= 0):
+            raise ValueError(f"time-gated MLP: extent {self.extent:g}, limit {self.limit:g}, gate {self.gate:g}")
 
     def forward(self, gaussians: Gaussians, tau: Tensor) -> Gaussians:
         places = (gaussians.means - gaussians.means.new_tensor(self.centre)) / self.extent

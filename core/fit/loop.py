@@ -197,6 +197,7 @@ def run_fit(
             gaussians = Gaussians(**{k: tensors[f"gaussians.{k}"] for k in gaussians.tensors()}).to(gaussians.device)
             if deformation is not None:
                 deformation.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("field.")})
+                deformation.check(len(gaussians))
             generator.set_state(tensors["generator"])
             kept = {name: tensor.to(gaussians.device) for name, tensor in tensors.items()}
             grown = DensityState(**{name[8:]: tensor for name, tensor in kept.items() if name.startswith("density.")})

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .. import packages
 from ..files import InputError
 from .base import PRIORS, Prior
 from .checkpoints import Checkpoint, Precision, precision_dtypes
@@ -37,10 +37,8 @@ def load_prior(
         InputError: for a source that is not here (with the command that gets it), or is not what it should be; for packages
             that are not installed.
     """
-    if absent := [package for package in ("diffusers", "transformers") if find_spec(package) is None]:
-        raise InputError(
-            f"prior {source}: needs packages that are not installed here; pip install {' '.join(absent)} accelerate"
-        )
+    if lacking := packages.problems("diffusers", "transformers", "accelerate"):
+        raise InputError(f"prior {source}: {lacking}")
     checkpoint = Checkpoint(_locate(source))
     if kind != "auto":
         adapter = PRIORS.named(kind)

@@ -26,11 +26,12 @@ from ..scene.object3d import Object3D, SplatObject
 from ..scene.scene import Scene4D
 
 
-def report_of(run: MethodRun, scene: Scene4D, settings: Any, item: Object3D | None) -> dict[str, Any]:
+def report_of(run: MethodRun, scene: Scene4D, settings: Any, config: Any, item: Object3D | None) -> dict[str, Any]:
     """What a finished run's ``report.json`` says, but for what its folder adds.
 
     Args:
         settings: resolved, see :class:`.session.Settings`.
+        config: the method's settings as they were asked for.
         item: the object as it was given, or what stood in for one.
     """
     terms = [*run.config.static.objectives, *run.config.motion.objectives]
@@ -38,7 +39,7 @@ def report_of(run: MethodRun, scene: Scene4D, settings: Any, item: Object3D | No
     report = {
         **made_by(settings, run, terms),
         "settings": asdict(settings),
-        "config": canonical(run.config),
+        "config": canonical(config),
         "versions": versions(),
         "device": device_name(settings.device),
         "renderer": settings.renderer,
@@ -62,6 +63,7 @@ def report_of(run: MethodRun, scene: Scene4D, settings: Any, item: Object3D | No
             "crop": asdict(video.crop),
             "resolution": video.resolution,
             "foreground": video.masked_by,
+            "warnings": list(video.warnings),
             "loops": scene.loop,
         }
     if alignment is not None:

@@ -20,7 +20,7 @@ from ..identity import canonical, file_identity, fingerprint
 from ..io import side_by_side
 from ..io.meshes import SUFFIXES
 from ..io.objects import load_object
-from ..io.video import load_video
+from ..io.video import Percent, Reading, load_video
 from ..methods.plan import Clock, MethodRun, check_objects
 from ..methods.registry import METHODS, Choice, Method, ModelRole
 from ..priors.base import Prior
@@ -47,6 +47,7 @@ class Settings:
         preset: of :data:`~..methods.registry.PRESETS`.
         seed: of every random choice.
         yaw: degrees to turn the object about +Y so that its front faces +Z, or "auto" to detect them, where a video shows it.
+        up: the axis of the object's file that points up, see :func:`~..io.meshes.load_mesh`.
         frames: frames of the video to keep, all where None; without a video, of a clip.
         fps: frames a second, where no video says.
         device: "auto", "cpu", "cuda" or "mps".
@@ -75,6 +76,7 @@ class Settings:
     video: str = "auto"
     images: str = "auto"
     views: str = "auto"
+    up: str = "y"
 
     @property
     def of(self) -> Method:
@@ -266,7 +268,7 @@ def run(
     terms = [*work.config.static.objectives, *work.config.motion.objectives]
     scene.meta.update(made_by(settings, work, terms), program=f"anchor4d {__version__}")
     item = work.objects[0] if work.objects else None
-    return Run(scene, report_of(work, scene, settings, item), video, work.alignment)
+    return Run(scene, report_of(work, scene, settings, config, item), video, work.alignment)
 
 
 def _check_video_inputs(
@@ -295,7 +297,9 @@ def run_in_folder(
     fps: float | None = None,
     config: Any = None,
     resume: bool = False,
+    reading: Reading = Reading(),
     progress: Progress | None = None,
+    read: Percent | None = None,
 ) -> Run | None:
     """:func:`run` from files to files: leaves the scene, ``report.json`` and ``preview.mp4`` in ``out``.
 
@@ -308,6 +312,8 @@ def run_in_folder(
         fps: frames a second, where the video does not say or says wrong.
         config: in place of the preset's, with models in their places.
         resume: go on from the checkpoints in ``out``; to the same result, bit by bit on a CPU, as a run without interruption.
+        reading: the part of the video that is taken, and how the object is found in it.
+        read: progress of reading the video.
 
     Returns:
         the run, or None where ``resume`` finds it finished.
@@ -326,10 +332,11 @@ def run_in_folder(
     models = {} if config is not None else settings.models()
     clip = None
     if video is not None:
-        reading = {"fps": fps, "frames": settings.frames, "resolution": plain.resolution}
-        clip = load_video(video, **reading)
-        clip = replace(clip, identity=fingerprint(file_identity(video), reading))
-    objects = [] if mesh is None else [load_object(path) for path in _mesh_files(Path(mesh))]
+        size: dict[str, Any] = {"fps": fps, "frames": settings.frames, "resolution": plain.resolution}
+        clip = load_video(video, progress=read, **size, **vars(reading))
+        mask = None if reading.mask is None else file_identity(reading.mask)
+        clip = replace(clip, identity=fingerprint(file_identity(video), size, replace(reading, mask=mask)))
+    objects = [] if mesh is None else [load_object(path, settings.up) for path in _mesh_files(Path(mesh))]
     parts = {"settings": settings, "config": plain, "models": models, "prompt": prompt, "video": clip, "object": objects}
     key = fingerprint(parts, __version__)
     given = {"prompt": prompt, "config": plain.bound(models) if config is None else config, "progress": progress}
