@@ -98,4 +98,4 @@ def export(scene: Scene4D, path: Files, format: str | None = None, *, frames: in
     fitting = [name for name, form in FORMATS.items() if path.suffix.lower() in form.suffixes and path.suffix]
     if format is None and not fitting:
         raise InputError(f"{path}: no format ends so, name one of {', '.join(FORMATS)}")
-    export_scene(scene, path, format or fitting[0], frames=frames, shot=Shot(**shot), title=path.stem)
+    export_scene(scene, path, format or fitting[0], frames=frames, shot=Shot(**shot) if shot else None)
