@@ -46,6 +46,7 @@ class ControlNodes(DeformationField):
     fixed_count = True
     tracks_frames = True
     offers = frozenset({"handles"})
+    former = frozenset({"pair_weight"})  # that rigidity gave the pairs while they were fitted, in version 0.1
     node_positions: Tensor  # (M, 3)
     bind_index: Tensor  # (N, K)
     bind_weight: Tensor  # (N, K)
@@ -257,8 +258,6 @@ class ControlNodes(DeformationField):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         self._blend = None
-        # Scenes of version 0.1 hold the weights that rigidity gave the pairs while they were fitted.
-        state_dict.pop(f"{prefix}pair_weight", None)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def parameter_groups(self, whole_clip: bool = True, smoothing: float = 1.0) -> list[Group]:

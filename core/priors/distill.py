@@ -7,8 +7,8 @@ The networks are frozen: the gradient reaches the pictures through the encoder a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..files import InputError
 from ..schedules import Weight, constant, linear
-from .base import Condition, Prior, Viewpoints
+from .base import Condition, Prior, Role, Viewpoints
 
 
 class TimePolicy(Protocol):
@@ -77,7 +77,7 @@ class Distillation:
     """How one prior is distilled.
 
     Args:
-        prior: the model.
+        prior: the model, or its role until :meth:`bound` puts one there.
         weight: factor on the gradient, as a function of progress.
         time: diffusion times, as a function of progress.
         form: "sds", or "csd": the classifier term alone.
@@ -102,6 +102,12 @@ class Distillation:
     normalise: bool = False
     micro_batch: int = 0
     encode_batch: int = 0
+
+    def bound(self, models: Mapping[str, Prior]) -> Distillation | None:
+        """With the model of its prior's role, where it has one; None where no model has that role."""
+        if not isinstance(self.prior, Role):
+            return self
+        return replace(self, prior=models[self.prior.name]) if self.prior.name in models else None
 
     def __call__(
         self,
