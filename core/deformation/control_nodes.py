@@ -236,6 +236,11 @@ class ControlNodes(DeformationField):
         self._blend = None
         return super()._apply(fn, recurse)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy makes its own matrices: those of a GPU cannot be copied (sparse storage), and the address they are known by
+        # is that of other Gaussians.
+        return {**self.__dict__, "_blend": None}
+
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         self._blend = None
         return super().load_state_dict(*args, **kwargs)

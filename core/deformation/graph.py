@@ -70,7 +70,7 @@ def graph_from_mesh(mesh: Mesh, spacing: float = 0.02) -> tuple[SurfaceGraph, np
     """The welded mesh with edges split below ``spacing`` (longest side 1), and the component of each original face."""
     import trimesh
 
-    vertices, faces = mesh.vertices.numpy().astype(np.float64), mesh.faces.numpy()
+    vertices, faces = mesh.vertices.cpu().numpy().astype(np.float64), mesh.faces.cpu().numpy()
     size = float(np.ptp(vertices, axis=0).max())
     _, first, weld = np.unique(
         np.round(vertices / (1e-5 * size)).astype(np.int64), axis=0, return_index=True, return_inverse=True

@@ -190,7 +190,7 @@ def run_fit(
         for part, optimiser in optimisers.items():
             optimiser.load({k.removeprefix(f"{part} "): v for k, v in resumed.items() if k.startswith(f"{part} ")})
         if density is not None:
-            density.load({k[8:]: v for k, v in resumed.items() if k.startswith("density.")})
+            density.load({k[8:]: v.to(gaussians.device) for k, v in resumed.items() if k.startswith("density.")})
 
     def save(step: int) -> None:
         if path is None:
