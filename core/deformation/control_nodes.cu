@@ -3,7 +3,14 @@
 // Every sum runs in a fixed order: over frames and neighbours in a thread's own loop, over the Gaussians of a node and the edges
 // of a node along lists that are sorted once. No atomics, so the same input gives the same bits.
 
-__device__ inline float3 vec(const float* p) { return make_float3(p[0], p[1], p[2]); }
+struct Vector {
+    float x, y, z;
+};
+
+__device__ inline Vector vec(const float* p) {
+    Vector v = {p[0], p[1], p[2]};
+    return v;
+}
 __device__ inline float4 quat(const float* p) { return make_float4(p[0], p[1], p[2], p[3]); }
 
 struct Matrix {
@@ -35,9 +42,10 @@ __device__ inline float4 quaternion_gradient(const float* a, float4 unit, float 
     return make_float4((dw - w * along) * scale, (dx - x * along) * scale, (dy - y * along) * scale, (dz - z * along) * scale);
 }
 
-__device__ inline float3 turned(const float* m, float3 v) {
-    return make_float3(m[0] * v.x + m[1] * v.y + m[2] * v.z, m[3] * v.x + m[4] * v.y + m[5] * v.z,
-                       m[6] * v.x + m[7] * v.y + m[8] * v.z);
+__device__ inline Vector turned(const float* m, Vector v) {
+    Vector r = {m[0] * v.x + m[1] * v.y + m[2] * v.z, m[3] * v.x + m[4] * v.y + m[5] * v.z,
+                m[6] * v.x + m[7] * v.y + m[8] * v.z};
+    return r;
 }
 
 __device__ inline float4 product(float4 a, float4 b) {
@@ -65,8 +73,8 @@ __device__ inline void taps(float tau, int keys, int loop, int anchored, int* in
     }
 }
 
-__device__ inline float3 keyed(const float* values, int nodes, int node, const int* index, const float* weight) {
-    float3 sum = make_float3(0, 0, 0);
+__device__ inline Vector keyed(const float* values, int nodes, int node, const int* index, const float* weight) {
+    Vector sum = {0, 0, 0};
     for (int i = 0; i < 4; ++i) {
         if (weight[i] == 0) continue;
         const float* p = values + 3 * ((long long)index[i] * nodes + node);
@@ -86,7 +94,7 @@ extern "C" __global__ void nodes_forward(
     int node = i % nodes, index[4];
     float weight[4];
     taps(tau[i / nodes], keys, loop, anchored, index, weight);
-    float3 t = keyed(translations, nodes, node, index, weight), r = keyed(rotations, nodes, node, index, weight);
+    Vector t = keyed(translations, nodes, node, index, weight), r = keyed(rotations, nodes, node, index, weight);
     positions[3 * i] = rest[3 * node] + t.x;
     positions[3 * i + 1] = rest[3 * node + 1] + t.y;
     positions[3 * i + 2] = rest[3 * node + 2] + t.z;
@@ -96,7 +104,7 @@ extern "C" __global__ void nodes_forward(
     quats[4 * i + 2] = y * s;
     quats[4 * i + 3] = z * s;
     if (scales) {
-        float3 l = keyed(log_scales, nodes, node, index, weight);
+        Vector l = keyed(log_scales, nodes, node, index, weight);
         scales[3 * i] = l.x;
         scales[3 * i + 1] = l.y;
         scales[3 * i + 2] = l.z;
@@ -131,7 +139,7 @@ extern "C" __global__ void nodes_backward(
             for (int c = 0; c < 3; ++c) ds[c] += own * g_scales[3 * at + c];
         if (g_opacity) dl += own * g_opacity[at];
         if (g_quats) {
-            float3 r = keyed(rotations, nodes, node, index, weight);
+            Vector r = keyed(rotations, nodes, node, index, weight);
             float h[3] = {r.x / 2, r.y / 2, r.z / 2};
             float angle = sqrtf(h[0] * h[0] + h[1] * h[1] + h[2] * h[2] + 1e-12f), s = sinf(angle) / angle;
             const float* g = g_quats + 4 * at;
@@ -156,7 +164,7 @@ extern "C" __global__ void deform_forward(
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= frames * count) return;
     int n = i % count, b = i / count;
-    float3 x = vec(means + 3 * n), moved = make_float3(0, 0, 0), grown = make_float3(0, 0, 0);
+    Vector x = vec(means + 3 * n), moved = {0, 0, 0}, grown = {0, 0, 0};
     float4 blend = make_float4(0, 0, 0, 0);
     float fade = 0;
     for (int k = 0; k < neighbours; ++k) {
@@ -166,7 +174,8 @@ extern "C" __global__ void deform_forward(
         float4 q = quat(node_quats + 4 * at), unit;
         Matrix r = matrix_of(q, &unit, &scale);
         const float* origin = rest + 3 * node;
-        float3 v = turned(r.m, make_float3(x.x - origin[0], x.y - origin[1], x.z - origin[2]));
+        Vector from_node = {x.x - origin[0], x.y - origin[1], x.z - origin[2]};
+        Vector v = turned(r.m, from_node);
         const float* p = node_positions + 3 * at;
         moved.x += w * (v.x + p[0]);
         moved.y += w * (v.y + p[1]);
@@ -345,7 +354,7 @@ __device__ inline void seen_from_ends(const float* rest, const float* positions,
     float4 unit;
     *at_i = matrix_of(quat(quats + 4 * (frame + i)), &unit, &scale);
     *at_j = matrix_of(quat(quats + 4 * (frame + j)), &unit, &scale);
-    float3 v = turned(at_i->m, vec(edge)), u = turned(at_j->m, vec(edge));
+    Vector v = turned(at_i->m, vec(edge)), u = turned(at_j->m, vec(edge));
     from_i[0] = moved[0] - v.x;
     from_i[1] = moved[1] - v.y;
     from_i[2] = moved[2] - v.z;

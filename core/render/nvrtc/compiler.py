@@ -171,7 +171,9 @@ def architecture(device: torch.device) -> str:
         return f"sm_{own}"
     older = [x for x in known if x <= own]
     if not older:
-        raise CompilerError(f"{properties.name} (compute capability {own / 10}) is older than what NVRTC {compiler_version()} knows")
+        raise CompilerError(
+            f"{properties.name} (compute capability {own / 10}) is older than what NVRTC {compiler_version()} knows"
+        )
     return f"compute_{older[-1]}"
 
 
