@@ -1,0 +1,231 @@
+"""The Gaussian rasteriser on the graphics card: our own kernels (``rasterize.cu``) through the run-time compiler.
+
+The same bits every time, no compiler to install, seven launches forward and backward. How many (tile, Gaussian) pairs there are is
+known on the card first; the lists' capacity is what the last call like this one needed and some more, and the count is read while
+the card draws already: where it was too small, the lists are made and drawn anew. In a CUDA graph nothing can be read, so that
+:func:`overflowed` has to be asked now and then.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ...cameras import Cameras
+from ...files import InputError
+from .. import torch_backend
+from . import compiler
+
+if TYPE_CHECKING:
+    from ..rasterize import ScreenStatistics
+
+log = logging.getLogger(__name__)
+
+SOURCE = "rasterize.cu"
+_TILE, _WARPS, _SORTERS, _SLOT = 8, 4, 128, 12  # as in the source
+_MEANS, _QUATS, _SCALES, _LOGITS, _COLORS, _COLORS_OF_VIEWS, _COLORS_OF_HARMONICS = (1 << i for i in range(7))
+#: List entries and gradient slots that calls of one kind get: (device, views, height, width) -> (entries, slots).
+_capacities: dict[tuple[Any, ...], tuple[int, int]] = {}
+_overflow: dict[torch.device, Tensor] = {}
+_pinned: list[Tensor] = []
+
+
+def available(device: torch.device | str) -> bool:
+    """Whether the kernels compile, run and compute what they should on a device."""
+    return not why_not(torch.device(device))
+
+
+def why_not(device: torch.device) -> str:
+    """The reason why this backend cannot draw on a device, or nothing."""
+    if device.type != "cuda":
+        return compiler.why_not(device)
+    return compiler.why_not(device) or _self_test(torch.cuda.current_device() if device.index is None else device.index)
+
+
+def draw(
+    means: Tensor,  # (B or 1, N, 3)
+    quats: Tensor,  # (B or 1, N, 4) wxyz
+    log_scales: Tensor,  # (B or 1, N, 3)
+    opacity_logits: Tensor,  # (B or 1, N)
+    colors: Tensor,  # (B or 1 or V, N, 3)
+    cameras: Cameras,  # (V,), item-major
+    items: int,  # B
+    statistics: ScreenStatistics | None = None,
+    *,
+    harmonics: bool = False,
+    background: Tensor | None = None,  # (3,) or (V, 3)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`torch_backend.draw`; within a CUDA graph's capture, input is not checked.
+
+    Args:
+        harmonics: colors are the coefficients of the constant spherical harmonic.
+        background: composited behind the colour; not differentiated.
+    """
+    tensors = (means, quats, log_scales, opacity_logits, colors)
+    return _Draw.apply(*tensors, cameras, items, statistics, harmonics, background)  # pyright: ignore[reportReturnType]
+
+
+def overflowed(device: torch.device | str) -> bool:
+    """Whether, since the last time this was asked, a replayed CUDA graph had more Gaussians in its tiles than there was room.
+
+    Its pictures lack some then: draw once outside of a graph, which makes room, and capture it anew. Waits for the device.
+    """
+    device = torch.device(device)
+    if device.index is None:
+        device = torch.device(device.type, torch.cuda.current_device())
+    flag = _overflow.get(device)
+    if flag is None or not bool(flag.any()):
+        return False
+    flag.zero_()
+    return True
+
+
+class _Draw(torch.autograd.Function):
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any,
+        means: Tensor,
+        quats: Tensor,
+        log_scales: Tensor,
+        opacity_logits: Tensor,
+        colors: Tensor,
+        cameras: Cameras,
+        items: int,
+        statistics: ScreenStatistics | None,
+        harmonics: bool,
+        background: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        views, count, width, height = len(cameras), means.shape[1], cameras.width, cameras.height
+        inputs = [x.contiguous() for x in (means, quats, log_scales, opacity_logits, colors)]
+        shared = sum(bit for x, bit in zip(inputs, (_MEANS, _QUATS, _SCALES, _LOGITS, _COLORS), strict=True) if len(x) == 1)
+        shared |= _COLORS_OF_VIEWS if len(colors) == views else 0
+        shared |= _COLORS_OF_HARMONICS if harmonics else 0
+        lens = cameras.world_to_camera.contiguous(), cameras.K.contiguous()
+        size = (shared, count, items, views // items, width, height)
+        tiles = views * -(-width // _TILE) * -(-height // _TILE)
+        device = means.device
+        module = compiler.load(SOURCE, device)
+        capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+        zeros = torch.zeros(8 + tiles, dtype=torch.int32, device=device)
+        counters, tile_count = zeros[:8], zeros[8:]
+        records = torch.empty(views * count * 20, device=device)
+        record, shapes = records[: views * count * 12], records[views * count * 12 :]
+        begin, end, needed = torch.empty(3, tiles, dtype=torch.int32, device=device)
+        radii = visible = None
+        if statistics is not None:
+            radii = torch.empty(views, count, device=device)
+            visible = torch.empty(views, count, dtype=torch.bool, device=device)
+        each = (-(-count // 256), views)
+        arguments = (*inputs, *lens, shared, count, views // items, width, height)
+        module.launch("project", each, (256,), (*arguments, record, shapes, tile_count, counters, radii, visible))
+        module.launch("allocate", (-(-tiles // 256),), (256,), (tile_count, tiles, begin, end, counters))
+        read = None if capturing else _ask(counters)
+
+        kind = (device, views, height, width)
+        capacity = _capacities.get(kind)
+        if capacity is None:
+            if read is None:
+                raise InputError("rasterize: the first drawing of this size cannot be captured in a CUDA graph, draw once before")
+            capacity = _room(kind, *_answer(*read)[:2])
+        color = torch.empty(views, height, width, 3, device=device)
+        alpha, depth = torch.empty(2, views, height, width, device=device)
+        stride = 3 if background is not None and background.dim() > 1 else 0
+        slots = capacity[1]
+        while True:
+            keys = torch.empty(capacity[0], dtype=torch.int64, device=device)
+            members = torch.empty(capacity[0], dtype=torch.int32, device=device)
+            module.launch("emit", each, (256,), (record, shapes, count, width, height, end, keys, capacity[0], counters))
+            module.launch("sort_tiles", (tiles,), (_SORTERS,), (keys, begin, end, capacity[0], members))
+            lists = (record, members, begin, end, tiles, count, width, height, capacity[0])
+            pictures = (background, stride, color, alpha, depth)
+            module.launch("draw", (-(-tiles // _WARPS),), (32 * _WARPS,), (*lists, *pictures, needed))
+            if read is None:
+                break
+            entries, slots, bad = _answer(*read)
+            if bad or max(entries, slots) > 2**31 - 1:
+                torch_backend.require_finite(
+                    means=means, quats=quats, log_scales=log_scales, opacity_logits=opacity_logits, colors=colors
+                )
+                raise InputError("gaussians: too large and too many for one call, draw fewer views at once or check the scales")
+            if entries <= capacity[0]:
+                break
+            capacity = _room(kind, entries, slots)
+            end.copy_(begin)
+            counters[6:].zero_()
+        if read is None:
+            _note_overflow(counters)
+        elif slots > capacity[1] or 3 * entries < capacity[0]:
+            _room(kind, entries, slots)
+        if statistics is not None:
+            statistics.radii, statistics.visible = radii, visible
+        ctx.save_for_backward(*inputs, *lens, records, members, begin, end, needed, counters, color, alpha, depth, background)
+        ctx.rest = size, tiles, capacity[0], slots, stride, capturing, statistics
+        ctx.set_materialize_grads(False)
+        return color, alpha, depth
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        size, tiles, capacity, slots, stride, _, statistics = ctx.rest
+        shared, count, items, views_an_item, width, height = size
+        *inputs, poses, K, records, members, begin, end, needed, counters, color, alpha, depth, background = ctx.saved_tensors
+        views, device = items * views_an_item, records.device
+        record, shapes = records[: views * count * 12], records[views * count * 12 :]
+        incoming = [None if g is None else g.contiguous() for g in grads]
+        module = compiler.load(SOURCE, device)
+        partial = torch.empty(slots * _SLOT, device=device)
+        lists = (record, members, begin, end, needed, tiles, count, width, height, capacity)
+        pictures = (background, stride, color, alpha, depth, *incoming)
+        module.launch("draw_back", (-(-tiles // _WARPS),), (32 * _WARPS,), (*lists, *pictures, partial, slots, counters))
+        results = [torch.empty_like(x) for x in inputs]
+        screen = None if statistics is None else torch.empty(views, count, device=device)
+        arguments = (*inputs, poses, K, shared, count, items, views_an_item, width, height, record, shapes, partial, slots)
+        module.launch("pull_back", (-(-count // 32),), (256,), (*arguments, *results, screen))
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            _note_overflow(counters)
+        if statistics is not None:
+            statistics.gradient = screen
+        return (*results, None, None, None, None, None)
+
+
+def _ask(counters: Tensor) -> tuple[Tensor, Any]:
+    """Begin to read the counters: a host tensor to come and the event after which it holds them."""
+    if counters.device.type != "cuda":
+        return counters, None
+    held = _pinned.pop() if _pinned else torch.empty(8, dtype=torch.int32, pin_memory=True)
+    held.copy_(counters, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    return held, event
+
+
+def _answer(held: Tensor, event: Any) -> tuple[int, int, int]:
+    """List entries, slots and the bits of attributes that are not finite."""
+    if event is not None:
+        event.synchronize()
+    slots, entries, bad, _ = held.view(torch.int64).tolist()
+    return entries, slots, bad
+
+
+def _room(kind: tuple[Any, ...], entries: int, slots: int) -> tuple[int, int]:
+    most = 2**31 - 1
+    _capacities[kind] = min(entries + entries // 4 + 4096, most), min(slots + slots // 4 + 4096, most)
+    return _capacities[kind]
+
+
+def _note_overflow(counters: Tensor) -> None:
+    flag = _overflow.get(counters.device)
+    if flag is not None:
+        flag.bitwise_or_(counters[6:8])
+
+
+@cache
+def _self_test(index: int) -> str:
+    return ""
