@@ -130,7 +130,9 @@ class _Draw(torch.autograd.Function):
         capacity = _capacities.get(kind)
         if capacity is None:
             if read is None:
-                raise InputError("rasterize: the first drawing of this size cannot be captured in a CUDA graph, draw once before")
+                raise InputError(
+                    "rasterize: the first drawing of this size cannot be captured in a CUDA graph, draw once before"
+                )
             capacity = _room(kind, *_answer(*read)[:2])
         color = torch.empty(views, height, width, 3, device=device)
         alpha, depth = torch.empty(2, views, height, width, device=device)
