@@ -37,9 +37,7 @@ class HostModule:
             given = ", ".join(f"{kind} a{i}" for i, kind in enumerate(kinds))
             # Arguments that the fibers read while they run; a pointer converts to whatever the kernel declares.
             lines += [f"static {kind} {kernel}_{i};" for i, kind in enumerate(kinds)]
-            passed = ", ".join(
-                f"Any{{{kernel}_{i}}}" if kind == "void*" else f"{kernel}_{i}" for i, kind in enumerate(kinds)
-            )
+            passed = ", ".join(f"Any{{{kernel}_{i}}}" if kind == "void*" else f"{kernel}_{i}" for i, kind in enumerate(kinds))
             lines += [
                 f'extern "C" void run_{kernel}(unsigned* grid, unsigned* block, {given}) {{',
                 *(f"    {kernel}_{i} = a{i};" for i in range(len(kinds))),

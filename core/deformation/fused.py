@@ -92,7 +92,7 @@ def edge_strain(
     pairs: Tensor,  # (E, 2)
     ends: Lists,
 ) -> tuple[Tensor, Tensor]:
-    """Strain and bend (B, E) as :func:`~..objectives.rigidity.edge_strain` has them; ``ends`` is :func:`places` of the pairs."""
+    """Strain and bend (B, E) as :func:`~..objectives.rigidity.edge_strain` has them; ``ends``: :func:`places` of the pairs."""
     return _Strain.apply(rest, positions, quats, pairs, *ends)  # pyright: ignore[reportReturnType]
 
 

@@ -26,7 +26,6 @@ from ..files import InputError
 from ..transfer import Flag, sent
 from .graphs import Graphs
 
-
 #: Answers of the card that may be outstanding.
 UNREAD = 8
 

@@ -2,8 +2,8 @@
 
 No toolkit and no host compiler are needed. A source is compiled for the architecture at hand once, and its binary kept in a
 private folder of the user's cache; a damaged entry is compiled anew. Kernels are ``extern "C" __global__ void``, their
-parameters pointers, ``int``, ``unsigned``, ``long long``, ``unsigned long long`` or ``float``: launches pack their arguments as the
-source declares them. A launch neither allocates nor waits, so it may be captured in a CUDA graph.
+parameters pointers, ``int``, ``unsigned``, ``long long``, ``unsigned long long`` or ``float``: launches pack their arguments
+as the source declares them. A launch neither allocates nor waits, so it may be captured in a CUDA graph.
 
     module = load("rasterize.cu", device)
     module.launch("project", (blocks,), (256,), (means, colors, count, 0.5))
@@ -135,6 +135,13 @@ def _check_driver(code: int, what: str) -> None:
     raise CompilerError(f"{what}: the GPU driver reports error {code} ({text})")
 
 
+def driver_version() -> int:
+    """Version of the GPU interface that the driver offers."""
+    version = ctypes.c_int()
+    (_driver().hipDriverGetVersion if _is_hip() else _driver().cuDriverGetVersion)(ctypes.byref(version))
+    return version.value
+
+
 # --- compiling ----------------------------------------------------------------------------------------------------------
 
 
@@ -171,9 +178,9 @@ def architecture(device: torch.device) -> str:
         return f"sm_{own}"
     older = [x for x in known if x <= own]
     if not older:
-        raise CompilerError(
-            f"{properties.name} (compute capability {own / 10}) is older than what NVRTC {compiler_version()} knows"
-        )
+        known = f"NVRTC {'.'.join(map(str, compiler_version()))}"
+        raise CompilerError(f"{properties.name} (compute capability {own / 10}) is older than what {known} compiles for")
+
     return f"compute_{older[-1]}"
 
 
