@@ -23,7 +23,7 @@ from anchor4d.core.fit.loop import Schedule
 from anchor4d.core.gaussians import from_points
 from anchor4d.core.methods import pla4d
 from anchor4d.core.methods.stages import MethodConfig, MotionConfig, StaticConfig
-from anchor4d.core.objectives.front import FrontMatch
+from anchor4d.core.objectives.front import ReferenceViewLoss
 from anchor4d.core.objectives.rigidity import Rigidity
 from anchor4d.core.priors import models as model_files
 from anchor4d.core.render import rasterize
@@ -36,7 +36,7 @@ SIZE, FRAMES = 64, 3
 
 def tiny(motion_steps: int = 6) -> MethodConfig:
     """A whole method in a second or two."""
-    front = FrontMatch(weight=constant(1.0), perceptual=0.0)
+    front = ReferenceViewLoss(weight=constant(1.0), perceptual=0.0)
     return MethodConfig(
         name="tiny",
         camera="focal",
@@ -67,7 +67,7 @@ def scene_file(tmp_path: Path) -> Path:
     generator = torch.Generator().manual_seed(0)
     points = 0.8 * (torch.rand(60, 3, generator=generator) - 0.5)
     gaussians = from_points(points, torch.rand(60, 3, generator=generator), opacity=0.7)
-    field = ControlNodes.build(gaussians, FRAMES, nodes=6)
+    field = ControlNodes.on_surface(gaussians, FRAMES, nodes=6)
     with torch.no_grad():
         field.translations[1:, :, 0] = 0.1
     front = FrontCamera(fovy=40.0, distance=2.0, width=48, height=32, cx=20.0, cy=18.0)

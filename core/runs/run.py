@@ -606,17 +606,14 @@ def _curve(curve: Any) -> dict[str, Any]:
 
 def _prior(config: MethodConfig) -> str:
     """The prior that the objectives ask, by name."""
-    asked = {o.distillation.prior.name for o in config.motion.objectives if getattr(o, "generative", False)}  # pyright: ignore[reportAttributeAccessIssue]
+    asked = {prior.name for o in config.motion.objectives for prior in o.priors()}
     return ", ".join(sorted(asked)) or "none"
 
 
 def _perceptual(config: Any, device: str) -> str:
     """Which perceptual distance the objectives used on this machine."""
-    used = {
-        perceptual_distance(objective.network, device)[1]
-        for objective in (*config.static.objectives, *config.motion.objectives)
-        if getattr(objective, "perceptual", 0.0) > 0
-    }
+    networks = {o.perceptual_network() for o in (*config.static.objectives, *config.motion.objectives)}
+    used = {perceptual_distance(network, device)[1] for network in networks if network is not None}
     return ", ".join(sorted(used)) or "not used by this preset"
 
 
