@@ -15,7 +15,7 @@ from anchor4d.core.fit.density import DensityControl
 from anchor4d.core.fit.loop import FitState, Inputs, Schedule, Train, run_fit
 from anchor4d.core.gaussians import Gaussians, random_gaussians
 from anchor4d.core.objectives.base import Objective
-from anchor4d.core.objectives.front import FrontMatch
+from anchor4d.core.objectives.front import ReferenceViewLoss
 from anchor4d.core.objectives.rigidity import Rigidity, Smoothness
 from anchor4d.core.render import rasterize
 from anchor4d.core.scene.scene import Scene4D, frame_times
@@ -60,7 +60,7 @@ def fit(
 ) -> dict[str, torch.Tensor]:
     """Tensors of a fitted tiny scene."""
     gaussians = ball(seed=1 if train == "gaussians" else 0).to(device)
-    field = None if train == "gaussians" else ControlNodes.build(gaussians, FRAMES, nodes=12)
+    field = None if train == "gaussians" else ControlNodes.on_surface(gaussians, FRAMES, nodes=12)
     taus = frame_times(FRAMES) if field is not None else torch.zeros(1)
 
     def progress(stage: str, step: int, *_: object) -> None:
@@ -74,7 +74,7 @@ def fit(
     return state.gaussians.tensors() | ({} if state.field is None else state.field.state_dict())
 
 
-MATCH = FrontMatch(weight=constant(10.0), perceptual=0.0, levels=3)
+MATCH = ReferenceViewLoss(weight=constant(10.0), perceptual=0.0, levels=3)
 MOTION = (MATCH, Rigidity(weight=constant(1.0)), Smoothness(weight=constant(10.0)))
 CASES = {
     "static": ("gaussians", Schedule(12, resolutions=((0.5, 16), (1.0, 32)), background="random"), (MATCH,), True),
@@ -104,7 +104,7 @@ def test_repeated_and_resumed_fits_are_the_same_bits(device: str, name: str, tmp
 
 def test_a_field_that_has_moved_gaussians_is_copied_and_moved(device: str) -> None:
     gaussians = ball().to(device)
-    inner = ControlNodes.build(gaussians, FRAMES, nodes=12)
+    inner = ControlNodes.on_surface(gaussians, FRAMES, nodes=12)
     field = Placed(inner, [[0.0, [0.0] * 3, [1.0, 0, 0, 0], 1.0]], [[0.0, 0.0, 0.1], [1.0, 0, 0, 0], 1.0])
     taus = frame_times(FRAMES).to(device)
     before = field(gaussians, taus)

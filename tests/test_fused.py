@@ -26,7 +26,7 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 
 
 def moving_nodes(gaussians: Gaussians, keys: int, loop: bool, anchored: bool, opacity: bool) -> ControlNodes:
-    field = ControlNodes.build(gaussians, keys, nodes=14, loop=loop, anchored=anchored, opacity=opacity)
+    field = ControlNodes.on_surface(gaussians, keys, nodes=14, loop=loop, anchored=anchored, opacity=opacity)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in field.parameters():
@@ -79,7 +79,7 @@ def test_nodes_and_edges_strain_as_the_definition_says(place: str) -> None:
     field = moving_nodes(gaussians, 6, False, True, False)
     taus = torch.tensor([0.0, 0.3, 0.9])
     leaves = [field.translations, field.rotations]
-    strain = edge_strain(field.node_positions, *field.node_motion(taus), field.pairs)
+    strain = edge_strain(field.node_positions, *field.motion_of_handles(taus), field.pairs)
     expected = gradients(list(strain), leaves)
     outputs = [x.detach() for x in strain]
 

@@ -1,4 +1,4 @@
-"""Adam on a graphics card: few launches whatever the number of tensors, and all that changes from step to step in one vector."""
+"""Adam on a graphics card: few launches for any number of tensors, and all that changes from step to step in one vector."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class _Packed:
 class DeviceAdam(Adam):
     """:class:`~..optimiser.Adam` in a few launches; :meth:`apply` may be captured in a CUDA graph.
 
-    A step's numbers are its count and the rates: :meth:`advance` gives them on the host, and :meth:`apply` reads them on the card.
+    A step's numbers are its count and the rates: :meth:`advance` gives them on the host, :meth:`apply` reads them on the card.
     """
 
     def __init__(self, groups: list[Group], betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-15) -> None:
