@@ -151,8 +151,8 @@ def run_fit(
     """Minimise the sum of the objectives.
 
     Every ten steps the losses are read and the state is looked at. Where something is not finite, the fit goes back to where it
-    was last sound, once, with half the learning rates. On a graphics card, steps that are alike are captured as CUDA graphs; where
-    memory runs out, the frames are moved in smaller slices.
+    was last sound, once, with half the learning rates. On a graphics card, steps that are alike are captured as CUDA graphs;
+    where memory runs out, the frames are moved in smaller slices.
 
     Args:
         stage: its name, shown in progress and kept in checkpoints.
