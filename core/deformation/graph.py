@@ -191,4 +191,5 @@ def spaced_binding(
 
 
 def _straight(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # (A, 3), (B, 3) -> (A, B)
-    return np.linalg.norm(a[:, None] - b[None], axis=-1)
+    x, y, z = (np.subtract.outer(a[:, i], b[:, i]) for i in range(3))  # a plane a coordinate: far faster than a norm over triples
+    return np.sqrt(x * x + y * y + z * z)

@@ -16,8 +16,10 @@ from ..cameras import Cameras, FrontCamera, quaternion_to_matrix, sample_orbit
 from ..gaussians import SH_C0
 from ..render import rasterize
 from ..render.mesh import MeshRender
+from ..render.nvrtc import mesh_backend
 from ..scene.object3d import Object3D, SplatObject, render_object
 from ..schedules import Weight, linear
+from ..transfer import sent
 from .base import OBJECTIVES, FitStep, Objective
 from .front import image_loss
 
@@ -71,12 +73,15 @@ class MeshMatch(Objective):
             if step.field is not None:
                 shown = step.field(shown, torch.zeros(1, device=device)).map(lambda t: t[0])
             seen = cameras.to(device)
-            truth = [_drawn(step.meshes[0], cameras, step)]
+            truth = [_drawn(step.meshes[0], cameras, seen, step)]
         else:
             pick = torch.randint(len(step.frames), (self.views,), generator=step.generator)
-            shown = step.gaussians.map(lambda t: t[pick])
+            there = sent(pick, device)
+            shown = step.gaussians.map(lambda t: t[there])
             seen = cameras.reshape(self.views, 1).to(device)
-            truth = [_drawn(step.meshes[int(step.frames[p])], cameras[i : i + 1], step) for i, p in enumerate(pick)]
+            truth = [
+                _drawn(step.meshes[int(step.frames[p])], cameras[i : i + 1], seen[i], step) for i, p in enumerate(pick.tolist())
+            ]
         color, alpha, depth, normal = (
             torch.cat([getattr(view, part) for view in truth]).to(device).unflatten(0, seen.batch)
             for part in ("color", "alpha", "depth", "normal")
@@ -100,12 +105,16 @@ class MeshMatch(Objective):
         return loss
 
 
-def _drawn(item: Object3D, cameras: Cameras, step: FitStep) -> MeshRender:
-    """The target from cameras: a mesh from the CPU; Gaussians where the fit is and exactly as the fit draws its own."""
+def _drawn(item: Object3D, cameras: Cameras, there: Cameras, step: FitStep) -> MeshRender:
+    """The target from cameras, on the CPU and where the fit is: Gaussians exactly as the fit draws its own; a mesh by the card's
+    own kernels, or else on the CPU."""
+    device = step.canonical.device
+    if not isinstance(item, SplatObject) and not mesh_backend.available(device):
+        return render_object(item, cameras, step.background.cpu())
+    kept = step.memo.setdefault(("object", id(item)), (item, item.to(device)))[1]
     if isinstance(item, SplatObject):
-        item = item.to(step.canonical.device)
-        return render_object(item, cameras, step.background, supersample=1, backend=step.backend)
-    return render_object(item, cameras, step.background.cpu())
+        return render_object(kept, cameras, step.background, supersample=1, backend=step.backend)
+    return render_object(kept, there, step.background)
 
 
 def framing_cameras(
