@@ -191,5 +191,7 @@ def spaced_binding(
 
 
 def _straight(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # (A, 3), (B, 3) -> (A, B)
-    x, y, z = (np.subtract.outer(a[:, i], b[:, i]) for i in range(3))  # a plane a coordinate: far faster than a norm over triples
+    x, y, z = (
+        np.subtract.outer(a[:, i], b[:, i]) for i in range(3)
+    )  # a plane a coordinate: far faster than a norm over triples
     return np.sqrt(x * x + y * y + z * z)

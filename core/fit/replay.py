@@ -186,7 +186,8 @@ def _waits() -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def undisturbed(device: torch.device) -> Iterator[None]:
-    """On a card: a stream of its own, as captures need one, and no garbage collection between launches."""
+    """On a card: a stream of its own, as captures need one, no garbage collection between launches, and convolutions whose sums
+    are in one order."""
     if device.type != "cuda":
         yield
         return
@@ -195,7 +196,8 @@ def undisturbed(device: torch.device) -> Iterator[None]:
     stream.wait_stream(torch.cuda.current_stream(device))
     gc.disable()
     try:
-        with torch.cuda.stream(stream):
+        exact = torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=torch.backends.cudnn.allow_tf32)
+        with torch.cuda.stream(stream), exact:
             yield
     finally:
         if collecting:

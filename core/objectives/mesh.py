@@ -106,8 +106,10 @@ class MeshMatch(Objective):
 
 
 def _drawn(item: Object3D, cameras: Cameras, there: Cameras, step: FitStep) -> MeshRender:
-    """The target from cameras, on the CPU and where the fit is: Gaussians exactly as the fit draws its own; a mesh by the card's
-    own kernels, or else on the CPU."""
+    """The target from cameras, given on the CPU and where the fit is.
+
+    Gaussians are drawn exactly as the fit draws its own; a mesh by the card's own kernels, or else on the CPU.
+    """
     device = step.canonical.device
     if not isinstance(item, SplatObject) and not mesh_backend.available(device):
         return render_object(item, cameras, step.background.cpu())
