@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .cameras import Crop
+from .identity import canonical
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ class DrivingVideo:
         crop: the window, in pixels of the original picture; it may reach beyond the picture, where the mask is 0.
         source: where the video came from.
         masked_by: where the masks came from: "alpha", "mask", "key" or "rembg".
+        identity: of the files it was read from and how; "" where its content is its identity.
     """
 
     frames: Tensor  # (T, S, S, 3)
@@ -35,6 +37,7 @@ class DrivingVideo:
     crop: Crop
     source: str = ""
     masked_by: str = "alpha"
+    identity: str = ""
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -136,3 +139,10 @@ def continued(colors: Tensor, masks: Tensor) -> Tensor:  # (T, S, S, 3), (T, S, 
         filled = torch.where(level[:, 3:] > 1e-4, level[:, :3] / level[:, 3:].clamp_min(1e-4), up)
     up = F.interpolate(filled, masks.shape[-2:], mode="bilinear", align_corners=False).permute(0, 2, 3, 1)
     return torch.where(masks[..., None] > 0, colors, up)
+
+
+@canonical.register
+def _(value: DrivingVideo) -> Any:
+    # Pixels are computed, and need not be the same to the last bit on another number of threads: files name what they show.
+    content = value.identity or [canonical(value.frames), canonical(value.masks)]
+    return {"video": content, "frames": len(value), "resolution": value.resolution, "fps": value.fps}

@@ -44,7 +44,7 @@ def tiny(motion_steps: int = 6) -> MethodConfig:
         static=StaticConfig(200, Schedule(steps=3, resolutions=((1.0, 32),)), (front,)),
         motion=MotionConfig(
             field="control-nodes",
-            nodes=10,
+            fields={"control-nodes": {"nodes": 10}},
             schedule=Schedule(steps=motion_steps, resolutions=((1.0, 32),), background="random"),
             objectives=(front, Rigidity(weight=constant(1.0))),
         ),

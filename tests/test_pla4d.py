@@ -26,8 +26,8 @@ from anchor4d.core.objectives.first_frame import FirstFrame
 from anchor4d.core.objectives.front import ReferenceViewLoss
 from anchor4d.core.objectives.mesh import MeshMatch
 from anchor4d.core.objectives.rigidity import Rigidity, Smoothness
-from anchor4d.core.runs.run import Run, Settings, run, run_in_folder
 from anchor4d.core.runs.sample import write_sample
+from anchor4d.core.runs.session import Run, Settings, run, run_in_folder
 from anchor4d.core.scene.scene import Scene4D
 from anchor4d.core.scene.views import render_frames, scene_cameras
 from anchor4d.core.schedules import constant

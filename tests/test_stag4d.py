@@ -26,6 +26,7 @@ from anchor4d.core.gaussians import Gaussians, random_gaussians
 from anchor4d.core.generate.anchors import cut_out, sample_anchors
 from anchor4d.core.mesh import Mesh
 from anchor4d.core.methods import stag4d, stages
+from anchor4d.core.methods.registry import method_config
 from anchor4d.core.methods.stages import MethodConfig
 from anchor4d.core.objectives.anchors import AnchorMatch
 from anchor4d.core.objectives.base import FitStep, check_objectives
@@ -38,8 +39,8 @@ from anchor4d.core.priors.distill import Question
 from anchor4d.core.priors.exact import ExactPrior
 from anchor4d.core.priors.load import load_prior
 from anchor4d.core.render import ScreenStatistics, rasterize
-from anchor4d.core.runs.run import Run, Settings, run, run_in_folder
 from anchor4d.core.runs.sample import sample_meshes
+from anchor4d.core.runs.session import Run, Settings, run, run_in_folder
 from anchor4d.core.scene.anchors import ELEVATIONS, LENS, Anchors
 from anchor4d.core.scene.scene import frame_times
 from anchor4d.core.schedules import Ramp, constant
@@ -428,7 +429,7 @@ def test_parts_of_align4d_are_added_by_name() -> None:
     asked = [next(o for o in c.motion.objectives if isinstance(o, MotionGeometry)).geometry for c in (plain, more)]
     assert asked == [False, True]
     with pytest.raises(InputError, match="plus 'vaod'"):
-        stag4d.preset("draft", plus=("vaod",))
+        method_config("stag4d", "draft", plus=("vaod",))
 
 
 def test_camera_without_an_object_makes_it_one_large(video: DrivingVideo) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from ..cameras import Cameras, Crop, FrontCamera
 from ..files import InputError
 from ..gaussians import Gaussians
+from ..priors.distill import Distillation
 from ..registry import Registry
 from ..render import Render, ScreenStatistics, rasterize
 from ..scene.object3d import Object3D
@@ -49,6 +50,7 @@ class Objective:
             object is given), or something that the field offers, see :attr:`~..deformation.DeformationField.offers`.
         takes: names of its fields that a method fills once it knows them: "distance", "anchors", "prompt".
         regularises: whether a pass's stiffness scales its weight.
+        requires: names of its fields that hold a :class:`Distillation` it cannot do without.
         weight: of the loss, as a function of the progress rho.
         share: above 0, the weight is set automatically: the objective is left out until step ``share_step``, and scaled there
             so that its gradient on what is trained is that share of all other terms'.
@@ -59,6 +61,7 @@ class Objective:
     needs: ClassVar[frozenset[str]] = frozenset()
     takes: ClassVar[frozenset[str]] = frozenset()
     regularises: ClassVar[bool] = False
+    requires: ClassVar[frozenset[str]] = frozenset({"distillation"})
     weight: Weight
     share: float = 0.0
     share_step: int = 0
@@ -100,6 +103,19 @@ class Objective:
         Raises:
             InputError: naming them.
         """
+
+    def bound(self, models: Mapping[str, Prior]) -> Self | None:
+        """This objective with models in the places of its priors' roles; None where one that it requires is missing."""
+        changed: dict[str, Any] = {}
+        for f in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
+            if isinstance(asked := getattr(self, f.name), Distillation):
+                changed[f.name] = asked.bound(models)
+                if changed[f.name] is None and f.name in self.requires:
+                    return None
+        if not changed:
+            return self
+        bound = dataclasses.replace(self, **changed)  # pyright: ignore[reportArgumentType]
+        return bound if bound.priors() else None
 
     def with_distance(self, distance: ObjectDistance) -> Self:
         """This objective given the object distance that its prior prefers, where it takes one."""

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from einops import rearrange
@@ -23,8 +23,13 @@ from torch import Tensor, nn
 
 from ..cameras import Cameras, spherical
 from ..files import InputError
+from ..identity import canonical
+from ..registry import Registry
 from ..transfer import Flag, sent
 from .graphs import Graphs
+
+if TYPE_CHECKING:
+    from .checkpoints import Checkpoint, Precision
 
 #: Answers of the card that may be outstanding.
 UNREAD = 8
@@ -208,8 +213,14 @@ class Prediction:
         return self.unconditional + scale * (self.conditional - self.unconditional)
 
 
+#: Kinds of priors by name, each a class that knows its own checkpoints.
+PRIORS: Registry[type[Prior]] = Registry("prior kind", __package__)
+
+
 class Prior(ABC):
     """A diffusion model as this project uses it. Subclasses say what conditions it and run its network.
+
+    One that is loaded from checkpoints is registered, ``@PRIORS.register("name")``, and says which are its own.
 
     Attributes:
         name: shown to users and kept in checkpoints' fingerprints.
@@ -222,10 +233,12 @@ class Prior(ABC):
         schedule: its noise schedule.
         modules: its frozen networks, by name ("unet" or "transformer", "vae", ...).
         small_encoder: optional distilled encoder (TAESD's layout) that stands in for the VAE's when gradients are taken.
+        precedence: of kinds whose checkpoints look alike, the one with the highest takes them.
         one_pass: predict with and without the condition in one batch (faster) or one after the other (less memory).
     """
 
     conditions: ClassVar[frozenset[str]] = frozenset()
+    precedence: ClassVar[int] = 0
 
     name: str
     identity: str = ""
@@ -237,6 +250,20 @@ class Prior(ABC):
     modules: dict[str, nn.Module]
     small_encoder: nn.Module | None = None
     one_pass: bool = True
+
+    @classmethod
+    def matches(cls, checkpoint: Checkpoint) -> bool:
+        """Whether a folder is a checkpoint of this kind."""
+        return False
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, device: str | torch.device, precision: Precision) -> Prior:
+        """The prior of a folder that :meth:`matches`.
+
+        Raises:
+            InputError: for files that are not what they should be.
+        """
+        raise NotImplementedError
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(filter(None, (repr(self.name), self.identity)))})"
@@ -412,3 +439,30 @@ class Prior(ABC):
 
 def _spread(values: Tensor, like: Tensor) -> Tensor:
     return sent(values, like.device).reshape(-1, *[1] * (like.ndim - 1))
+
+
+class Role(Prior):
+    """Stands for a model in a method's settings, which are plain data, until the run puts the model there.
+
+    Args:
+        name: what the model is to the method: "prior", "views", "video", "images".
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name, self.modules = name, {}
+
+    def condition(self, *given: Any, **more: Any) -> Condition:
+        raise InputError(f"prior {self.name}: only its place is here; put a model there")
+
+    def _denoise(self, *given: Any) -> Tensor:
+        raise InputError(f"prior {self.name}: only its place is here; put a model there")
+
+
+@canonical.register
+def _(value: Prior) -> Any:
+    return {"prior": value.name, "identity": value.identity}
+
+
+@canonical.register
+def _(value: Role) -> Any:
+    return {"role": value.name}

@@ -8,8 +8,8 @@ The networks are frozen: the gradient reaches the pictures through the encoder a
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, Protocol, TypeVar
 
@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from ..files import InputError
 from ..schedules import Weight, constant, linear
 from ..transfer import sent
-from .base import Condition, Prior, Viewpoints
+from .base import Condition, Prior, Role, Viewpoints
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -89,7 +89,7 @@ class Distillation:
     """How one prior is distilled.
 
     Args:
-        prior: the model.
+        prior: the model, or its role until :meth:`bound` puts one there.
         weight: factor on the gradient, as a function of progress.
         time: diffusion times, as a function of progress.
         form: "sds", or "csd": the classifier term alone.
@@ -115,6 +115,12 @@ class Distillation:
     normalise: bool = False
     micro_batch: int = 0
     encode_batch: int = 0
+
+    def bound(self, models: Mapping[str, Prior]) -> Distillation | None:
+        """With the model of its prior's role, where it has one; None where no model has that role."""
+        if not isinstance(self.prior, Role):
+            return self
+        return replace(self, prior=models[self.prior.name]) if self.prior.name in models else None
 
     def __call__(
         self,

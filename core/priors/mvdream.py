@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..files import InputError
-from .base import Condition, NoiseSchedule, Prior, Viewpoints
+from .base import PRIORS, Condition, NoiseSchedule, Prior, Viewpoints
 from .checkpoints import Checkpoint, Precision, precision_dtypes
 from .multiview_unet import MultiViewUNet
 from .pictures import clip_pixels, resized, squared
 
 
+@PRIORS.register("mvdream")
 class MVDream(Prior):
     """Text to four views 256 pixels wide, usually a quarter turn apart; any number and any viewpoints may be asked for.
 
@@ -85,6 +86,7 @@ class MVDream(Prior):
         return self.graphs(unet, unet, latents, time, camera_matrices(views).to(latents.device), inputs["text"])
 
 
+@PRIORS.register("imagedream")
 class ImageDream(MVDream):
     """A picture (and a text, which may be empty) to four views 256 pixels wide.
 

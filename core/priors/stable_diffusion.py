@@ -15,12 +15,13 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..files import InputError
-from .base import Condition, NoiseSchedule, Prior, Viewpoints
+from .base import PRIORS, Condition, NoiseSchedule, Prior, Viewpoints
 from .checkpoints import Checkpoint, Precision, precision_dtypes
 
 log = logging.getLogger(__name__)
 
 
+@PRIORS.register("stable-diffusion")
 class StableDiffusion(Prior):
     """Text-to-image with one text encoder: Stable Diffusion 1.x (4 x 64 x 64 latents) and 2.x.
 
@@ -154,6 +155,7 @@ class StableDiffusion(Prior):
         return {}
 
 
+@PRIORS.register("stable-diffusion-xl")
 class StableDiffusionXL(StableDiffusion):
     """Stable Diffusion XL: two text encoders' penultimate states side by side, the second's pooled embedding, and the size.
 

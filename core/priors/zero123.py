@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..cameras import zero123_vector
 from ..files import InputError
-from .base import Condition, NoiseSchedule, Prior, Viewpoints
+from .base import PRIORS, Condition, NoiseSchedule, Prior, Viewpoints
 from .checkpoints import Checkpoint, Precision, precision_dtypes
 from .pictures import clip_pixels, squared
 
@@ -97,6 +97,7 @@ def attend_to_one_token(unet: Any) -> None:
     unet.set_attn_processor({name: OneToken() if "attn2" in name else SharedAttention() for name in unet.attn_processors})
 
 
+@PRIORS.register("zero123")
 class Zero123(Prior):
     """One picture of an object seen from one viewpoint, given another picture and the relative camera.
 
@@ -264,8 +265,11 @@ class Zero123(Prior):
         return self.modules[module].config
 
 
+@PRIORS.register("stable-zero123")
 class StableZero123(Zero123):
     """Stable Zero123: the same network, told the condition view's polar angle instead of a distance."""
+
+    precedence = 1
 
     slot4 = "polar"
 
