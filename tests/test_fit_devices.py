@@ -147,7 +147,7 @@ def test_captured_steps_are_the_plain_ones(name: str, monkeypatch: pytest.Monkey
 
 @dataclass(frozen=True)
 class Poison(Objective):
-    """A loss, or where ``hidden`` its gradient alone, that is not finite at a step; the first time that it comes by, or always."""
+    """A loss, or where ``hidden`` its gradient alone, that is not finite at a step: the first time it comes by, or always."""
 
     name: ClassVar[str] = "poison"
     weight: Weight = constant(1.0)  # noqa: RUF009

@@ -193,7 +193,7 @@ def run_fit(
         if path is not None:
             save_checkpoint(path, *(fit.snapshot() if fit.sound() else fit.last_sound))
 
-    with undisturbed(fit.device):
+    with undisturbed(fit.device, networks=fit.field is not None and fit.field.handles() is None):
         fit.keep()
         try:
             while fit.done < schedule.steps:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..metrics.perceptual import perceptual_distance
+from ..metrics.perceptual import LPIPS, perceptual_distance
 from ..schedules import Weight, linear
 from . import fused
 from .base import OBJECTIVES, FitStep, Objective
@@ -53,7 +53,7 @@ def image_loss(
     if perceptual > 0:
         distance, _ = perceptual_distance(network, color.device.type)
         size = max(1, PIXELS // (color.shape[1] * color.shape[2]))
-        if color.is_cuda and len(color) > size:
+        if color.is_cuda and len(color) > size and isinstance(distance, LPIPS):
             loss = loss + perceptual * mean_over_slices(distance, color, target, size)
         else:
             loss = loss + perceptual * distance(color, target)
