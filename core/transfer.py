@@ -11,7 +11,7 @@ def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
     device = torch.device(device)
     if tensor.device.type != "cpu" or device.type != "cuda":
         return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.contiguous().pin_memory().to(device, non_blocking=True)  # pinning keeps an expanded tensor's overlaps
 
 
 class Flag:

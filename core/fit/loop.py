@@ -33,7 +33,7 @@ from ..video import DrivingVideo
 from .checkpoint import load_checkpoint, save_checkpoint
 from .density import DensityControl, DensityState
 from .device_adam import DeviceAdam
-from .replay import Numbers, Replays, undisturbed
+from .replay import Numbers, Replays, undisturbed, unpacked
 
 log = logging.getLogger(__name__)
 
@@ -394,11 +394,15 @@ class _Fit:
                 self.replays.forget()
         return terms
 
-    def _backward(self, step: FitStep, weights: Mapping[str, float | Tensor], turns: Sequence[str]) -> Tensor:
+    def _backward(
+        self, step: FitStep, weights: Mapping[str, float | Tensor], turns: Sequence[str],
+        drawn: Mapping[str, Mapping[str, Tensor]] | None = None,
+    ) -> Tensor:  # fmt: skip
         """The terms (n,) of a step; gradients of their sum are left on what is trained."""
         terms: dict[str, Tensor] = {}
         for id, objective in self.objectives.items():
             step.memory = self.memory.setdefault(id, {})
+            step.drawn = None if drawn is None else drawn[id]
             terms[id] = objective.weighted(step, weights[id])
         # What waits for its share of the gradient counts nothing until then.
         waiting = {id: o for id, o in self.objectives.items() if o.share > 0 and id not in self.factors}
@@ -406,7 +410,7 @@ class _Fit:
             trained = [group.parameter for part in turns for group in self.optimisers[part].groups]
             for id, objective in waiting.items():
                 if step.index >= objective.share_step:
-                    step.memory = self.memory[id]
+                    step.memory, step.drawn = self.memory[id], None
                     own = objective.probe(step)
                     self.factors |= _shared(id, objective.share, terms[id] if own is None else own, terms, trained)
         scale = dict.fromkeys(waiting, 0.0) | self.factors
@@ -426,6 +430,7 @@ class _Fit:
         index, count, inputs = self.done, len(frames), self.inputs
         plain = make(FitStep, taus=self.times, background=self.times)  # for its weights alone
         weights = [objective.weight_at(plain) for objective in self.objectives.values()]
+        drawn = {id: objective.draw(plain) for id, objective in self.objectives.items()}
         span = max(plain.frame_count - (0 if inputs.loop else 1), 1)
         values = [*background.tolist(), *weights, *((t / span for t in tracking) if tracking else ())]
         values += [*(inputs.first + frames).tolist(), *frames.tolist(), *inputs.taus[frames].tolist()]
@@ -433,6 +438,7 @@ class _Fit:
             adam = self.optimisers[part]
             assert isinstance(adam, DeviceAdam)
             values += adam.advance(factor, rho)
+        values += [x for tensors in drawn.values() for tensor in tensors.values() for x in tensor.flatten().tolist()]
         sent, after = self.numbers.send(values), 3 + len(weights)
         times = after + (3 if tracking else 0)
         waiting = any(o.share > 0 and id not in self.factors for id, o in self.objectives.items())
@@ -440,7 +446,7 @@ class _Fit:
 
         def take(step: FitStep) -> tuple[FitStep, Tensor]:
             given = weights if self.replays.plain(key) else sent[3:after].unbind()
-            terms = self._backward(step, dict(zip(self.objectives, given, strict=True)), turns)
+            terms = self._backward(step, dict(zip(self.objectives, given, strict=True)), turns, unpacked(drawn, sent))
             rest, row = sent[times + 3 * count :], sent[times + count : times + count + 1].long() if tracking else None
             for part in turns:
                 adam = self.optimisers[part]

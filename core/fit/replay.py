@@ -11,7 +11,7 @@ import contextlib
 import gc
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,6 +45,13 @@ class Numbers:
         self._next = (self._next + 1) % UNDER_WAY
         self._there[:count].copy_(held[:count], non_blocking=True)
         return self._there[:count]
+
+
+def unpacked(drawn: Mapping[str, Mapping[str, Tensor]], sent: Tensor) -> dict[str, dict[str, Tensor]]:
+    """Tensors that were put at the end of the numbers sent, as they were: by owner and name, integers as float32."""
+    sizes = [tensor.numel() for tensors in drawn.values() for tensor in tensors.values()]
+    parts = iter(sent[len(sent) - sum(sizes) :].split(sizes))
+    return {id: {name: next(parts).reshape(tensor.shape) for name, tensor in given.items()} for id, given in drawn.items()}
 
 
 class WatchedStep(FitStep):

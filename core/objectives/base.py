@@ -21,6 +21,7 @@ from ..registry import Registry
 from ..render import Render, ScreenStatistics, rasterize
 from ..scene.object3d import Object3D
 from ..schedules import Weight
+from ..transfer import sent
 from ..video import DrivingVideo
 
 if TYPE_CHECKING:
@@ -65,6 +66,13 @@ class Objective:
     weight: Weight
     share: float = 0.0
     share_step: int = 0
+
+    def draw(self, step: FitStep) -> dict[str, Tensor]:
+        """What a step draws at random, tensors on the CPU from ``step.generator``; the loss reads them by ``step.given(self)``.
+
+        An objective that draws here and not in its loss can be captured on a graphics card, which makes its steps faster.
+        """
+        return {}
 
     def loss(self, step: FitStep) -> Tensor:
         """The loss of a step, a scalar, without its weight."""
@@ -209,6 +217,7 @@ class FitStep:
         memo: what is the same in every step of a pass, made once.
         rows: the frames (B,) int64 where the fit is; None: to be made of ``frames``.
         tracked_taus: the times of ``tracking`` (3,) where the fit is; None: to be made of it.
+        drawn: what the objective that is asked draws at random, where the fit is; None: it is drawn when first asked for.
         slice: frames that the field moves at once, each slice made again for its gradients; 0 = all, kept.
     """
 
@@ -235,7 +244,14 @@ class FitStep:
     memo: dict[Any, Any] = dataclasses.field(default_factory=dict)
     rows: Tensor | None = None
     tracked_taus: Tensor | None = None
+    drawn: Mapping[str, Tensor] | None = None
     slice: int = 0
+
+    def given(self, objective: Objective) -> Mapping[str, Tensor]:
+        """What the objective drew for this step, where the fit is."""
+        if self.drawn is not None:
+            return self.drawn
+        return {name: sent(tensor, self.canonical.device) for name, tensor in objective.draw(self).items()}
 
     def due(self, every: int) -> bool:
         """Whether what an objective renews every so many steps is renewed in this one.
