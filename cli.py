@@ -239,6 +239,14 @@ def export(args: argparse.Namespace, console: Console) -> int:
 
 
 def bench(args: argparse.Namespace, console: Console) -> int:
+    if args.speed is not None:
+        from .bench.speed import run_speed
+        from .core.runs.session import resolve_device
+
+        print(run_speed(args.speed, resolve_device(args.device), args.only, args.out))
+        return 0
+    if args.cases is None:
+        raise InputError("bench: give --cases, a folder of cases, or --speed, one case")
     from .bench.cases import run_cases
     from .core.methods.registry import METHODS
 
@@ -586,8 +594,13 @@ def _parser() -> argparse.ArgumentParser:
     made = command("bench", bench, "fit and score every case of a folder; goes on where it was stopped")
     made.set_defaults(again="run the same command to go on")
     _method(made, renderers)
-    made.add_argument("--cases", type=Path, required=True, metavar="DIR", help="folder of cases")
-    made.add_argument("--only", nargs="+", metavar="NAME", help="names of the cases to run (default: all)")
+    made.add_argument("--cases", type=Path, metavar="DIR", help="folder of cases")
+    made.add_argument(
+        "--speed", type=Path, metavar="CASE", help="instead: how fast fits, priors and renderers are, of one case"
+    )
+    made.add_argument(
+        "--only", nargs="+", metavar="NAME", help="names of the cases, or rows of the speed, to run (default: all)"
+    )
     made.add_argument("--out", type=Path, default=Path("anchor4d-bench"), help="folder (default: %(default)s)")
 
     made = command("models", models, "optional models: what is here, where each is expected, and fetching one")

@@ -251,7 +251,14 @@ class Zero123(Prior):
         both = torch.cat([latents[:, 0], inputs["latent"]], 1).to(unet.dtype)
         mixed = {"fusion": (inputs["fusion"], inputs["source"])} if "fusion" in inputs else None
         tokens = rearrange(token, "b c -> b 1 c").to(unet.dtype)
-        output = unet(both, time, encoder_hidden_states=tokens, cross_attention_kwargs=mixed).sample
+
+        def plain(both: Tensor, time: Tensor, tokens: Tensor) -> Tensor:
+            return unet(both, time, encoder_hidden_states=tokens).sample
+
+        if mixed is None:
+            output = self.graphs(unet, plain, both, time, tokens)
+        else:
+            output = unet(both, time, encoder_hidden_states=tokens, cross_attention_kwargs=mixed).sample
         return rearrange(output, "b c h w -> b 1 c h w")
 
     def _config(self, module: str) -> Any:

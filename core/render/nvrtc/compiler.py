@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -390,19 +389,21 @@ class Module:
         values = list(args)
         for i in k.pointers:
             value = values[i]
-            values[i] = value.data_ptr() if isinstance(value, Tensor) else value or 0
+            if value.__class__ is not int:
+                values[i] = 0 if value is None else value.data_ptr()
         gx, gy, gz = grid if len(grid) == 3 else (*grid, 1, 1)[:3]
         bx, by, bz = block if len(block) == 3 else (*block, 1, 1)[:3]
         if not (gx and gy and gz):
             return
-        if self._current() != self.index:
-            with torch.cuda.device(self.index):
+        index = self.index
+        if self._current() != index:
+            with torch.cuda.device(index):
                 return self.launch(kernel, grid, block, args, shared)
+        stream = self._stream(index)
         with k.lock:
             if shared > k.shared:
                 self._allow_shared(k, shared)
             k.packing.pack_into(k.values, 0, *values)
-            stream = self._stream(self.index)
             code = self._launch(k.function, gx, gy, gz, bx, by, bz, shared, stream, k.slots, None)
             if code == _INVALID_CONTEXT and not _is_hip():  # a thread that has not called CUDA before
                 _driver().cuCtxSetCurrent(self._context)
