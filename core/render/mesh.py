@@ -79,7 +79,7 @@ def render_mesh(
         background = background.to(device, torch.float32).expand(len(cameras), 3)
     backend = resolve_backend(backend, device)
     if backend == "nvrtc":
-        return MeshRender(*nvrtc.render(mesh, cameras, background, supersample, mipmaps, near, _face_texels(mesh)))
+        return MeshRender(*nvrtc.render(mesh, cameras, background, supersample, mipmaps, near, _face_texels))
     if backend == "numba":
         return _render_numba(mesh, cameras, background, supersample, mipmaps, near)
     images = [_render_torch(mesh, cameras[i : i + 1], supersample, mipmaps, near) for i in range(len(cameras))]
