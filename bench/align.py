@@ -20,9 +20,10 @@ import torch
 
 from ..core.align import align_camera, color_from_frame
 from ..core.cameras import FrontCamera
-from ..core.mesh import Mesh, load_mesh
+from ..core.io.meshes import load_mesh
+from ..core.io.video import load_video
+from ..core.mesh import Mesh
 from ..core.render.mesh import render_mesh
-from ..core.video import load_video
 
 
 def placed(mesh: Mesh, turn: float) -> Mesh:

@@ -26,18 +26,20 @@ import torch
 from torch import Tensor
 
 from ..core.cameras import FrontCamera
-from ..core.demo import comparison_sheet, read_pictures
 from ..core.files import atomic_path
-from ..core.mesh import Mesh, load_mesh, turn_about_y
+from ..core.io.meshes import load_mesh
+from ..core.io.video import load_video, pick_frames
+from ..core.mesh import Mesh, turn_about_y
 from ..core.methods import align4d, dg4d, stages
-from ..core.methods.run import prior_device, write_json
 from ..core.methods.stages import MethodConfig
 from ..core.metrics import mean_scores, on_white, read_case, score
 from ..core.priors import Prior
 from ..core.priors.load import load_prior
-from ..core.scene import Scene4D
-from ..core.video import DrivingVideo, load_video, pick_frames
-from ..core.views import render_frames, scene_cameras
+from ..core.runs.demo import comparison_sheet, read_pictures
+from ..core.runs.run import prior_device, write_json
+from ..core.scene.scene import Scene4D
+from ..core.scene.views import render_frames, scene_cameras
+from ..core.video import DrivingVideo
 from ..training.objects import generate, meshes
 from ..training.tiny_prior import HELD_OUT
 from .refinement import render_all

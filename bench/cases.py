@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .. import __version__
-from ..core.demo import comparison_sheet, read_pictures
 from ..core.files import InputError, atomic_path
-from ..core.fit.loop import Progress
-from ..core.formats import write_frames
-from ..core.methods.run import REPORT, SCENE, Settings, run_in_folder, write_json
+from ..core.io import write_frames
 from ..core.metrics import read_case, score_case
-from ..core.scene import Scene4D
-from ..core.views import render_frames, scene_cameras
+from ..core.progress import Progress
+from ..core.runs.demo import comparison_sheet, read_pictures
+from ..core.runs.run import REPORT, SCENE, Settings, run_in_folder, write_json
+from ..core.scene.scene import Scene4D
+from ..core.scene.views import render_frames, scene_cameras
 
 SCORES = "scores.json"
 #: Columns of the table: heading, key, format.

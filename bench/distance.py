@@ -29,15 +29,17 @@ from ..core.align.distance import (
     visual_distance,
 )
 from ..core.cameras import Crop, FrontCamera
-from ..core.formats import contact_sheet
-from ..core.mesh import Mesh, load_mesh
-from ..core.methods.run import write_json
+from ..core.io import contact_sheet
+from ..core.io.meshes import load_mesh
+from ..core.io.video import load_video
+from ..core.mesh import Mesh
 from ..core.methods.stages import gaussians_on_mesh
-from ..core.object3d import SplatObject
 from ..core.priors import Prior
 from ..core.priors.load import load_prior
 from ..core.render.mesh import render_mesh
-from ..core.video import DrivingVideo, load_video
+from ..core.runs.run import write_json
+from ..core.scene.object3d import SplatObject
+from ..core.video import DrivingVideo
 from ..training.objects import generate, meshes
 from .refinement import FIRST_SEED, FRONT, SIZE
 

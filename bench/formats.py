@@ -11,10 +11,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from ..core.export import FORMATS, Shot, export_scene
 from ..core.files import InputError
-from ..core.sample import sample_scene
-from ..core.sequence import open_scene
+from ..core.io.export import FORMATS, Shot, export_scene
+from ..core.io.sequence import open_scene
+from ..core.runs.sample import sample_scene
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
             shot = Shot(size=512, background="white" if name == "mp4" else "none") if form.kind == "film" else None
             began = time.perf_counter()
             try:
-                export_scene(scene, target, name, frames=args.frames, shot=shot)
+                export_scene(scene, target, name, frames=args.frames if "frames" in form.takes else None, shot=shot)
             except InputError as error:
                 print(f"| {name} | {error} | | |", flush=True)
                 continue

@@ -8,8 +8,8 @@ from ..core.cameras import matrix_to_quaternion
 from ..core.deformation.frames import FrameField
 from ..core.gaussians import SH_C0, Gaussians
 from ..core.mesh import sample_surface
-from ..core.sample import CAMERA, sample_meshes
-from ..core.scene import Scene4D
+from ..core.runs.sample import CAMERA, sample_meshes
+from ..core.scene.scene import Scene4D
 
 
 def moving_sample(count: int = 3000, frames: int = 16, *, changing: str = "motion") -> Scene4D:

@@ -23,20 +23,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.anchors import ELEVATIONS, LENS, Anchors
 from ..core.cameras import FrontCamera
-from ..core.demo import comparison_sheet
 from ..core.files import atomic_path
+from ..core.io.objects import load_object
+from ..core.io.video import load_video
 from ..core.methods import stag4d, stages
-from ..core.methods.run import Settings, method_config, prior_device, run, write_json
 from ..core.methods.stages import MethodConfig
 from ..core.metrics import mean_scores, on_white, score
-from ..core.object3d import load_object
 from ..core.priors import Prior
 from ..core.priors.load import load_prior
 from ..core.render.mesh import render_mesh
-from ..core.video import DrivingVideo, load_video
-from ..core.views import render_frames, scene_cameras
+from ..core.runs.demo import comparison_sheet
+from ..core.runs.run import Settings, method_config, prior_device, run, write_json
+from ..core.scene.anchors import ELEVATIONS, LENS, Anchors
+from ..core.scene.views import render_frames, scene_cameras
+from ..core.video import DrivingVideo
 from ..training.objects import generate, meshes
 from ..training.tiny_prior import HELD_OUT
 from .align4d import Task, true_pictures

@@ -169,3 +169,22 @@ def neighbours(points: Tensor, k: int) -> Tensor:  # (N, 3) -> (N, k) int64
 def neighbour_distances(points: Tensor, k: int) -> Tensor:  # (N, 3) -> (N, k)
     """Distances to the k nearest other points, nearest first."""
     return (points[neighbours(points, k)] - points[:, None]).norm(dim=-1)
+
+
+def half_turn(gaussians: Gaussians) -> Gaussians:
+    """Gaussians turned by 180 degrees about X: our frame to the splat files' and back.
+
+    Under (y, z) -> (-y, -z) each real spherical harmonic of degree l and order m keeps itself up to the sign
+    (-1)^(l + m), negated for the sine orders m < 0.
+    """
+    flip = torch.tensor([1.0, -1.0, -1.0], dtype=gaussians.means.dtype, device=gaussians.device)
+    turn = torch.tensor([0.0, 1.0, 0.0, 0.0], dtype=gaussians.quats.dtype, device=gaussians.device)
+    degree = math.isqrt(gaussians.sh.shape[-2]) - 1
+    signs = [(-1) ** (order + abs(m)) * (-1 if m < 0 else 1) for order in range(degree + 1) for m in range(-order, order + 1)]
+    return Gaussians(
+        means=gaussians.means * flip,
+        quats=quaternion_multiply(turn.expand_as(gaussians.quats), gaussians.quats),
+        log_scales=gaussians.log_scales,
+        opacity_logits=gaussians.opacity_logits,
+        sh=gaussians.sh * torch.tensor(signs, dtype=gaussians.sh.dtype, device=gaussians.device)[:, None],
+    )

@@ -13,8 +13,8 @@ from ..core.align.distance import LENS, Meaning, align_model_distance, distance_
 from ..core.cameras import to_camera_info
 from ..core.methods import stages
 from ..core.methods.stages import Camera
-from ..core.object3d import Object3D
 from ..core.priors.base import Prior
+from ..core.scene.object3d import Object3D
 from ..core.video import DrivingVideo
 from . import host, host_prior
 from .prepare import OBJECT_TYPES, convert_object

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..core.cameras import zero123_vector
 from ..core.files import InputError
-from ..core.fit.checkpoint import fingerprint
+from ..core.identity import fingerprint
 from ..core.priors.base import Condition, NoiseSchedule, Prediction, Prior, Viewpoints
 from ..core.priors.pictures import squared
 

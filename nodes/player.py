@@ -14,12 +14,12 @@ from torch import Tensor
 
 from ..core.cameras import Cameras, from_camera_info, to_camera_info
 from ..core.files import InputError, atomic_path
-from ..core.fit.checkpoint import fingerprint
-from ..core.formats.stream import write_stream
-from ..core.scene import Scene4D
-from ..core.trajectory import Trajectory
+from ..core.identity import fingerprint
+from ..core.io.stream import write_stream
+from ..core.scene.scene import Scene4D
+from ..core.scene.trajectory import Trajectory
+from ..core.scene.views import object_cameras, render_frames
 from ..core.video import DrivingVideo
-from ..core.views import object_cameras, render_frames
 from . import host
 from .view import BACKGROUNDS, CATEGORY
 

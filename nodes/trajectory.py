@@ -9,8 +9,8 @@ from comfy_api.latest import io
 
 from ..core.cameras import FrontCamera
 from ..core.files import InputError
-from ..core.trajectory import EASINGS, INTERPOLATIONS, Trajectory, dolly_zoom, orbit, spiral
-from ..core.views import DEFAULT_FRONT, placement
+from ..core.scene.trajectory import EASINGS, INTERPOLATIONS, Trajectory, dolly_zoom, orbit, spiral
+from ..core.scene.views import DEFAULT_FRONT, placement
 from . import host
 from .view import CATEGORY
 

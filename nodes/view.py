@@ -16,21 +16,12 @@ from einops import rearrange
 from torch import Tensor
 
 from ..core.cameras import Cameras, from_camera_info, orbit_poses, to_camera_info
-from ..core.formats import SPLAT_SUFFIXES, write_ply_sequence
-from ..core.formats.ply import half_turn
-from ..core.gaussians import Gaussians
-from ..core.scene import Scene4D, frame_times
-from ..core.sequence import open_scene
-from ..core.trajectory import Trajectory
-from ..core.views import (
-    DEFAULT_FRONT,
-    depth_film,
-    object_cameras,
-    render_maps,
-    renders,
-    scene_cameras,
-    straight_alpha,
-)
+from ..core.gaussians import Gaussians, half_turn
+from ..core.io import SPLAT_SUFFIXES, write_ply_sequence
+from ..core.io.sequence import open_scene
+from ..core.scene.scene import Scene4D, frame_times
+from ..core.scene.trajectory import Trajectory
+from ..core.scene.views import DEFAULT_FRONT, depth_film, object_cameras, render_maps, renders, scene_cameras, straight_alpha
 from . import host
 
 CATEGORY = "Anchor4D/5 View and export"
@@ -340,8 +331,9 @@ class Anchor4DLoadScene(io.ComfyNode):
                     "path",
                     default="",
                     tooltip="A scene file, a splat file, or a folder or .zip of splat files anywhere on this computer. Used "
-                    "instead of the list above when not empty.",
+                    "instead of the list above when not empty." + host.TYPED_PATH,
                 ),
+                host.up_input(),
             ],
             outputs=[host.Scene.Output("scene", tooltip="The scene.")],
         )
@@ -351,13 +343,13 @@ class Anchor4DLoadScene(io.ComfyNode):
         return host.valid_choice(file, path, "save a scene and choose it, or fill in path")
 
     @classmethod
-    def fingerprint_inputs(cls, file: str, path: str) -> float:
+    def fingerprint_inputs(cls, file: str, path: str, **others: Any) -> float:
         return host.changed(host.chosen_path(file, path))
 
     @classmethod
-    def execute(cls, file: str, path: str = "") -> io.NodeOutput:
+    def execute(cls, file: str, path: str = "", up: str = "auto") -> io.NodeOutput:
         with host.work(cls):
-            scene = open_scene(host.chosen_path(file, path))
+            scene = open_scene(host.chosen_path(file, path), up=None if up == "auto" else up)
             motion = "still" if scene.field is None else f"moved by {scene.field.name}"
             host.say(f"{len(scene.gaussians)} Gaussians, {motion}, {scene.frames} frames at {scene.fps:g} fps")
             return io.NodeOutput(scene)

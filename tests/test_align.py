@@ -22,10 +22,12 @@ from anchor4d.core.align import (
 )
 from anchor4d.core.cameras import Crop, FrontCamera
 from anchor4d.core.files import InputError
-from anchor4d.core.mesh import Mesh, load_mesh
+from anchor4d.core.io.meshes import load_mesh
+from anchor4d.core.io.video import load_video
+from anchor4d.core.mesh import Mesh
 from anchor4d.core.render.mesh import render_mesh
-from anchor4d.core.sample import CAMERA, sample_meshes
-from anchor4d.core.video import DrivingVideo, load_video
+from anchor4d.core.runs.sample import CAMERA, sample_meshes
+from anchor4d.core.video import DrivingVideo
 
 SIZE = 128
 

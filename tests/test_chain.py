@@ -29,13 +29,15 @@ from transformers import CLIPTextModelWithProjection
 
 from anchor4d import cli
 from anchor4d.core.files import InputError
-from anchor4d.core.formats import write_ply, write_png
 from anchor4d.core.gaussians import from_points
 from anchor4d.core.generate.chain import Links, complete
 from anchor4d.core.generate.image import NEGATIVE, OBJECT_SUFFIX, PIPELINES, text_to_image
-from anchor4d.core.mesh import Mesh, load_mesh, write_glb
-from anchor4d.core.object3d import SplatObject, load_object
-from anchor4d.core.video import load_video, read_picture
+from anchor4d.core.io import write_ply, write_png
+from anchor4d.core.io.meshes import load_mesh, write_glb
+from anchor4d.core.io.objects import load_object
+from anchor4d.core.io.video import load_video, read_picture
+from anchor4d.core.mesh import Mesh
+from anchor4d.core.scene.object3d import SplatObject
 
 PROMPT = "a bear"
 #: Steps and sizes of a fraction of a second.
@@ -370,7 +372,7 @@ def test_models_that_are_not_here_are_all_named_before_any_work(
     folder: Callable[[str], str], inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ANCHOR4D_MODELS", str(tmp_path / "none"))
-    monkeypatch.setattr("anchor4d.core.models._user_folder", lambda: tmp_path / "none either")
+    monkeypatch.setattr("anchor4d.core.priors.models._user_folder", lambda: tmp_path / "none either")
 
     def refused(links: Links = Links(), names: str = "prompt") -> str:
         with pytest.raises(InputError) as error:
@@ -496,7 +498,7 @@ def test_the_command_line_refuses_in_one_line(
     inputs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ANCHOR4D_MODELS", str(tmp_path / "none"))
-    monkeypatch.setattr("anchor4d.core.models._user_folder", lambda: tmp_path / "none either")
+    monkeypatch.setattr("anchor4d.core.priors.models._user_folder", lambda: tmp_path / "none either")
     for argv, words in (
         ([], "at least one of --prompt, --image, --video and --object"),
         (["--prompt", PROMPT], "models get sdxl && "),

@@ -26,15 +26,17 @@ from anchor4d.core.align.distance import (
 )
 from anchor4d.core.cameras import Crop, FrontCamera
 from anchor4d.core.files import InputError
-from anchor4d.core.mesh import Mesh, load_mesh
+from anchor4d.core.io.meshes import load_mesh
+from anchor4d.core.io.video import load_video
+from anchor4d.core.mesh import Mesh
 from anchor4d.core.methods import stages
 from anchor4d.core.methods.stages import gaussians_on_mesh
-from anchor4d.core.object3d import Object3D, SplatObject, render_object
 from anchor4d.core.priors.base import Viewpoints
 from anchor4d.core.priors.exact import ExactPrior
 from anchor4d.core.priors.zero123 import Zero123
-from anchor4d.core.sample import sample_meshes
-from anchor4d.core.video import DrivingVideo, load_video
+from anchor4d.core.runs.sample import sample_meshes
+from anchor4d.core.scene.object3d import Object3D, SplatObject, render_object
+from anchor4d.core.video import DrivingVideo
 
 WHITE = torch.ones(3)
 #: Video's distance and prior's resolution of the searches with an exact prior.

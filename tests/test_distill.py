@@ -16,7 +16,7 @@ from anchor4d.core.files import InputError
 from anchor4d.core.fit.loop import FitState, Inputs, Schedule, run_fit
 from anchor4d.core.gaussians import Gaussians
 from anchor4d.core.methods.stages import gaussians_on_mesh
-from anchor4d.core.objectives.base import FitStep, constant, linear
+from anchor4d.core.objectives.base import FitStep
 from anchor4d.core.objectives.mesh import FRAMING
 from anchor4d.core.objectives.novel_view import NovelView
 from anchor4d.core.objectives.reference import ReferenceRefinement
@@ -34,10 +34,11 @@ from anchor4d.core.priors import (
 from anchor4d.core.priors.distill import amplified
 from anchor4d.core.priors.exact import ExactPrior
 from anchor4d.core.render import rasterize
-from anchor4d.core.sample import CAMERA, sample_case, sample_meshes
-from anchor4d.core.scene import frame_times
+from anchor4d.core.runs.sample import CAMERA, sample_case, sample_meshes
+from anchor4d.core.scene.scene import frame_times
+from anchor4d.core.scene.views import reframed
+from anchor4d.core.schedules import constant, linear
 from anchor4d.core.video import DrivingVideo
-from anchor4d.core.views import reframed
 
 WHITE = torch.ones(3)
 SIZE = 8

@@ -12,19 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anchor4d.core import edit, harmonics
+from anchor4d.core import harmonics
 from anchor4d.core.cameras import FrontCamera, orbit, quaternion_to_matrix
 from anchor4d.core.deformation import ControlNodes, DeformationField, DeformationMLP, FrameField, HexPlane, Parts
 from anchor4d.core.deformation.wrappers import slerp
-from anchor4d.core.edit import Placement
 from anchor4d.core.files import InputError
-from anchor4d.core.fit.checkpoint import fingerprint
 from anchor4d.core.gaussians import SH_C0, Gaussians, random_gaussians
-from anchor4d.core.object3d import substance
+from anchor4d.core.identity import fingerprint
 from anchor4d.core.render import rasterize
-from anchor4d.core.sample import sample_scene
-from anchor4d.core.scene import Scene4D, frame_times
-from anchor4d.core.sequence import scene_from_gaussians
+from anchor4d.core.runs.sample import sample_scene
+from anchor4d.core.scene import edit
+from anchor4d.core.scene.edit import Placement
+from anchor4d.core.scene.object3d import substance
+from anchor4d.core.scene.scene import Scene4D, frame_times
+from anchor4d.core.scene.sequence import scene_from_gaussians
 
 COUNT, FRAMES = 60, 9
 KINDS = ["control-nodes", "hexplane", "mlp", "frames"]
@@ -47,7 +48,7 @@ def moving(kind: str, canonical: Gaussians, loop: bool = False) -> DeformationFi
     torch.manual_seed(1)
     field: DeformationField
     if kind == "control-nodes":
-        field = ControlNodes.build(canonical, FRAMES, nodes=8, loop=loop, opacity=True, anchored=False)
+        field = ControlNodes.on_surface(canonical, FRAMES, nodes=8, loop=loop, opacity=True, anchored=False)
     elif kind == "hexplane":
         field = HexPlane(resolution=4, time_resolution=4, channels=4, width=8, opacity=True)
     elif kind == "mlp":

@@ -13,7 +13,8 @@ import torch
 
 from anchor4d.core.cameras import quaternion_to_matrix
 from anchor4d.core.files import InputError
-from anchor4d.core.formats import (
+from anchor4d.core.gaussians import Gaussians, half_turn
+from anchor4d.core.io import (
     contact_sheet,
     film,
     read_ply,
@@ -25,9 +26,7 @@ from anchor4d.core.formats import (
     write_ply_sequence,
     write_png,
 )
-from anchor4d.core.formats.ply import half_turn
-from anchor4d.core.gaussians import Gaussians
-from anchor4d.core.scene import Scene4D
+from anchor4d.core.scene.scene import Scene4D
 
 
 def some_gaussians(count: int = 7, degree: int = 0) -> Gaussians:

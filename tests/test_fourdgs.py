@@ -14,10 +14,10 @@ import torch
 from anchor4d.core.cameras import quaternion_to_matrix
 from anchor4d.core.deformation import FrameField
 from anchor4d.core.files import InputError
-from anchor4d.core.formats.fourdgs import write_4dgs
 from anchor4d.core.gaussians import random_gaussians
-from anchor4d.core.sample import sample_scene
-from anchor4d.core.scene import Scene4D
+from anchor4d.core.io.fourdgs import write_4dgs
+from anchor4d.core.runs.sample import sample_scene
+from anchor4d.core.scene.scene import Scene4D
 
 FRAMES = 4
 

@@ -23,8 +23,8 @@ from tiny_models import perturbed
 from anchor4d.core.files import InputError
 from anchor4d.core.generate.mesh import image_to_mesh, shap_e_mesh, text_to_mesh
 from anchor4d.core.generate.video import FAMILIES, NEGATIVE, OBJECT_SUFFIX, _picture, image_to_video, text_to_video
+from anchor4d.core.io.video import read_tensors
 from anchor4d.core.mesh import linear_to_srgb, srgb_to_linear
-from anchor4d.core.video import read_tensors
 
 PROMPT = "a bear"
 PICTURE = torch.rand(20, 30, 4, generator=torch.Generator().manual_seed(0))

@@ -18,14 +18,15 @@ from torch import Tensor
 
 from anchor4d.core.cameras import quaternion_to_matrix
 from anchor4d.core.files import InputError
-from anchor4d.core.formats.gltf import Glb
-from anchor4d.core.formats.gltf_mesh import write_mesh_glb
-from anchor4d.core.formats.gltf_splats import EXTENSION, read_splat_glb, write_splat_glb, write_splat_glb_frames
 from anchor4d.core.gaussians import Gaussians, random_gaussians
-from anchor4d.core.mesh import Mesh, load_mesh, srgb_to_linear
-from anchor4d.core.sample import sample_scene
-from anchor4d.core.scene import Scene4D
-from anchor4d.core.surface import carry
+from anchor4d.core.io.gltf import Glb
+from anchor4d.core.io.gltf_mesh import write_mesh_glb
+from anchor4d.core.io.gltf_splats import EXTENSION, read_splat_glb, write_splat_glb, write_splat_glb_frames
+from anchor4d.core.io.meshes import load_mesh
+from anchor4d.core.mesh import Mesh, srgb_to_linear
+from anchor4d.core.runs.sample import sample_scene
+from anchor4d.core.scene.scene import Scene4D
+from anchor4d.core.scene.surface import carry
 
 FRAMES = 6
 

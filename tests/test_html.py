@@ -18,13 +18,13 @@ from anchor4d.bench.moving import moving_sample
 from anchor4d.bench.player import chromium, serve
 from anchor4d.core.cameras import from_camera_info, spherical
 from anchor4d.core.files import InputError
-from anchor4d.core.formats import html
-from anchor4d.core.formats.html import write_html
-from anchor4d.core.formats.stream import write_stream
+from anchor4d.core.io import html
+from anchor4d.core.io.html import write_html
+from anchor4d.core.io.stream import write_stream
 from anchor4d.core.render import rasterize
-from anchor4d.core.scene import Scene4D
-from anchor4d.core.trajectory import Trajectory
-from anchor4d.core.views import straight_alpha
+from anchor4d.core.scene.scene import Scene4D
+from anchor4d.core.scene.trajectory import Trajectory
+from anchor4d.core.scene.views import straight_alpha
 
 TITLE = "A </title><script>broken = 1</script> & {scripts} clip"
 #: The parts of the bar that can be seen, and the player itself, in the page's pixels.

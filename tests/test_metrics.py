@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from anchor4d.core.files import InputError
-from anchor4d.core.formats import write_frames
+from anchor4d.core.io import write_frames
 from anchor4d.core.metrics import frozen, iou, load_frames, motion, on_white, psnr, score, score_case, ssim
 
 

@@ -19,9 +19,9 @@ import torch
 from safetensors.torch import load_file
 
 from anchor4d import cli
-from anchor4d.core import downloads, models
 from anchor4d.core.files import InputError
-from anchor4d.core.objectives.perceptual import BACKBONES
+from anchor4d.core.metrics.perceptual import BACKBONES
+from anchor4d.core.priors import downloads, models
 
 ROOT = Path(__file__).parent.parent
 UNET = bytes(range(256)) * 9000  # two blocks and a bit

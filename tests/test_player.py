@@ -18,11 +18,11 @@ from anchor4d.bench.player import chromium, serve
 from anchor4d.core.cameras import Cameras, from_camera_info, intrinsics, orbit, orbit_poses, to_camera_info
 from anchor4d.core.deformation.frames import FrameField, blend
 from anchor4d.core.files import InputError
-from anchor4d.core.formats.stream import read_stream, write_stream
 from anchor4d.core.gaussians import Gaussians
+from anchor4d.core.io.stream import read_stream, write_stream
 from anchor4d.core.render import rasterize
-from anchor4d.core.scene import Scene4D
-from anchor4d.core.views import scene_cameras
+from anchor4d.core.scene.scene import Scene4D
+from anchor4d.core.scene.views import scene_cameras
 
 SIZE = 160
 

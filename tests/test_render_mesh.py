@@ -19,7 +19,8 @@ from torch import Tensor
 
 from anchor4d.core.cameras import Cameras, orbit
 from anchor4d.core.files import InputError
-from anchor4d.core.mesh import Mesh, linear_to_srgb, load_mesh
+from anchor4d.core.io.meshes import load_mesh
+from anchor4d.core.mesh import Mesh, linear_to_srgb
 from anchor4d.core.render import mesh as core_render
 from anchor4d.core.render import numba_support
 from anchor4d.core.render.mesh import MeshRender, resolve_backend

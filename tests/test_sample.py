@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from anchor4d.core.mesh import load_mesh, sample_surface
+from anchor4d.core.io.meshes import load_mesh
+from anchor4d.core.mesh import sample_surface
 from anchor4d.core.render.mesh import render_mesh
-from anchor4d.core.sample import CAMERA, FRAMES, TEST_AZIMUTHS, sample_case, sample_meshes, sample_scene, write_sample
+from anchor4d.core.runs.sample import CAMERA, FRAMES, TEST_AZIMUTHS, sample_case, sample_meshes, sample_scene, write_sample
 
 
 def test_the_motion_is_smooth_loops_and_shares_topology() -> None:

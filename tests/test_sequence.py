@@ -15,18 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anchor4d.core import sequence
 from anchor4d.core.cameras import orbit, quaternion_to_matrix
 from anchor4d.core.deformation import FrameField
 from anchor4d.core.files import InputError
-from anchor4d.core.formats import write_ply, write_ply_sequence, write_splat_sequence
-from anchor4d.core.formats.gltf_splats import write_splat_glb
-from anchor4d.core.formats.ply import half_turn
-from anchor4d.core.gaussians import Gaussians, random_gaussians
+from anchor4d.core.gaussians import Gaussians, half_turn, random_gaussians
+from anchor4d.core.io import sequence, write_ply, write_ply_sequence, write_splat_sequence
+from anchor4d.core.io.gltf_splats import write_splat_glb
+from anchor4d.core.io.sequence import open_scene, read_sequence
 from anchor4d.core.render import rasterize
-from anchor4d.core.sample import sample_scene
-from anchor4d.core.scene import Scene4D, frame_times
-from anchor4d.core.sequence import corresponding, open_scene, read_sequence, scene_from_gaussians, sets_from_arrays
+from anchor4d.core.runs.sample import sample_scene
+from anchor4d.core.scene.scene import Scene4D, frame_times
+from anchor4d.core.scene.sequence import corresponding, scene_from_gaussians, sets_from_arrays
 
 COUNT = 50
 

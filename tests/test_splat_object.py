@@ -14,21 +14,23 @@ from anchor4d.core.align import Target, align_camera, robust_search
 from anchor4d.core.cameras import Crop, FrontCamera, orbit
 from anchor4d.core.files import InputError
 from anchor4d.core.fit.loop import FitState, Inputs, Schedule, run_fit
-from anchor4d.core.formats import write_ply, write_splats
-from anchor4d.core.formats.ply import half_turn
-from anchor4d.core.gaussians import Gaussians, from_points
-from anchor4d.core.mesh import Mesh, write_glb
+from anchor4d.core.gaussians import Gaussians, from_points, half_turn
+from anchor4d.core.io import write_ply, write_splats
+from anchor4d.core.io.meshes import write_glb
+from anchor4d.core.io.objects import load_object
+from anchor4d.core.io.video import load_video
+from anchor4d.core.mesh import Mesh
 from anchor4d.core.methods import stages
-from anchor4d.core.methods.run import Settings, run, run_in_folder
-from anchor4d.core.object3d import SplatObject, bounding_points, load_object, render_object
-from anchor4d.core.objectives.base import constant
-from anchor4d.core.objectives.front import FrontMatch
+from anchor4d.core.objectives.front import ReferenceViewLoss
 from anchor4d.core.objectives.mesh import MeshMatch
 from anchor4d.core.objectives.rigidity import Rigidity
 from anchor4d.core.render import rasterize
-from anchor4d.core.sample import sample_meshes, write_sample
-from anchor4d.core.video import DrivingVideo, load_video
-from anchor4d.core.views import render_frames
+from anchor4d.core.runs.run import Settings, run, run_in_folder
+from anchor4d.core.runs.sample import sample_meshes, write_sample
+from anchor4d.core.scene.object3d import SplatObject, bounding_points, render_object
+from anchor4d.core.scene.views import render_frames
+from anchor4d.core.schedules import constant
+from anchor4d.core.video import DrivingVideo
 
 SIZE = 128
 #: As the sample's, at this size.
@@ -219,7 +221,7 @@ def test_the_front_of_splats_is_found(character: Mesh, fitted: Path) -> None:
 
 
 def tiny() -> stages.MethodConfig:
-    front = FrontMatch(weight=constant(1.0), perceptual=0.0)
+    front = ReferenceViewLoss(weight=constant(1.0), perceptual=0.0)
     match = MeshMatch(weight=constant(1.0), views=1, perceptual=0.0)
     return stages.MethodConfig(
         name="tiny",

@@ -15,11 +15,11 @@ import torch
 from anchor4d.bench.moving import moving_sample
 from anchor4d.core.deformation.frames import FrameField
 from anchor4d.core.files import InputError
-from anchor4d.core.formats.stream import MAX_HEADER, read_stream, write_stream
 from anchor4d.core.gaussians import Gaussians
+from anchor4d.core.io.stream import MAX_HEADER, read_stream, write_stream
 from anchor4d.core.render import rasterize
-from anchor4d.core.scene import Scene4D
-from anchor4d.core.views import scene_cameras
+from anchor4d.core.scene.scene import Scene4D
+from anchor4d.core.scene.views import scene_cameras
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,14 @@ from safetensors.torch import load_file, save_file
 from anchor4d.core.deformation import ControlNodes, DeformationMLP, FrameField, HexPlane
 from anchor4d.core.files import InputError
 from anchor4d.core.gaussians import Gaussians, from_points, random_gaussians
-from anchor4d.core.mesh import Mesh, load_mesh
+from anchor4d.core.io.meshes import load_mesh
+from anchor4d.core.io.video import load_video
+from anchor4d.core.mesh import Mesh
 from anchor4d.core.methods import pla4d, stages
 from anchor4d.core.methods.stages import gaussians_on_mesh
-from anchor4d.core.sample import CAMERA, sample_meshes, sample_scene, write_sample
-from anchor4d.core.scene import Scene4D
-from anchor4d.core.surface import carry, extract_surface, scene_surface, vertex_colors, vertex_normals
-from anchor4d.core.video import load_video
+from anchor4d.core.runs.sample import CAMERA, sample_meshes, sample_scene, write_sample
+from anchor4d.core.scene.scene import Scene4D
+from anchor4d.core.scene.surface import carry, extract_surface, scene_surface, vertex_colors, vertex_normals
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +207,7 @@ def test_fields_of_space_are_asked_where_the_points_are(name: str) -> None:
 
 def test_control_nodes_carry_points_as_their_own_gaussians() -> None:
     gaussians = random_gaussians(200, torch.Generator().manual_seed(0))
-    field = ControlNodes.build(gaussians, 4, nodes=20)
+    field = ControlNodes.on_surface(gaussians, 4, nodes=20)
     with torch.no_grad():
         field.translations.normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
         field.rotations.normal_(0, 0.3, generator=torch.Generator().manual_seed(2))

@@ -10,7 +10,7 @@ import torch
 
 from anchor4d.core.cameras import FrontCamera, from_camera_info, orbit_poses, spherical, to_camera_info, to_opengl
 from anchor4d.core.files import InputError
-from anchor4d.core.trajectory import Key, Trajectory, dolly_zoom, orbit, spiral
+from anchor4d.core.scene.trajectory import Key, Trajectory, dolly_zoom, orbit, spiral
 
 FRONT = FrontCamera(fovy=40.0, distance=2.5, width=640, height=360, elevation=10.0)
 

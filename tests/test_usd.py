@@ -16,10 +16,10 @@ from torch import Tensor
 from anchor4d.core.cameras import quaternion_to_matrix
 from anchor4d.core.deformation import FrameField
 from anchor4d.core.files import InputError
-from anchor4d.core.formats.usd import write_usd
 from anchor4d.core.gaussians import Gaussians
-from anchor4d.core.sample import sample_scene
-from anchor4d.core.scene import Scene4D
+from anchor4d.core.io.usd import write_usd
+from anchor4d.core.runs.sample import sample_scene
+from anchor4d.core.scene.scene import Scene4D
 
 FRAMES = 5
 SPLATS = "/Object/Splats"

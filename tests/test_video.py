@@ -12,11 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from anchor4d.core.background import estimate_masks
 from anchor4d.core.cameras import FrontCamera
 from anchor4d.core.files import InputError
-from anchor4d.core.formats import write_frames, write_mp4
-from anchor4d.core.video import DrivingVideo, load_video, looks_looping, pick_frames, prepare, read_clip, read_tensors
+from anchor4d.core.io import write_frames, write_mp4
+from anchor4d.core.io.background import estimate_masks
+from anchor4d.core.io.video import load_video, pick_frames, prepare, read_clip, read_tensors
+from anchor4d.core.video import DrivingVideo, looks_looping
 
 BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0), "green": (0.0, 0.7, 0.1)}
 
@@ -161,7 +162,7 @@ def test_bad_input_is_one_line_that_names_it(tmp_path: Path, monkeypatch: pytest
     refused(tmp_path / "damaged", "002.png: not a readable picture")
     write_frames(tmp_path / "big", moving_disc())
     refused(tmp_path / "big", "1 frames asked for.*at least 2", frames=1)
-    monkeypatch.setattr("anchor4d.core.video.MAX_PIXELS", 3 * 60 * 80)
+    monkeypatch.setattr("anchor4d.core.io.clip.MAX_PIXELS", 3 * 60 * 80)
     refused(tmp_path / "big", "6 frames of 80x60 are too large to read at once, choose at most 3 frames")
     assert len(load_video(tmp_path / "big", frames=3)) == 3
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)

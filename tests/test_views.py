@@ -10,8 +10,8 @@ from anchor4d.core.cameras import FrontCamera, orbit, quaternion_to_matrix
 from anchor4d.core.deformation import DeformationField
 from anchor4d.core.gaussians import Gaussians, from_points
 from anchor4d.core.render import rasterize
-from anchor4d.core.scene import Scene4D
-from anchor4d.core.views import (
+from anchor4d.core.scene.scene import Scene4D
+from anchor4d.core.scene.views import (
     depth_film,
     object_cameras,
     render_film,

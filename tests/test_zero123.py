@@ -133,7 +133,6 @@ def test_stable_zero123_is_told_by_its_name(tmp_path: Path) -> None:
     assert type(load_prior(plain)) is Zero123
 
 
-
 def test_condition_needs_a_picture_and_takes_no_text(prior: Zero123) -> None:
     with pytest.raises(InputError, match="needs a condition picture"):
         prior.condition()

@@ -349,9 +349,7 @@ class _Maker:
         )  # fmt: skip
         return len(self.joints) - 1
 
-    def solid(
-        self, part: int, kind: int, radius: Vector | float, at: Vector = (0, 0, 0), taper: float = 0.0
-    ) -> None:
+    def solid(self, part: int, kind: int, radius: Vector | float, at: Vector = (0, 0, 0), taper: float = 0.0) -> None:
         half = np.maximum(np.broadcast_to(np.asarray(radius, float), (3,)), 1e-3)
         if len(self.solids) < SOLIDS:
             self.solids.append((part, kind, np.asarray(at, float), half, taper))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..cameras import Cameras, Crop, FrontCamera
-from ..object3d import Object3D, render_object
+from ..scene.object3d import Object3D, render_object
 from ..video import DrivingVideo
 from .curve import AlignmentCurve
 

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from ..cameras import Cameras, Crop, FrontCamera, orbit
 from ..files import InputError
-from ..object3d import Object3D, bounding_points, render_object
 from ..priors.base import Prior, Viewpoints
+from ..scene.object3d import Object3D, bounding_points, render_object
+from ..scene.views import reframed
 from ..video import DrivingVideo
-from ..views import reframed
 from .curve import AlignmentCurve
 from .focal import FocalAlignment, Progress, align_by, robust_search
 from .solve import Target, turned_centre

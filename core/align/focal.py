@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from ..cameras import Cameras, FrontCamera
-from ..object3d import Object3D, render_object
+from ..scene.object3d import Object3D, render_object
 from ..video import DrivingVideo
 from .curve import AlignmentCurve
 from .front import detect_yaw
 from .solve import DISTANCE, DISTANCES, DOWN, ELEVATION, EXTENT, RIGHT, STAGES, Target, locate, pose_front, refine
+from .up import better_up, silhouette_overlap
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def align_camera(
     """Normalise a mesh, turn it to face front and find the camera of a frame of the video.
 
     Args:
-        mesh: a mesh or Gaussians (:class:`~anchor4d.core.object3d.SplatObject`), any size, place and turn about +Y; +Y up.
+        mesh: a mesh or Gaussians (:class:`~..scene.object3d.SplatObject`), any size, place and turn about +Y; +Y up.
         video: driving video; its crop ties the result to the original picture.
         yaw: degrees to turn the mesh about +Y so that its front faces +Z, or ``auto`` to detect them.
         mode: ``robust`` solves field of view, distance and shift; ``literal`` is PLA4D Eq. 4, field of view alone.
@@ -126,6 +127,13 @@ def align_by(
     tell(0.6, None)
     front, found, error = search(mesh, target)
     curves += found
+    overlap = silhouette_overlap(mesh, front, target)
+    axis = better_up(mesh, target, overlap, elevation=elevation)
+    if axis is not None:
+        log.warning(
+            "%s: its %s axis up fits the first frame far better than +Y up; read it with --up %s (Load Mesh: up = %s)",
+            mesh.name, axis, axis, axis,
+        )  # fmt: skip
     if progress:
         progress(1.0, overlay(mesh, front, target))
     report = {
@@ -138,6 +146,8 @@ def align_by(
         "cy": front.cy,
         "elevation": front.elevation,
         "error": error,
+        "overlap": overlap,
+        "better_up": axis,
         "seconds": time.perf_counter() - started,
     }
     log.info("camera: fovy %.2f, distance %.3f, turn %.1f, error %.4g", front.fovy, front.distance, yaw, error)

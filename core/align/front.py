@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..object3d import Object3D
+from ..scene.object3d import Object3D
 from .curve import AlignmentCurve
 from .solve import AZIMUTH, DISTANCE, DOWN, ELEVATION, EXTENT, RIGHT, STAGES, Target, locate, refine
 

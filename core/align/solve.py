@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..cameras import Cameras, Crop, FrontCamera, orbit_poses
 from ..files import InputError
-from ..object3d import Object3D, bounding_points, render_object
+from ..scene.object3d import Object3D, bounding_points, render_object
 from ..video import DrivingVideo
 
 EXTENT, DISTANCE, RIGHT, DOWN, ELEVATION, AZIMUTH = range(6)

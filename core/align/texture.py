@@ -83,9 +83,12 @@ def color_from_frame(
 
     premultiplied = (frame * mask[..., None]).numpy()
     alpha = map_coordinates(mask.numpy(), [row[seen], column[seen]], order=1, mode="nearest")
-    sampled = np.stack(
-        [map_coordinates(premultiplied[..., k], [row[seen], column[seen]], order=1, mode="nearest") for k in range(3)], -1
-    ) / np.maximum(alpha, 1e-3)[:, None]
+    sampled = (
+        np.stack(
+            [map_coordinates(premultiplied[..., k], [row[seen], column[seen]], order=1, mode="nearest") for k in range(3)], -1
+        )
+        / np.maximum(alpha, 1e-3)[:, None]
+    )
     data = np.zeros((len(vertices), 3))
     weight = np.full(len(vertices), 1e-5)
     data[~seen] = sampled[KDTree(vertices[seen]).query(vertices[~seen])[1]]

@@ -14,13 +14,13 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..anchors import ELEVATIONS, Anchors
-from ..background import key_masks, plain_border, remove_specks, steady
 from ..cameras import FrontCamera, orbit
 from ..files import InputError
+from ..io.background import key_masks, plain_border, remove_specks, steady
 from ..priors.base import Prior, Viewpoints
+from ..scene.anchors import ELEVATIONS, Anchors
+from ..scene.views import reframed
 from ..video import DrivingVideo
-from ..views import reframed
 from .sampling import StepProgress, sample
 
 log = logging.getLogger(__name__)

@@ -15,13 +15,13 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..background import estimate_masks
 from ..cameras import Cameras, FrontCamera, orbit
 from ..files import InputError
 from ..gaussians import SH_C0, Gaussians
+from ..io.background import estimate_masks
+from ..io.video import Clip, prepare
 from ..priors.base import Prior
 from ..priors.checkpoints import Precision, precision_dtypes
-from ..video import Clip, prepare
 from .sampling import StepProgress, image_to_views, text_to_views
 
 #: The camera of LGM's training pictures. The object lies in [-1, 1]^3; the picture's half height spans 0.685 at its middle.
@@ -71,7 +71,7 @@ def image_to_gaussians(
     Args:
         lgm: file or folder of the weights, a name that ``models list`` knows, or the loaded network.
         imagedream: as :func:`anchor4d.core.priors.load.load_prior` takes it, or the loaded prior.
-        image: the object is found by alpha or :func:`anchor4d.core.background.estimate_masks`, and centred.
+        image: the object is found by alpha or :func:`anchor4d.core.io.background.estimate_masks`, and centred.
 
     Raises:
         InputError: for a picture without an object, or models that are not here or of another kind.
@@ -185,7 +185,7 @@ def load_lgm(source: str | Path, *, device: str | torch.device = "cpu", precisio
 
     path = Path(source)
     if not path.exists():
-        from ..models import find, missing
+        from ..priors.models import find, missing
 
         found = find(str(source))
         if found is None:

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ..cameras import Cameras
 from ..files import InputError
+from ..io.video import Clip, prepare
 from ..priors.base import Condition
 from ..priors.checkpoints import Precision
 from ..priors.load import load_prior
 from ..priors.zero123plus import Zero123Plus
-from ..video import Clip, prepare
 from .sampling import StepProgress
 
 #: Share of the input picture's side that the object takes.

@@ -29,7 +29,7 @@ def located(source: str | Path) -> Checkpoint:
     """
     if Path(source).exists():
         return Checkpoint(source)
-    from ..models import find, missing
+    from ..priors.models import find, missing
 
     found = find(str(source))
     if found is None:

@@ -1,7 +1,7 @@
 """Films from a text or a picture, by the video models that diffusers has: Wan, LTX-Video, HunyuanVideo, CogVideoX, Kandinsky 5,
 Stable Video Diffusion, AnimateDiff, and ModelScope with Zeroscope.
 
-A folder's model_index.json says which it is. What comes out goes through :func:`anchor4d.core.video.load_video` like any other
+A folder's model_index.json says which it is. What comes out goes through :func:`~..io.video.load_video` like any other
 film; the defaults ask for what that wants: one object, a still camera, a plain background.
 """
 

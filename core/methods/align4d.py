@@ -17,9 +17,9 @@ from dataclasses import replace
 
 from ..align.distance import Meaning
 from ..files import InputError
-from ..objectives.base import constant
 from ..objectives.multiview import MotionGeometry
 from ..priors.base import Prior
+from ..schedules import constant
 from . import dg4d
 from .stages import MethodConfig
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..files import InputError
-from ..objectives.base import Weight, constant, linear
+from ..schedules import Weight, constant, linear
 from .base import Condition, Prior, Viewpoints
 
 

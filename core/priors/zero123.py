@@ -88,9 +88,7 @@ class SharedAttention:
 class OneToken:
     """Cross-attention to a single token, exactly and without queries: the token's weight is 1 whatever asks."""
 
-    def __call__(
-        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, fusion: Any = None, **_: Any
-    ) -> Tensor:
+    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, fusion: Any = None, **_: Any) -> Tensor:
         return attn.to_out[0](attn.to_v(encoder_hidden_states)).expand_as(hidden_states)
 
 

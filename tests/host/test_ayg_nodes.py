@@ -17,7 +17,7 @@ import tiny_models
 import tiny_videos
 
 from anchor4d.core.deformation import ClipChain
-from anchor4d.core.scene import Scene4D
+from anchor4d.core.scene.scene import Scene4D
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from anchor4d.core import edit
-from anchor4d.core.edit import Placement
-from anchor4d.core.formats import write_splat_sequence
 from anchor4d.core.gaussians import Gaussians
-from anchor4d.core.sample import sample_scene
-from anchor4d.core.scene import Scene4D
-from anchor4d.core.sequence import read_sequence
+from anchor4d.core.io import write_splat_sequence
+from anchor4d.core.io.sequence import read_sequence
+from anchor4d.core.runs.sample import sample_scene
+from anchor4d.core.scene import edit
+from anchor4d.core.scene.edit import Placement
+from anchor4d.core.scene.scene import Scene4D
 
 TIMES = torch.tensor([0.0, 0.3, 0.8, 1.0])
 

@@ -16,7 +16,7 @@ import torch
 
 from anchor4d.core.cameras import FrontCamera
 from anchor4d.core.gaussians import SH_C0, Gaussians
-from anchor4d.core.sequence import scene_from_gaussians
+from anchor4d.core.scene.sequence import scene_from_gaussians
 
 QUIET = {"Comfy.TutorialCompleted": True, "Comfy.Release.Status": "skipped", "Comfy.Minimap.Visible": False}
 #: Its own workflow comes last, and would take the place of what a test has built before.
@@ -284,7 +284,7 @@ def test_it_runs_without_a_page(host: Any, scene_file: Path):
     """A view given as text: its camera, its moment, its colour and its path come out; pictures lie in the stream."""
     import json
 
-    from anchor4d.core.formats.stream import read_stream
+    from anchor4d.core.io.stream import read_stream
 
     camera = {"position": {"x": 1.4, "y": 0.5, "z": -1.4}, "target": {"x": 0, "y": 0, "z": 0}, "fov": 35, "aspect": 1.5}
     keys = [{"time": t, "scene_time": 0.25, "camera": camera | {"fov": fov}} for t, fov in ((0, 35), (1, 20))]

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from anchor4d.core.cameras import orbit, quaternion_to_matrix, to_camera_info
-from anchor4d.core.formats import read_splats, write_splats
 from anchor4d.core.gaussians import SH_C0, Gaussians
+from anchor4d.core.io import read_splats, write_splats
 
 #: What the host's reader opens, and how it is written: 1 to 3 of .spz, no compressed .ply.
 FILES: dict[str, dict[str, Any]] = {"a.ply": {}, "two.spz": {"version": 2}, "three.spz": {}, "a.splat": {}}

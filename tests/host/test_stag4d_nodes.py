@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from anchor4d.core.sample import write_sample
-from anchor4d.core.scene import Scene4D
+from anchor4d.core.runs.sample import write_sample
+from anchor4d.core.scene.scene import Scene4D
 
 FITS = ("Anchor4DFitGaussians", "Anchor4DMotionAlignment", "Anchor4DPlayScene", "Anchor4DSaveScene", "Anchor4DSTAG4DObjectives")
 

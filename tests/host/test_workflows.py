@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from anchor4d.core.formats.stream import read_stream
-from anchor4d.core.sample import sample_scene, write_sample
-from anchor4d.core.scene import Scene4D
+from anchor4d.core.io.stream import read_stream
+from anchor4d.core.runs.sample import sample_scene, write_sample
+from anchor4d.core.scene.scene import Scene4D
 
 
 def add(prompt: dict[str, Any], key: str, kind: str, **inputs: Any) -> None:

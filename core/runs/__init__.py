@@ -1,0 +1,1 @@
+"""Runs of a method from files to files."""
