@@ -37,7 +37,7 @@ from ..metrics.perceptual import perceptual_distance
 from ..priors.base import Prior
 from ..priors.models import find
 from ..progress import Progress
-from ..render import available_backends, resolve_backend
+from ..render import resolve_backend
 from ..scene.anchors import Anchors
 from ..scene.object3d import Object3D, SplatObject
 from ..scene.scene import Scene4D
@@ -194,14 +194,14 @@ Result = TypeVar("Result", bound=Finished)
 
 
 def resolve_device(name: str) -> str:
-    """The device that a name means here. "auto" is CUDA where a renderer made for it is installed, else the CPU.
+    """The device that a name means here. "auto" is the graphics card where there is one (CUDA or ROCm), else the CPU.
 
     Raises:
         InputError: for a device that this machine or this PyTorch lacks.
     """
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
-        return "cuda" if there["cuda"] and available_backends("cuda")[0] != "torch" else "cpu"
+        return "cuda" if there["cuda"] else "cpu"
     if name not in there:
         raise InputError(f"device {name!r}: unknown, choose one of auto, {', '.join(there)}")
     if not there[name]:
@@ -457,7 +457,7 @@ def into_folder(
 def preview_film(run: Run, backend: str = "auto", *, height: int = 256, turns: int = 4) -> Any:  # (T, H, W, 3) uint8
     """The driving video beside the object from its front camera and from a camera that circles it, on white."""
     scene, video = run.scene, run.video
-    backend = "auto" if backend == "gsplat" else backend  # the scene is on the CPU by now
+    backend = "auto" if backend in ("gsplat", "nvrtc") else backend  # the scene is on the CPU by now
     video = video.resized(min(height, video.resolution))
     size = video.resolution
     front = render_frames(scene, run.alignment.front.cropped(video.crop, size), backend=backend)[0]

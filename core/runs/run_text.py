@@ -240,7 +240,7 @@ def run_text_in_folder(
 
 def preview_film(scene: Scene4D, backend: str = "auto", *, height: int = 256, turns: int = 2) -> Any:  # (T, H, W, 3) uint8
     """The object from the front and the right, and from a camera that circles it, on white."""
-    backend = "auto" if backend == "gsplat" else backend  # the scene is on the CPU by now
+    backend = "auto" if backend in ("gsplat", "nvrtc") else backend  # the scene is on the CPU by now
     front, side = render_frames(scene, object_cameras(scene, height, [0.0, 90.0]), backend=backend)
     around = render_frames(scene, *turning_cameras(scene, height, turns), backend=backend)[0]
     panels = {"front": front, "right": side}
