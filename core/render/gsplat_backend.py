@@ -76,7 +76,7 @@ def draw(
     # nothing is lost on the way to the conics.
     double = cameras.__class__(cameras.world_to_camera.double(), cameras.K.double(), width, height)
     centers, depths, covariances, determinant, inside = project(
-        *(spread(x).double() for x in (means, quats, log_scales)), double
+        spread(means).double(), spread(quats).double(), spread(log_scales).double(), double
     )
     a, b, c = covariances.unbind(-1)
     conics = (torch.stack([c, -b, a], -1) / determinant[..., None]).to(means.dtype)
