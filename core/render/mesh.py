@@ -30,7 +30,6 @@ _CHUNK = 1 << 22
 
 #: Meshes that have been looked at, and areas of their faces in texels, on a card.
 _finite: WeakSet[Mesh] = WeakSet()
-_texels: WeakKeyDictionary[Mesh, Tensor] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -87,9 +86,7 @@ def render_mesh(
         background = background.to(device, torch.float32).expand(len(cameras), 3)
     backend = resolve_backend(backend, device)
     if backend == "nvrtc":
-        if mesh not in _texels:
-            _texels[mesh] = _face_texels(mesh)
-        return MeshRender(*nvrtc.render(mesh, cameras, background, supersample, mipmaps, near, _texels[mesh]))
+        return MeshRender(*nvrtc.render(mesh, cameras, background, supersample, mipmaps, near, _face_texels))
     if backend == "numba":
         return _render_numba(mesh, cameras, background, supersample, mipmaps, near)
     images = [_render_torch(mesh, cameras[i : i + 1], supersample, mipmaps, near) for i in range(len(cameras))]

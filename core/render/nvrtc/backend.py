@@ -277,12 +277,12 @@ def tested(source: str, device: torch.device, test: Callable[[torch.device], str
         if compiler.remembered(key) is not None:
             return ""
         problem = test(device)
+        if not problem:
+            compiler.remember(key, b"passed")
     except (compiler.CompilerError, InputError, OSError, RuntimeError) as error:
         problem = " ".join(str(error).split())[:300]
     if problem:
         log.warning("%s: %s; another renderer takes its place", torch.cuda.get_device_name(device), problem)
-    else:
-        compiler.remember(key, b"passed")
     return problem
 
 

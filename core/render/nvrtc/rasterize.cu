@@ -348,6 +348,7 @@ static __device__ void compare(u64* keys, int low, int high, int size) {
 // Steps of a bitonic sort with all comparisons ascending, of distances from `distance` down to `last`, powers of two.
 static __device__ void bitonic_steps(u64* keys, int size, int half, int distance, int last) {
     for (; distance >= last; distance /= 2) {
+#pragma unroll 1
         for (int i = threadIdx.x; i < half; i += SORTERS) {
             int low = 2 * i - (i & (distance - 1));
             compare(keys, low, low + distance, size);
@@ -357,6 +358,7 @@ static __device__ void bitonic_steps(u64* keys, int size, int half, int distance
 }
 
 static __device__ void bitonic_flip(u64* keys, int size, int half, int width) {
+#pragma unroll 1
     for (int i = threadIdx.x; i < half; i += SORTERS) {
         int offset = i & (width / 2 - 1), low = 2 * i - offset;
         compare(keys, low, low + width - 1 - 2 * offset, size);
