@@ -408,7 +408,7 @@ def cleaned_mesh(
 
 def _has_area(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:  # (V, 3), (F, 3) -> (F,)
     a, b, c = (vertices[faces[:, i]] for i in range(3))
-    with np.errstate(over="ignore", invalid="ignore"):  # beyond the range of numbers there is no area either
+    with np.errstate(all="ignore"):  # beyond the range of numbers there is no area either
         area = np.abs(np.cross(b - a, c - a)).max(-1)
     return (area > 0) & np.isfinite(area)
 
