@@ -131,7 +131,12 @@ def test_obj_with_colours_of_vertices_and_normals(tmp_path: Path) -> None:
     assert mesh.vertex_colors[:2].tolist() == [[1, 0, 0, 1], [0, pytest.approx(128 / 255), 0, 1]]
 
 
-@pytest.mark.parametrize("line", ["f 1 2 9", "f 0 1 2", "f 1 2 x", "f 1/9 2/1 3/1", "v 1 x 0\nf 1 2 3", "v 1\nf 1 2 3", "f 1 2 -9", "f 1 2 99999999999999999999"])  # fmt: skip
+BAD_LINES = (
+    "f 1 2 9", "f 0 1 2", "f 1 2 x", "f 1/9 2/1 3/1", "v 1 x 0\nf 1 2 3", "v 1\nf 1 2 3", "f 1 2 -9", "f 1 2 99999999999999999999",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("line", BAD_LINES)
 def test_obj_that_is_damaged(tmp_path: Path, line: str) -> None:
     with pytest.raises(InputError, match="export it again"):
         load_mesh(obj(tmp_path, SQUARE + line))
