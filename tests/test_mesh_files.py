@@ -132,7 +132,8 @@ def test_obj_with_colours_of_vertices_and_normals(tmp_path: Path) -> None:
 
 
 BAD_LINES = (
-    "f 1 2 9", "f 0 1 2", "f 1 2 x", "f 1/9 2/1 3/1", "v 1 x 0\nf 1 2 3", "v 1\nf 1 2 3", "f 1 2 -9", "f 1 2 99999999999999999999",
+    "f 1 2 9", "f 0 1 2", "f 1 2 x", "f 1/9 2/1 3/1", "v 1 x 0\nf 1 2 3", "v 1\nf 1 2 3", "f 1 2 -9",
+    "f 1 2 99999999999999999999",
 )  # fmt: skip
 
 
