@@ -17,11 +17,14 @@ from PIL import Image
 import anchor4d
 from anchor4d import cli
 from anchor4d.core.files import InputError
+from anchor4d.core.gaussians import from_points
+from anchor4d.core.io.gltf_splats import write_splat_glb
 from anchor4d.core.io.meshes import load_mesh
 from anchor4d.core.io.objects import load_object
 from anchor4d.core.io.video import read_picture
 from anchor4d.core.mesh import UP_AXES, Mesh, surface_color, up_matrix
 from anchor4d.core.pictures import FORMATS, open_picture
+from anchor4d.core.scene.object3d import SplatObject
 
 ROOT = Path(anchor4d.__file__).parent
 #: Two quads in the plane Z = 0 whose left and right half see the halves of a texture.
@@ -274,3 +277,15 @@ def test_sixteen_bit_grey_keeps_its_shades(tmp_path: Path) -> None:
     Image.fromarray(np.full((4, 4), 0x8000, np.uint16)).save(tmp_path / "tex.png")
     mesh = load_mesh(obj(tmp_path, "mtllib a.mtl\n" + SQUARE + "usemtl m\n" + FACES, a__mtl=PAINTED))
     assert colors(mesh)[0] == [128, 128, 128]
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_objects_too_small_or_large_to_draw_are_refused_when_normalised(tmp_path: Path, size: float) -> None:
+    points = torch.rand(20, 3, generator=torch.Generator().manual_seed(0)) * size
+    write_splat_glb(tmp_path / "a.glb", from_points(points, points.clamp(0, 1)))
+    splats = [load_object(tmp_path / "a.glb")] if size > 1 else []  # small ones have Gaussians of a size that can be drawn
+    for item in (*splats, Mesh(points, torch.arange(18).reshape(6, 3))):
+        with pytest.raises(InputError, match="across"):
+            item.normalized()
+    near = torch.rand(20, 3, generator=torch.Generator().manual_seed(0)) * 1e14
+    assert float(SplatObject.of(from_points(near, near.clamp(0, 1))).normalized()[0].vertices.abs().max()) < 1
