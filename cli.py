@@ -7,6 +7,7 @@ the commands, so that help is instant.
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import re
 import shutil
@@ -25,17 +26,17 @@ from .core.files import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Of core.export.FORMATS, which help does without: it is instant.
-EXPORTS = (
-    "ply", "compressed-ply", "spz", "splat", "glb", "glb-splats", "usd", "4dgs", "html", "a4d", "scene", "mp4", "webm", "gif",
-    "webp", "apng", "png",
-)  # fmt: skip
 #: Seconds between preview pictures, and between progress lines where standard error is not a terminal.
 PREVIEW_SECONDS, LINE_SECONDS = 10.0, 10.0
+#: Seconds that reading a file may take without a line.
+READ_SECONDS = 2.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names that the terminal has no letters for
     args = _parser().parse_args(argv)
     console = Console()
     handler = _ConsoleLog(console)
@@ -87,10 +88,20 @@ def fit(args: argparse.Namespace, console: Console) -> int:
         raise InputError(f"{'--then' if args.then else '--loop'}: prolongs motions of method ayg, not of {args.method}")
     if all(getattr(args, name) is None for name in ("prompt", "image", "video", "object")):
         raise InputError("fit: nothing to start from; give at least one of --prompt, --image, --video and --object")
+    for name, default in (("start", 0.0), ("end", None), ("every", 1), ("mask", None), ("background", "auto")):
+        if args.video is None and getattr(args, name) != default:
+            raise InputError(f"--{name}: says how a video is read; give --video, or leave it out")
+    if args.mask is not None and not Path(args.mask).exists():
+        raise InputError(f"--mask {args.mask}: no such film, folder or picture, check the path")
     from .core.generate.chain import Links, complete
     from .core.generate.pipelines import located
+    from .core.io.background import check_method
+    from .core.io.video import Part, Reading
     from .core.runs.run import OBJECT_FREE, prior_device, run_in_folder
 
+    reading = Reading(args.mask, args.start, args.end, args.every, args.background)
+    Part(args.fps, args.frames, args.start, args.end, args.every).checked(args.video or "fit")
+    check_method(args.background, source=args.video or "fit")
     settings, watch = _settings(args).resolved(), console.watch(args.out)
     for prior in {settings.prior, settings.anchors} - {"tiny", "none"}:
         located(prior)  # what is made may take long: a prior that is not here is told before
@@ -110,11 +121,22 @@ def fit(args: argparse.Namespace, console: Console) -> int:
         device=prior_device(settings.device),
         resume=args.resume,
         make_object=settings.method not in OBJECT_FREE,
+        reading=reading,
         progress=watch,
     )
     settings = settings if made.yaw is None else replace(settings, yaw=made.yaw)
     fps = made.fps if args.fps is None else args.fps
-    done = run_in_folder(made.video, made.object, args.out, settings, fps=fps, resume=args.resume, progress=watch)
+    done = run_in_folder(
+        made.video,
+        made.object,
+        args.out,
+        settings,
+        fps=fps,
+        resume=args.resume,
+        reading=reading,
+        progress=watch,
+        read=console.reading(made.video),
+    )
     if done is None:
         console.line("already finished with these inputs and settings")
     print(args.out / "scene.safetensors")
@@ -169,7 +191,7 @@ def render(args: argparse.Namespace, console: Console) -> int:
     from .core.scene.scene import frame_times
     from .core.scene.views import render_frames, scene_cameras
 
-    scene = open_scene(args.scene)
+    scene = open_scene(args.scene, up=args.up)
     for text in args.azimuths:
         _our_folder(args.out / text, r"\d+\.png")
     taus = scene.taus if args.frames is None else frame_times(args.frames, scene.loop)
@@ -188,31 +210,35 @@ def render(args: argparse.Namespace, console: Console) -> int:
 
 
 def export(args: argparse.Namespace, console: Console) -> int:
-    azimuths = [_number("--azimuths", text) for text in args.azimuths]
-    from .core.io.export import FORMATS, Shot, checked_path, export_scene
+    from .core.io.export import FORMATS, Option, Shot, check_export, export_scene
     from .core.io.sequence import open_scene
     from .core.scene.trajectory import Trajectory
 
-    out, form = checked_path(args.out, args.format), FORMATS[args.format]
+    out, form = args.out, FORMATS[args.format]
+    asked = (args.azimuths, args.elevation, args.size, args.background, args.loops, args.camera_path)
+    shot = None
+    if form.kind == "film" or any(value is not None for value in asked):
+        shot = Shot(
+            azimuths=[_number("--azimuths", text) for text in args.azimuths or ["0"]],
+            elevation=args.elevation,
+            size=args.size,
+            background=args.background or ("white" if args.format == "mp4" else "none"),
+            loops=1 if args.loops is None else args.loops,
+            trajectory=None if args.camera_path is None else Trajectory.load(args.camera_path),
+        )
+    given: dict[Option, object] = {"frames": args.frames, "moment": args.time, "shot": shot, "film": args.video}
+    check_export(out, args.format, given | {"compare": args.compare})
+    if args.renderer != "auto" and form.kind != "film":
+        raise InputError(f"--renderer {args.renderer}: nothing is drawn for the format {args.format}; leave it out")
     if form.folder and not out.suffix:
         _our_folder(out, form.folder)
-    if args.background is not None and form.kind != "film":
-        raise InputError(f"--background: {args.format} is no film; leave it out")
-    shot = Shot(
-        azimuths=azimuths,
-        elevation=args.elevation,
-        size=args.size,
-        background=args.background or ("white" if args.format == "mp4" else "none"),
-        loops=args.loops,
-        trajectory=None if args.camera_path is None else Trajectory.load(args.camera_path),
-    )
     film = None
     if args.video is not None:
         from .core.io.video import read_clip
 
-        film = read_clip(args.video).frames
+        film = read_clip(args.video, progress=console.reading(Path(args.video))).frames
     export_scene(
-        open_scene(args.scene),
+        open_scene(args.scene, up=args.up),
         out,
         args.format,
         frames=args.frames,
@@ -352,6 +378,18 @@ class Console:
         """Progress of something without losses."""
         return lambda step, steps: self.step(stage, step, steps)
 
+    def reading(self, path: Path) -> Callable[[int, int], None]:
+        """Progress of reading a file, once that takes long: bad input is answered by its error alone."""
+        began, stage = time.monotonic(), f"read {path.name}, %"
+
+        def progress(done: int, of: int) -> None:
+            if time.monotonic() - began > READ_SECONDS:
+                if self.stage != stage:
+                    self.line(f"reading {path}")
+                self.step(stage, done, of)
+
+        return progress
+
     def watch(self, out: Path, label: str = "") -> Callable[..., None]:
         """Progress of a fit: a line with the loss, ``preview.png`` in ``out`` now and then, and interruption between steps."""
         drawn = time.monotonic()
@@ -412,6 +450,18 @@ def _clock(seconds: float) -> str:
 # Arguments
 
 
+class _Formats:
+    """The names of the export table, which takes PyTorch: asked for only where a format is chosen or its help is read."""
+
+    def __iter__(self) -> Iterator[str]:
+        from .core.io.export import FORMATS
+
+        return iter(FORMATS)
+
+    def __contains__(self, name: str) -> bool:
+        return name in iter(self)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
@@ -442,7 +492,7 @@ def _parser() -> argparse.ArgumentParser:
         "--object",
         "--mesh",
         metavar="FILE|DIR",
-        help="mesh (.glb, .gltf, .obj, .ply, .stl) or splats (.ply, .spz, .splat, .ksplat, .glb); pla4d-v4: or a folder",
+        help="mesh (.glb, .gltf, .obj, .ply, .stl) or splats (.ply, .spz, .splat, .ksplat, .sog, .glb); pla4d-v4: or a folder",
     )
     made.add_argument(
         "--image", metavar="FILE", help="picture of the object: a missing video begins with it, an object is made of it"
@@ -474,6 +524,21 @@ def _parser() -> argparse.ArgumentParser:
         help="axis of --object's file that points up (default: %(default)s; z = from Blender's or a CAD program's axes)",
     )
     made.add_argument("--loop", action="store_true", help="ayg: the motion returns to its first frame")
+    made.add_argument("--start", type=float, default=0.0, metavar="S", help="second at which the video begins (default: 0)")
+    made.add_argument("--end", type=float, metavar="S", help="second at which it ends (default: its own end)")
+    made.add_argument("--every", type=int, default=1, metavar="N", help="take every N-th frame (default: 1, all)")
+    made.add_argument(
+        "--mask",
+        metavar="DIR|FILE",
+        help="the object white on black: a film or folder like the video, or one picture for all",
+    )
+    made.add_argument(
+        "--background",
+        default="auto",
+        metavar="auto|key|rembg|COLOUR",
+        help="how the object is found where there is neither alpha nor a mask: key = the backdrop has one colour, or this one "
+        "(green, #00b140); rembg = a neural network; auto = key where the border is plain, else rembg",
+    )
     made.add_argument("--fps", type=float, help="frames a second (default: the video's own, else 12)")
     made.add_argument("--resume", action="store_true", help="go on where an interrupted run in OUT stopped, to the same result")
     made.add_argument(
@@ -485,7 +550,9 @@ def _parser() -> argparse.ArgumentParser:
 
     made = command("render", render, "draw a scene with alpha from the driving video's camera, turned to each azimuth")
     scene = "scene.safetensors, a splat file, or a folder or .zip of splat files, one a frame"
+    ups, up = ("y", "-y", "z", "-z", "x", "-x"), "splat files: the axis that points up (default: what the file states, else -y)"
     made.add_argument("scene", type=Path, metavar="SCENE", help=scene)
+    made.add_argument("--up", choices=ups, help=up)
     made.add_argument(
         "--azimuths", nargs="+", required=True, metavar="A", help="degrees; 0 = the driving video's view, 90 = +X"
     )
@@ -498,16 +565,17 @@ def _parser() -> argparse.ArgumentParser:
 
     made = command("export", export, "write a scene for other programs")
     made.add_argument("scene", type=Path, metavar="SCENE", help=scene)
-    made.add_argument("--format", choices=EXPORTS, required=True, help="see docs/formats.md")
+    made.add_argument("--up", choices=ups, help=up)
+    made.add_argument("--format", choices=_Formats(), required=True, metavar="F", help="%(choices)s; see docs/formats.md")
     made.add_argument("--frames", type=int, metavar="N", help="spread the motion over N frames (default: the scene's own)")
     made.add_argument(
         "--time", type=float, metavar="TAU", help="splats: one moment in a single file, 0 to 1, in place of the clip"
     )
-    made.add_argument("--azimuths", nargs="+", default=["0"], metavar="A", help="films: degrees; several = side by side")
+    made.add_argument("--azimuths", nargs="+", metavar="A", help="films: degrees; several = side by side (default: 0)")
     made.add_argument("--elevation", type=float, metavar="E", help="films: degrees, positive = from above")
     made.add_argument("--size", type=int, metavar="PX", help="films: longer side of the pictures")
     made.add_argument("--background", choices=("none", "white", "black"), help="films: default white for mp4, else none")
-    made.add_argument("--loops", type=int, default=1, help="films: how often the clip plays (default: 1)")
+    made.add_argument("--loops", type=int, metavar="N", help="films: how often the clip plays (default: 1)")
     made.add_argument(
         "--camera-path", type=Path, metavar="FILE", help="films: .json of camera keys, as the player records them"
     )

@@ -1,18 +1,21 @@
-"""Pictures: the one place that opens them, bounds them and encodes them."""
+"""Pictures: the one place that opens them, bounds them, decodes and encodes them."""
 
 from __future__ import annotations
 
 import logging
 import os
 import struct
+import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from .files import InputError
@@ -20,31 +23,40 @@ from .reading import VARIABLES, limits, regular_size
 
 log = logging.getLogger(__name__)
 
-#: What Pillow may open, whatever a file is called. Left out is what starts other programs (EPS) or reads other files. TGA,
-#: which has no mark of its own, comes last.
-FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "DDS", "PPM", "TGA")
+#: What Pillow may open, whatever a file is called: formats that it decodes by itself. EPS, for which it starts Ghostscript, is
+#: none of them. TGA, which has no mark of its own, comes last.
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "DDS", "PPM", "TGA")
+#: The EXIF tag of a picture's orientation; values of 5 and more lie on their side.
+ORIENTATION = 0x0112
 MAX_TEXTURE_SIDE = 4096  # larger textures are reduced at reading
 
 
-def open_picture(source: str | os.PathLike[str] | bytes, name: str = "") -> Image.Image:
-    """A picture with only its header read: of a path, or of a file's bytes.
+class TooLarge(InputError):
+    """A picture of more pixels than may be decoded."""
+
+
+def open_picture(source: str | os.PathLike[str] | bytes, name: str | None = None) -> Image.Image:
+    """A picture of one of :data:`FORMATS`, with only its header read. Decode it within :func:`readable`.
 
     Args:
-        name: for messages; the path where there is one.
+        source: a path, or the file's content.
+        name: for messages; the path itself where None.
 
     Raises:
-        InputError: for a missing file, what is no regular file, no picture, or a picture of another kind than :data:`FORMATS`.
-        Image.DecompressionBombError: for far too many pixels.
+        InputError: for what is no regular file, none of these formats, or larger than Pillow's own bound.
     """
     name = name or (str(source) if not isinstance(source, bytes) else "picture")
     if not isinstance(source, bytes):
         regular_size(source, "picture")
-    try:
-        return Image.open(BytesIO(source) if isinstance(source, bytes) else Path(source), formats=_formats())
-    except Image.DecompressionBombError:
-        raise
-    except (OSError, ValueError, SyntaxError, EOFError, OverflowError, TypeError, MemoryError):  # plug-ins on damaged headers
-        raise InputError(f"{name}: not a picture that can be read, convert it to PNG") from None
+    with readable(name):
+        file = BytesIO(source) if isinstance(source, bytes) else Path(source)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound below
+            image = Image.open(file, formats=_formats())
+        if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+            image.close()
+            raise Image.DecompressionBombError
+    return image
 
 
 @cache
@@ -52,6 +64,43 @@ def _formats() -> tuple[str, ...]:
     """Those of :data:`FORMATS` that this Pillow has."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+@contextmanager
+def readable(name: str | os.PathLike[str]) -> Iterator[None]:
+    """Whatever a decoder throws on a damaged or oversized picture, as one line that names it."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (Image.DecompressionBombError, MemoryError):
+        raise TooLarge(f"{name}: the picture is too large to read safely, make it smaller") from None
+    except Exception as error:  # decoders' errors share no base
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{name}: not a readable picture, it is damaged or of another kind ({text})") from None
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height as the picture is seen."""
+    width, height = image.size
+    return (width, height) if image.getexif().get(ORIENTATION, 1) < 5 else (height, width)
+
+
+def upright_pixels(image: Image.Image) -> np.ndarray:  # (H, W, 3 | 4) uint8
+    """RGB or RGBA of a picture as it is seen; 16-bit grey is scaled to 8.
+
+    Raises:
+        ValueError: for grey values beyond 16 bits, or in floating point beyond 1; :func:`readable` names the picture.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        grey = np.nan_to_num(np.asarray(image, np.float64))
+        white = 1.0 if image.mode == "F" else 65535.0
+        if grey.min() < 0 or grey.max() > white:
+            raise ValueError(f"grey values from {grey.min():g} to {grey.max():g}, give 0 to {white:g}")
+        return np.repeat(np.round(grey * (255 / white)).astype(np.uint8)[..., None], 3, -1)
+    alpha = "A" in image.getbands() or "transparency" in image.info
+    return np.asarray(image.convert("RGBA" if alpha else "RGB"))
 
 
 def decode_texture(image: Image.Image, name: str) -> Tensor:  # (h, w, 4)
@@ -108,14 +157,15 @@ class PictureBudget:
             InputError: for what is no picture, or too many pixels.
         """
         try:
-            image = open_picture(data)
+            image = open_picture(data, name)
+        except TooLarge:
+            image = None
+        except InputError:
+            raise InputError(f"{owner}: texture {name} is not a picture that can be read, convert it to PNG") from None
+        if image is not None:
             self.pixels += image.width * image.height
             if self.pixels <= self.most:
                 return image
-        except Image.DecompressionBombError:
-            pass
-        except InputError:
-            raise InputError(f"{owner}: texture {name} is not a picture that can be read, convert it to PNG") from None
         raise InputError(
             f"{owner}: texture {name} exceeds the {self.most / 1e6:.3g} million pixels a mesh may have, reduce it or raise "
             f"{VARIABLES['pixels'][0]}"

@@ -6,7 +6,6 @@ import logging
 import os
 from pathlib import Path
 
-from ..files import InputError
 from ..mesh import up_matrix
 from ..scene.object3d import Object3D, SplatObject
 from .gltf import Gltf
@@ -24,7 +23,7 @@ SUFFIXES = (*MESH_SUFFIXES, *(suffix for suffix in SPLAT_SUFFIXES if suffix not 
 
 
 def load_object(path: str | os.PathLike[str], up: str = "y") -> Object3D:
-    """A mesh file, or 3D Gaussians: .spz, .splat, .ksplat, or a .ply or .glb, which is told from a mesh by its content.
+    """A mesh file, or 3D Gaussians: .spz, .splat, .ksplat, .sog, or a .ply or .glb, which its content says.
 
     Args:
         up: the axis that points up in the frame that files of the kind usually have: "y" as it should be, "z" for what
@@ -35,8 +34,6 @@ def load_object(path: str | os.PathLike[str], up: str = "y") -> Object3D:
     """
     path = Path(path)
     suffix, turn = path.suffix.lower(), up_matrix(up)
-    if suffix == ".sog":
-        raise InputError(f"{path}: .sog is not read as an object, save it as .ply or .spz")
     if suffix in SPLAT_SUFFIXES and (suffix != ".ply" or (path.is_file() and is_splat_ply(path))):
         gaussians = read_splats(path)
     elif suffix in (".glb", ".gltf") and has_splats(Gltf(path)):

@@ -7,7 +7,6 @@ A folder holds one model a subfolder (``unet/config.json`` and its weights, ...)
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -19,6 +18,7 @@ import torch
 from torch import nn
 
 from ..files import InputError
+from ..packages import problem
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Module = TypeVar("Module", bound=nn.Module)
@@ -129,7 +129,7 @@ class Checkpoint:
 
         if not self.has(sub):
             raise InputError(f"{self.folder}: no folder {sub}, the checkpoint is incomplete; get it again")
-        lacking = [name for name in ("sentencepiece", "google.protobuf") if not _importable(name)]
+        lacking = [name for name in ("sentencepiece", "google.protobuf") if problem(name)]
         if lacking and (self.folder / sub / "spiece.model").is_file() and not (self.folder / sub / "tokenizer.json").is_file():
             raise InputError(f"{self.folder / sub / 'spiece.model'}: to read it, run: pip install sentencepiece protobuf")
         with quiet():
@@ -155,8 +155,7 @@ class Checkpoint:
                 if single.is_file():
                     files = [single]
                 elif index.is_file():
-                    shards = sorted(set(_read_json(index).get("weight_map", {}).values()))
-                    files = [folder / shard for shard in shards]
+                    files = [folder / shard for shard in _shards(index)]
                     missing = [file.name for file in files if not file.is_file()]
                     if missing or not files:
                         names = ", ".join(missing) or "any shard"
@@ -300,13 +299,6 @@ def _load_own(
     return model, missing, unexpected, mismatched
 
 
-def _importable(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # of the package that the name begins with
-        return False
-
-
 def _check_header(path: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
@@ -317,10 +309,20 @@ def _check_header(path: Path) -> None:
         raise InputError(f"{path}: cut short or not a safetensors file ({_line(error)}); get it again") from None
 
 
+def _shards(index: Path) -> list[str]:
+    """Names of the files that an index spreads weights over, each beside it."""
+    listed = _read_json(index).get("weight_map", {})
+    shards = set(listed.values()) if isinstance(listed, dict) and all(isinstance(v, str) for v in listed.values()) else {""}
+    for shard in shards:
+        if not re.fullmatch(r"[^/\\\0:]+\.safetensors", shard):
+            raise InputError(f"{index}: names {shard[:80]!r}, which is no safetensors file beside it; get the checkpoint again")
+    return sorted(shards)
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not readable as json ({_line(error)}); get it again") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a json object; get it again")

@@ -6,7 +6,6 @@ ComfyUI's, else one among the user's data. Several may hold models; the first is
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -20,6 +19,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from ..files import InputError
+from ..packages import problem
 
 COMMAND = "python -m anchor4d models"
 
@@ -155,12 +155,16 @@ def find(name: str) -> Path | None:
         name: in the registry, or a Hub id, or what :func:`folders_for` gives: a path below a models folder.
 
     Returns:
-        Its folder, or its file if it is a single one from elsewhere than the Hub; None if it is not here.
+        Its folder, or its file if it is a single one from elsewhere than the Hub; None if it is not here. Never anything
+        outside the models folders: an absolute path, or one that climbs out, is no name.
     """
     model = model_named(name)
     if model is not None and (found := model.found()):
         return found
-    places = [folder / name for folder in models_folders()] if name and ".." not in Path(name).parts else []
+    inside = (
+        name and not Path(name).is_absolute() and not Path(name).drive and ".." not in Path(name).parts and "\0" not in name
+    )
+    places = [folder / name for folder in models_folders()] if inside else []
     return next((place for place in places if place.exists()), None)
 
 
@@ -213,8 +217,8 @@ def table() -> str:
         notes = [f"licence: {model.licence}" + (f": {model.warning}" if model.warning else "")]
         notes += [f"wants {model.memory:g} GB of GPU memory"] if model.memory else []
         notes += [f"works with {' and '.join(model.needs)}"] if model.needs else []
-        if model.package and not importlib.util.find_spec(model.package):
-            notes.append(f"also needs: pip install {model.package}")
+        if model.package and (reason := problem(model.package)):
+            notes.append(f"also needs {model.package}, which {reason}: pip install {model.package}")
         if found and model.hub and (pickle := _pickle(found)):
             notes.append(f"{pickle.relative_to(found)} is a pickle: run {COMMAND} convert {found}")
         lines.append(f"{'':{width}}  {'; '.join(notes)}")
