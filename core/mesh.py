@@ -135,13 +135,15 @@ def centring(points: Tensor, name: str) -> Tensor:  # (N, 3) -> (4, 4) float64
     """The matrix that centres points on the origin and makes their bounding box's longest side 1.
 
     Raises:
-        InputError: for points of no extent.
+        InputError: for points of no extent, or one beyond single precision.
     """
     points = points.cpu().double()
     low, high = points.amin(0), points.amax(0)
     side = float((high - low).max())
     if not side > 0:
         raise InputError(f"{name}: all its points coincide, choose an object with an extent")
+    if not 1e-18 < side < 1e18:
+        raise InputError(f"{name}: is {side:.3g} across, beyond what can be drawn; scale it, or remove stray points")
     matrix = torch.eye(4, dtype=torch.float64)
     matrix[:3, :3] /= side
     matrix[:3, 3] = -(low + high) / 2 / side
@@ -409,7 +411,7 @@ def cleaned_mesh(
 
 def _has_area(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:  # (V, 3), (F, 3) -> (F,)
     a, b, c = (vertices[faces[:, i]] for i in range(3))
-    with np.errstate(over="ignore", invalid="ignore"):  # beyond the range of numbers there is no area either
+    with np.errstate(all="ignore"):  # beyond the range of numbers there is no area either
         area = np.abs(np.cross(b - a, c - a)).max(-1)
     return (area > 0) & np.isfinite(area)
 
