@@ -224,7 +224,7 @@ def lost_parts(frames: Tensor, masks: Tensor) -> str:  # (T, H, W, 3), (T, H, W)
         distance = np.abs(picture.astype(np.int16) - behind.astype(np.int16)).max(-1)
         calm = np.abs(rim.astype(np.int16) - behind.astype(np.int16)).max(-1)
         noise = float(np.quantile(calm[calm <= PLAIN * 255], 0.99))
-        beyond = ndimage.distance_transform_cdt(empty, "chessboard") > RINGING_REACH
+        beyond = np.asarray(ndimage.distance_transform_cdt(empty, "chessboard")) > RINGING_REACH
         faint += np.count_nonzero(outside & beyond & (distance > 2 + noise)) > FAINT * size
     said = [
         text
