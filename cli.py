@@ -7,6 +7,7 @@ the commands, so that help is instant.
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import re
 import shutil
@@ -25,11 +26,6 @@ from .core.files import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Of core.export.FORMATS, which help does without: it is instant.
-EXPORTS = (
-    "ply", "compressed-ply", "spz", "splat", "glb", "glb-splats", "usd", "4dgs", "html", "a4d", "scene", "mp4", "webm", "gif",
-    "webp", "apng", "png",
-)  # fmt: skip
 #: Seconds between preview pictures, and between progress lines where standard error is not a terminal.
 PREVIEW_SECONDS, LINE_SECONDS = 10.0, 10.0
 #: Seconds that reading a file may take without a line.
@@ -38,6 +34,9 @@ READ_SECONDS = 2.0
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names that the terminal has no letters for
     args = _parser().parse_args(argv)
     console = Console()
     handler = _ConsoleLog(console)
@@ -81,6 +80,8 @@ def demo(args: argparse.Namespace, console: Console) -> int:
 
 
 def fit(args: argparse.Namespace, console: Console) -> int:
+    if args.up != "y" and args.object is None:
+        raise InputError(f"--up {args.up}: turns the object of --object, give one or leave it out")
     if args.method == "ayg":
         return _fit_text(args, console)
     if args.then or args.loop:
@@ -115,6 +116,7 @@ def fit(args: argparse.Namespace, console: Console) -> int:
         frames=args.frames,
         fps=args.fps,
         yaw=settings.yaw,
+        up=settings.up,
         seed=args.seed,
         device=prior_device(settings.device),
         resume=args.resume,
@@ -159,6 +161,7 @@ def _fit_text(args: argparse.Namespace, console: Console) -> int:
         frames=args.frames,
         fps=args.fps,
         yaw=0.0 if args.yaw == "auto" else _number("--yaw", args.yaw),
+        up=args.up,
         then=tuple(args.then),
         closed=args.loop,
         device=args.device,
@@ -188,7 +191,7 @@ def render(args: argparse.Namespace, console: Console) -> int:
     from .core.scene.scene import frame_times
     from .core.scene.views import render_frames, scene_cameras
 
-    scene = open_scene(args.scene)
+    scene = open_scene(args.scene, up=args.up)
     for text in args.azimuths:
         _our_folder(args.out / text, r"\d+\.png")
     taus = scene.taus if args.frames is None else frame_times(args.frames, scene.loop)
@@ -207,31 +210,35 @@ def render(args: argparse.Namespace, console: Console) -> int:
 
 
 def export(args: argparse.Namespace, console: Console) -> int:
-    azimuths = [_number("--azimuths", text) for text in args.azimuths]
-    from .core.io.export import FORMATS, Shot, checked_path, export_scene
+    from .core.io.export import FORMATS, Option, Shot, check_export, export_scene
     from .core.io.sequence import open_scene
     from .core.scene.trajectory import Trajectory
 
-    out, form = checked_path(args.out, args.format), FORMATS[args.format]
+    out, form = args.out, FORMATS[args.format]
+    asked = (args.azimuths, args.elevation, args.size, args.background, args.loops, args.camera_path)
+    shot = None
+    if form.kind == "film" or any(value is not None for value in asked):
+        shot = Shot(
+            azimuths=[_number("--azimuths", text) for text in args.azimuths or ["0"]],
+            elevation=args.elevation,
+            size=args.size,
+            background=args.background or ("white" if args.format == "mp4" else "none"),
+            loops=1 if args.loops is None else args.loops,
+            trajectory=None if args.camera_path is None else Trajectory.load(args.camera_path),
+        )
+    given: dict[Option, object] = {"frames": args.frames, "moment": args.time, "shot": shot, "film": args.video}
+    check_export(out, args.format, given | {"compare": args.compare})
+    if args.renderer != "auto" and form.kind != "film":
+        raise InputError(f"--renderer {args.renderer}: nothing is drawn for the format {args.format}; leave it out")
     if form.folder and not out.suffix:
         _our_folder(out, form.folder)
-    if args.background is not None and form.kind != "film":
-        raise InputError(f"--background: {args.format} is no film; leave it out")
-    shot = Shot(
-        azimuths=azimuths,
-        elevation=args.elevation,
-        size=args.size,
-        background=args.background or ("white" if args.format == "mp4" else "none"),
-        loops=args.loops,
-        trajectory=None if args.camera_path is None else Trajectory.load(args.camera_path),
-    )
     film = None
     if args.video is not None:
         from .core.io.video import read_clip
 
         film = read_clip(args.video, progress=console.reading(Path(args.video))).frames
     export_scene(
-        open_scene(args.scene),
+        open_scene(args.scene, up=args.up),
         out,
         args.format,
         frames=args.frames,
@@ -289,6 +296,7 @@ def _settings(args: argparse.Namespace) -> Any:
         without=tuple(args.without),
         plus=tuple(args.plus),
         anchors=args.anchors,
+        up=getattr(args, "up", "y"),
     )
 
 
@@ -444,6 +452,18 @@ def _clock(seconds: float) -> str:
 # Arguments
 
 
+class _Formats:
+    """The names of the export table, which takes PyTorch: asked for only where a format is chosen or its help is read."""
+
+    def __iter__(self) -> Iterator[str]:
+        from .core.io.export import FORMATS
+
+        return iter(FORMATS)
+
+    def __contains__(self, name: str) -> bool:
+        return name in iter(self)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
@@ -474,7 +494,7 @@ def _parser() -> argparse.ArgumentParser:
         "--object",
         "--mesh",
         metavar="FILE|DIR",
-        help="mesh (.glb, .gltf, .obj, .ply, .stl) or splats (.ply, .spz, .splat, .ksplat); pla4d-v4: or a folder of them",
+        help="mesh (.glb, .gltf, .obj, .ply, .stl) or splats (.ply, .spz, .splat, .ksplat, .sog); pla4d-v4: or a folder",
     )
     made.add_argument(
         "--image", metavar="FILE", help="picture of the object: a missing video begins with it, an object is made of it"
@@ -498,6 +518,12 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="TEXT",
         help='ayg: prolong the motion by half a clip for each text, and as it says; "" = as --prompt says',
+    )
+    made.add_argument(
+        "--up",
+        choices=("y", "-y", "z", "-z", "x", "-x"),
+        default="y",
+        help="axis of --object's file that points up (default: %(default)s; z = from Blender's or a CAD program's axes)",
     )
     made.add_argument("--loop", action="store_true", help="ayg: the motion returns to its first frame")
     made.add_argument("--start", type=float, default=0.0, metavar="S", help="second at which the video begins (default: 0)")
@@ -526,7 +552,9 @@ def _parser() -> argparse.ArgumentParser:
 
     made = command("render", render, "draw a scene with alpha from the driving video's camera, turned to each azimuth")
     scene = "scene.safetensors, a splat file, or a folder or .zip of splat files, one a frame"
+    ups, up = ("y", "-y", "z", "-z", "x", "-x"), "splat files: the axis that points up (default: what the file states, else -y)"
     made.add_argument("scene", type=Path, metavar="SCENE", help=scene)
+    made.add_argument("--up", choices=ups, help=up)
     made.add_argument(
         "--azimuths", nargs="+", required=True, metavar="A", help="degrees; 0 = the driving video's view, 90 = +X"
     )
@@ -539,16 +567,17 @@ def _parser() -> argparse.ArgumentParser:
 
     made = command("export", export, "write a scene for other programs")
     made.add_argument("scene", type=Path, metavar="SCENE", help=scene)
-    made.add_argument("--format", choices=EXPORTS, required=True, help="see docs/formats.md")
+    made.add_argument("--up", choices=ups, help=up)
+    made.add_argument("--format", choices=_Formats(), required=True, metavar="F", help="%(choices)s; see docs/formats.md")
     made.add_argument("--frames", type=int, metavar="N", help="spread the motion over N frames (default: the scene's own)")
     made.add_argument(
         "--time", type=float, metavar="TAU", help="splats: one moment in a single file, 0 to 1, in place of the clip"
     )
-    made.add_argument("--azimuths", nargs="+", default=["0"], metavar="A", help="films: degrees; several = side by side")
+    made.add_argument("--azimuths", nargs="+", metavar="A", help="films: degrees; several = side by side (default: 0)")
     made.add_argument("--elevation", type=float, metavar="E", help="films: degrees, positive = from above")
     made.add_argument("--size", type=int, metavar="PX", help="films: longer side of the pictures")
     made.add_argument("--background", choices=("none", "white", "black"), help="films: default white for mp4, else none")
-    made.add_argument("--loops", type=int, default=1, help="films: how often the clip plays (default: 1)")
+    made.add_argument("--loops", type=int, metavar="N", help="films: how often the clip plays (default: 1)")
     made.add_argument(
         "--camera-path", type=Path, metavar="FILE", help="films: .json of camera keys, as the player records them"
     )

@@ -1,13 +1,15 @@
-"""Pictures: opened, the one place for it, bounded, decoded, encoded."""
+"""Pictures: the one place that opens them, bounds them, decodes and encodes them."""
 
 from __future__ import annotations
 
 import logging
 import os
-import stat
+import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 
@@ -17,16 +19,20 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from .files import InputError
+from .reading import VARIABLES, limits, regular_size
 
 log = logging.getLogger(__name__)
 
-#: What Pillow may open: formats that it decodes by itself. EPS, for which it starts Ghostscript, is none of them.
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "TGA", "JPEG2000", "PPM")
+#: What Pillow may open, whatever a file is called: formats that it decodes by itself. EPS, for which it starts Ghostscript, is
+#: none of them. TGA, which has no mark of its own, comes last.
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "DDS", "PPM", "TGA")
 #: The EXIF tag of a picture's orientation; values of 5 and more lie on their side.
 ORIENTATION = 0x0112
-
-MAX_TEXTURE_PIXELS = 2**26  # all base colour textures together, as stored in the file
 MAX_TEXTURE_SIDE = 4096  # larger textures are reduced at reading
+
+
+class TooLarge(InputError):
+    """A picture of more pixels than may be decoded."""
 
 
 def open_picture(source: str | os.PathLike[str] | bytes, name: str | None = None) -> Image.Image:
@@ -37,19 +43,27 @@ def open_picture(source: str | os.PathLike[str] | bytes, name: str | None = None
         name: for messages; the path itself where None.
 
     Raises:
-        InputError: for what is no file, none of these formats, or larger than Pillow's own bound.
+        InputError: for what is no regular file, none of these formats, or larger than Pillow's own bound.
     """
     name = name or (str(source) if not isinstance(source, bytes) else "picture")
+    if not isinstance(source, bytes):
+        regular_size(source, "picture")
     with readable(name):
-        Image.init()
-        file = BytesIO(source) if isinstance(source, bytes) else regular_file(source)
+        file = BytesIO(source) if isinstance(source, bytes) else Path(source)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound below
-            image = Image.open(file, formats=[form for form in FORMATS if form in Image.OPEN])
+            image = Image.open(file, formats=_formats())
         if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
             image.close()
             raise Image.DecompressionBombError
     return image
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of :data:`FORMATS` that this Pillow has."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 @contextmanager
@@ -60,26 +74,10 @@ def readable(name: str | os.PathLike[str]) -> Iterator[None]:
     except InputError:
         raise
     except (Image.DecompressionBombError, MemoryError):
-        raise InputError(f"{name}: the picture is too large to read safely, make it smaller") from None
+        raise TooLarge(f"{name}: the picture is too large to read safely, make it smaller") from None
     except Exception as error:  # decoders' errors share no base
         text = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{name}: not a readable picture, it is damaged or of another kind ({text})") from None
-
-
-def regular_file(path: str | os.PathLike[str]) -> Path:
-    """The path of a file. Pipes and devices would be read without end.
-
-    Raises:
-        InputError: for anything else.
-    """
-    try:
-        regular = stat.S_ISREG(os.stat(path).st_mode)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path}: cannot be read ({reason}), check the path") from None
-    if not regular:
-        raise InputError(f"{path}: is no file but a folder, a pipe or a device, give a file")
-    return Path(path)
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
@@ -106,15 +104,27 @@ def upright_pixels(image: Image.Image) -> np.ndarray:  # (H, W, 3 | 4) uint8
 
 
 def decode_texture(image: Image.Image, name: str) -> Tensor:  # (h, w, 4)
+    """The pixels in [0, 1], reduced where they are more than :data:`MAX_TEXTURE_SIDE` a side.
+
+    Raises:
+        InputError: for a damaged picture.
+    """
     shrink = -(-max(image.size) // MAX_TEXTURE_SIDE)
     try:
-        image = image.convert("RGBA")
-    except (OSError, ValueError, SyntaxError) as error:
-        raise InputError(f"{name}: a texture is damaged ({error}), export it again") from error
+        image = _eight_bits(image).convert("RGBA")
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, struct.error, zlib.error) as error:
+        raise InputError(f"{name}: a texture is damaged ({' '.join(str(error).split())}), export it again") from None
     if shrink > 1:
         log.info("%s: texture of %dx%d reduced %d times", name, *image.size, shrink)
         image = image.reduce(shrink)
     return torch.from_numpy(np.array(image)).float() / 255
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """A picture of 16-bit grey with its values scaled, which conversions clip."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
 
 
 def encode_picture(picture: Tensor) -> bytes:  # (h, w, 4) sRGB in [0, 1]
@@ -131,10 +141,11 @@ def encode_picture(picture: Tensor) -> bytes:  # (h, w, 4) sRGB in [0, 1]
 
 
 class PictureBudget:
-    """Opens the pictures that one file brings and counts their pixels against :data:`MAX_TEXTURE_PIXELS`."""
+    """Opens the pictures that one file brings and counts their pixels against the budget of :mod:`.reading`."""
 
     def __init__(self) -> None:
         self.pixels = 0
+        self.most = limits().pixels
 
     def open(self, data: bytes, name: str, owner: str) -> Image.Image:
         """The picture with only its header read.
@@ -147,11 +158,15 @@ class PictureBudget:
         """
         try:
             image = open_picture(data, name)
-            self.pixels += image.width * image.height
-            if self.pixels <= MAX_TEXTURE_PIXELS:
-                return image
+        except TooLarge:
+            image = None
         except InputError:
             raise InputError(f"{owner}: texture {name} is not a picture that can be read, convert it to PNG") from None
+        if image is not None:
+            self.pixels += image.width * image.height
+            if self.pixels <= self.most:
+                return image
         raise InputError(
-            f"{owner}: texture {name} exceeds the {MAX_TEXTURE_PIXELS >> 20} million pixels a mesh may have, reduce it"
+            f"{owner}: texture {name} exceeds the {self.most / 1e6:.3g} million pixels a mesh may have, reduce it or raise "
+            f"{VARIABLES['pixels'][0]}"
         )

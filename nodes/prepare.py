@@ -17,6 +17,7 @@ from ..core.files import InputError
 from ..core.generate.chain import FRONT
 from ..core.io.objects import SUFFIXES, load_object
 from ..core.io.video import ANIMATIONS, PICTURES, load_video
+from ..core.mesh import UP_AXES
 from ..core.runs.sample import FPS, FRAMES, TEST_AZIMUTHS, sample_case
 from ..core.scene.object3d import Object3D, SplatObject, picture_of, render_object
 from . import host
@@ -228,7 +229,7 @@ class Anchor4DLoadVideo(io.ComfyNode):
                     "path",
                     default="",
                     tooltip="A video file or folder of frames anywhere on this computer. Used instead of the list above "
-                    "when not empty.",
+                    "when not empty." + host.TYPED_PATH,
                 ),
                 *_clip_inputs(),
                 io.String.Input(
@@ -267,8 +268,8 @@ class Anchor4DLoadMesh(io.ComfyNode):
             node_id="Anchor4DLoadMesh",
             display_name="Load Mesh",
             category=CATEGORY,
-            description="Reads a 3D model (GLB, GLTF, OBJ, PLY or STL) with its textures, or Gaussian splats (PLY, SPZ, SPLAT "
-            "or KSPLAT). Size, place and turn do not matter.",
+            description="Reads a 3D model (GLB, GLTF, OBJ, PLY or STL) with its textures, or Gaussian splats (PLY, SPZ, SPLAT, "
+            "KSPLAT or GLB). Size, place and turn do not matter.",
             search_aliases=["load 3d model", "import glb", "import obj", "load splat", "object", "pla4d", "4d"],
             inputs=[
                 io.Combo.Input(
@@ -279,7 +280,16 @@ class Anchor4DLoadMesh(io.ComfyNode):
                 io.String.Input(
                     "path",
                     default="",
-                    tooltip="A 3D model anywhere on this computer. Used instead of the list above when not empty.",
+                    tooltip="A 3D model anywhere on this computer. Used instead of the list above when not empty."
+                    + host.TYPED_PATH,
+                ),
+                io.Combo.Input(
+                    "up",
+                    options=list(UP_AXES),
+                    default="y",
+                    optional=True,
+                    tooltip="Axis of the file that points up. z = for models in Blender's or a CAD program's axes, which "
+                    "otherwise lie on their back.",
                 ),
             ],
             outputs=[host.Mesh.Output("mesh", tooltip="The model, as it is in the file.")],
@@ -291,13 +301,13 @@ class Anchor4DLoadMesh(io.ComfyNode):
         return host.valid_choice(mesh, path, "put a model into input/3d and choose it, or fill in path")
 
     @classmethod
-    def fingerprint_inputs(cls, mesh: str, path: str) -> float:
+    def fingerprint_inputs(cls, mesh: str, path: str, up: str = "y") -> float:
         return host.changed(host.chosen_path(mesh, path))
 
     @classmethod
-    def execute(cls, mesh: str, path: str = "") -> io.NodeOutput:
+    def execute(cls, mesh: str, path: str = "", up: str = "y") -> io.NodeOutput:
         with host.work(cls):
-            return mesh_output(load_object(host.chosen_path(mesh, path)))
+            return mesh_output(load_object(host.chosen_path(mesh, path), up))
 
 
 class Anchor4DConvertMesh(io.ComfyNode):

@@ -9,16 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ..files import InputError, atomic_path
+from ..files import InputError, write_tensors
 
 
 def save_checkpoint(path: str | os.PathLike[str], tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
     """Write a checkpoint in one step: a reader sees the old file or the new one, whole."""
-    from safetensors.torch import save_file
-
-    owned = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    with atomic_path(path) as temporary:
-        save_file(owned, temporary, metadata={"anchor4d-checkpoint": json.dumps(header)})
+    write_tensors(path, tensors, {"anchor4d-checkpoint": json.dumps(header)})
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -32,6 +28,12 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
     try:
         with safe_open(str(path), framework="pt", device="cpu") as handle:
             header = json.loads((handle.metadata() or {})["anchor4d-checkpoint"])
-            return {key: handle.get_tensor(key) for key in handle.keys()}, header
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+            tensors = {key: handle.get_tensor(key) for key in handle.keys()}
+        for name, kind in (("stage", str), ("step", int), ("losses", dict)):
+            if not isinstance(header[name], kind):
+                raise ValueError(f"{name} is a {type(header[name]).__name__}")
+        if header["step"] < 0 or "key" not in header or "generator" not in tensors:
+            raise ValueError("incomplete")
+        return tensors, header
+    except (SafetensorError, OSError, LookupError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{Path(path)}: not a readable checkpoint ({error}); delete it to start afresh") from None

@@ -117,6 +117,7 @@ def complete(
     frames: int | None = None,
     fps: float | None = None,
     yaw: Literal["auto"] | float = "auto",
+    up: str = "y",
     seed: int = 0,
     device: str | torch.device = "cpu",
     resume: bool = False,
@@ -137,6 +138,7 @@ def complete(
         prompt, image, video, object: at least one; the text, and paths.
         frames, fps: of a video that is made; its model's own where None.
         yaw: degrees to turn a given object about +Y so that its front faces +Z; "auto" takes it to face there.
+        up: the axis of a given object's file that points up.
         seed: of every generator.
         resume: refuse what was made there of other inputs, as a fit refuses such checkpoints; else it is replaced.
         make_object: whether a missing object is made; methods that start without one (stag4d) take none.
@@ -166,7 +168,7 @@ def complete(
         raise InputError(f"{frames} frames asked for, a moving object needs at least 2")
     drawn, turn = tasks[0].kind == "render", 0.0 if yaw == "auto" else float(yaw)
     settings: dict[What, dict[str, Any]] = {
-        "image": {"yaw": turn} if drawn else {"offload": "model"},
+        "image": {"yaw": turn, "up": up} if drawn else {"offload": "model"},
         "video": {"offload": "model", "frames": frames, "fps": fps},
         "object": {},
     }
@@ -381,7 +383,7 @@ def _make(
     """Makes one thing and returns what the list says of it: its file, and the frame rate of a video."""
     if task.what == "image":
         if source is not None:
-            picture = _front(source, options["yaw"])
+            picture = _front(source, options["yaw"], options["up"])
         else:
             from .image import text_to_image
 
@@ -435,9 +437,9 @@ def _rgba(cut: DrivingVideo) -> Tensor:  # (S, S, 4)
     return torch.cat([cut.frames[0], cut.masks[0, ..., None]], -1)
 
 
-def _front(path: Path, yaw: float) -> Tensor:  # (H, W, 4)
+def _front(path: Path, yaw: float, up: str) -> Tensor:  # (H, W, 4)
     """An object seen from its front."""
-    return picture_of(load_object(path).turned(yaw).normalized()[0], FRONT.cameras())
+    return picture_of(load_object(path, up).turned(yaw).normalized()[0], FRONT.cameras())
 
 
 def _reporting(progress: Progress | None, stage: str) -> StepProgress | None:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ..files import InputError
-from ..pictures import open_picture, readable, regular_file, upright_pixels, upright_size
+from ..pictures import open_picture, readable, upright_pixels, upright_size
+from ..reading import regular_size
 
 PICTURES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".tga"}
 #: Pictures that may hold a whole animation, read with Pillow; every other single file goes to PyAV.
@@ -283,7 +284,7 @@ def _reader(path: Path) -> Callable[[Path, _Choose, Percent], tuple[np.ndarray, 
         return _read_folder
     if not path.exists():
         raise InputError(f"{path}: no such video or folder of frames, check the path")
-    regular_file(path)
+    regular_size(path, "video")
     return _read_animation if path.suffix.lower() in ANIMATIONS else _read_film
 
 

@@ -70,6 +70,7 @@ class Settings:
         preset: one of :data:`PRESETS`.
         seed: of every random choice.
         yaw: degrees to turn the object about +Y so that its front faces +Z, or "auto" to detect them.
+        up: the axis of the object's file that points up, see :func:`~..io.meshes.load_mesh`.
         frames: frames of the video to keep; all where None.
         device: "auto", "cpu", "cuda" or "mps".
         renderer: see :func:`anchor4d.core.render.rasterize`.
@@ -93,6 +94,7 @@ class Settings:
     without: tuple[str, ...] = ()
     plus: tuple[str, ...] = ()
     anchors: str = "auto"
+    up: str = "y"
 
     def resolved(self) -> Settings:
         """The same with the device, renderer and prior that "auto" means on this machine.
@@ -393,7 +395,7 @@ def run_in_folder(
         raise InputError(f"{out}: is a file, choose a folder to write to")
     config = settings.config() if config is None else config
     clip = load_video(video, fps=fps, frames=settings.frames, resolution=config.resolution, progress=read, **vars(reading))
-    models = [] if mesh is None else [load_object(path) for path in _mesh_files(Path(mesh))]
+    models = [] if mesh is None else [load_object(path, settings.up) for path in _mesh_files(Path(mesh))]
     shapes = [_identity(model) for model in models]
     key = fingerprint(clip.frames, clip.masks, shapes, repr(config), repr(settings), __version__)
     return into_folder(
@@ -611,17 +613,14 @@ def _curve(curve: Any) -> dict[str, Any]:
 
 def _prior(config: MethodConfig) -> str:
     """The prior that the objectives ask, by name."""
-    asked = {o.distillation.prior.name for o in config.motion.objectives if getattr(o, "generative", False)}  # pyright: ignore[reportAttributeAccessIssue]
+    asked = {prior.name for o in config.motion.objectives for prior in o.priors()}
     return ", ".join(sorted(asked)) or "none"
 
 
 def _perceptual(config: Any, device: str) -> str:
     """Which perceptual distance the objectives used on this machine."""
-    used = {
-        perceptual_distance(objective.network, device)[1]
-        for objective in (*config.static.objectives, *config.motion.objectives)
-        if getattr(objective, "perceptual", 0.0) > 0
-    }
+    networks = {o.perceptual_network() for o in (*config.static.objectives, *config.motion.objectives)}
+    used = {perceptual_distance(network, device)[1] for network in networks if network is not None}
     return ", ".join(sorted(used)) or "not used by this preset"
 
 

@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..cameras import Cameras, orbit
-from ..files import InputError, atomic_path
+from ..files import InputError, write_tensors
 from ..identity import fingerprint
 
 #: Zero123++ v1.1's six views, which STAG4D's anchors are: degrees above the horizon.
@@ -129,13 +129,8 @@ class Anchors:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file."""
-        from safetensors.torch import save
-
         header = {"elevations": self.elevations, "distance": self.distance, "fovy": self.fovy}
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(
-                save({"images": self.images.cpu().contiguous()}, metadata={"anchor4d-anchors": json.dumps(header)})
-            )
+        write_tensors(path, {"images": self.images}, {"anchor4d-anchors": json.dumps(header)})
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Anchors:
