@@ -238,7 +238,7 @@ class Anchor4DLoadVideo(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="Masks of the object, white on black: a video or folder with one for each frame, or one picture. "
-                    "Used where the video has no transparency.",
+                    "Used where the video has no transparency." + host.TYPED_PATH,
                 ),
             ],
             outputs=_video_outputs(),
