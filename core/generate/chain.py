@@ -16,17 +16,17 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from .. import packages
 from ..align.front import detect_yaw
 from ..align.solve import Target
 from ..cameras import FrontCamera
-from ..files import InputError, atomic_path
+from ..files import InputError, atomic_path, only_process
 from ..identity import fingerprint
 from ..io import write_frames, write_ply, write_png
 from ..io.meshes import write_glb
@@ -181,32 +181,37 @@ def complete(
         taken = [reading] if task.of == "video" and reading != Reading() else []
         return fingerprint(task.kind, models, text_told, source and _digest(source), told[task.what], *taken)
 
-    listed, made, steps = _read_list(folder), {}, []
-    for task in tasks:
-        source = folder / made[task.of]["file"] if task.of in made else paths.get(task.of)
-        entry = listed.get(task.what)
-        if entry is None or (source is None and task.of != "prompt"):
-            continue
-        if entry["key"] != key(task, source):
-            if resume:
-                raise InputError(f"{folder}: was made of other inputs or models; give the same or drop --resume")
-        elif (folder / entry["file"]).exists():
-            made[task.what] = entry
-    if made != listed:  # what is void is forgotten before work begins, so that --resume can go on
-        _write_list(folder, made)
-    for task in tasks:
-        reused, source = task.what in made, paths.get(task.of)
-        if not reused:
-            report = _reporting(progress, f"{task.of} to {task.what}, {task.title}")
-            done = _make(task, source, text, drawn, folder, reading, told[task.what] | {"device": device, "progress": report})
-            made[task.what] = {"key": key(task, source), "of": task.of, "by": task.by, **done}
+    with only_process(out):
+        listed, made, steps = _read_list(folder), {}, []
+        for task in tasks:
+            source = folder / made[task.of]["file"] if task.of in made else paths.get(task.of)
+            entry = listed.get(task.what)
+            if entry is None or (source is None and task.of != "prompt"):
+                continue
+            if entry["key"] != key(task, source):
+                if resume:
+                    raise InputError(f"{folder}: was made of other inputs or models; give the same or drop --resume")
+            elif (folder / entry["file"]).exists():
+                made[task.what] = entry
+        if made != listed:  # what is void is forgotten before work begins, so that --resume can go on
             _write_list(folder, made)
-            if torch.cuda.is_available():  # the next model needs the room
-                gc.collect()
-                torch.cuda.empty_cache()
-        paths[task.what] = folder / made[task.what]["file"]
-        log.info("%s: made of the %s by %s%s", paths[task.what], task.of, task.title, " in an earlier run" if reused else "")
-        steps.append(Step(task.what, task.of, task.by, paths[task.what], reused))
+        for task in tasks:
+            reused, source = task.what in made, paths.get(task.of)
+            if not reused:
+                report = _reporting(progress, f"{task.of} to {task.what}, {task.title}")
+                done = _make(
+                    task, source, text, drawn, folder, reading, told[task.what] | {"device": device, "progress": report}
+                )
+                made[task.what] = {"key": key(task, source), "of": task.of, "by": task.by, **done}
+                _write_list(folder, made)
+                if torch.cuda.is_available():  # the next model needs the room
+                    gc.collect()
+                    torch.cuda.empty_cache()
+            paths[task.what] = folder / made[task.what]["file"]
+            log.info(
+                "%s: made of the %s by %s%s", paths[task.what], task.of, task.title, " in an earlier run" if reused else ""
+            )
+            steps.append(Step(task.what, task.of, task.by, paths[task.what], reused))
     made_fps = made["video"]["fps"] if video is None else None
     return Made(paths["video"], paths.get("object"), made_fps, turn if drawn else None, tuple(steps))
 
@@ -246,8 +251,8 @@ def _plan(given: set[str], links: Links, make_object: bool = True) -> list[_Task
     """
     if {"video", "object"} <= given or ("video" in given and not make_object):
         return []
-    if lacking := " ".join(name for name in ("diffusers", "transformers") if find_spec(name) is None):
-        raise InputError(f"making what is missing needs packages that are not installed here; pip install {lacking} accelerate")
+    if lacking := packages.problems("diffusers", "transformers", "accelerate"):
+        raise InputError(f"making what is missing: {lacking}")
     tasks: list[_Task] = []
     pictured = "image" in given
     if "video" not in given:

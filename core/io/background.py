@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..files import InputError
+from ..packages import problem
 
 log = logging.getLogger(__name__)
 
@@ -321,13 +322,13 @@ def _own_model(rembg: Any) -> Path | None:
 
 
 def _import_rembg(source: str) -> Any:
-    try:
-        import rembg
-    except (Exception, SystemExit) as error:  # rembg ends the process where it finds no runtime
+    if reason := problem("rembg"):
         raise InputError(
-            f"{source}: the background is not plain and rembg, which would remove it, does not start ({_reason(error)}); "
+            f"{source}: the background is not plain and rembg, which would remove it, {reason}; "
             "run `pip install rembg[cpu]`, or give frames with alpha or a mask"
-        ) from None
+        )
+    import rembg
+
     return rembg
 
 
@@ -348,4 +349,4 @@ def _offline_session(rembg: Any, model: Path) -> Any:
 
 def _reason(error: BaseException) -> str:
     text = " ".join(str(error).split())
-    return f"it ended with {text}" if isinstance(error, SystemExit) else text or type(error).__name__
+    return text or type(error).__name__

@@ -23,7 +23,7 @@ from ... import __version__
 from ..align import FocalAlignment, color_from_frame
 from ..align.clip import focal_per_frame
 from ..cameras import FrontCamera
-from ..files import InputError, atomic_path
+from ..files import InputError, atomic_path, only_process, remove_leftovers
 from ..fit.estimate import FitEstimate, process_memory_mb
 from ..identity import fingerprint
 from ..io import side_by_side, write_mp4
@@ -429,24 +429,28 @@ def into_folder(
         started: when reading the inputs began, as of ``time.perf_counter``.
     """
     checkpoints, path = out / CHECKPOINTS, out / CHECKPOINTS / "run.json"
-    if resume and not path.is_file() and _finished(out, key):
-        return None
-    if resume and path.is_file() and _read_json(path).get("key") != key:
-        raise InputError(f"{checkpoints}: belongs to a run of other inputs or settings; give the same or drop --resume")
-    if not resume:
-        shutil.rmtree(checkpoints, ignore_errors=True)
-    resumed = path.is_file()
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"key": key, **label})
-    read = 0.0 if started is None else time.perf_counter() - started
-    result = make(checkpoints)
-    started = time.perf_counter()
-    result.scene.save(out / SCENE)
-    write_mp4(out / FILM, film(result), result.scene.fps)
-    seconds = {"read": round(read, 3)} | result.report["seconds"] | {"write": round(time.perf_counter() - started, 3)}
-    result.report.update(key=key, resumed=resumed, seconds=seconds | {"total": round(sum(seconds.values()), 3)})
-    write_json(out / REPORT, result.report)
-    shutil.rmtree(checkpoints)
+    with only_process(out):
+        for name in (SCENE, REPORT, FILM):
+            remove_leftovers(out / name)
+        if resume and _finished(out, key):
+            shutil.rmtree(checkpoints, ignore_errors=True)  # what a run left that was killed while it cleaned up
+            return None
+        if resume and path.is_file() and _read_json(path).get("key") != key:
+            raise InputError(f"{checkpoints}: belongs to a run of other inputs or settings; give the same or drop --resume")
+        resumed = resume and path.is_file()
+        if not resumed:
+            shutil.rmtree(checkpoints, ignore_errors=True)
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"key": key, **label})
+        read = 0.0 if started is None else time.perf_counter() - started
+        result = make(checkpoints)
+        started = time.perf_counter()
+        result.scene.save(out / SCENE)
+        write_mp4(out / FILM, film(result), result.scene.fps)
+        seconds = {"read": round(read, 3)} | result.report["seconds"] | {"write": round(time.perf_counter() - started, 3)}
+        result.report.update(key=key, resumed=resumed, seconds=seconds | {"total": round(sum(seconds.values()), 3)})
+        write_json(out / REPORT, result.report)
+        shutil.rmtree(checkpoints)
     return result
 
 
