@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import platform
-import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +26,7 @@ from ..files import InputError, atomic_path, only_process, remove_leftovers
 from ..fit.estimate import FitEstimate, process_memory_mb
 from ..identity import fingerprint
 from ..io import side_by_side, write_mp4
+from ..io.clip import natural
 from ..io.meshes import SUFFIXES
 from ..io.objects import load_object
 from ..io.video import Percent, Reading, load_video
@@ -578,7 +578,7 @@ def _mesh_files(path: Path) -> list[Path]:
     files = [p for p in path.iterdir() if p.suffix.lower() in SUFFIXES]
     if not files:
         raise InputError(f"{path}: no meshes in this folder, choose a file or put one mesh for each frame there")
-    return sorted(files, key=lambda p: [(0, int(s), "") if s.isdigit() else (1, 0, s) for s in re.split(r"(\d+)", p.name) if s])
+    return sorted(files, key=natural)
 
 
 def _finished(out: Path, key: str) -> bool:
