@@ -432,9 +432,10 @@ def _film(path: Path) -> Iterator[tuple[Any, Any]]:
     import av
     from av.error import FFmpegError
 
+    # Of the container alone: PyAV 14.2 crashes on streams that are found late (FLV) where it gives options to each.
     options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
     try:
-        with av.open(f"file:{path}", options=options, metadata_errors="replace") as container:
+        with av.open(f"file:{path}", container_options=options, metadata_errors="replace") as container:
             stream = container.streams.best("video")
             if stream is None:
                 raise InputError(f"{path}: holds no pictures, choose a video")
