@@ -381,9 +381,11 @@ class Console:
 
     def reading(self, path: Path) -> Callable[[int, int], None]:
         """Progress of reading a file, once that takes long: bad input is answered by its error alone."""
-        began, stage = time.monotonic(), f"read {path.name}, %"
+        began, stage = 0.0, f"read {path.name}, %"
 
         def progress(done: int, of: int) -> None:
+            nonlocal began
+            began = began or time.monotonic()
             if time.monotonic() - began > READ_SECONDS:
                 if self.stage != stage:
                     self.line(f"reading {path}")

@@ -137,6 +137,27 @@ def test_fit_leaves_what_it_promises(case: Path, tmp_path: Path, capsys: pytest.
     assert report["memory_peak_mb"]["host"] is None or report["memory_peak_mb"]["host"] > 100
 
 
+@pytest.mark.usefixtures("tiny_draft")
+def test_fit_takes_part_of_a_film_with_masks_beside_it(
+    case: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from anchor4d.core.io import write_frames, write_mp4
+
+    rgba = np.concatenate([np.stack([np.asarray(Image.open(p)) for p in sorted((case / "front").glob("*.png"))])] * 4)
+    rgba[0, :, :6, 3] = 255  # before the part that is taken
+    rgba[2, -1, 20:30, 3] = 255
+    write_mp4(tmp_path / "a.mp4", rgba[..., :3], 10)
+    write_frames(tmp_path / "masks", rgba[..., 3:].repeat(3, -1))
+    argv = ["fit", "--video", tmp_path / "a.mp4", "--object", case / "mesh.glb", "--preset", "draft", "--yaw", "0"]
+    argv += ["--mask", tmp_path / "masks", "--start", "0.2", "--end", "1.1", "--every", "3", "--out", tmp_path / "out"]
+    assert cli.main([str(a) for a in argv]) == 0
+    video = json.loads((tmp_path / "out" / "report.json").read_text())["video"]
+    assert (video["frames"], video["foreground"]) == (3, "mask")
+    assert video["fps"] == pytest.approx(10 / 3)
+    assert len(video["warnings"]) == 1 and "touches the border of the picture (bottom) in frame 0" in video["warnings"][0]
+    assert "a.mp4: the object touches the border" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(os.name == "nt", reason="a console signal cannot be sent to one child alone on Windows")
 def test_ctrl_c_keeps_a_checkpoint_that_resumes_to_the_same_bits(case: Path, tmp_path: Path) -> None:
     code = (
