@@ -40,6 +40,7 @@ WAYS = {
     "spz 3": ("a.spz", {}),
     "spz 4": ("a.spz", {"version": 4}),
     "splat": ("a.splat", {}),
+    "sog": ("a.sog", {}),
 }
 #: The three Gaussians of :func:`landmarks` with harmonics of degree 1, as other programs wrote them from our .ply:
 #: splat-transform 3.7 (with Niantic's own library for .spz), GaussianSplats3D 0.4.7 at its three levels. Deflated, in base 85.
@@ -444,7 +445,7 @@ def refusals() -> dict[str, tuple[str, bytes, str]]:
         "no ply": ("a.ply", b"glTF" + good, "not a ply"),
         "ply as spz": ("a.spz", b"solid", "not a .spz"),
         "unknown": ("a.bin", b"\0" * 64, "not a splat file that is read"),
-        "sog": ("a.sog", b"PK\3\4", "not a splat file that is read"),
+        "sog": ("a.sog", b"PK\3\4", "not a readable .zip of SOG pictures"),
         "gzip of something": ("a.spz", gzip.compress(b"hello" * 9), "gzip, but not of a .spz"),
         "gzip cut": ("a.spz", written(random(40), "spz 3")[:-300], "cut short|damaged"),
         "no Gaussians": ("a.spz", gzip.compress(spz_header(0)), "holds no Gaussians"),
@@ -461,7 +462,7 @@ def refusals() -> dict[str, tuple[str, bytes, str]]:
         "degree": ("a.spz", gzip.compress(spz_header(1, 3, 200) + bytes(99)), "damaged"),
         "fraction": ("a.spz", gzip.compress(spz_header(1, 3, 0, 99) + bytes(99)), "damaged"),
         "splat": ("a.splat", bytes(33), "32-byte"),
-        "splat of NaN": ("a.splat", np.full(8, np.nan, "<f4").tobytes(), "NaN or infinite means"),
+        "splat of NaN": ("a.splat", np.full(8, np.nan, "<f4").tobytes(), "all its Gaussians hold NaN"),
         "ksplat of zeros": ("a.ksplat", bytes(9000), "version 0.1"),
         "ksplat cut": ("a.ksplat", ksplat_[:-7], "cut short by 7 bytes"),
         "ksplat of many sections": ("a.ksplat", ksplat_[:4] + b"\xff" * 4 + ksplat_[8:], "cut short"),
@@ -540,7 +541,7 @@ def test_names_and_formats(tmp_path: Path) -> None:
             write_splats(tmp_path / bad, landmarks())
     with pytest.raises(InputError, match="obj: no splat format"):
         write_splats(tmp_path / "a.ply", landmarks(), format="obj")
-    with pytest.raises(InputError, match="no such splat file"):
+    with pytest.raises(InputError, match="no such file, check the path of the splat file"):
         read_splats(tmp_path / "gone.spz")
     with pytest.raises(ValueError, match="version 1"):
         encode_splats(landmarks(), "spz", version=1)
