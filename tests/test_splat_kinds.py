@@ -134,15 +134,23 @@ def test_rgb_in_place_of_harmonics(kind: str) -> None:
     same(replace(found, sh=expected.sh), expected)
 
 
-@pytest.mark.parametrize("name", ["x", "rot_1", "f_dc_0", "scale_1", "opacity"])
-def test_one_nan_gaussian_is_left_out_with_a_note(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, np.nan) for name in ("x", "rot_1", "f_dc_0", "scale_1", "opacity")),
+        ("x", 3e38),
+        ("f_dc_0", 3e38),
+        ("y", np.inf),
+    ],
+)
+def test_one_absurd_gaussian_is_left_out_with_a_note(name: str, value: float) -> None:
     expected = gaussians()
     values = {k: v.copy() for k, v in columns(expected).items()}
-    values[name][3] = np.nan
+    values[name][3] = value
     data = ply(values)
     kept = torch.arange(COUNT) != 3
     same(decode_splats(data, "a.ply"), expected.select(kept))
-    assert logging_of(data) == ["a.ply: 1 of 8 Gaussians hold NaN or infinite values and are left out"]
+    assert logging_of(data) == ["a.ply: 1 of 8 Gaussians hold NaN, infinite or far too large values and are left out"]
 
 
 def test_infinite_opacity_and_flatness_stay() -> None:

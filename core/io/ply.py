@@ -25,6 +25,7 @@ from torch import Tensor
 from ..files import InputError, atomic_path
 from ..gaussians import SH_C0, Gaussians, half_turn
 from ..reading import read_bytes
+from ..scene.validation import MAX_EXTENT
 
 log = logging.getLogger(__name__)
 
@@ -123,14 +124,17 @@ def sound(gaussians: Gaussians, name: str) -> Gaussians:
         return gaussians
     left, count = int(whole.sum()), len(whole)
     if not left:
-        raise InputError(f"{name}: all its Gaussians hold NaN or infinite values, repair or export it again")
-    log.warning("%s: %d of %d Gaussians hold NaN or infinite values and are left out", name, count - left, count)
+        raise InputError(f"{name}: all its Gaussians hold NaN, infinite or far too large values, repair or export it again")
+    log.warning("%s: %d of %d Gaussians hold NaN, infinite or far too large values and are left out", name, count - left, count)
     return gaussians.select(whole)
 
 
 def is_sound(gaussians: Gaussians) -> Tensor:  # (N) bool
-    """Which of the Gaussians (N, ...) hold finite numbers alone."""
-    rows = [value.reshape(len(gaussians), -1).isfinite().all(1) for value in gaussians.tensors().values()]
+    """Which of the Gaussians (N, ...) hold finite numbers alone, at places and of colours that arithmetic can bear."""
+    rows = []
+    for key, value in gaussians.tensors().items():
+        most = MAX_EXTENT if key in ("means", "sh") else 3e38
+        rows.append((value.reshape(len(gaussians), -1).abs() <= most).all(1))  # NaN is not
     return torch.stack(rows).all(0)
 
 
