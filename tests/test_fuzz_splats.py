@@ -116,22 +116,21 @@ def test_spoilt_files_are_read_or_refused_in_one_line(kind: str, tmp_path: Path)
 def use(path: Path, data: bytes) -> bool:
     """Whether a file was read; what was read holds finite numbers and can be drawn."""
     path.write_bytes(data)
+    found = None
     try:
         if path.suffix == ".a4d":
             frames = read_stream(path).frames
             assert all(bool(t.isfinite().all()) for frame in frames for t in frame.tensors().values())
-            return True
-        if path.suffix == ".ckpt":
+        elif path.suffix == ".ckpt":
             load_checkpoint(path)
-            return True
-        found = open_scene(path)
+        else:
+            found = open_scene(path)
+        refused = ""
     except InputError as error:
         refused = str(error)
-    else:
-        refused = ""
-    if refused:
-        assert "\n" not in refused and len(refused) < 2000, refused
-        return False
+    assert "\n" not in refused and len(refused) < 2000, refused
+    if found is None:
+        return not refused
     assert 0 < found.frames <= 100_000 and 0 < found.fps <= 10_000
     assert all(bool(t.isfinite().all()) for t in found.gaussians.tensors().values())
     if len(found.gaussians) < 5000:
