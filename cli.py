@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 #: Seconds between preview pictures, and between progress lines where standard error is not a terminal.
 PREVIEW_SECONDS, LINE_SECONDS = 10.0, 10.0
+#: Seconds that reading a file may take without a line.
+READ_SECONDS = 2.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,16 +80,28 @@ def demo(args: argparse.Namespace, console: Console) -> int:
 
 
 def fit(args: argparse.Namespace, console: Console) -> int:
+    if args.up != "y" and args.object is None:
+        raise InputError(f"--up {args.up}: turns the object of --object, give one or leave it out")
     if args.method == "ayg":
         return _fit_text(args, console)
     if args.then or args.loop:
         raise InputError(f"{'--then' if args.then else '--loop'}: prolongs motions of method ayg, not of {args.method}")
     if all(getattr(args, name) is None for name in ("prompt", "image", "video", "object")):
         raise InputError("fit: nothing to start from; give at least one of --prompt, --image, --video and --object")
+    for name, default in (("start", 0.0), ("end", None), ("every", 1), ("mask", None), ("background", "auto")):
+        if args.video is None and getattr(args, name) != default:
+            raise InputError(f"--{name}: says how a video is read; give --video, or leave it out")
+    if args.mask is not None and not Path(args.mask).exists():
+        raise InputError(f"--mask {args.mask}: no such film, folder or picture, check the path")
     from .core.generate.chain import Links, complete
     from .core.generate.pipelines import located
+    from .core.io.background import check_method
+    from .core.io.video import Part, Reading
     from .core.runs.run import OBJECT_FREE, prior_device, run_in_folder
 
+    reading = Reading(args.mask, args.start, args.end, args.every, args.background)
+    Part(args.fps, args.frames, args.start, args.end, args.every).checked(args.video or "fit")
+    check_method(args.background, source=args.video or "fit")
     settings, watch = _settings(args).resolved(), console.watch(args.out)
     for prior in {settings.prior, settings.anchors} - {"tiny", "none"}:
         located(prior)  # what is made may take long: a prior that is not here is told before
@@ -102,15 +116,27 @@ def fit(args: argparse.Namespace, console: Console) -> int:
         frames=args.frames,
         fps=args.fps,
         yaw=settings.yaw,
+        up=settings.up,
         seed=args.seed,
         device=prior_device(settings.device),
         resume=args.resume,
         make_object=settings.method not in OBJECT_FREE,
+        reading=reading,
         progress=watch,
     )
     settings = settings if made.yaw is None else replace(settings, yaw=made.yaw)
     fps = made.fps if args.fps is None else args.fps
-    done = run_in_folder(made.video, made.object, args.out, settings, fps=fps, resume=args.resume, progress=watch)
+    done = run_in_folder(
+        made.video,
+        made.object,
+        args.out,
+        settings,
+        fps=fps,
+        resume=args.resume,
+        reading=reading,
+        progress=watch,
+        read=console.reading(made.video),
+    )
     if done is None:
         console.line("already finished with these inputs and settings")
     print(args.out / "scene.safetensors")
@@ -135,6 +161,7 @@ def _fit_text(args: argparse.Namespace, console: Console) -> int:
         frames=args.frames,
         fps=args.fps,
         yaw=0.0 if args.yaw == "auto" else _number("--yaw", args.yaw),
+        up=args.up,
         then=tuple(args.then),
         closed=args.loop,
         device=args.device,
@@ -211,7 +238,7 @@ def export(args: argparse.Namespace, console: Console) -> int:
     if args.video is not None:
         from .core.io.video import read_clip
 
-        film = read_clip(args.video).frames
+        film = read_clip(args.video, progress=console.reading(Path(args.video))).frames
     export_scene(
         open_scene(args.scene, up=args.up),
         out,
@@ -271,6 +298,7 @@ def _settings(args: argparse.Namespace) -> Any:
         without=tuple(args.without),
         plus=tuple(args.plus),
         anchors=args.anchors,
+        up=getattr(args, "up", "y"),
     )
 
 
@@ -351,6 +379,18 @@ class Console:
     def counting(self, stage: str) -> Callable[[int, int], None]:
         """Progress of something without losses."""
         return lambda step, steps: self.step(stage, step, steps)
+
+    def reading(self, path: Path) -> Callable[[int, int], None]:
+        """Progress of reading a file, once that takes long: bad input is answered by its error alone."""
+        began, stage = time.monotonic(), f"read {path.name}, %"
+
+        def progress(done: int, of: int) -> None:
+            if time.monotonic() - began > READ_SECONDS:
+                if self.stage != stage:
+                    self.line(f"reading {path}")
+                self.step(stage, done, of)
+
+        return progress
 
     def watch(self, out: Path, label: str = "") -> Callable[..., None]:
         """Progress of a fit: a line with the loss, ``preview.png`` in ``out`` now and then, and interruption between steps."""
@@ -479,7 +519,28 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TEXT",
         help='ayg: prolong the motion by half a clip for each text, and as it says; "" = as --prompt says',
     )
+    made.add_argument(
+        "--up",
+        choices=("y", "-y", "z", "-z", "x", "-x"),
+        default="y",
+        help="axis of --object's file that points up (default: %(default)s; z = from Blender's or a CAD program's axes)",
+    )
     made.add_argument("--loop", action="store_true", help="ayg: the motion returns to its first frame")
+    made.add_argument("--start", type=float, default=0.0, metavar="S", help="second at which the video begins (default: 0)")
+    made.add_argument("--end", type=float, metavar="S", help="second at which it ends (default: its own end)")
+    made.add_argument("--every", type=int, default=1, metavar="N", help="take every N-th frame (default: 1, all)")
+    made.add_argument(
+        "--mask",
+        metavar="DIR|FILE",
+        help="the object white on black: a film or folder like the video, or one picture for all",
+    )
+    made.add_argument(
+        "--background",
+        default="auto",
+        metavar="auto|key|rembg|COLOUR",
+        help="how the object is found where there is neither alpha nor a mask: key = the backdrop has one colour, or this one "
+        "(green, #00b140); rembg = a neural network; auto = key where the border is plain, else rembg",
+    )
     made.add_argument("--fps", type=float, help="frames a second (default: the video's own, else 12)")
     made.add_argument("--resume", action="store_true", help="go on where an interrupted run in OUT stopped, to the same result")
     made.add_argument(

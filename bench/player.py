@@ -21,6 +21,7 @@ from typing import Any
 
 from ..core.files import InputError
 from ..core.io.stream import write_stream
+from ..core.packages import problems
 from .moving import moving_sample
 
 WEB = Path(__file__).parents[1] / "web"
@@ -134,10 +135,10 @@ def chromium() -> Iterator[Any]:
     Raises:
         InputError: where playwright or a Chromium is missing.
     """
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        raise InputError("playwright is not installed: pip install playwright") from None
+    if lacking := problems("playwright"):
+        raise InputError(f"bench.player: {lacking}")
+    from playwright.sync_api import sync_playwright
+
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
     if found is None:
         raise InputError("no Chromium on the path: install chromium")

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from ..core.cameras import orbit
 from ..core.io.meshes import load_mesh
 from ..core.mesh import Mesh
+from ..core.pictures import open_picture
 from ..core.render.mesh import render_mesh, resolve_backend
 
 
@@ -76,7 +76,7 @@ def compare(case: Path, backend: str) -> None:
     """Prints the PSNR inside the silhouette and the largest difference of alpha, over the first frames of all views."""
     camera = json.loads(case.read_text())["camera"]
     views = {0: case.parent / "front", **{int(p.name): p for p in (case.parent / "views").iterdir()}}
-    truth = torch.stack([torch.from_numpy(np.array(Image.open(p / "000.png"))).float() / 255 for p in views.values()])
+    truth = torch.stack([torch.from_numpy(np.array(open_picture(p / "000.png"))).float() / 255 for p in views.values()])
     cameras = orbit(list(views), camera["elevation"], camera["distance"], camera["fovy_degrees"], *truth.shape[2:0:-1])
     line = f"{case.parent.name:18s}"
     for mipmaps in (False, True):

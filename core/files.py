@@ -1,10 +1,15 @@
-"""Input errors and writing files without ever leaving half of one behind."""
+"""Input errors, writing files without ever leaving half of one behind, one process a folder, and a private cache."""
 
 from __future__ import annotations
 
 import errno
+import glob
+import logging
 import os
 import shutil
+import stat
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +30,8 @@ _REFUSALS = {
     errno.ENOTDIR: "choose a folder",
     errno.EIO: "the disk may be damaged, choose another one",
 }
+
+log = logging.getLogger(__name__)
 
 
 class InputError(ValueError):
@@ -115,3 +122,104 @@ def _synchronise(handle: int) -> None:
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):  # file systems without it
             raise
+
+
+def remove_leftovers(path: str | os.PathLike[str]) -> None:
+    """Remove what killed processes left of :func:`atomic_path` for ``path``; nobody may be writing it."""
+    path = Path(path)
+    for left in path.parent.glob(f".{glob.escape(path.stem)}.*.part{glob.escape(path.suffix)}"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def private_cache_folder(name: str) -> Path | None:
+    """A folder of the user's cache, ``anchor4d/<name>``, for what is run when it is read back: only this user may write to it.
+
+    Returns:
+        None where there is no such folder: it cannot be made or written, or others own it or may write to it (said once in the
+        log).
+    """
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA", "")
+    elif sys.platform == "darwin":
+        base = os.path.expanduser("~/Library/Caches")
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if not os.path.isabs(base):
+        return None
+    folder = Path(base).resolve() / "anchor4d"
+    try:
+        for place in (folder, folder / name):
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if sys.platform != "win32" and not _private(place):  # there, a user's local application data is private
+                log.warning("%s: others own it or may write to it, nothing is kept in it; move it away", place)
+                return None
+        tempfile.TemporaryFile(dir=folder / name).close()
+    except OSError:
+        return None
+    return folder / name
+
+
+def _private(folder: Path) -> bool:
+    """A real folder of this user's that no other may write to, below none that others may replace it in."""
+    facts = folder.lstat()
+    above = [parent.stat().st_mode for parent in folder.parents]
+    open_above = any(mode & stat.S_IWOTH and not mode & stat.S_ISVTX for mode in above)
+    own = stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.geteuid() and not facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return own and not open_above
+
+
+@contextmanager
+def only_process(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Hold a folder against other runs: a lock on ``.lock`` in it, which the system drops when the process ends.
+
+    Raises:
+        InputError: where another process, or another thread of this one, holds it.
+    """
+    path = Path(folder) / ".lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            _lock(handle)
+            # Whoever held it before removes the file: a lock on a removed one keeps nobody out.
+            if sys.platform == "win32" or (path.exists() and os.path.samestat(os.fstat(handle), path.stat())):
+                break
+        except BlockingIOError:
+            os.close(handle)
+            raise InputError(
+                f"{Path(folder)}: another run is writing to this folder; wait for it, stop it, or choose another folder"
+            ) from None
+        os.close(handle)
+    try:
+        yield
+    finally:
+        if sys.platform != "win32":
+            path.unlink(missing_ok=True)
+            os.close(handle)
+        else:
+            os.close(handle)
+            with suppress(OSError):  # another process has opened it by now
+                path.unlink(missing_ok=True)
+
+
+def _lock(handle: int) -> None:
+    """Lock an open file or raise BlockingIOError; where a file system has no locks there is nothing to lock."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        try:
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        except PermissionError:
+            raise BlockingIOError from None
+    else:
+        import errno
+        import fcntl
+
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise

@@ -15,7 +15,7 @@ from ..core.io import side_by_side
 from ..core.methods import ayg, stages
 from ..core.methods.ayg import Models
 from ..core.methods.stages import MotionConfig, StaticConfig
-from ..core.objectives.displacement import StayInPlace, Togetherness
+from ..core.objectives.displacement import LocalRigidity, PositionRegulariser
 from ..core.objectives.scores import ClipScores, ViewScores
 from ..core.priors.base import Prior
 from ..core.priors.text_to_video import MOTIONLESS
@@ -271,7 +271,7 @@ class Anchor4DStayInPlace(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="Anchor4DStayInPlace",
-            display_name="Stay in Place",
+            display_name="Position Regulariser (JSD)",
             category=OBJECTIVES,
             description="Objective for motion: the object's centre and extent stay near those of the still object, so that it "
             "moves its limbs instead of sliding away (Align Your Gaussians' JSD term).",
@@ -305,7 +305,7 @@ class Anchor4DStayInPlace(io.ComfyNode):
     def execute(
         cls, share: float, weight: float, end_weight: float = -1.0, share_step: int = ayg.STAY_STEP, objectives: Terms = ()
     ) -> io.NodeOutput:
-        return io.NodeOutput((*objectives, StayInPlace(_ramp(weight, end_weight), share=share, share_step=share_step)))
+        return io.NodeOutput((*objectives, PositionRegulariser(_ramp(weight, end_weight), share=share, share_step=share_step)))
 
 
 class Anchor4DTogetherness(io.ComfyNode):
@@ -313,7 +313,7 @@ class Anchor4DTogetherness(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="Anchor4DTogetherness",
-            display_name="Togetherness",
+            display_name="Local Rigidity (kNN)",
             category=OBJECTIVES,
             description="Objective for motion: Gaussians that are near each other in the still object move alike (the rigidity "
             "of Align Your Gaussians, whose motion has no rotations).",
@@ -336,7 +336,7 @@ class Anchor4DTogetherness(io.ComfyNode):
 
     @classmethod
     def execute(cls, weight: float, end_weight: float = -1.0, neighbours: int = 40, objectives: Terms = ()) -> io.NodeOutput:
-        return io.NodeOutput((*objectives, Togetherness(_ramp(weight, end_weight), k=neighbours)))
+        return io.NodeOutput((*objectives, LocalRigidity(_ramp(weight, end_weight), k=neighbours)))
 
 
 class Anchor4DTextToGaussians(io.ComfyNode):
@@ -445,7 +445,7 @@ class Anchor4DTextMotion(io.ComfyNode):
             inputs=[
                 host.scene_input(tooltip="The still object: from Fit Gaussians to Text, or any scene or splats, facing +Z."),
                 host.Objectives.Input(
-                    "objectives", tooltip="Text to 4D Scores, and in a chain Stay in Place and Togetherness."
+                    "objectives", tooltip="Text to 4D Scores, and in a chain Position Regulariser and Local Rigidity."
                 ),
                 _preset(),
                 _seed(),

@@ -11,7 +11,7 @@ from ..core.align.distance import ObjectDistance
 from ..core.methods import align4d, dg4d, pla4d
 from ..core.objectives.base import Objective
 from ..core.objectives.first_frame import FirstFrame
-from ..core.objectives.front import FrontMatch
+from ..core.objectives.front import ReferenceViewLoss
 from ..core.objectives.mesh import MeshMatch
 from ..core.objectives.multiview import MotionGeometry
 from ..core.objectives.novel_view import NovelView
@@ -103,7 +103,7 @@ class Anchor4DFrontMatch(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="Anchor4DFrontMatch",
-            display_name="Front Match",
+            display_name="Reference View Loss",
             category=CATEGORY,
             description="Objective: from the front, the object must look like the driving video (PLA4D's texture alignment, "
             "Eq. 5-8 and 10).",
@@ -123,7 +123,7 @@ class Anchor4DFrontMatch(io.ComfyNode):
         objectives: Terms = (),
     ) -> io.NodeOutput:
         return io.NodeOutput(
-            (*objectives, FrontMatch(_ramp(weight, end_weight), mask=mask, perceptual=perceptual, levels=levels))
+            (*objectives, ReferenceViewLoss(_ramp(weight, end_weight), mask=mask, perceptual=perceptual, levels=levels))
         )
 
 
@@ -511,7 +511,7 @@ class Anchor4DPLA4DObjectives3D(io.ComfyNode):
             node_id="Anchor4DPLA4DObjectives3D",
             display_name="PLA4D Objectives (Frame to 3D)",
             category=CATEGORY,
-            description="PLA4D's objectives for the still object: Front Match and Mesh Match with a preset's weights.",
+            description="PLA4D's objectives for the still object: Reference View Loss and Mesh Match with a preset's weights.",
             search_aliases=["losses", "preset", "gs-mesh", "static", "pla4d"],
             inputs=[_preset_input(), _more()],
             outputs=[_output()],
@@ -529,8 +529,8 @@ class Anchor4DPLA4DObjectives4D(io.ComfyNode):
             node_id="Anchor4DPLA4DObjectives4D",
             display_name="PLA4D Objectives (3D to 4D)",
             category=CATEGORY,
-            description="PLA4D's objectives for the motion with a preset's weights: Front Match, and First Frame (paper) or "
-            "Rigidity and Smoothness (standard, draft); with a prior, Reference Refinement.",
+            description="PLA4D's objectives for the motion with a preset's weights: Reference View Loss, and First Frame "
+            "(paper) or Rigidity and Smoothness (standard, draft); with a prior, Reference Refinement.",
             search_aliases=["losses", "preset", "motion alignment", "dynamic", "pla4d"],
             inputs=[
                 _preset_input(),

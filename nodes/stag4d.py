@@ -140,8 +140,9 @@ class Anchor4DSTAG4DObjectives(io.ComfyNode):
             node_id="Anchor4DSTAG4DObjectives",
             display_name="STAG4D Objectives",
             category=OBJECTIVES,
-            description="STAG4D's objectives with a preset's weights: Front Match, multi-view distillation and a term against "
-            "needles; for the motion, smooth planes too. A given 3D model is only where the canonical stage starts.",
+            description="STAG4D's objectives with a preset's weights: Reference View Loss, multi-view distillation and "
+            "an anisotropy regulariser; for the motion, smooth planes too. A given 3D model is only where the canonical "
+            "stage starts.",
             search_aliases=["losses", "preset", "anchors", "canonical", "dynamic", "stag4d"],
             inputs=[
                 io.Combo.Input(

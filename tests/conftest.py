@@ -13,6 +13,17 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+from anchor4d.core.packages import NEIGHBOURS, problem
+
+# A package that is there but broken, such as a torchvision that does not fit PyTorch, must not stop the collection.
+for _name in NEIGHBOURS:
+    problem(_name)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--host", action="store_true", help="also run the tests that start a ComfyUI (or set ANCHOR4D_HOST)")
+
+
 @dataclass(frozen=True)
 class ComfyUI:
     """A checkout of the host and the interpreter that runs it."""
@@ -22,11 +33,18 @@ class ComfyUI:
 
 
 @pytest.fixture(scope="session")
-def comfyui() -> ComfyUI:
-    """COMFYUI_PATH or comfy-cli's default place, with COMFYUI_PYTHON or the checkout's own virtual environment."""
+def comfyui_source() -> Path:
+    """COMFYUI_PATH or comfy-cli's default place."""
     path = Path(os.environ.get("COMFYUI_PATH") or Path.home() / "comfy" / "ComfyUI")
     if not (path / "main.py").is_file():
         pytest.skip(f"no ComfyUI at {path}, set COMFYUI_PATH")
+    return path
+
+
+@pytest.fixture(scope="session")
+def comfyui(comfyui_source: Path) -> ComfyUI:
+    """A ComfyUI that can be started: with COMFYUI_PYTHON, or the checkout's own virtual environment."""
+    path = comfyui_source
     inside = "Scripts/python.exe" if os.name == "nt" else "bin/python"
     python = Path(os.environ.get("COMFYUI_PYTHON") or path / ".venv" / inside)
     if not python.is_file():

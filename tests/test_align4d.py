@@ -25,8 +25,8 @@ from anchor4d.core.io.video import load_video
 from anchor4d.core.mesh import Mesh
 from anchor4d.core.methods import align4d, dg4d
 from anchor4d.core.methods.stages import MethodConfig, gaussians_on_mesh
-from anchor4d.core.objectives.base import FitStep
-from anchor4d.core.objectives.front import FrontMatch
+from anchor4d.core.objectives.base import FitStep, check_objectives
+from anchor4d.core.objectives.front import ReferenceViewLoss
 from anchor4d.core.objectives.multiview import CELLS, MotionGeometry
 from anchor4d.core.priors import Condition, Distillation, Prior, Viewpoints
 from anchor4d.core.priors.distill import Annealed, Question
@@ -253,7 +253,7 @@ def test_a_prior_without_pictures_is_refused(gaussians: Gaussians, field: HexPla
     prior = Watching(gaussians)
     prior.conditions = frozenset({"text"})  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(InputError, match="Motion and Geometry: prior exact is not conditioned on a picture"):
-        MotionGeometry(Distillation(prior))(step_of(gaussians, field))
+        check_objectives("motion", [MotionGeometry(Distillation(prior))], video=video_of(gaussians), field=field, meshes=[])
 
 
 # Who trains when
@@ -267,12 +267,12 @@ def history(gaussians: Gaussians, schedule: Schedule) -> list[tuple[bool, bool]]
     inputs = Inputs(video_of(target), frame_times(FRAMES), [FRONT])
     before: list[tuple[Tensor, ...]] = []
 
-    class Front(FrontMatch):
-        def __call__(self, step: FitStep) -> Tensor:
+    class Front(ReferenceViewLoss):
+        def weighted(self, step: FitStep, weight: float | Tensor) -> Tensor:
             assert step.field is not None
             tensors = [*step.field.parameters(), *step.canonical.tensors().values()]
             before.append(tuple(torch.cat([t.detach().flatten() for t in part]) for part in (tensors[:-5], tensors[-5:])))
-            return super().__call__(step)
+            return super().weighted(step, weight)
 
     run_fit("turns", state, [Front(constant(1e3), perceptual=0.0)], schedule, inputs, train="both")
     return [(not torch.equal(a[0], b[0]), not torch.equal(a[1], b[1])) for a, b in pairwise(before)]
@@ -291,11 +291,11 @@ def test_joint_optimisation_trains_both_in_every_step(gaussians: Gaussians) -> N
 def test_the_resting_part_asks_for_no_gradient(gaussians: Gaussians) -> None:
     asking: list[tuple[bool, bool]] = []
 
-    class Front(FrontMatch):
-        def __call__(self, step: FitStep) -> Tensor:
+    class Front(ReferenceViewLoss):
+        def weighted(self, step: FitStep, weight: float | Tensor) -> Tensor:
             assert step.field is not None
             asking.append((next(step.field.parameters()).requires_grad, step.canonical.means.requires_grad))
-            return super().__call__(step)
+            return super().weighted(step, weight)
 
     state = FitState(gaussians, HexPlane(resolution=8, time_resolution=4, channels=4, width=8, opacity=False))
     inputs = Inputs(video_of(gaussians), frame_times(FRAMES), [FRONT])
@@ -311,7 +311,7 @@ def test_dreamgaussian4ds_numbers() -> None:
     prior = load_prior("tiny")
     paper = dg4d.preset("paper", prior)
     front, views = paper.motion.objectives
-    assert isinstance(front, FrontMatch) and isinstance(views, MotionGeometry)
+    assert isinstance(front, ReferenceViewLoss) and isinstance(views, MotionGeometry)
     schedule = paper.motion.schedule
     assert (paper.camera, paper.motion.field, paper.motion.train, paper.motion.opacity) == ("fixed", "hexplane", "both", False)
     assert (schedule.steps, schedule.lr_final, schedule.turns) == (500, 1.0, (0, 0))
@@ -405,7 +405,7 @@ def same(a: Run, b: Run) -> bool:
 def test_the_object_moves_and_its_gaussians_learn(whole: Run) -> None:
     report = json.loads(json.dumps(whole.report))
     assert (report["method"], report["prior"], report["distance"]) == ("align4d", "tiny", None)
-    assert set(report["losses"]["3D to 4D"]) == {"front", "motion and geometry"}
+    assert set(report["losses"]["3D to 4D"]) == {"reference view", "motion and geometry"}
     assert isinstance(whole.scene.field, HexPlane)
     with torch.no_grad():
         assert float((whole.scene.at(1.0).means - whole.scene.at(0.0).means).abs().max()) > 1e-4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -237,8 +238,11 @@ def test_classes_of_our_own(tmp_path: Path) -> None:
 
 
 def test_packages_that_are_not_installed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anchor4d.core.priors.load.find_spec", lambda name: None)
-    assert "pip install diffusers transformers accelerate" in refused(folder)
+    for name in ("diffusers", "transformers"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert "diffusers is not installed; transformers is not installed; run: pip install diffusers transformers" in refused(
+        folder
+    )
 
 
 def test_precisions(monkeypatch: pytest.MonkeyPatch) -> None:

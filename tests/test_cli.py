@@ -24,7 +24,7 @@ from anchor4d.core.gaussians import from_points
 from anchor4d.core.io.export import FORMATS
 from anchor4d.core.methods import pla4d
 from anchor4d.core.methods.stages import MethodConfig, MotionConfig, StaticConfig
-from anchor4d.core.objectives.front import FrontMatch
+from anchor4d.core.objectives.front import ReferenceViewLoss
 from anchor4d.core.objectives.rigidity import Rigidity
 from anchor4d.core.priors import models as model_files
 from anchor4d.core.render import rasterize
@@ -37,7 +37,7 @@ SIZE, FRAMES = 64, 3
 
 def tiny(motion_steps: int = 6) -> MethodConfig:
     """A whole method in a second or two."""
-    front = FrontMatch(weight=constant(1.0), perceptual=0.0)
+    front = ReferenceViewLoss(weight=constant(1.0), perceptual=0.0)
     return MethodConfig(
         name="tiny",
         camera="focal",
@@ -68,7 +68,7 @@ def scene_file(tmp_path: Path) -> Path:
     generator = torch.Generator().manual_seed(0)
     points = 0.8 * (torch.rand(60, 3, generator=generator) - 0.5)
     gaussians = from_points(points, torch.rand(60, 3, generator=generator), opacity=0.7)
-    field = ControlNodes.build(gaussians, FRAMES, nodes=6)
+    field = ControlNodes.on_surface(gaussians, FRAMES, nodes=6)
     with torch.no_grad():
         field.translations[1:, :, 0] = 0.1
     front = FrontCamera(fovy=40.0, distance=2.0, width=48, height=32, cx=20.0, cy=18.0)
@@ -217,6 +217,15 @@ def test_bad_inputs_are_refused_in_one_line_and_leave_nothing(
         (["fit", "--video", "v", "--object", "o", "--renderer", "nvrtc", "--out", "x"], "later release"),
         (["fit", "--video", "v", "--object", "o", "--yaw", "left", "--out", "x"], "not a number"),
         (["fit", "--video", "v", "--object", "o", "--frames", "1", "--out", "x"], "at least 2"),
+        (["fit", "--video", "v", "--object", "o", "--frames", "-3", "--out", "x"], "at least 2"),
+        (["fit", "--video", "v", "--object", "o", "--fps", "nan", "--out", "x"], "rate above 0"),
+        (["fit", "--video", "v", "--object", "o", "--fps", "0", "--out", "x"], "rate above 0"),
+        (["fit", "--video", "v", "--object", "o", "--every", "0", "--out", "x"], "every 0, choose 1"),
+        (["fit", "--video", "v", "--object", "o", "--start", "-1", "--out", "x"], "start -1.0, choose"),
+        (["fit", "--video", "v", "--object", "o", "--start", "3", "--end", "3", "--out", "x"], "end 3.0, choose more"),
+        (["fit", "--video", "v", "--object", "o", "--mask", "m", "--out", "x"], "--mask m: no such"),
+        (["fit", "--video", "v", "--object", "o", "--background", "grue", "--out", "x"], "or a colour such as"),
+        (["fit", "--prompt", "a fox", "--start", "1", "--out", "x"], "--start: says how a video is read"),
         (["bench", "--cases", "no-cases"], "no cases"),
         (["models", "get", "crystal-ball"], "choose one of zero123-xl"),
         (["models", "convert", "x.ckpt"], "no such file or folder"),

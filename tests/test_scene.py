@@ -30,7 +30,7 @@ def moving_field(name: str, gaussians: Gaussians) -> DeformationField:
     torch.manual_seed(1)
     field: DeformationField
     if name == "control-nodes":
-        field = ControlNodes.build(gaussians, FRAMES, nodes=8, loop=True, opacity=True)
+        field = ControlNodes.on_surface(gaussians, FRAMES, nodes=8, loop=True, opacity=True)
     elif name == "hexplane":
         field = HexPlane(resolution=4, time_resolution=4, channels=4, width=8, opacity=True)
     else:

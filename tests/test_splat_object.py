@@ -21,7 +21,7 @@ from anchor4d.core.io.objects import load_object
 from anchor4d.core.io.video import load_video
 from anchor4d.core.mesh import Mesh
 from anchor4d.core.methods import stages
-from anchor4d.core.objectives.front import FrontMatch
+from anchor4d.core.objectives.front import ReferenceViewLoss
 from anchor4d.core.objectives.mesh import MeshMatch
 from anchor4d.core.objectives.rigidity import Rigidity
 from anchor4d.core.render import rasterize
@@ -219,7 +219,7 @@ def test_the_front_of_splats_is_found(character: Mesh, fitted: Path) -> None:
 
 
 def tiny() -> stages.MethodConfig:
-    front = FrontMatch(weight=constant(1.0), perceptual=0.0)
+    front = ReferenceViewLoss(weight=constant(1.0), perceptual=0.0)
     match = MeshMatch(weight=constant(1.0), views=1, perceptual=0.0)
     return stages.MethodConfig(
         name="tiny",

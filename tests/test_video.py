@@ -162,7 +162,7 @@ def test_bad_input_is_one_line_that_names_it(tmp_path: Path, monkeypatch: pytest
     refused(tmp_path / "damaged", "002.png: not a readable picture")
     write_frames(tmp_path / "big", moving_disc())
     refused(tmp_path / "big", "1 frames asked for.*at least 2", frames=1)
-    monkeypatch.setattr("anchor4d.core.io.video.MAX_PIXELS", 3 * 60 * 80)
+    monkeypatch.setattr("anchor4d.core.io.clip.MAX_PIXELS", 3 * 60 * 80)
     refused(tmp_path / "big", "6 frames of 80x60 are too large to read at once, choose at most 3 frames")
     assert len(load_video(tmp_path / "big", frames=3)) == 3
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)

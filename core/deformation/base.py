@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,21 +12,88 @@ from torch import Tensor, nn
 from ..gaussians import Gaussians
 from ..mesh import Mesh
 from ..optimiser import Group
+from ..registry import Registry
 
-_FIELDS: dict[str, type[DeformationField]] = {}
+#: Deformation fields by name.
+FIELDS: Registry[type[DeformationField]] = Registry("deformation field")
 _Field = TypeVar("_Field", bound="type[DeformationField]")
+
+
+class StaticScene(Protocol):
+    """What a field is built for: canonical Gaussians (N, ...), and the frames of the clip."""
+
+    @property
+    def gaussians(self) -> Gaussians: ...
+
+    @property
+    def frames(self) -> int: ...
+
+    @property
+    def loop(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Handles:
+    """Points on the object, fewer than its Gaussians, whose motion is the field's.
+
+    Args:
+        positions: at rest, (M, 3).
+        pairs: neighbours among them, (E, 2) int64.
+    """
+
+    positions: Tensor
+    pairs: Tensor
 
 
 class DeformationField(nn.Module):
     """Moves canonical Gaussians to given times. A new field moves nothing: its outputs start at zero.
 
-    A subclass keeps its constructor arguments in ``self.arguments`` (JSON values) so that a saved scene can rebuild it.
+    A subclass keeps its constructor arguments in ``self.arguments`` (JSON values) so that a saved scene can rebuild it, and is
+    registered by its name (:func:`register_field`). What it can is said by its attributes.
+
+    Attributes:
+        name: unique in :data:`FIELDS`.
+        fixed_count: it moves the Gaussians that it was built for, none more or fewer, so that density control is refused.
+        tracks_frames: it has a pose at each frame, so that frames can be tracked one by one: :meth:`continue_motion`.
+        anywhere: it moves any point by where the point is, so that it carries other points than Gaussians.
+        offers: what objectives may need of it: "handles" (:meth:`handles`), "planes" (:meth:`feature_planes`), "seam"
+            (:meth:`seam`).
     """
 
     name: ClassVar[str]
+    fixed_count: bool = False
+    tracks_frames: bool = False
+    anywhere: bool = False
+    offers: frozenset[str] = frozenset()
     #: Constructor arguments that say how many layers, hence tensors, are built: checked against a file's before anything is.
     layered: ClassVar[frozenset[str]] = frozenset()
     arguments: dict[str, Any]
+
+    @classmethod
+    def build(cls, scene: StaticScene, mesh: Mesh | None = None, **settings: Any) -> Self:
+        """A field at rest for a scene, on the device of its Gaussians. Here: the constructor's with the settings.
+
+        Args:
+            mesh: the object's surface, where there is one.
+            settings: of the field, by name.
+        """
+        return cls(**settings).to(scene.gaussians.device)
+
+    def handles(self) -> Handles | None:
+        """The field's handles; None for fields that move each Gaussian by itself."""
+        return None
+
+    def motion_of_handles(self, tau: Tensor) -> tuple[Tensor, Tensor]:  # (B,) -> (B, M, 3), (B, M, 4)
+        """Moved positions and rotations (unit quaternions wxyz) of the handles at times in [0, 1]."""
+        raise NotImplementedError
+
+    def feature_planes(self) -> Sequence[tuple[Tensor, bool]]:
+        """Feature planes (1, C, b, a), each with whether its axis b is time."""
+        return ()
+
+    def seam(self, gaussians: Gaussians, tau: Tensor) -> Tensor:
+        """How far what is blended into the last clip of a motion differs from it, a scalar."""
+        raise NotImplementedError
 
     @property
     def changes(self) -> frozenset[str]:
@@ -81,13 +149,13 @@ class DeformationField(nn.Module):
     ) -> Callable[[Tensor], Tensor] | None:
         """A function from times (B,) to ``points`` of the canonical object where the field moves them, (B, V, 3).
 
-        None for fields that only know where their own Gaussians go.
+        None for fields that only know where their own Gaussians go. Here: of fields that move any point by where it is.
 
         Args:
             gaussians: the canonical set.
             mesh: the surface that the field was built on, where there was one.
         """
-        return None
+        return evaluated_at(self, points) if self.anywhere else None
 
     def check(self, count: int) -> None:
         """Refuses tensors that came from a file and do not belong to ``count`` Gaussians, or whose indices lead astray.
@@ -105,7 +173,7 @@ class DeformationField(nn.Module):
 
 def register_field(cls: _Field) -> _Field:
     """Class decorator: makes a field loadable by its name."""
-    _FIELDS[cls.name] = cls
+    FIELDS.add(cls.name, cls)
     return cls
 
 
@@ -117,9 +185,9 @@ def field_from_config(config: dict[str, Any]) -> DeformationField:
     """
     arguments = dict(config)
     kind = arguments.pop("type", None)
-    if kind not in _FIELDS:
-        raise ValueError(f"unknown deformation field {kind!r}, expected one of {', '.join(sorted(_FIELDS))}")
-    return _FIELDS[kind](**arguments)
+    if kind not in FIELDS:
+        raise ValueError(f"unknown deformation field {kind!r}, expected one of {', '.join(sorted(FIELDS))}")
+    return FIELDS[kind](**arguments)
 
 
 def loaded_field(config: dict[str, Any], tensors: dict[str, Tensor], count: int) -> DeformationField:
@@ -165,7 +233,7 @@ def _check_description(config: Any, tensors: int) -> None:
             raise ValueError("a description nested without end")
         if isinstance(value, dict):
             kind = value.get("type")
-            cls = _FIELDS.get(kind) if isinstance(kind, str) else None
+            cls = FIELDS.get(kind) if isinstance(kind, str) else None
             for name in cls.layered if cls is not None else ():
                 if value.get(name, 0) > tensors:
                     raise ValueError(f"the {kind} field: {name} {value[name]}, but only {tensors} tensors")

@@ -34,6 +34,7 @@ class FrameField(DeformationField):
     """
 
     name = "frames"
+    fixed_count = True
 
     def __init__(
         self,

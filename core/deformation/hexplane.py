@@ -5,9 +5,10 @@ Sources: K-Planes / HexPlane as used by 4D Gaussian Splatting; sizes and zero in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from itertools import combinations
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from ..gaussians import Gaussians
 from ..mesh import Mesh
 from ..optimiser import Group
-from .base import DeformationField, apply_deltas, evaluated_at, register_field, zero_linear
+from .base import DeformationField, StaticScene, apply_deltas, register_field, zero_linear
 
 
 class _Head(nn.Module):
@@ -49,6 +50,8 @@ class HexPlane(DeformationField):
     """
 
     name = "hexplane"
+    anywhere = True
+    offers = frozenset({"planes"})
 
     def __init__(
         self,
@@ -88,6 +91,16 @@ class HexPlane(DeformationField):
                 if isinstance(layer, nn.Linear):
                     nn.init.xavier_uniform_(layer.weight)
 
+    @classmethod
+    def build(cls, scene: StaticScene, mesh: Mesh | None = None, **settings: Any) -> Self:
+        """As everywhere; without other settings with a cell of time for about each frame, and opacity at rest."""
+        cells = max(2, math.ceil(0.85 * scene.frames))
+        return super().build(scene, mesh, **{"time_resolution": cells, "opacity": False, **settings})
+
+    def feature_planes(self) -> list[tuple[Tensor, bool]]:
+        axes = [b for _, b in combinations(range(4), 2)]
+        return [(plane, axes[index % 6] == 3) for index, plane in enumerate(self.planes)]
+
     @property
     def changes(self) -> frozenset[str]:
         return frozenset(self.heads)
@@ -122,9 +135,6 @@ class HexPlane(DeformationField):
         if "opacity_logits" in deltas:
             deltas["opacity_logits"] = deltas["opacity_logits"][..., 0]
         return apply_deltas(gaussians, **deltas)
-
-    def carrier(self, gaussians: Gaussians, points: Tensor, mesh: Mesh | None = None) -> Callable[[Tensor], Tensor]:
-        return evaluated_at(self, points)
 
     def parameter_groups(self, whole_clip: bool = True, smoothing: float = 1.0) -> list[Group]:
         final = self.lr_final

@@ -34,6 +34,7 @@ class Wrapper(DeformationField):
     def __init__(self, inner: Inner, **arguments: Any) -> None:
         super().__init__()
         self.inner = field_from_config(inner) if isinstance(inner, dict) else inner
+        self.fixed_count = self.inner is not None and self.inner.fixed_count
         self.arguments = arguments
 
     def moved(self, gaussians: Gaussians, tau: Tensor) -> Gaussians:
@@ -296,6 +297,7 @@ class Parts(DeformationField):
     """
 
     name = "parts"
+    fixed_count = True
 
     def __init__(self, counts: Sequence[int], fields: Sequence[Inner]) -> None:
         super().__init__()

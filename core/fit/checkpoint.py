@@ -11,6 +11,9 @@ from torch import Tensor
 
 from ..files import InputError, write_tensors
 
+#: What every header says, and as what.
+FIELDS = {"stage": str, "key": str, "step": int, "losses": dict}
+
 
 def save_checkpoint(path: str | os.PathLike[str], tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
     """Write a checkpoint in one step: a reader sees the old file or the new one, whole."""
@@ -29,10 +32,10 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
         with safe_open(str(path), framework="pt", device="cpu") as handle:
             header = json.loads((handle.metadata() or {})["anchor4d-checkpoint"])
             tensors = {key: handle.get_tensor(key) for key in handle.keys()}
-        for name, kind in (("stage", str), ("step", int), ("losses", dict)):
+        for name, kind in FIELDS.items():
             if not isinstance(header[name], kind):
                 raise ValueError(f"{name} is a {type(header[name]).__name__}")
-        if header["step"] < 0 or "key" not in header or "generator" not in tensors:
+        if header["step"] < 0 or "generator" not in tensors:
             raise ValueError("incomplete")
         return tensors, header
     except (SafetensorError, OSError, LookupError, ValueError, TypeError, RecursionError) as error:

@@ -19,15 +19,16 @@ from torch import Tensor
 
 from ..cameras import FrontCamera
 from ..deformation import DeformationField
+from ..files import InputError
 from ..gaussians import Gaussians
-from ..objectives.base import FitStep, Objective
+from ..objectives.base import FitStep, Objective, check_objectives, identified
 from ..optimiser import Adam, Group
 from ..progress import Progress
 from ..render import ScreenStatistics
 from ..scene.object3d import Object3D
 from ..video import DrivingVideo
 from .checkpoint import load_checkpoint, save_checkpoint
-from .density import DensityControl
+from .density import DensityControl, DensityState
 
 log = logging.getLogger(__name__)
 
@@ -91,11 +92,14 @@ class FitState:
     Args:
         gaussians: the canonical set.
         field: deformation, or None in the static stage.
+        losses: of the last pass, every ten steps, by the objectives' ids.
+        memory: what objectives keep from pass to pass, by their ids.
     """
 
     gaussians: Gaussians
     field: DeformationField | None = None
     losses: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    memory: dict[str, dict[str, Tensor]] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -149,14 +153,24 @@ def run_fit(
         the state with every tensor detached.
 
     Raises:
+        InputError: where the fit lacks what an objective needs, or a field cannot follow density control.
         whatever ``progress`` raises to interrupt, after the checkpoint is written.
     """
     if not objectives:
         raise ValueError(f"{stage}: no objectives, so there is nothing to fit; connect at least one")
+    check_objectives(stage, objectives, video=inputs.video, field=state.field, meshes=inputs.meshes)
+    if density is not None and state.field is not None and state.field.fixed_count:
+        raise InputError(
+            f"{stage}: a {state.field.name} field moves a fixed number of Gaussians; choose another, or no density control"
+        )
+    named = identified(objectives)
     generator = torch.Generator().manual_seed(seed)
     gaussians, deformation = state.gaussians.detach().clone(), state.field
     losses: dict[str, list[float]] = {}
     factors: dict[str, float] = {}  # of objectives that are scaled to a share of the others
+    memory = {id: dict(kept) for id, kept in state.memory.items()}
+    memo: dict[Any, Any] = {}
+    grown = DensityState()
     rates = GAUSSIAN_LR if gaussian_lr is None else gaussian_lr
 
     if train != "gaussians" and deformation is None:
@@ -185,13 +199,16 @@ def run_fit(
                 deformation.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("field.")})
                 deformation.check(len(gaussians))
             generator.set_state(tensors["generator"])
+            kept = {name: tensor.to(gaussians.device) for name, tensor in tensors.items()}
+            grown = DensityState(**{name[8:]: tensor for name, tensor in kept.items() if name.startswith("density.")})
+            for name in [name for name in kept if name.startswith("memory.")]:
+                id, _, part = name[7:].rpartition(".")
+                memory.setdefault(id, {})[part] = kept[name]
             log.info("%s: resumed at step %d of %d", stage, first, schedule.steps)
     optimisers = optimisers_for(gaussians)
     if resumed is not None:
         for part, optimiser in optimisers.items():
             optimiser.load({k.removeprefix(f"{part} "): v for k, v in resumed.items() if k.startswith(f"{part} ")})
-        if density is not None:
-            density.load({k[8:]: v for k, v in resumed.items() if k.startswith("density.")})
 
     def save(step: int) -> None:
         if path is None:
@@ -203,7 +220,8 @@ def run_fit(
         if deformation is not None:
             tensors |= {f"field.{k}": v for k, v in deformation.state_dict().items()}
         if density is not None:
-            tensors |= {f"density.{k}": v for k, v in density.state().items()}
+            tensors |= {f"density.{k}": v for k, v in grown.tensors().items()}
+        tensors |= {f"memory.{id}.{part}": tensor for id, kept in memory.items() for part, tensor in kept.items()}
         save_checkpoint(path, tensors, {"stage": stage, "key": key, "step": step, "losses": losses, "factors": factors})
 
     count = len(inputs.taus)
@@ -241,17 +259,21 @@ def run_fit(
                 resolution=schedule.resolution(index / schedule.steps), background=background.to(device), generator=generator,
                 still=state.gaussians, meshes=inputs.meshes, loop=inputs.loop,
                 tracking=order[turn] if order else None, stiffness=schedule.stiffness, backend=inputs.backend,
-                statistics=statistics,
+                statistics=statistics, memo=memo,
             )  # fmt: skip
-            terms = {objective.name: objective(step) for objective in objectives}
+            terms: dict[str, Tensor] = {}
+            for id, objective in named.items():
+                step.memory = memory.setdefault(id, {})
+                terms[id] = objective.weighted(step, objective.weight_at(step))
             trained = [group.parameter for part in turns for group in optimisers[part].groups]
             # What waits for its share of the gradient counts nothing until then.
-            waiting: list[Any] = [o for o in objectives if getattr(o, "share", 0.0) > 0 and o.name not in factors]
-            for objective in waiting:
+            waiting = {id: o for id, o in named.items() if o.share > 0 and id not in factors}
+            for id, objective in waiting.items():
                 if index >= objective.share_step:
-                    own = objective.probe(step) if hasattr(objective, "probe") else terms[objective.name]
-                    factors |= _shared(objective.name, objective.share, own, terms, trained)
-            scale = {o.name: 0.0 for o in waiting} | factors
+                    step.memory = memory[id]
+                    own = objective.probe(step)
+                    factors |= _shared(id, objective.share, terms[id] if own is None else own, terms, trained)
+            scale = dict.fromkeys(waiting, 0.0) | factors
             terms = {name: scale.get(name, 1.0) * term for name, term in terms.items()}
             total = torch.stack([term for term in terms.values()]).sum()
             if total.requires_grad:
@@ -260,7 +282,7 @@ def run_fit(
                 optimisers[part].step(factor, rows, index / schedule.steps)
             if density is not None and statistics is not None and "gaussians" in turns:
                 adam = optimisers["gaussians"]
-                gaussians = density.update(index, schedule.steps, gaussians, adam, statistics, generator)
+                gaussians = density.update(grown, index, schedule.steps, gaussians, adam, statistics, generator)
             done, between_steps = index + 1, True
             if index % 10 == 0 or done == schedule.steps:
                 values = {name: float(term.detach()) for name, term in terms.items()}
@@ -286,7 +308,7 @@ def run_fit(
     if done > first:
         # The finished stage is kept too: a run that is interrupted in a later stage resumes behind this one.
         save(done)
-    return FitState(gaussians.detach(), deformation, losses)
+    return FitState(gaussians.detach(), deformation, losses, memory)
 
 
 def tracking_order(frames: int, loop: bool) -> list[tuple[int, int, int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..files import InputError
+from ..packages import problem
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +24,8 @@ REMBG_MODEL = "u2net"
 #: A border is plain when this share of it lies within PLAIN of its median colour; an object may touch the rest.
 PLAIN_SHARE = 0.75
 PLAIN = 12 / 255
+#: How far a backdrop's shades lie from its named colour, and the share of the border that must show it.
+SHADE, SHADE_SHARE = 60 / 255, 0.1
 #: Enclosed background smaller than this share of the picture stays part of the object, as a highlight would.
 SMALLEST_WINDOW = 5e-4
 #: Share of an enclosed window that must be the background's very colour, the codec's ringing around its rim aside.
@@ -35,34 +39,57 @@ SMALLEST_PART = 3e-3
 UNMOVED = 0.06
 
 
+def check_method(method: str, *, source: str = "video") -> np.ndarray | None:  # (3,) in [0, 1]
+    """The colour that a background method names, None for one of :data:`METHODS`.
+
+    Raises:
+        InputError: for what is neither.
+    """
+    if method in METHODS:
+        return None
+    from PIL import ImageColor
+
+    try:
+        return np.array(ImageColor.getrgb(method)[:3], np.float32) / 255
+    except ValueError:
+        raise InputError(
+            f"{source}: unknown background method {method!r}, choose one of {', '.join(METHODS)}, or a colour such as #00b140"
+        ) from None
+
+
 def estimate_masks(
     frames: Tensor,  # (T, H, W, 3) uint8 or float in [0, 1]
     method: str = "auto",
     *,
     source: str = "video",
     download: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Tensor, str]:  # (T, H, W), method used
     """Masks of the object in opaque frames.
 
     ``"key"`` removes a background of one colour (:func:`key_masks`), ``"rembg"`` asks that package's network
-    (:func:`rembg_masks`), ``"auto"`` keys where the pictures' border is plain and asks rembg elsewhere. Masks are steadied in
-    time and freed of specks.
+    (:func:`rembg_masks`), ``"auto"`` keys where the pictures' border is plain and asks rembg elsewhere. A colour, as CSS writes
+    it, is keyed wherever the border shows it, though the border is not plain. Masks are steadied in time and freed of specks.
 
     Returns masks and the method used. Colours at the object's edge still hold some background.
 
     Raises:
         InputError: for a method that cannot work on these pictures or this machine.
     """
-    if method not in METHODS:
-        raise InputError(f"{source}: unknown background method {method!r}, choose one of {', '.join(METHODS)}")
-    pictures = (frames if frames.dtype == torch.uint8 else (frames * 255).round().to(torch.uint8)).numpy()
-    colour = plain_border(pictures) if method != "rembg" else None
+    named = check_method(method, source=source)
+    pictures = _eight_bits(frames)
+    if named is not None:
+        colour = border_colour(pictures, named)
+        if colour is None:
+            raise InputError(f"{source}: the border shows no {method}, choose the backdrop's colour, rembg, or give a mask")
+    else:
+        colour = plain_border(pictures) if method != "rembg" else None
     if colour is not None:
-        masks, method = key_masks(pictures, colour), "key"
+        masks, method = key_masks(pictures, colour, progress), "key"
     elif method == "key":
         raise InputError(f"{source}: the border is not of one colour and cannot be keyed, choose rembg or give a mask")
     else:
-        masks, method = rembg_masks(pictures, source, download), "rembg"
+        masks, method = rembg_masks(pictures, source, download, progress), "rembg"
     masks = steady(pictures, masks)
     for mask in masks:
         remove_specks(mask)
@@ -71,26 +98,42 @@ def estimate_masks(
 
 def plain_border(pictures: np.ndarray) -> np.ndarray | None:  # (T, H, W, 3) uint8 -> (T, 3) in [0, 1]
     """Each picture's background colour, if the borders of all are of nearly one and the same colour."""
-    border = np.concatenate(
-        [pictures[:, :2].reshape(len(pictures), -1, 3), pictures[:, -2:].reshape(len(pictures), -1, 3)]
-        + [pictures[:, :, side].reshape(len(pictures), -1, 3) for side in (slice(0, 2), slice(-2, None))],
-        1,
-    )
-    border = border.astype(np.float32) / 255
+    border = _border(pictures)
     colour = np.median(border, 1)
     near = np.abs(border - colour[:, None]).max(-1) <= PLAIN
     same = np.abs(colour - np.median(colour, 0)).max() <= PLAIN
     return colour if same and near.mean(1).min() >= PLAIN_SHARE else None
 
 
+def border_colour(pictures: np.ndarray, named: np.ndarray) -> np.ndarray | None:  # (T, H, W, 3) uint8, (3,) -> (T, 3) in [0, 1]
+    """Each picture's own shade of a named backdrop, by the pixels of its border near it; None where a picture has too few."""
+    border = _border(pictures)
+    near = np.abs(border - named).max(-1) <= SHADE
+    if near.mean(1).min() < SHADE_SHARE:
+        return None
+    return np.stack([np.median(pixels[mask], 0) for pixels, mask in zip(border, near)])
+
+
+def _border(pictures: np.ndarray) -> np.ndarray:  # (T, H, W, 3) uint8 -> (T, N, 3) in [0, 1]
+    """The two outermost pixels of every side."""
+    sides = [pictures[:, :2], pictures[:, -2:], pictures[:, :, :2], pictures[:, :, -2:]]
+    return np.concatenate([side.reshape(len(pictures), -1, 3) for side in sides], 1).astype(np.float32) / 255
+
+
+def _eight_bits(frames: Tensor) -> np.ndarray:
+    return (frames if frames.dtype == torch.uint8 else (frames * 255).round().to(torch.uint8)).numpy()
+
+
 def key_masks(
     pictures: np.ndarray,  # (T, H, W, 3) uint8
     colour: np.ndarray,  # (T, 3) in [0, 1]
+    progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:  # (T, H, W) float32
     """Masks of an object in front of one colour.
 
     The background is what a flood of that colour reaches from the border, so parts of the same colour inside the object stay;
-    enclosed windows count as background only when they are as flat as the background itself and not small. Where a lossy
+    enclosed windows count as background only when they are as flat as the background itself, not small, and not deep inside
+    the object, where eyes and buttons lie. Where a lossy
     codec has left ringing around edges, more of it counts as background there. In the two
     pixels next to the background, alpha is the distance from its colour as a share of the largest distance around: there
     the edge's own softness and the codec's blur lie.
@@ -99,7 +142,9 @@ def key_masks(
 
     masks = np.empty(pictures.shape[:3], np.float32)
     height, width = pictures.shape[1:3]
-    for picture, behind, mask in zip(pictures, np.round(colour * 255).astype(np.int16), masks):
+    for index, (picture, behind, mask) in enumerate(zip(pictures, np.round(colour * 255).astype(np.int16), masks)):
+        if progress is not None:
+            progress(index, len(pictures))
         distance = np.abs(picture.astype(np.int16) - behind).max(-1).astype(np.uint8)
         rim = np.concatenate([distance[0], distance[-1], distance[:, 0], distance[:, -1]])
         calm = rim[rim <= PLAIN * 255]
@@ -132,6 +177,11 @@ def _parts(inside: np.ndarray, neighbours: np.ndarray | None = None) -> tuple[np
     return labels, int(cast(int, ndimage.label(inside, neighbours, output=labels)))
 
 
+def lost_parts(frames: Tensor, masks: Tensor) -> str:  # (T, H, W, 3), (T, H, W)
+    """What keying may have taken of the object, "" where nothing looks like it."""
+    return ""
+
+
 def steady(pictures: np.ndarray, masks: np.ndarray) -> np.ndarray:  # (T, H, W, 3), (T, H, W) -> (T, H, W)
     """Masks without one-frame flicker: the median of three frames where the colour stays the same through all three.
 
@@ -158,7 +208,12 @@ def remove_specks(mask: np.ndarray) -> None:  # (H, W)
     mask[np.logical_not(kept)] = 0
 
 
-def rembg_masks(pictures: np.ndarray, source: str, download: bool = False) -> np.ndarray:  # (T, H, W, 3) uint8 -> (T, H, W)
+def rembg_masks(
+    pictures: np.ndarray,  # (T, H, W, 3) uint8
+    source: str,
+    download: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:  # (T, H, W)
     """Masks by the optional package rembg and its U2-Net model, which is fetched only when ``download`` is true.
 
     Raises:
@@ -178,7 +233,11 @@ def rembg_masks(pictures: np.ndarray, source: str, download: bool = False) -> np
     except Exception as error:  # onnxruntime's and the network's errors share no base
         which = "could not be fetched" if found is None else f"at {found} does not load"
         raise InputError(f"{source}: the model {REMBG_MODEL}.onnx {which} ({_reason(error)}), fetch it again") from None
-    masks = [rembg.remove(Image.fromarray(picture), session=session, only_mask=True) for picture in pictures]
+    masks = []
+    for index, picture in enumerate(pictures):
+        if progress is not None:
+            progress(index, len(pictures))
+        masks.append(rembg.remove(Image.fromarray(picture), session=session, only_mask=True))
     out = np.stack([np.asarray(mask.convert("L"), np.float32) for mask in masks]) / 255
     out[out < 0.05] = 0
     return out
@@ -201,13 +260,13 @@ def rembg_model() -> Path | None:
 
 
 def _import_rembg(source: str) -> Any:
-    try:
-        import rembg
-    except (Exception, SystemExit) as error:  # rembg ends the process where it finds no runtime
+    if reason := problem("rembg"):
         raise InputError(
-            f"{source}: the background is not plain and rembg, which would remove it, does not start ({_reason(error)}); "
+            f"{source}: the background is not plain and rembg, which would remove it, {reason}; "
             "run `pip install rembg[cpu]`, or give frames with alpha or a mask"
-        ) from None
+        )
+    import rembg
+
     return rembg
 
 
@@ -228,4 +287,4 @@ def _offline_session(rembg: Any, model: Path) -> Any:
 
 def _reason(error: BaseException) -> str:
     text = " ".join(str(error).split())
-    return f"it ended with {text}" if isinstance(error, SystemExit) else text or type(error).__name__
+    return text or type(error).__name__

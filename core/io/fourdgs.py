@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..files import InputError, atomic_path
 from ..gaussians import Gaussians
+from ..packages import problem
 from ..scene.scene import Scene4D, frame_times
 from ..scene.views import FrameProgress
 
@@ -42,10 +43,10 @@ def write_4dgs(
     Raises:
         InputError: without the package fourdgs, or for a scene that is empty or that it cannot hold.
     """
-    try:
-        import fourdgs
-    except ImportError:
-        raise InputError(f"{path}: .4dgs files take the package fourdgs; pip install fourdgs") from None
+    if reason := problem("fourdgs"):
+        raise InputError(f"{path}: .4dgs files take the package fourdgs, which {reason}; run: pip install fourdgs")
+    import fourdgs
+
     library: Any = fourdgs
     if not len(scene.gaussians):
         raise InputError(f"{path}: the scene has no Gaussians, nothing to write")

@@ -31,6 +31,7 @@ import numpy as np
 
 from ..files import InputError
 from ..gaussians import Gaussians
+from ..packages import problem
 from .ply import check_count, check_length, color_bytes, color_of, from_file, opacity_bytes, opacity_of, to_file
 
 log = logging.getLogger(__name__)
@@ -211,10 +212,8 @@ def _stated_axes(extensions: bytes, name: str) -> int:
 
 def _zstd(what: str) -> Any:
     for module in ("compression.zstd", "backports.zstd"):
-        try:
+        if not problem(module):
             return importlib.import_module(module)
-        except ImportError:
-            continue
     raise InputError(f"{what}: needs zstd, which Python 3.14 or `pip install backports.zstd` brings; or use version 3 of .spz")
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..cameras import quaternion_to_matrix
 from ..files import InputError, atomic_path
 from ..gaussians import Gaussians
+from ..packages import problem
 from ..scene.scene import Scene4D, frame_times
 from ..scene.views import FrameProgress
 
@@ -150,10 +151,10 @@ class _Track:
 
 
 def _modules(path: Path) -> tuple[Any, Any, Any, Any, Any]:
-    try:
-        from pxr import Tf, Usd, UsdGeom, UsdUtils, UsdVol
-    except ImportError:
-        raise InputError(f"{path}: USD files take the package usd-core; pip install usd-core") from None
+    if reason := problem("pxr.UsdVol"):
+        raise InputError(f"{path}: USD files take the package usd-core, which {reason}; run: pip install usd-core")
+    from pxr import Tf, Usd, UsdGeom, UsdUtils, UsdVol
+
     if not hasattr(UsdVol, "ParticleField3DGaussianSplat"):
         raise InputError(f"{path}: this usd-core is older than 26.3 and knows no Gaussians; pip install --upgrade usd-core")
     return Tf, Usd, UsdGeom, UsdUtils, UsdVol

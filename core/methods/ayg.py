@@ -22,7 +22,7 @@ from ..files import InputError
 from ..fit.density import DensityControl
 from ..fit.loop import Schedule
 from ..objectives.base import Objective
-from ..objectives.displacement import Seam, StayInPlace, Togetherness
+from ..objectives.displacement import LocalRigidity, PositionRegulariser, Seam
 from ..objectives.mesh import MeshMatch
 from ..objectives.scores import ClipScores, ViewScores
 from ..priors.base import Prior
@@ -161,9 +161,9 @@ def motion_objectives(
     )
     kept: tuple[Objective, ...] = (scores,)
     if "jsd" not in without:
-        kept += (StayInPlace(constant(STAY_WEIGHT), share=STAY_SHARE if scaled else 0.0, share_step=STAY_STEP),)
+        kept += (PositionRegulariser(constant(STAY_WEIGHT), share=STAY_SHARE if scaled else 0.0, share_step=STAY_STEP),)
     if "rigidity" not in without:
-        kept += (Togetherness(constant(1000.0), k=40),)
+        kept += (LocalRigidity(constant(1000.0), k=40),)
     return kept
 
 
@@ -219,8 +219,8 @@ def detail(name: str, objectives: Sequence[Objective]) -> StaticConfig | None:
 
     "A further 3D fine-tune gives about 150 K Gaussians": its losses are open, the text-to-image model alone is ours.
     """
-    looks = tuple(replace(o, views=None) if isinstance(o, ViewScores) else o for o in objectives)
-    if not STEPS[name][1] or not any(isinstance(o, ViewScores) and o.images is not None for o in looks):
+    looks = tuple(detailed for o in objectives if (detailed := o.detailed()) is not None)
+    if not STEPS[name][1] or not any(o.priors() for o in looks):
         return None
     schedule = Schedule(STEPS[name][1], lr=0.3, lr_final=0.1, **AROUND)
     return StaticConfig(gaussians=0, schedule=schedule, objectives=looks, density=replace(GROWTH, budget=150_000))
@@ -321,7 +321,7 @@ def run(
     scene = stages.fit_motion(None, scene, config.motion, checkpoint=kept("motion"), **common)
     texts = list(then) or ([""] if closed else [])
     for index, text in enumerate(texts):
-        terms = tuple(replace(o, prompt=text) if text and isinstance(o, ClipScores) else o for o in config.motion.objectives)
+        terms = tuple(o.with_prompt(text) if text else o for o in config.motion.objectives)
         motion = replace(config.motion, objectives=terms, schedule=config.further)
         last = closed and index == len(texts) - 1
         scene = extend(scene, motion, seam=config.seam, closed=last, checkpoint=kept(f"clip{index + 2}"), **common)

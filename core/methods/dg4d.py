@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from ..fit.loop import Schedule
 from ..objectives.base import Objective
-from ..objectives.front import FrontMatch
+from ..objectives.front import ReferenceViewLoss
 from ..objectives.mesh import MeshMatch
 from ..objectives.multiview import MotionGeometry
 from ..priors.base import Prior
@@ -46,7 +46,7 @@ def preset(name: str, prior: Prior | None = None) -> MethodConfig:
         steps, views, resolutions = OURS[name]
         motion, sizes = replace(PAPER, schedule=replace(PAPER.schedule, steps=steps, resolutions=resolutions)), ((1.0, 1.0),)
     # The weights of both terms rise with progress; the prior's times fall from 0.98 to 0.02.
-    objectives: tuple[Objective, ...] = (FrontMatch(linear(0.0, 1.0, 1e4), mask=0.1, perceptual=0.0),)
+    objectives: tuple[Objective, ...] = (ReferenceViewLoss(linear(0.0, 1.0, 1e4), mask=0.1, perceptual=0.0),)
     if prior is not None:
         distillation = Distillation(prior, time=Annealed(1.0, 0.0), micro_batch=MICRO_BATCH)
         objectives += (MotionGeometry(distillation, views=views, geometry=False, sizes=sizes),)

@@ -12,7 +12,7 @@ from ..fit.density import DensityControl
 from ..fit.loop import Schedule
 from ..objectives.base import Objective
 from ..objectives.first_frame import FirstFrame
-from ..objectives.front import FrontMatch
+from ..objectives.front import ReferenceViewLoss
 from ..objectives.mesh import MeshMatch
 from ..objectives.novel_view import NovelView
 from ..objectives.reference import ReferenceRefinement
@@ -52,7 +52,7 @@ def preset(name: str, prior: Prior | None = None) -> MethodConfig:
                 gaussians=40_000,  # open in the paper; 30 to 50 thousand surface points
                 schedule=Schedule(steps=1000, resolutions=sizes, lr_final=0.02),  # App. A: 1000 iterations; rates open
                 objectives=(
-                    FrontMatch(
+                    ReferenceViewLoss(
                         weight=linear(0.98, 0.02, 1e4), mask=0.1, perceptual=1e3
                     ),  # Eq. 5-8; lambda 0.98 -> 0.02; gamma open
                     MeshMatch(
@@ -63,12 +63,12 @@ def preset(name: str, prior: Prior | None = None) -> MethodConfig:
             ),
             motion=MotionConfig(
                 field="mlp",  # 5.4: an MLP on time
-                opacity=True,  # 5.4: position, rotation, scale and opacity
+                fields={name: {"opacity": True} for name in ("mlp", "hexplane", "control-nodes")},  # 5.4: opacity moves too
                 schedule=Schedule(
                     steps=65, resolutions=sizes, lr_final=1.0
                 ),  # App. A: 65 iterations; all frames a step is our reading of batch 6
                 objectives=(
-                    FrontMatch(weight=linear(0.5, 0.02, 1e4), mask=0.1, perceptual=1e3),  # Eq. 10; lambda_t 0.5 -> 0.02
+                    ReferenceViewLoss(weight=linear(0.5, 0.02, 1e4), mask=0.1, perceptual=1e3),  # Eq. 10; lambda_t 0.5 -> 0.02
                     FirstFrame(weight=constant(1e4), views=1),  # Eq. 10, second term
                     *refinement,  # Eq. 11
                 ),
@@ -91,13 +91,13 @@ def _standard(refinement: tuple[Objective, ...]) -> MethodConfig:
             gaussians=12_000,
             schedule=Schedule(steps=200, resolutions=((0.5, 128), (1.0, 256)), lr_final=0.1),
             objectives=(
-                FrontMatch(weight=constant(1e4), mask=0.3, perceptual=0.0),
+                ReferenceViewLoss(weight=constant(1e4), mask=0.3, perceptual=0.0),
                 MeshMatch(weight=constant(1e4), views=4, mask=0.3, perceptual=0.0),
             ),
         ),
         motion=MotionConfig(
             field="control-nodes",
-            nodes=600,
+            fields={"control-nodes": {"nodes": 600}},
             tracking=Schedule(steps=60, one_by_one=60, resolutions=((1.0, 96),), background="random"),
             schedule=Schedule(steps=300, resolutions=((0.6, 96), (1.0, 128)), background="random"),
             fine=Schedule(steps=400, resolutions=((0.5, 192), (1.0, 256)), background="random", smoothing=0.125, stiffness=0.5),
@@ -105,7 +105,7 @@ def _standard(refinement: tuple[Objective, ...]) -> MethodConfig:
                 steps=100, resolutions=((1.0, 256),), background="random", smoothing=0.125, stiffness=0.5, lr=0.3, lr_final=0.3
             ),
             objectives=(
-                FrontMatch(weight=constant(3.0), mask=0.33, perceptual=0.0, levels=4),
+                ReferenceViewLoss(weight=constant(3.0), mask=0.33, perceptual=0.0, levels=4),
                 Rigidity(weight=constant(1.0), joints=0.05),
                 Smoothness(weight=constant(20.0)),
                 *refinement,
@@ -142,7 +142,7 @@ def v4(config: MethodConfig, prior: Prior | None = None) -> MethodConfig:
     Gaussians at each frame's time, against that frame's mesh where there is one a frame, else against the first frame's. With a
     prior, time-multiview refinement: distillation at random (time, view) pairs, conditioned on that time's frame.
     """
-    front = next((o for o in config.motion.objectives if isinstance(o, FrontMatch)), FrontMatch())
+    front = next((o for o in config.motion.objectives if isinstance(o, ReferenceViewLoss)), ReferenceViewLoss())
     match = MeshMatch(weight=front.weight, views=4, mask=front.mask, perceptual=front.perceptual, levels=front.levels)
     views: tuple[Objective, ...] = ()
     if prior is not None:

@@ -25,10 +25,10 @@ from ..fit.loop import Schedule
 from ..generate.anchors import GAMMA
 from ..objectives.anchors import AnchorMatch
 from ..objectives.base import Objective
-from ..objectives.front import FrontMatch
+from ..objectives.front import ReferenceViewLoss
 from ..objectives.mesh import MeshMatch
 from ..objectives.multiview import MotionGeometry
-from ..objectives.planes import NoNeedles, PlaneSmoothness
+from ..objectives.planes import AnisotropyRegulariser, PlaneSmoothness
 from ..priors.base import Prior
 from ..priors.distill import Distillation, UniformWindow
 from ..schedules import Ramp, constant
@@ -115,7 +115,7 @@ def preset(
         started = replace(static, frame="first")
     else:
         known = MeshMatch(constant(1e4), views=4, mask=0.3, perceptual=0.0)
-        front = FrontMatch(constant(FRONT_WEIGHT), mask=0.25, perceptual=0.0)
+        front = ReferenceViewLoss(constant(FRONT_WEIGHT), mask=0.25, perceptual=0.0)
         started = replace(static, gaussians=2 * static.gaussians, objectives=(front, known), rates=None, frame="first")
         terms = tuple(o for o in motion.objectives if not isinstance(o, AnchorMatch))
         motion = replace(motion, objectives=terms)
@@ -142,7 +142,7 @@ def _added(config: MethodConfig, name: str, views: Prior | None, plus: Collectio
 
 def _published(of: _Published, prior: Prior | None) -> MethodConfig:
     still, moving = of.still, of.whole - of.still
-    needles = NoNeedles(constant(1.0), logarithmic=of.logarithmic)
+    needles = AnisotropyRegulariser(constant(1.0), logarithmic=of.logarithmic)
     common: dict[str, Any] = {"both": of.both, "anchored": of.anchored, "dark": of.dark}
     density = DensityControl(
         every=100, start=1200 - still, stop=(6000 - still) / moving, top=0.025, large=0.1, min_opacity=0.01, largest=0.1,
@@ -156,7 +156,7 @@ def _published(of: _Published, prior: Prior | None) -> MethodConfig:
         """The terms of steps from ``first`` on."""
         risen, until = first / RAMP, min((RAMP - first) / steps, 1.0)
         top = min(1.0, (first + steps) / RAMP)
-        front = FrontMatch(Ramp(BATCH * of.colour * risen, BATCH * of.colour * top, until), of.mask / of.colour, 0.0)
+        front = ReferenceViewLoss(Ramp(BATCH * of.colour * risen, BATCH * of.colour * top, until), of.mask / of.colour, 0.0)
         if prior is None:
             return (front,)
         early, late = first / WINDOW, min(1.0, (first + steps) / WINDOW)
@@ -195,9 +195,11 @@ def _published(of: _Published, prior: Prior | None) -> MethodConfig:
             ),
             density=density,
             rates=rates | {"means": 2e-3 * fallen},
-            planes={
-                "resolution": 64, "time_resolution": of.time_resolution, "multiscale": (1, 2, 4, 8), "channels": 32,
-                "grid_lr": 1.6e-2, "mlp_lr": 1.6e-3, "lr_final": of.fall, "at_rest": of.at_rest,
+            fields={
+                "hexplane": {
+                    "resolution": 64, "time_resolution": of.time_resolution, "multiscale": (1, 2, 4, 8), "channels": 32,
+                    "grid_lr": 1.6e-2, "mlp_lr": 1.6e-3, "lr_final": of.fall, "at_rest": of.at_rest,
+                }
             },
         ),
     )  # fmt: skip
@@ -220,7 +222,7 @@ def _ours(name: str, prior: Prior | None) -> MethodConfig:
     def part(views: int, early: float) -> tuple[Objective, ...]:
         # Masks count as in the released code; the video's share rises as there.
         terms: tuple[Objective, ...] = (
-            FrontMatch(Ramp(0.3 * FRONT_WEIGHT, FRONT_WEIGHT, 0.3), 0.25, 0.0),
+            ReferenceViewLoss(Ramp(0.3 * FRONT_WEIGHT, FRONT_WEIGHT, 0.3), 0.25, 0.0),
             AnchorMatch(constant(ANCHOR_WEIGHT), views=views),
         )
         if prior is not None:
@@ -246,7 +248,7 @@ def _ours(name: str, prior: Prior | None) -> MethodConfig:
         static=StaticConfig(
             gaussians=count,
             schedule=Schedule(steps=still, resolutions=small, lr_final=0.3, background="random"),
-            objectives=(*part(6, 0.4), NoNeedles()),
+            objectives=(*part(6, 0.4), AnisotropyRegulariser()),
             rates={"means": 4e-3, "log_scales": 1e-2},
             frame="middle",
         ),
@@ -254,11 +256,13 @@ def _ours(name: str, prior: Prior | None) -> MethodConfig:
             field="hexplane",
             train="both",
             schedule=Schedule(steps=moving, frames=FRAMES, resolutions=large, lr_final=0.1, background="random"),
-            objectives=(*part(2, 0.2), PlaneSmoothness(constant(1.0)), NoNeedles()),
+            objectives=(*part(2, 0.2), PlaneSmoothness(constant(1.0)), AnisotropyRegulariser()),
             density=density,
-            planes={
-                "resolution": 16, "multiscale": (1, 2, 4, 8), "channels": 16, "bounds": 0.8,
-                "grid_lr": 1.6e-2, "mlp_lr": 1.6e-3,
+            fields={
+                "hexplane": {
+                    "resolution": 16, "multiscale": (1, 2, 4, 8), "channels": 16, "bounds": 0.8,
+                    "grid_lr": 1.6e-2, "mlp_lr": 1.6e-3,
+                }
             },
         ),
     )  # fmt: skip

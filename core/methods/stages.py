@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from dataclasses import field as default
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch import Tensor
 from ..align import FocalAlignment, align_camera, color_from_frame
 from ..align.distance import LENS, Meaning, ModelDistance, align_distance, align_model_distance, fixed_camera, visual_distance
 from ..cameras import FrontCamera
-from ..deformation import ControlNodes, DeformationField, DeformationMLP, HexPlane, TimeGatedMLP
+from ..deformation import FIELDS, DeformationField
 from ..fit.density import DensityControl
 from ..fit.estimate import FitEstimate, Pass, estimate_passes
 from ..fit.loop import GAUSSIAN_LR, FitState, Inputs, Schedule, Train, run_fit
@@ -30,10 +30,7 @@ from ..generate.anchors import sample_anchors
 from ..generate.sampling import StepProgress
 from ..identity import fingerprint
 from ..mesh import Mesh, sample_surface
-from ..objectives.anchors import AnchorMatch
 from ..objectives.base import Objective
-from ..objectives.mesh import MeshMatch
-from ..objectives.multiview import MotionGeometry
 from ..priors.base import Prior
 from ..progress import Progress
 from ..render import rasterize
@@ -73,34 +70,30 @@ class MotionConfig:
     """3D-to-4D: the deformation field from the clip.
 
     Args:
-        field: "control-nodes", "hexplane", "mlp" or "time-gated-mlp".
+        field: name of a deformation field, of :data:`~..deformation.FIELDS`.
         tracking: schedule of the pass that follows the object frame by frame, or None.
         schedule: of the pass over all frames.
         fine: schedule of a pass at full size, or None.
-        refine: schedule of a last pass, taken where an objective asks a diffusion prior (``generative``); those take part in
-            this pass alone. None: they take part in every pass but the tracking one.
+        refine: schedule of a last pass, taken where an objective asks a diffusion prior; those take part in this pass
+            alone. None: they take part in every pass but the tracking one.
         objectives: terms of all passes.
-        nodes: control nodes.
-        opacity: whether opacity moves.
+        fields: settings of fields by their names, see their ``build``; a field that is not among them has its own defaults.
         train: "field", or "both": the Gaussians too, at once or in turns (:attr:`Schedule.turns`).
         density: clone, split and prune in the pass over all frames, where the Gaussians are trained and the field moves any
-            number of them (not control nodes); or None.
+            number of them; or None.
         rates: learning rates of the Gaussians in place of :data:`~..fit.loop.GAUSSIAN_LR`.
-        planes: arguments of the HexPlane in place of its defaults.
     """
 
-    field: Literal["control-nodes", "hexplane", "mlp", "time-gated-mlp"]
+    field: str
     schedule: Schedule
     objectives: tuple[Objective, ...]
     tracking: Schedule | None = None
     fine: Schedule | None = None
     refine: Schedule | None = None
-    nodes: int = 300
-    opacity: bool = False
+    fields: Mapping[str, Mapping[str, Any]] = default(default_factory=dict)
     train: Train = "field"
     density: DensityControl | None = None
     rates: Mapping[str, float] | None = None
-    planes: Mapping[str, Any] = default(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -154,11 +147,7 @@ class MethodConfig:
 
 def untextured(config: MethodConfig) -> MethodConfig:
     """The preset for a mesh without colours of its own: its depth and normals count beside the colours filled in."""
-
-    def geometric(objective: Objective) -> Objective:
-        return replace(objective, depth=1.0, normals=0.3) if isinstance(objective, MeshMatch) else objective
-
-    return replace(config, static=replace(config.static, objectives=tuple(map(geometric, config.static.objectives))))
+    return replace(config, static=replace(config.static, objectives=tuple(o.untextured() for o in config.static.objectives)))
 
 
 def align(
@@ -239,31 +228,26 @@ def prefer_distance(
 
     None, and the configuration as it is, where it wants no search or has no such objective.
     """
-    asking = [o for o in (*config.motion.objectives, *config.static.objectives) if isinstance(o, MotionGeometry)]
-    if config.model_distance is None or not asking:
+    asked = [p for o in (*config.motion.objectives, *config.static.objectives) if "distance" in o.takes for p in o.priors()]
+    if config.model_distance is None or not asked:
         return config, None
-    prior = asking[0].distillation.prior
-    found = align_model_distance(alignment, video, prior, meaning=config.model_distance, seed=seed, progress=progress)
-    return _with(config, MotionGeometry, distance=found.distance), found
+    found = align_model_distance(alignment, video, asked[0], meaning=config.model_distance, seed=seed, progress=progress)
+    return _changed(config, lambda o: o.with_distance(found.distance)), found
 
 
-def _with(config: MethodConfig, kind: type | tuple[type, ...], **values: Any) -> MethodConfig:
-    """The configuration with fields of its objectives of a kind changed, in both fits."""
-
-    def changed(terms: Sequence[Objective]) -> tuple[Objective, ...]:
-        return tuple(replace(o, **values) if isinstance(o, kind) else o for o in terms)  # pyright: ignore[reportArgumentType]
-
+def _changed(config: MethodConfig, change: Callable[[Objective], Objective]) -> MethodConfig:
+    """The configuration with its objectives changed, in both fits."""
     static, motion = config.static, config.motion
     return replace(
         config,
-        static=replace(static, objectives=changed(static.objectives)),
-        motion=replace(motion, objectives=changed(motion.objectives)),
+        static=replace(static, objectives=tuple(map(change, static.objectives))),
+        motion=replace(motion, objectives=tuple(map(change, motion.objectives))),
     )
 
 
 def with_anchors(config: MethodConfig, anchors: Anchors) -> MethodConfig:
     """The configuration whose objectives look at these anchors."""
-    return _with(config, (MotionGeometry, AnchorMatch), anchors=anchors)
+    return _changed(config, lambda o: o.with_anchors(anchors))
 
 
 def anchor_distance(config: MethodConfig, video: DrivingVideo, front: FrontCamera) -> float:
@@ -377,7 +361,7 @@ def fit_static(
         inputs = Inputs(video=video, taus=torch.zeros(1), fronts=[front], meshes=meshes, backend=backend, first=frame)
         state = run_fit(
             stage, state, config.objectives, config.schedule, inputs, train="gaussians", seed=seed,
-            density=None if config.density is None else replace(config.density), gaussian_lr=_rates(config),
+            density=config.density, gaussian_lr=_rates(config),
             progress=progress, checkpoint=checkpoint,
             key=fingerprint(
                 *_identity(video), gaussians.tensors() if mesh is None else mesh.vertices, asdict(front), repr(config), seed
@@ -395,22 +379,13 @@ def build_field(config: MotionConfig, scene: Scene4D, mesh: Object3D | None = No
 
     Args:
         mesh: its surface tells control nodes which parts belong together; without one, neighbourhoods in space do.
+
+    Raises:
+        InputError: for an unknown field.
     """
+    kind = FIELDS.named(config.field)
     torch.manual_seed(seed)
-    if config.field == "control-nodes":
-        surface = mesh if isinstance(mesh, Mesh) else None
-        return ControlNodes.build(
-            scene.gaussians, scene.frames, mesh=surface, nodes=config.nodes, loop=scene.loop, opacity=config.opacity
-        )
-    if config.field == "hexplane":
-        time_resolution = max(2, math.ceil(0.85 * scene.frames))
-        settings: dict[str, Any] = {"time_resolution": time_resolution, "opacity": config.opacity, **config.planes}
-        return HexPlane(**settings).to(scene.gaussians.device)
-    if config.field == "mlp":
-        return DeformationMLP(opacity=config.opacity).to(scene.gaussians.device)
-    if config.field == "time-gated-mlp":
-        return TimeGatedMLP.around(scene.gaussians)
-    raise ValueError(f"field {config.field!r}: unknown, choose control-nodes, hexplane, mlp or time-gated-mlp")
+    return kind.build(scene, mesh if isinstance(mesh, Mesh) else None, **config.fields.get(config.field, {}))
 
 
 def fit_motion(
@@ -450,8 +425,6 @@ def fit_motion(
     inputs = _motion_inputs(video, scene, mesh, meshes, fronts, backend)
     inside = (inputs.taus >= window[0] - 1e-6) & (inputs.taus <= window[1] + 1e-6)
     inputs = replace(inputs, taus=inputs.taus[inside])
-    if config.density is not None and config.field == "control-nodes":
-        raise ValueError("motion: control nodes move a fixed number of Gaussians; choose hexplane or mlp, or no density")
     given = None if field is None else field.state_dict()
     field = build_field(config, scene, mesh, seed) if field is None else field
     key = fingerprint(
@@ -471,7 +444,7 @@ def fit_motion(
             inputs,
             train=part.train,
             seed=seed,
-            density=None if config.density is None or stage != label + "3D to 4D" else replace(config.density),
+            density=None if stage != label + "3D to 4D" else config.density,
             gaussian_lr=_rates(config),
             progress=progress,
             checkpoint=path,
@@ -484,7 +457,7 @@ def fit_motion(
 
 def motion_passes(config: MotionConfig, frames: int) -> list[tuple[str, Pass]]:
     """The passes of :func:`fit_motion` by name; those without objectives or steps left out."""
-    plain = tuple(o for o in config.objectives if not getattr(o, "generative", False))
+    plain = tuple(o for o in config.objectives if not o.priors())
     asking = config.objectives if len(plain) < len(config.objectives) else ()
     joint = plain if config.refine is not None else config.objectives
     tracking = config.tracking

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..files import InputError
+from ..packages import problems
 
 log = logging.getLogger(__name__)
 
@@ -107,10 +108,8 @@ def perceptual_distance(network: str = "auto", device: str = "cpu") -> tuple[nn.
 
 
 def _import_lpips() -> Any:
-    try:
-        import lpips
-    except BaseException as error:  # torchvision's own import can fail in many ways
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        raise InputError(f"LPIPS: the lpips package cannot be used ({error}); install it with pip install lpips") from None
+    if lacking := problems("lpips"):
+        raise InputError(f"LPIPS: {lacking}")
+    import lpips
+
     return lpips

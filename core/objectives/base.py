@@ -1,11 +1,12 @@
-"""What an objective is: a weight schedule and a scalar of the step's renders."""
+"""What an objective is: a scalar of the step's renders, its weight, and what it needs of a fit."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -14,27 +15,154 @@ from torch import Tensor
 from ..cameras import Cameras, Crop, FrontCamera
 from ..files import InputError
 from ..gaussians import Gaussians
+from ..registry import Registry
 from ..render import Render, ScreenStatistics, rasterize
 from ..scene.object3d import Object3D
+from ..schedules import Weight
 from ..video import DrivingVideo
 
 if TYPE_CHECKING:
+    from ..align.distance import ObjectDistance
     from ..deformation import DeformationField
+    from ..priors.base import Prior
+    from ..scene.anchors import Anchors
 
 
-class Objective(Protocol):
-    """One term of a fit. Implementations are small dataclasses; their fields are their settings.
+#: Objectives by name.
+OBJECTIVES: Registry[type[Objective]] = Registry("objective", __package__)
 
-    One with a field ``share`` above 0 is left out until step ``share_step``, and scaled there so that its gradient on what is
-    trained is that share of all other terms'; or that of ``probe(step)``, for a term whose gradient there and then says little
-    of how strong it is.
+
+class Objective:
+    """One term of a fit. Subclasses are small frozen dataclasses, registered by their name; their fields are their settings.
+
+    The loop checks :attr:`needs` before the first step, and at each step adds ``weighted(step, weight_at(step))``. A subclass
+    implements :meth:`loss`; one whose weight scales a part of the loss only, or does so in an order of operations that results
+    depend on, implements :meth:`weighted` instead.
+
+    Random numbers come from ``step.generator`` alone. What an objective keeps from step to step is tensors in ``step.memory``:
+    these are its own in a fit, go on from pass to pass, and are written to checkpoints. Nothing else remembers a fit.
+
+    Attributes:
+        name: of the class, unique in the registry; see :func:`identified` for its name in a fit.
+        needs: of what a fit may have, what this must have: "video" (a driving video), "field" (a motion is fitted), "mesh" (an
+            object is given), or something that the field offers, see :attr:`~..deformation.DeformationField.offers`.
+        takes: names of its fields that a method fills once it knows them: "distance", "anchors", "prompt".
+        regularises: whether a pass's stiffness scales its weight.
+        weight: of the loss, as a function of the progress rho.
+        share: above 0, the weight is set automatically: the objective is left out until step ``share_step``, and scaled there
+            so that its gradient on what is trained is that share of all other terms'.
+        share_step: when.
     """
 
     name: ClassVar[str]
+    needs: ClassVar[frozenset[str]] = frozenset()
+    takes: ClassVar[frozenset[str]] = frozenset()
+    regularises: ClassVar[bool] = False
+    weight: Weight
+    share: float = 0.0
+    share_step: int = 0
+
+    def loss(self, step: FitStep) -> Tensor:
+        """The loss of a step, a scalar, without its weight."""
+        return self.weighted(step, 1.0)
+
+    def weighted(self, step: FitStep, weight: float | Tensor) -> Tensor:
+        """The loss of a step, a scalar, with a weight that is a number or a scalar tensor."""
+        return weight * self.loss(step)
+
+    def weight_at(self, step: FitStep) -> float:
+        """The weight of a step, from the host's numbers alone."""
+        return step.stiffness * self.weight(step.rho) if self.regularises else self.weight(step.rho)
 
     def __call__(self, step: FitStep) -> Tensor:
-        """The weighted loss at this step, a scalar."""
-        ...
+        """The weighted loss of a step, a scalar."""
+        return self.weighted(step, self.weight_at(step))
+
+    def probe(self, step: FitStep) -> Tensor | None:
+        """What the automatic weight measures in place of the weighted loss; None where it is the loss itself.
+
+        For a term whose gradient at ``share_step`` says little of how strong it is.
+        """
+        return None
+
+    def priors(self) -> tuple[Prior, ...]:
+        """The diffusion priors it asks. One that asks some takes part in a schedule's last pass, see :class:`MotionConfig`."""
+        return ()
+
+    def perceptual_network(self) -> str | None:
+        """The network of its perceptual distance, see :func:`~..metrics.perceptual.perceptual_distance`; None without one."""
+        return None
+
+    def check(self) -> None:
+        """Refuse settings or priors that do not fit, before the first step.
+
+        Raises:
+            InputError: naming them.
+        """
+
+    def with_distance(self, distance: ObjectDistance) -> Self:
+        """This objective given the object distance that its prior prefers, where it takes one."""
+        return self._given("distance", distance)
+
+    def with_anchors(self, anchors: Anchors) -> Self:
+        """This objective given the anchors of the driving video, where it takes some."""
+        return self._given("anchors", anchors)
+
+    def with_prompt(self, prompt: str) -> Self:
+        """This objective with another text, where it takes one."""
+        return self._given("prompt", prompt)
+
+    def untextured(self) -> Self:
+        """This objective for an object whose colours were filled in from one frame, so that they say little."""
+        return self
+
+    def detailed(self) -> Self | None:
+        """This objective in a second pass over a finished static object, for its looks alone; None where it has none."""
+        return self
+
+    def _given(self, name: str, value: Any) -> Self:
+        return dataclasses.replace(self, **{name: value}) if name in self.takes else self  # pyright: ignore[reportArgumentType]
+
+
+def identified(objectives: Iterable[Objective]) -> dict[str, Objective]:
+    """The objectives of a fit by their ids: the name, and from the second of a name on, its number: "mesh", "mesh 2"."""
+    found: dict[str, Objective] = {}
+    for objective in objectives:
+        number = 1 + sum(other.name == objective.name for other in found.values())
+        found[objective.name if number == 1 else f"{objective.name} {number}"] = objective
+    return found
+
+
+#: How a need reads in the refusal of a fit that lacks it.
+_LACKING = {
+    "video": "a driving video, and this fit has none",
+    "field": "a motion, and this fit is of the static object; connect it to the motion stage",
+    "mesh": "the object's mesh or Gaussians, and this fit has none; connect them",
+}
+
+
+def check_objectives(
+    stage: str,
+    objectives: Iterable[Objective],
+    *,
+    video: DrivingVideo | None,
+    field: DeformationField | None,
+    meshes: Sequence[Object3D],
+) -> None:
+    """Refuse a fit that lacks what one of its objectives needs.
+
+    Raises:
+        InputError: naming the objective, and what it needs.
+    """
+    there = {"video"} if video is not None else set[str]()
+    there |= {"mesh"} if meshes else set()
+    there |= {"field", *field.offers} if field is not None else set()
+    for id, objective in identified(objectives).items():
+        for need in sorted(objective.needs - there, key=lambda need: (need not in _LACKING, need)):
+            kind = "" if field is None else f", and a {field.name} field has none"
+            lacking = _LACKING.get(need, f"a field with {need}{kind}; choose another field")
+            raise InputError(f"{stage}: objective {id!r} needs {lacking}, or leave it out")
+        objective.check()
 
 
 @dataclass(eq=False)
@@ -60,6 +188,8 @@ class FitStep:
         stiffness: factor that regularisers put on their weights.
         backend: renderer.
         statistics: one is added by every render of the step, for density control; None where nobody asks.
+        memory: what the objective that is asked keeps from step to step; the loop sets it before it asks one.
+        memo: what is the same in every step of a pass, made once.
     """
 
     index: int
@@ -81,6 +211,8 @@ class FitStep:
     stiffness: float = 1.0
     backend: str = "auto"
     statistics: list[ScreenStatistics] | None = None
+    memory: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    memo: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def rho(self) -> float:
@@ -97,6 +229,12 @@ class FitStep:
         if self.driving is None:
             raise InputError("objectives: one of them compares with a driving video, and this fit has none; unplug it")
         return self.driving
+
+    @property
+    def moving(self) -> DeformationField:
+        """The deformation field of a motion stage, which objectives that need "field" are sure to have."""
+        assert self.field is not None
+        return self.field
 
     @property
     def frame_count(self) -> int:
@@ -145,18 +283,18 @@ class FitStep:
     @cached_property
     def target(self) -> tuple[Tensor, Tensor]:
         """The driving video on this step's background and its masks, (B, 1, H, W, 3) and (B, 1, H, W)."""
-        color, mask = video_pyramid(self.video, self.resolution)
+        key = "video", self.resolution
+        if key not in self.memo:
+            self.memo[key] = resized_video(self.video, self.resolution)
+        color, mask = self.memo[key]
         color, mask = color[self.frames][:, None], mask[self.frames][:, None]
         return color + (1 - mask[..., None]) * self.background, mask
 
 
-def video_pyramid(video: DrivingVideo, resolution: int) -> tuple[Tensor, Tensor]:
-    """The video's premultiplied colours (T, R, R, 3) and masks (T, R, R) at a resolution, kept for next time."""
-    cache: dict[int, tuple[Tensor, Tensor]] = video.__dict__.setdefault("_pyramid", {})
-    if resolution not in cache:
-        rgba = torch.cat([video.frames * video.masks[..., None], video.masks[..., None]], -1).movedim(-1, 1)
-        if resolution != video.resolution:
-            rgba = F.interpolate(rgba, size=(resolution, resolution), mode="bilinear", antialias=True, align_corners=False)
-        rgba = rgba.movedim(1, -1).contiguous()
-        cache[resolution] = rgba[..., :3].contiguous(), rgba[..., 3].contiguous()
-    return cache[resolution]
+def resized_video(video: DrivingVideo, resolution: int) -> tuple[Tensor, Tensor]:
+    """The video's premultiplied colours (T, R, R, 3) and masks (T, R, R) at a resolution."""
+    rgba = torch.cat([video.frames * video.masks[..., None], video.masks[..., None]], -1).movedim(-1, 1)
+    if resolution != video.resolution:
+        rgba = F.interpolate(rgba, size=(resolution, resolution), mode="bilinear", antialias=True, align_corners=False)
+    rgba = rgba.movedim(1, -1).contiguous()
+    return rgba[..., :3].contiguous(), rgba[..., 3].contiguous()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..metrics.perceptual import perceptual_distance
 from ..schedules import Weight, linear
-from .base import FitStep
+from .base import OBJECTIVES, FitStep, Objective
 
 
 def image_loss(
@@ -20,7 +20,7 @@ def image_loss(
     target: Tensor,  # (..., H, W, 3)
     mask: Tensor,  # (..., H, W)
     *,
-    weight: float,
+    weight: float | Tensor,
     mask_weight: float = 0.1,
     levels: int = 1,
     perceptual: float = 0.0,
@@ -47,9 +47,12 @@ def image_loss(
     return loss
 
 
+@OBJECTIVES.register("reference view")
 @dataclass(frozen=True)
-class FrontMatch:
+class ReferenceViewLoss(Objective):
     """L_TA of PLA4D: lambda (MSE + mask) + gamma LPIPS between the front render and the driving video's frames.
+
+    lambda does not scale the perceptual term.
 
     Args:
         weight: lambda as a function of rho.
@@ -59,16 +62,20 @@ class FrontMatch:
         levels: pyramid levels, see :func:`image_loss`.
     """
 
-    name: ClassVar[str] = "front"
+    name: ClassVar[str] = "reference view"
+    needs: ClassVar[frozenset[str]] = frozenset({"video"})
     weight: Weight = linear(0.98, 0.02, 1e4)  # noqa: RUF009
     mask: float = 0.1
     perceptual: float = 1e3
     network: str = "auto"
     levels: int = 1
 
-    def __call__(self, step: FitStep) -> Tensor:
+    def perceptual_network(self) -> str | None:
+        return self.network if self.perceptual > 0 else None
+
+    def weighted(self, step: FitStep, weight: float | Tensor) -> Tensor:
         target, mask = step.target
         return image_loss(
-            step.front.color, step.front.alpha, target, mask, weight=self.weight(step.rho), mask_weight=self.mask,
+            step.front.color, step.front.alpha, target, mask, weight=weight, mask_weight=self.mask,
             levels=self.levels, perceptual=self.perceptual, network=self.network,
         )  # fmt: skip

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -18,29 +18,33 @@ from ..render import rasterize
 from ..render.mesh import MeshRender
 from ..scene.object3d import Object3D, SplatObject, render_object
 from ..schedules import Weight, linear
-from .base import FitStep
+from .base import OBJECTIVES, FitStep, Objective
 from .front import image_loss
 
 #: Side of the window around the unit object that random cameras frame.
 FRAMING = 1.3
 
 
+@OBJECTIVES.register("mesh")
 @dataclass(frozen=True)
-class MeshMatch:
+class MeshMatch(Objective):
     """L_GA of PLA4D: lambda (MSE + mask) + gamma LPIPS between Gaussian and mesh renders at random cameras.
+
+    lambda does not scale the perceptual term.
 
     Args:
         weight: lambda as a function of rho.
         views: cameras a step (PLA4D: 6).
         elevation: range of the random elevations, degrees.
         fovy_jitter: half-width of the random change of the field of view, degrees (PLA4D's df).
-        mask, perceptual, network, levels: as in :class:`FrontMatch`.
+        mask, perceptual, network, levels: as in :class:`~.front.ReferenceViewLoss`.
         depth: squared error of depth (the object's longest side is 1) relative to the colour term; for meshes whose colours
             say little about their shape, as those coloured from one frame.
         normals: the same for surface normals, drawn from the Gaussians' thin axes.
     """
 
     name: ClassVar[str] = "mesh"
+    needs: ClassVar[frozenset[str]] = frozenset({"mesh"})
     weight: Weight = linear(0.98, 0.02, 1e4)  # noqa: RUF009
     views: int = 6
     elevation: tuple[float, float] = (-60.0, 60.0)
@@ -52,9 +56,13 @@ class MeshMatch:
     depth: float = 0.0
     normals: float = 0.0
 
-    def __call__(self, step: FitStep) -> Tensor:
-        if not step.meshes:
-            raise ValueError("mesh objective: the fit has no mesh; connect one or unplug this objective")
+    def untextured(self) -> Self:
+        return replace(self, depth=1.0, normals=0.3)
+
+    def perceptual_network(self) -> str | None:
+        return self.network if self.perceptual > 0 else None
+
+    def weighted(self, step: FitStep, weight: float | Tensor) -> Tensor:
         cameras = framing_cameras(step.fronts[0], self.views, step.resolution, step.generator, self.elevation, self.fovy_jitter)
         device = step.canonical.device
         if len(step.meshes) == 1:
@@ -74,7 +82,6 @@ class MeshMatch:
             for part in ("color", "alpha", "depth", "normal")
         )
         render = step.render(shown, seen)
-        weight = self.weight(step.rho)
         loss = image_loss(
             render.color, render.alpha, color, alpha, weight=weight, mask_weight=self.mask,
             levels=self.levels, perceptual=self.perceptual, network=self.network,

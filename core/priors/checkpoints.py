@@ -7,7 +7,6 @@ A folder holds one model a subfolder (``unet/config.json`` and its weights, ...)
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -19,6 +18,7 @@ import torch
 from torch import nn
 
 from ..files import InputError
+from ..packages import problem
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Module = TypeVar("Module", bound=nn.Module)
@@ -129,7 +129,7 @@ class Checkpoint:
 
         if not self.has(sub):
             raise InputError(f"{self.folder}: no folder {sub}, the checkpoint is incomplete; get it again")
-        lacking = [name for name in ("sentencepiece", "google.protobuf") if not _importable(name)]
+        lacking = [name for name in ("sentencepiece", "google.protobuf") if problem(name)]
         if lacking and (self.folder / sub / "spiece.model").is_file() and not (self.folder / sub / "tokenizer.json").is_file():
             raise InputError(f"{self.folder / sub / 'spiece.model'}: to read it, run: pip install sentencepiece protobuf")
         with quiet():
@@ -297,13 +297,6 @@ def _load_own(
         if remaining := [name for name, buffer in model.named_buffers() if buffer.is_meta]:
             raise RuntimeError(f"{cls.__name__}: buffers {remaining} are made on the default device and not saved")
     return model, missing, unexpected, mismatched
-
-
-def _importable(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # of the package that the name begins with
-        return False
 
 
 def _check_header(path: Path) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .. import packages
 from ..files import InputError
 from .base import Prior
 from .checkpoints import Checkpoint, Precision, precision_dtypes
@@ -52,10 +52,8 @@ def load_prior(
         InputError: for a source that is not here (with the command that gets it), or is not what it should be; for packages
             that are not installed.
     """
-    if absent := [package for package in ("diffusers", "transformers") if find_spec(package) is None]:
-        raise InputError(
-            f"prior {source}: needs packages that are not installed here; pip install {' '.join(absent)} accelerate"
-        )
+    if lacking := packages.problems("diffusers", "transformers", "accelerate"):
+        raise InputError(f"prior {source}: {lacking}")
     checkpoint = Checkpoint(_locate(source))
     if kind != "auto" and kind not in {row[0] for row in ADAPTERS}:
         raise InputError(f"prior kind {kind!r}: choose auto or one of {', '.join(row[0] for row in ADAPTERS)}")

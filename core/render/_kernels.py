@@ -26,6 +26,8 @@ from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import intrinsic, models, register_model
 
+from .numba_support import cache_folder
+
 NEAR = 0.01
 EPS2D = 0.3
 ALPHA_MAX = 0.999
@@ -39,6 +41,7 @@ LANES = 16
 MX, MY, KW, KU, KX, OPACITY, RED, GREEN, BLUE, DEPTH, TMAX, EX, EY, XTOP, SLOPE, ROOT = range(16)
 CHUNK = 256  # Gaussians per unit of work
 AHEAD = 4  # list entries that records are asked for in advance
+_CACHE = cache_folder() is not None
 PATIENCE = 20000  # looks at a counter, some microseconds, before a thread lets others run
 
 
@@ -721,7 +724,7 @@ def _draw_views(
         take(queue, 1)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=_CACHE, nogil=True)
 def project(
     queues, phase, means, quats, scales, opacity, reach, colors, cameras, items, width, height, record, base, radii, bad
 ):  # fmt: skip
@@ -746,7 +749,7 @@ def project(
     return 1 if _completed(queues[0], units) else 0
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=_CACHE, nogil=True)
 def draw(
     queues, phase, count, width, height, lane_x, lane_y, groups, record, base, stop, tile_of, span_of, tile_start, needed,
     members, slots, spans, color, alpha, depth,
@@ -961,7 +964,7 @@ def _pull_back_views(
         take(queue, 1)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=_CACHE, nogil=True)
 def backward(
     queues, phase, means, quats, scales, opacity, cameras, items, width, height, lane_x, lane_y, groups,
     record, base, stop, tile_start, needed, members, slots, spans, color, alpha, depth, g_color, g_alpha, g_depth,

@@ -61,6 +61,9 @@ def draw(
     views, (height, width) = len(cameras), (cameras.height, cameras.width)
     if means.shape[1] == 0:
         empty = means.new_zeros(views, height, width)
+        if statistics is not None:
+            statistics.radii = means.new_zeros(views, 0)
+            statistics.visible = statistics.radii.bool()
         return means.new_zeros(views, height, width, 3), empty, empty
 
     def spread(x: Tensor) -> Tensor:

@@ -12,8 +12,15 @@ from __future__ import annotations
 import numpy as np
 from numba import float32, int32, njit, prange, uintp
 
+from .numba_support import cache_folder
+
 # Not "nnan" and "ninf": comparisons with the projections of points at the camera's plane must stay false.
-_JIT = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract", "arcp", "nsz", "afn"}}
+_JIT = {
+    "cache": cache_folder() is not None,
+    "nogil": True,
+    "error_model": "numpy",
+    "fastmath": {"contract", "arcp", "nsz", "afn"},
+}
 _SLACK = np.float32(2e-5)  # px: neighbours overlap by this, so that rounding opens no crack between them
 
 #: sRGB encoding of the squares of evenly spaced numbers: the curve is smooth in them.

@@ -7,12 +7,15 @@ import hashlib
 import importlib
 import logging
 import os
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+from .. import packages
+from ..files import private_cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -22,34 +25,58 @@ LOCK = threading.RLock()
 
 @functools.cache
 def load(module: str) -> ModuleType | str:
-    """A module of kernels by its full name, or the reason why it cannot be imported, in a few words.
+    """A module of kernels by its full name, or the reason why it cannot be imported, in a few words."""
+    if reason := packages.problem("numba"):
+        if reason != "is not installed":
+            log.warning("numba %s, slower code takes its place", reason)
+        return f"numba {reason}"
+    import numba
 
-    Anything may be raised on the way: numba refuses numpy versions newer than itself, broken installations exit.
-    """
+    before = numba.config.CACHE_DIR
+    # Compiled code keeps its package's name, and one copy on disk may be imported under several (a host's custom node and the
+    # command line): each name has a cache of its own.
+    name = hashlib.sha256(module.encode()).hexdigest()[:8]
+    folder = cache_folder()
     try:
-        numba = importlib.import_module("numba")
-        before = numba.config.CACHE_DIR
-        # Compiled code keeps its package's name, and one copy on disk may be imported under several (a host's custom node and
-        # the command line): each name has a cache of its own.
-        name = hashlib.sha256(module.encode()).hexdigest()[:8]
-        places = (Path(before or Path(__file__).parent / "__pycache__"), Path(tempfile.gettempdir()) / "anchor4d-numba")
-        for place in places:
-            numba.config.CACHE_DIR = str(place / name)
-            try:
-                return importlib.import_module(module)
-            except RuntimeError as error:  # the folder cannot be written
-                if "cache" not in str(error) or place == places[-1]:
-                    raise
-            finally:
-                numba.config.CACHE_DIR = before
-        raise AssertionError
+        numba.config.CACHE_DIR = "" if folder is None else str(folder / name)
+        kernels = importlib.import_module(module)
     except KeyboardInterrupt:
         raise
-    except ModuleNotFoundError as error:
-        return f"{error.name} is not installed"
-    except BaseException as error:
+    except BaseException as error:  # numba refuses numpy versions newer than itself only here
         log.warning("numba cannot be used, slower code takes its place: %s", error)
-        return f"numba cannot be imported ({' '.join(str(error).split())[:120] or type(error).__name__})"
+        return f"numba cannot be used ({' '.join(str(error).split())[:120] or type(error).__name__})"
+    finally:
+        numba.config.CACHE_DIR = before
+    for kernel in vars(kernels).values():
+        if (cache := getattr(kernel, "_cache", None)) is not None and hasattr(cache, "load_overload"):
+            cache.load_overload = _forgiving(cache)
+    return kernels
+
+
+@functools.cache
+def cache_folder() -> Path | None:
+    """Where compiled kernels are kept: NUMBA_CACHE_DIR, else the user's cache; None, and compiled anew each time, without one.
+
+    Numba keeps pickles: nobody else may write there.
+    """
+    import numba
+
+    return Path(numba.config.CACHE_DIR) if numba.config.CACHE_DIR else private_cache_folder("numba")
+
+
+def _forgiving(cache: Any) -> Any:
+    """A kernel's cache that reads what is damaged, as a power cut leaves it, as empty."""
+    read = cache.load_overload
+
+    def load_overload(signature: Any, target: Any) -> Any:
+        try:
+            return read(signature, target)
+        except Exception as error:  # a damaged pickle may raise any
+            log.debug("%s: damaged, compiled anew (%s)", cache.cache_path, error)
+            cache.flush()
+            return None
+
+    return load_overload
 
 
 def default_threads() -> int:

@@ -23,13 +23,13 @@ from ... import __version__
 from ..align import FocalAlignment, color_from_frame
 from ..align.clip import focal_per_frame
 from ..cameras import FrontCamera
-from ..files import InputError, atomic_path
+from ..files import InputError, atomic_path, only_process, remove_leftovers
 from ..fit.estimate import FitEstimate, process_memory_mb
 from ..identity import fingerprint
 from ..io import side_by_side, write_mp4
 from ..io.meshes import SUFFIXES
 from ..io.objects import load_object
-from ..io.video import load_video
+from ..io.video import Percent, Reading, load_video
 from ..mesh import Mesh
 from ..methods import align4d, dg4d, pla4d, stag4d, stages
 from ..methods.stages import MethodConfig
@@ -70,6 +70,7 @@ class Settings:
         preset: one of :data:`PRESETS`.
         seed: of every random choice.
         yaw: degrees to turn the object about +Y so that its front faces +Z, or "auto" to detect them.
+        up: the axis of the object's file that points up, see :func:`~..io.meshes.load_mesh`.
         frames: frames of the video to keep; all where None.
         device: "auto", "cpu", "cuda" or "mps".
         renderer: see :func:`anchor4d.core.render.rasterize`.
@@ -93,6 +94,7 @@ class Settings:
     without: tuple[str, ...] = ()
     plus: tuple[str, ...] = ()
     anchors: str = "auto"
+    up: str = "y"
 
     def resolved(self) -> Settings:
         """The same with the device, renderer and prior that "auto" means on this machine.
@@ -336,6 +338,7 @@ def run(
             "crop": asdict(video.crop),
             "resolution": video.resolution,
             "foreground": video.masked_by,
+            "warnings": list(video.warnings),
             "loops": scene.loop,
         },
         "object": {"name": mesh.name, **object_size(mesh), "coloured": mesh.has_color},
@@ -362,7 +365,9 @@ def run_in_folder(
     fps: float | None = None,
     config: MethodConfig | None = None,
     resume: bool = False,
+    reading: Reading = Reading(),
     progress: Progress | None = None,
+    read: Percent | None = None,
 ) -> Run | None:
     """:func:`run` from files to files: leaves the scene, ``report.json`` and ``preview.mp4`` in ``out``.
 
@@ -374,6 +379,8 @@ def run_in_folder(
         fps: frames a second, where the video does not say or says wrong.
         config: in place of the preset's.
         resume: go on from the checkpoints in ``out``; to the same result, bit by bit on a CPU, as a run without interruption.
+        reading: the part of the video that is taken, and how the object is found in it.
+        read: progress of reading the video.
 
     Returns:
         the run, or None where ``resume`` finds it finished.
@@ -387,8 +394,8 @@ def run_in_folder(
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file, choose a folder to write to")
     config = settings.config() if config is None else config
-    clip = load_video(video, fps=fps, frames=settings.frames, resolution=config.resolution)
-    models = [] if mesh is None else [load_object(path) for path in _mesh_files(Path(mesh))]
+    clip = load_video(video, fps=fps, frames=settings.frames, resolution=config.resolution, progress=read, **vars(reading))
+    models = [] if mesh is None else [load_object(path, settings.up) for path in _mesh_files(Path(mesh))]
     shapes = [_identity(model) for model in models]
     key = fingerprint(clip.frames, clip.masks, shapes, repr(config), repr(settings), __version__)
     return into_folder(
@@ -422,24 +429,28 @@ def into_folder(
         started: when reading the inputs began, as of ``time.perf_counter``.
     """
     checkpoints, path = out / CHECKPOINTS, out / CHECKPOINTS / "run.json"
-    if resume and not path.is_file() and _finished(out, key):
-        return None
-    if resume and path.is_file() and _read_json(path).get("key") != key:
-        raise InputError(f"{checkpoints}: belongs to a run of other inputs or settings; give the same or drop --resume")
-    if not resume:
-        shutil.rmtree(checkpoints, ignore_errors=True)
-    resumed = path.is_file()
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"key": key, **label})
-    read = 0.0 if started is None else time.perf_counter() - started
-    result = make(checkpoints)
-    started = time.perf_counter()
-    result.scene.save(out / SCENE)
-    write_mp4(out / FILM, film(result), result.scene.fps)
-    seconds = {"read": round(read, 3)} | result.report["seconds"] | {"write": round(time.perf_counter() - started, 3)}
-    result.report.update(key=key, resumed=resumed, seconds=seconds | {"total": round(sum(seconds.values()), 3)})
-    write_json(out / REPORT, result.report)
-    shutil.rmtree(checkpoints)
+    with only_process(out):
+        for name in (SCENE, REPORT, FILM):
+            remove_leftovers(out / name)
+        if resume and _finished(out, key):
+            shutil.rmtree(checkpoints, ignore_errors=True)  # what a run left that was killed while it cleaned up
+            return None
+        if resume and path.is_file() and _read_json(path).get("key") != key:
+            raise InputError(f"{checkpoints}: belongs to a run of other inputs or settings; give the same or drop --resume")
+        resumed = resume and path.is_file()
+        if not resumed:
+            shutil.rmtree(checkpoints, ignore_errors=True)
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"key": key, **label})
+        read = 0.0 if started is None else time.perf_counter() - started
+        result = make(checkpoints)
+        started = time.perf_counter()
+        result.scene.save(out / SCENE)
+        write_mp4(out / FILM, film(result), result.scene.fps)
+        seconds = {"read": round(read, 3)} | result.report["seconds"] | {"write": round(time.perf_counter() - started, 3)}
+        result.report.update(key=key, resumed=resumed, seconds=seconds | {"total": round(sum(seconds.values()), 3)})
+        write_json(out / REPORT, result.report)
+        shutil.rmtree(checkpoints)
     return result
 
 
@@ -606,17 +617,14 @@ def _curve(curve: Any) -> dict[str, Any]:
 
 def _prior(config: MethodConfig) -> str:
     """The prior that the objectives ask, by name."""
-    asked = {o.distillation.prior.name for o in config.motion.objectives if getattr(o, "generative", False)}  # pyright: ignore[reportAttributeAccessIssue]
+    asked = {prior.name for o in config.motion.objectives for prior in o.priors()}
     return ", ".join(sorted(asked)) or "none"
 
 
 def _perceptual(config: Any, device: str) -> str:
     """Which perceptual distance the objectives used on this machine."""
-    used = {
-        perceptual_distance(objective.network, device)[1]
-        for objective in (*config.static.objectives, *config.motion.objectives)
-        if getattr(objective, "perceptual", 0.0) > 0
-    }
+    networks = {o.perceptual_network() for o in (*config.static.objectives, *config.motion.objectives)}
+    used = {perceptual_distance(network, device)[1] for network in networks if network is not None}
     return ", ".join(sorted(used)) or "not used by this preset"
 
 

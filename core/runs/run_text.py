@@ -45,6 +45,7 @@ class TextSettings:
         frames: of a clip; the preset's where None.
         fps: frames a second; the preset's where None.
         yaw: degrees to turn a given object about +Y so that its front faces +Z.
+        up: the axis of a given object's file that points up, see :func:`~..io.meshes.load_mesh`.
         then: a text for each further clip; "" = the first one's.
         closed: the motion returns to its first frame.
         device, renderer: as of :class:`.run.Settings`.
@@ -66,6 +67,7 @@ class TextSettings:
     images: str = "auto"
     views: str = "auto"
     without: tuple[str, ...] = ()
+    up: str = "y"
 
     def resolved(self, has_object: bool = False, models: bool = True) -> TextSettings:
         """The same with the device, renderer and models that "auto" means on this machine; models that are not asked: "none".
@@ -220,7 +222,7 @@ def run_text_in_folder(
         raise InputError(f"{out}: is a file, choose a folder to write to")
     if not prompt.strip():
         raise InputError("prompt: empty, say what the object is and does")
-    given = None if item is None else load_object(item)
+    given = None if item is None else load_object(item, settings.up)
     settings = settings.resolved(given is not None, models=config is None)
     config = _config(prompt, settings) if config is None else config
     shape = None if given is None else given.vertices

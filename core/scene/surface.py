@@ -15,6 +15,7 @@ from ..cameras import orbit
 from ..files import InputError
 from ..gaussians import Gaussians
 from ..mesh import Mesh
+from ..packages import problem
 from ..render import rasterize
 from .object3d import SplatObject
 from .scene import Scene4D
@@ -64,13 +65,14 @@ def extract_surface(gaussians: Gaussians, *, resolution: int = 128, backend: str
     Raises:
         InputError: without scikit-image, or where there is no surface.
     """
-    try:
-        from scipy.ndimage import gaussian_filter
-        from skimage.measure import marching_cubes
-    except ImportError:
+    if reason := problem("skimage.measure"):
         raise InputError(
-            "surface: this scene has no mesh of its own, and making one takes scikit-image; pip install scikit-image"
-        ) from None
+            f"surface: this scene has no mesh of its own, and making one takes scikit-image, which {reason}; "
+            "run: pip install scikit-image"
+        )
+    from scipy.ndimage import gaussian_filter
+    from skimage.measure import marching_cubes
+
     item, matrix = SplatObject.of(gaussians.detach().to("cpu", torch.float32), "scene").normalized()
     low, high = item.bounding.amin(0), item.bounding.amax(0)
     cell = 1 / resolution

@@ -12,6 +12,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.error
@@ -66,6 +67,13 @@ STAND_INS = {
     "triposplat_vae_decoder_fp16.safetensors": ("triposplat", 2),
     "flux2-vae.safetensors": ("zero123", 2),
 }
+
+WATCHER = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+if sys.stdin.read() != "ended":
+    os.kill(int(sys.argv[1]), signal.SIGTERM if os.name == "nt" else signal.SIGKILL)
+"""
 
 #: A node's mode in a workflow: what comes in goes out.
 BYPASSED = 4
@@ -213,6 +221,15 @@ class Host:
         return outcome
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--host") or os.environ.get("ANCHOR4D_HOST"):
+        return
+    skip = pytest.mark.skip(reason="starts a ComfyUI: ask for it with --host or ANCHOR4D_HOST=1")
+    for item in items:
+        if Path(item.path).is_relative_to(Path(__file__).parent):
+            item.add_marker(skip)
+
+
 @pytest.fixture(scope="session")
 def start_host(comfyui: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Host]]:
     """Starts a host with further arguments; each stops when the tests are over."""
@@ -249,6 +266,8 @@ def _running(comfyui: Any, folder: Path, more: Sequence[Any]) -> Iterator[Host]:
     ]  # fmt: skip
     with open(folder / "log", "wb") as log:
         process = subprocess.Popen(list(map(str, command)), cwd=comfyui.path, stdout=log, stderr=subprocess.STDOUT)
+    # However this test run ends, the pipe to the watcher closes then, and the watcher ends the host.
+    watcher = subprocess.Popen([sys.executable, "-c", WATCHER, str(process.pid)], stdin=subprocess.PIPE)
     running = Host(f"http://127.0.0.1:{port}", folder, process)
     try:
         for _ in range(600):
@@ -263,4 +282,9 @@ def _running(comfyui: Any, folder: Path, more: Sequence[Any]) -> Iterator[Host]:
         yield running
     finally:
         process.terminate()
-        process.wait(30)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        watcher.communicate(b"ended")

@@ -1,0 +1,51 @@
+"""Which third-party packages work here: found out by importing them, since one that is there may be broken."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+#: Packages that diffusers and transformers import on their own where they find them; a broken one would take them down.
+NEIGHBOURS = ("torchvision", "xformers", "flash_attn")
+
+_broken: dict[str, str] = {}
+
+
+def problem(name: str) -> str:
+    """Why a package, or a module by its full name, cannot be used, in a few words; "" where it can.
+
+    A broken one reads like an absent one from then on, for the packages too that would import it when they find it.
+    """
+    if name in sys.modules:
+        return _broken.get(name, "is not installed") if sys.modules[name] is None else ""
+    try:
+        importlib.import_module(name)
+        return ""
+    except KeyboardInterrupt:
+        raise
+    except ModuleNotFoundError as error:
+        if error.name and (name == error.name or name.startswith(f"{error.name}.")):
+            return "is not installed"
+        reason = f"{error.name} is not installed"
+    except SystemExit as error:
+        reason = f"it exits with {error.code}"
+    except BaseException as error:  # a broken installation may raise anything
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+    for module in [key for key in sys.modules if key == name or key.startswith(f"{name}.")]:
+        del sys.modules[module]
+    sys.modules[name] = None  # pyright: ignore[reportArgumentType]
+    _broken[name] = f"cannot be imported ({reason})"
+    return _broken[name]
+
+
+def problems(*names: str) -> str:
+    """What keeps any of several packages from working, with the command that installs them; "" where all work.
+
+    Called before diffusers, transformers or lpips are used: broken packages beside them are put out of their way.
+    """
+    for neighbour in NEIGHBOURS:
+        problem(neighbour)
+    found = {name: reason for name in names if (reason := problem(name))}
+    if not found:
+        return ""
+    return f"{'; '.join(f'{name} {reason}' for name, reason in found.items())}; run: pip install {' '.join(found)}"

@@ -1,0 +1,86 @@
+"""The private cache folder and the lock on a run's folder."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from anchor4d.core.files import InputError, only_process, private_cache_folder
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="sets the cache's place by its variable on Linux")
+
+
+@linux
+def test_the_cache_is_private_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path.chmod(0o700)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = private_cache_folder("kernels")
+    assert folder == tmp_path / "cache" / "anchor4d" / "kernels"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    for place in (folder, folder.parent):
+        place.chmod(0o722)
+        assert private_cache_folder("kernels") is None
+        place.chmod(0o700)
+    assert private_cache_folder("kernels") == folder
+    # Others may replace the folder where a folder above it is open to all, unless that one is sticky.
+    (tmp_path / "cache").chmod(0o777)
+    assert private_cache_folder("kernels") is None
+    (tmp_path / "cache").chmod(0o1777)
+    assert private_cache_folder("kernels") == folder
+    folder.rmdir()
+    folder.symlink_to(tmp_path)
+    assert private_cache_folder("kernels") is None
+    folder.unlink()
+    folder.write_text("a file")
+    assert private_cache_folder("kernels") is None
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert private_cache_folder("kernels") is None
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/no")
+    assert private_cache_folder("kernels") is None
+
+
+@linux
+@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() != 0, reason="only root gives files away")
+def test_a_cache_that_another_user_made_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path.chmod(0o700)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = private_cache_folder("numba")
+    assert folder is not None
+    os.chown(folder, 1234, 1234)
+    assert private_cache_folder("numba") is None
+
+
+HOLD = """
+import sys, time
+from anchor4d.core.files import only_process
+with only_process(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_is_held_by_one_process_and_freed_by_its_death(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with (
+            pytest.raises(InputError, match="another run is writing to this folder; wait for it, stop it"),
+            only_process(tmp_path),
+        ):
+            pass
+        holder.send_signal(signal.SIGTERM if os.name == "nt" else signal.SIGKILL)
+        holder.wait(30)
+    with only_process(tmp_path):
+        assert [p.name for p in tmp_path.iterdir()] == [".lock"]
+        with pytest.raises(InputError, match="another run"), only_process(tmp_path):
+            pass
+        assert (tmp_path / ".lock").is_file()
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(KeyError), only_process(tmp_path / "new"):
+        raise KeyError
+    assert list((tmp_path / "new").iterdir()) == []
