@@ -7,6 +7,7 @@ the commands, so that help is instant.
 from __future__ import annotations
 
 import argparse
+import ast
 import io
 import logging
 import re
@@ -80,62 +81,68 @@ def demo(args: argparse.Namespace, console: Console) -> int:
 
 
 def fit(args: argparse.Namespace, console: Console) -> int:
+    from .core.methods.registry import METHODS
+
+    method = METHODS.named(args.method)
     if args.up != "y" and args.object is None:
         raise InputError(f"--up {args.up}: turns the object of --object, give one or leave it out")
-    if args.method == "ayg":
-        return _fit_text(args, console)
-    if args.then or args.loop:
-        raise InputError(f"{'--then' if args.then else '--loop'}: prolongs motions of method ayg, not of {args.method}")
-    if all(getattr(args, name) is None for name in ("prompt", "image", "video", "object")):
+    if method.follows == "text":
+        _check_text(args)
+    elif all(getattr(args, name) is None for name in ("prompt", "image", "video", "object")):
         raise InputError("fit: nothing to start from; give at least one of --prompt, --image, --video and --object")
     for name, default in (("start", 0.0), ("end", None), ("every", 1), ("mask", None), ("background", "auto")):
         if args.video is None and getattr(args, name) != default:
             raise InputError(f"--{name}: says how a video is read; give --video, or leave it out")
     if args.mask is not None and not Path(args.mask).exists():
         raise InputError(f"--mask {args.mask}: no such film, folder or picture, check the path")
-    from .core.generate.chain import Links, complete
-    from .core.generate.pipelines import located
     from .core.io.background import check_method
     from .core.io.video import Part, Reading
-    from .core.runs.run import OBJECT_FREE, prior_device, run_in_folder
+    from .core.runs.session import prior_device, run_in_folder
 
     reading = Reading(args.mask, args.start, args.end, args.every, args.background)
     Part(args.fps, args.frames, args.start, args.end, args.every).checked(args.video or "fit")
     check_method(args.background, source=args.video or "fit")
-    settings, watch = _settings(args).resolved(), console.watch(args.out)
-    for prior in {settings.prior, settings.anchors} - {"tiny", "none"}:
-        located(prior)  # what is made may take long: a prior that is not here is told before
-    links = {link: name for link in ("image", "video", "object", "views") if (name := getattr(args, f"{link}_model"))}
-    made = complete(
-        args.out,
-        prompt=args.prompt,
-        image=args.image,
-        video=args.video,
-        object=args.object,
-        links=Links(**links),
-        frames=args.frames,
-        fps=args.fps,
-        yaw=settings.yaw,
-        up=settings.up,
-        seed=args.seed,
-        device=prior_device(settings.device),
-        resume=args.resume,
-        make_object=settings.method not in OBJECT_FREE,
-        reading=reading,
-        progress=watch,
-    )
-    settings = settings if made.yaw is None else replace(settings, yaw=made.yaw)
-    fps = made.fps if args.fps is None else args.fps
+    settings, watch = _settings(args), console.watch(args.out)
+    video, item, fps = args.video, args.object, args.fps
+    if method.follows == "video":
+        from .core.generate.chain import Links, complete
+        from .core.generate.pipelines import located
+
+        settings = settings.resolved()
+        for name in {getattr(settings, role.name) for role in method.roles} - {"tiny", "none"}:
+            located(name)  # what is made may take long: a prior that is not here is told before
+        links = {link: name for link in ("image", "video", "object", "views") if (name := getattr(args, f"{link}_model"))}
+        made = complete(
+            args.out,
+            prompt=args.prompt,
+            image=args.image,
+            video=args.video,
+            object=args.object,
+            links=Links(**links),
+            frames=args.frames,
+            fps=args.fps,
+            yaw=settings.yaw,
+            up=settings.up,
+            seed=args.seed,
+            device=prior_device(settings.device),
+            resume=args.resume,
+            make_object=method.needs_object,
+            reading=reading,
+            progress=watch,
+        )
+        settings = settings if made.yaw is None else replace(settings, yaw=made.yaw)
+        video, item, fps = made.video, made.object, made.fps if fps is None else fps
     done = run_in_folder(
-        made.video,
-        made.object,
+        video,
+        item,
         args.out,
         settings,
+        prompt=args.prompt if method.follows == "text" else "",
         fps=fps,
         resume=args.resume,
         reading=reading,
         progress=watch,
-        read=console.reading(made.video),
+        read=None if video is None else console.reading(Path(video)),
     )
     if done is None:
         console.line("already finished with these inputs and settings")
@@ -143,40 +150,17 @@ def fit(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _fit_text(args: argparse.Namespace, console: Console) -> int:
+def _check_text(args: argparse.Namespace) -> None:
+    """Refuse what a method that follows a text does not take."""
     for name in ("video", "image"):
         if getattr(args, name) is not None:
-            raise InputError(f"--{name}: method ayg follows a text alone; leave it out, or choose another method")
+            raise InputError(f"--{name}: method {args.method} follows a text alone; leave it out, or choose another method")
     if args.prompt is None:
-        raise InputError("--prompt: method ayg needs a text that says what the object is and does")
-    from .core.runs.run_text import TextSettings, run_text_in_folder
-
-    if args.frames is not None and args.frames < 2:
-        raise InputError(f"--frames {args.frames}: a moving object needs at least 2")
+        raise InputError(f"--prompt: method {args.method} needs a text that says what the object is and does")
     if args.prior in ("tiny", "none"):
-        raise InputError(f"--prior {args.prior}: method ayg needs a text-to-video model, such as modelscope or ltx-video")
-    settings = TextSettings(
-        preset=args.preset,
-        seed=args.seed,
-        frames=args.frames,
-        fps=args.fps,
-        yaw=0.0 if args.yaw == "auto" else _number("--yaw", args.yaw),
-        up=args.up,
-        then=tuple(args.then),
-        closed=args.loop,
-        device=args.device,
-        renderer=args.renderer,
-        video=args.video_model or args.prior,
-        images=args.image_model or "auto",
-        views=args.views_model or "auto",
-        without=tuple(args.without),
-    )
-    watch = console.watch(args.out)
-    done = run_text_in_folder(args.prompt, args.out, settings, item=args.object, resume=args.resume, progress=watch)
-    if done is None:
-        console.line("already finished with these inputs and settings")
-    print(args.out / "scene.safetensors")
-    return 0
+        raise InputError(
+            f"--prior {args.prior}: method {args.method} needs a text-to-video model, such as modelscope or ltx-video"
+        )
 
 
 def render(args: argparse.Namespace, console: Console) -> int:
@@ -257,9 +241,20 @@ def export(args: argparse.Namespace, console: Console) -> int:
 
 
 def bench(args: argparse.Namespace, console: Console) -> int:
-    if args.method == "ayg":
-        raise InputError("method 'ayg': follows a text, and the cases are videos; choose pla4d, align4d or dg4d")
+    if args.speed is not None:
+        from .bench.speed import run_speed
+        from .core.runs.session import resolve_device
+
+        print(run_speed(args.speed, resolve_device(args.device), args.only, args.out))
+        return 0
+    if args.cases is None:
+        raise InputError("bench: give --cases, a folder of cases, or --speed, one case")
     from .bench.cases import run_cases
+    from .core.methods.registry import METHODS
+
+    if METHODS.named(args.method).follows != "video":
+        others = ", ".join(name for name, method in METHODS.items() if method.follows == "video")
+        raise InputError(f"method {args.method!r}: follows a text, and the cases are videos; choose one of {others}")
 
     print(run_cases(args.cases, args.out, _settings(args), only=args.only, console=console))
     return 0
@@ -281,7 +276,7 @@ def models(args: argparse.Namespace, console: Console) -> int:
 
 
 def _settings(args: argparse.Namespace) -> Any:
-    from .core.runs.run import Settings
+    from .core.runs.session import Settings
 
     if args.frames is not None and args.frames < 2:
         raise InputError(f"--frames {args.frames}: a moving object needs at least 2")
@@ -298,6 +293,12 @@ def _settings(args: argparse.Namespace) -> Any:
         without=tuple(args.without),
         plus=tuple(args.plus),
         anchors=args.anchors,
+        fps=getattr(args, "fps", None),
+        then=tuple(getattr(args, "then", ())),
+        closed=getattr(args, "loop", False),
+        video=getattr(args, "video_model", None) or args.prior,
+        images=getattr(args, "image_model", None) or "auto",
+        views=getattr(args, "views_model", None) or "auto",
         up=getattr(args, "up", "y"),
     )
 
@@ -595,8 +596,13 @@ def _parser() -> argparse.ArgumentParser:
     made = command("bench", bench, "fit and score every case of a folder; goes on where it was stopped")
     made.set_defaults(again="run the same command to go on")
     _method(made, renderers)
-    made.add_argument("--cases", type=Path, required=True, metavar="DIR", help="folder of cases")
-    made.add_argument("--only", nargs="+", metavar="NAME", help="names of the cases to run (default: all)")
+    made.add_argument("--cases", type=Path, metavar="DIR", help="folder of cases")
+    made.add_argument(
+        "--speed", type=Path, metavar="CASE", help="instead: how fast fits, priors and renderers are, of one case"
+    )
+    made.add_argument(
+        "--only", nargs="+", metavar="NAME", help="names of the cases, or rows of the speed, to run (default: all)"
+    )
     made.add_argument("--out", type=Path, default=Path("anchor4d-bench"), help="folder (default: %(default)s)")
 
     made = command("models", models, "optional models: what is here, where each is expected, and fetching one")
@@ -608,19 +614,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def method_summaries() -> dict[str, str]:
+    """Our methods' summaries by name, read from their files: help imports nothing. Packages' own methods are found by a run."""
+    found: dict[str, str] = {}
+    for path in sorted((Path(__file__).parent / "core" / "methods").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "method":
+                facts = {word.arg: word.value for word in node.keywords}
+                if node.args and "summary" in facts:
+                    found[ast.literal_eval(node.args[0])] = ast.literal_eval(facts["summary"])
+    return found
+
+
 def _method(made: argparse.ArgumentParser, renderers: Sequence[str]) -> None:
-    methods = ("pla4d", "pla4d-v4", "align4d", "dg4d", "stag4d", "stag4d-code", "ayg")
-    made.add_argument("--method", choices=methods, default="pla4d")
-    made.add_argument(
-        "--without",
-        nargs="+",
-        default=[],
-        metavar="PART",
-        help="parts to leave out; align4d: of oda, maod, mgja, ao; ayg: of image, view-guidance, jsd, rigidity, amplification",
-    )
-    made.add_argument(
-        "--plus", nargs="+", default=[], metavar="PART", help="stag4d: parts of align4d to add, of oda, mgja and ao"
-    )
+    methods = "; ".join(f"{name} = {summary}" for name, summary in method_summaries().items())
+    made.add_argument("--method", default="pla4d", metavar="NAME", help=f"{methods} (default: %(default)s)")
+    for option, what in (("without", "leave out, as in its paper's ablations"), ("plus", "add of another method")):
+        made.add_argument(
+            f"--{option}", nargs="+", default=[], metavar="PART", help=f"parts of the method to {what}; a wrong name lists them"
+        )
     made.add_argument(
         "--anchors",
         default="auto",

@@ -33,7 +33,7 @@ from ..core.objectives.scores import ClipScores, Lens
 from ..core.priors import Distillation, UniformWindow, Viewpoints
 from ..core.priors.exact import ExactClip
 from ..core.render import rasterize
-from ..core.runs.run import write_json
+from ..core.runs.report import write_json
 from ..core.runs.sample import FRAMES as CYCLE
 from ..core.runs.sample import sample_scene
 from ..core.scene.edit import Placement, follow, merge, retime

@@ -31,7 +31,8 @@ from ..core.priors import Distillation, Prior
 from ..core.priors.load import load_prior
 from ..core.render.mesh import render_mesh
 from ..core.runs.demo import read_pictures
-from ..core.runs.run import Settings, run_in_folder, write_json
+from ..core.runs.report import write_json
+from ..core.runs.session import Settings, run_in_folder
 from ..core.scene.scene import Scene4D
 from ..core.scene.views import render_frames, scene_cameras
 from ..core.schedules import constant, linear

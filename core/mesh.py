@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .files import InputError
+from .identity import canonical
 from .pictures import PictureBudget, decode_texture, encode_picture
 
 log = logging.getLogger(__name__)
@@ -535,3 +536,8 @@ def mesh_from_tensors(tensors: dict[str, Tensor], name: str = "mesh") -> Mesh:
         face_alpha_cutoff=material[:, 5].contiguous(),
         name=name,
     )
+
+
+@canonical.register
+def _(value: Mesh) -> Any:
+    return {name: canonical(part) for name, part in vars(value).items() if isinstance(part, (Tensor, tuple))}

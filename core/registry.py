@@ -27,7 +27,7 @@ _plugins_loaded = False
 
 
 class Registry(Mapping[str, Entry], Generic[Entry]):
-    """Entries of one kind by name, in the order of their registration.
+    """Entries of one kind by name: those of a room sorted, others in the order of their registration.
 
     Args:
         kind: what an entry is called in messages.
@@ -76,12 +76,13 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         """
         self._fill()
         if name not in self._entries:
-            raise InputError(f"{self.kind} {name!r}: unknown, choose one of {', '.join(self._entries)}")
+            raise InputError(f"{self.kind} {name!r}: unknown, choose one of {', '.join(self)}")
         return self._entries[name]
 
     def __iter__(self) -> Iterator[str]:
         self._fill()
-        return iter(self._entries)
+        # A room's modules may have been imported in any order.
+        return iter(self._entries if self.room is None else sorted(self._entries))
 
     def __len__(self) -> int:
         self._fill()

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .cameras import Crop
+from .identity import canonical
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ class DrivingVideo:
         source: where the video came from.
         masked_by: where the masks came from: "alpha", "mask", "key" or "rembg".
         warnings: what looks wrong with the clip, with what to do, for reports.
+        identity: of the files it was read from and how; "" where its content is its identity.
     """
 
     frames: Tensor  # (T, S, S, 3)
@@ -37,6 +39,7 @@ class DrivingVideo:
     source: str = ""
     masked_by: str = "alpha"
     warnings: tuple[str, ...] = ()
+    identity: str = ""
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -139,3 +142,10 @@ def _doubled(level: Tensor, like: Tensor) -> Tensor:  # (T, 4, h, w) -> (T, 4, H
     """The next finer level of a pyramid, interpolated at the size of ``like``."""
     level = level.contiguous(memory_format=torch.channels_last)
     return F.interpolate(level, like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+@canonical.register
+def _(value: DrivingVideo) -> Any:
+    # Pixels are computed, and need not be the same to the last bit on another number of threads: files name what they show.
+    content = value.identity or [canonical(value.frames), canonical(value.masks)]
+    return {"video": content, "frames": len(value), "resolution": value.resolution, "fps": value.fps}

@@ -422,9 +422,8 @@ class Anchor4DTextToGaussians(io.ComfyNode):
             config = replace(config, frames=frames, fps=fps)
             chosen = config.static if item is None else config.given
             where = host.device_for(device, renderer)
-            shape = [] if item is None else [item.vertices]
-            passes = repr(chosen), repr(config.detail)
-            with host.checkpoint("text", *shape, *passes, seed) as path, host_prior.loaded(chosen.objectives, device):
+            inputs = item, chosen, config.detail, seed
+            with host.checkpoint("text", *inputs) as path, host_prior.loaded(chosen.objectives, device):
                 common: dict[str, Any] = {"seed": seed, "device": where, "backend": renderer}
                 start = stages.fit_static(None, item, config.front, replace(chosen, objectives=()), **common)
                 report = host.Report(note=_estimate(None, start, chosen, mesh=item, backend=renderer))
@@ -572,12 +571,8 @@ def _with(config: StaticConfig | MotionConfig, steps: int) -> Schedule:
 
 def _kept(label: str, scene: Scene4D, motion: MotionConfig, *more: Any) -> AbstractContextManager[Path]:
     """Where the fit of a scene keeps its checkpoints."""
-    field = [] if scene.field is None else [scene.field.config(), *scene.field.state_dict().values()]
-    return host.checkpoint(label, scene.gaussians.tensors(), scene.frames, *map(_plain, field), repr(motion), *more)
-
-
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, torch.Tensor) else repr(value)
+    field = None if scene.field is None else [scene.field.config(), scene.field.state_dict()]
+    return host.checkpoint(label, scene.gaussians.tensors(), scene.frames, field, motion, *more)
 
 
 def _look(scene: Scene4D, size: int = 192) -> dict[str, object]:

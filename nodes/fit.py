@@ -17,7 +17,7 @@ from ..core.files import InputError
 from ..core.fit.loop import Schedule, Train
 from ..core.io import side_by_side
 from ..core.methods import stages
-from ..core.runs.run import method_config
+from ..core.methods.registry import METHODS, method_config
 from ..core.scene.scene import Scene4D
 from ..core.scene.views import DEFAULT_FRONT, render_frames
 from ..core.video import DrivingVideo
@@ -25,8 +25,10 @@ from . import host, host_prior
 from .objectives import Terms, describe
 
 CATEGORY = "Anchor4D/3 Fit"
+#: Fields that a video is fitted with; those that a text or another program makes are not built here.
 FIELDS = ["control-nodes", "hexplane", "mlp"]
-METHODS = ["pla4d", "align4d", "dg4d", "stag4d", "stag4d-code"]
+#: Methods that follow a video, as the combos offer them.
+VIDEO_METHODS = [name for name, method in METHODS.items() if method.follows == "video"]
 #: What of a scene Motion Alignment changes, as the node says it.
 TRAINED: dict[str, Train] = {"deformation": "field", "both": "both"}
 
@@ -53,10 +55,10 @@ def _preset(what: str) -> io.Input:
 def _method(what: str) -> io.Input:
     return io.Combo.Input(
         "method",
-        options=METHODS,
+        options=VIDEO_METHODS,
         default="pla4d",
         optional=True,
-        tooltip=f"Whose {what} the preset means: PLA4D's, Align4D's, DreamGaussian4D's or STAG4D's.",
+        tooltip=f"Whose {what} the preset means: {', '.join(METHODS[name].title for name in VIDEO_METHODS)}.",
     )
 
 
@@ -215,7 +217,7 @@ class Anchor4DFitGaussians(io.ComfyNode):
             )
             _say_objectives(config.objectives, "Gaussians as sampled on the mesh, unfitted")
             video = driving_video.to(host.device_for(device, renderer))
-            inputs = video.frames, alignment.mesh.vertices, repr(alignment.front), repr(config), seed
+            inputs = video, alignment.mesh, alignment.front, config, seed
             with host.checkpoint("object", *inputs) as path, host_prior.loaded(config.objectives, device):
                 start = stages.fit_static(video, alignment.mesh, alignment.front, replace(config, objectives=()), seed=seed)
                 cost = _estimate(video, start, config, mesh=alignment.mesh, backend=renderer)
@@ -372,7 +374,7 @@ class Anchor4DMotionAlignment(io.ComfyNode):
             where = host.device_for(device, renderer)
             video, still = driving_video.to(where), scene.to(where)
             mesh = None if alignment is None else alignment.mesh
-            inputs = video.frames, still.gaussians.tensors(), repr(cameras), repr(config), mesh is None, seed
+            inputs = video, still.gaussians.tensors(), list(cameras), config, mesh, seed
             with host.checkpoint("motion", *inputs) as path, host_prior.loaded(config.objectives, device):
                 cost = _estimate(video, still, config, mesh=mesh, fronts=cameras, backend=renderer)
                 moving = stages.fit_motion(

@@ -175,17 +175,17 @@ def device_inputs() -> list[io.Input]:
             default="auto",
             optional=True,
             advanced=True,
-            tooltip="Where to compute. auto = the GPU when gsplat is installed for it, otherwise the CPU when numba is "
+            tooltip="Where to compute. auto = an NVIDIA or AMD GPU where ComfyUI uses one, otherwise the CPU when numba is "
             "installed (fast), otherwise whatever ComfyUI uses.",
         ),
         io.Combo.Input(
             "renderer",
-            options=["auto", "gsplat", "numba", "torch"],
+            options=["auto", "nvrtc", "gsplat", "numba", "torch"],
             default="auto",
             optional=True,
             advanced=True,
-            tooltip="How Gaussians are drawn. auto = the fastest one installed. gsplat: NVIDIA GPU. numba: CPU. torch: "
-            "anywhere, slow.",
+            tooltip="How Gaussians are drawn. auto = the fastest one here. nvrtc: NVIDIA or AMD GPU, nothing to install. "
+            "gsplat: NVIDIA GPU, when installed. numba: CPU. torch: anywhere, slow.",
         ),
     ]
 
@@ -193,11 +193,11 @@ def device_inputs() -> list[io.Input]:
 def device_for(choice: str, renderer: str) -> torch.device:
     """The device that the two advanced inputs mean."""
     host = comfy.model_management.get_torch_device()
-    if choice == "gpu" or renderer == "gsplat":
+    if choice == "gpu" or renderer in ("nvrtc", "gsplat"):
         return host
     if choice == "cpu" or renderer == "numba":
         return torch.device("cpu")
-    if renderer == "torch" or "gsplat" in available_backends(host):
+    if renderer == "torch" or host.type == "cuda":
         return host
     return torch.device("cpu") if "numba" in available_backends("cpu") else host
 

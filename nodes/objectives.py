@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..core.align.distance import ObjectDistance
 from ..core.methods import align4d, dg4d, pla4d
+from ..core.methods.registry import method_config
 from ..core.objectives.base import Objective
 from ..core.objectives.first_frame import FirstFrame
 from ..core.objectives.front import ReferenceViewLoss
@@ -19,7 +19,6 @@ from ..core.objectives.reference import ReferenceRefinement, require_image
 from ..core.objectives.rigidity import Rigidity, Smoothness
 from ..core.priors.base import Prior
 from ..core.priors.distill import Annealed, Distillation
-from ..core.runs.run import method_config
 from ..core.schedules import Ramp
 from . import host
 
@@ -476,8 +475,8 @@ class Anchor4DMotionGeometry(io.ComfyNode):
                 temporal=temporal,
                 distance=distance,
             )
-            # A fit has one term of a name, so this one takes the place of another in the chain.
-            others = tuple(o for o in objectives if not isinstance(o, MotionGeometry))
+            # In the place of another in the chain: bypassing this node then leaves that one, an ablation of Align4D's.
+            others = tuple(o for o in objectives if o.name != MotionGeometry.name)
             if len(others) < len(objectives):
                 host.say("in place of the one in the chain")
             return io.NodeOutput((*others, term))
@@ -597,10 +596,8 @@ class Anchor4DAlign4DObjectives(io.ComfyNode):
         with host.work(cls):
             if prior is not None:
                 require_image(prior, "they")
-            terms = method_config(method, preset, prior).motion.objectives
-            return _set_output(
-                tuple(replace(o, distance=distance) if isinstance(o, MotionGeometry) else o for o in terms), objectives
-            )
+            terms = method_config(method, preset, {} if prior is None else {"prior": prior}).motion.objectives
+            return _set_output(terms if distance is None else tuple(o.with_distance(distance) for o in terms), objectives)
 
 
 NODES = [

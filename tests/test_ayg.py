@@ -31,6 +31,7 @@ from anchor4d.core.fit.loop import FitState, Inputs, Schedule, run_fit
 from anchor4d.core.gaussians import Gaussians, from_points, random_gaussians
 from anchor4d.core.io.export import export_scene
 from anchor4d.core.methods import ayg, stages
+from anchor4d.core.methods.registry import method_config
 from anchor4d.core.objectives.base import FitStep, Objective, check_objectives
 from anchor4d.core.objectives.displacement import LocalRigidity, PositionRegulariser, Seam, divergence
 from anchor4d.core.objectives.front import ReferenceViewLoss
@@ -39,8 +40,8 @@ from anchor4d.core.priors import Condition, Distillation, NoiseSchedule, Prior, 
 from anchor4d.core.priors.distill import amplified, central
 from anchor4d.core.priors.exact import best_shift, shifted
 from anchor4d.core.priors.load import load_prior
-from anchor4d.core.runs.run_text import TextSettings, run_text_in_folder
 from anchor4d.core.runs.sample import sample_scene
+from anchor4d.core.runs.session import Settings, run_in_folder
 from anchor4d.core.scene.scene import Scene4D, frame_times
 from anchor4d.core.schedules import Switch, Weight, constant
 
@@ -422,10 +423,10 @@ def config_of(models: dict[str, Prior], video: str = "modelscope") -> ayg.TextCo
 
 @pytest.mark.parametrize("video", ["modelscope", "ltx"])
 def test_text_to_4d_with_tiny_models(models: dict[str, Prior], video: str, tmp_path: Path) -> None:
-    settings = TextSettings("paper", then=("a dog jumping", ""), closed=True)
+    settings = Settings("ayg", "paper", then=("a dog jumping", ""), closed=True)
     config = config_of(models, video)
     out = tmp_path / "run"
-    done = run_text_in_folder("a dog running", out, settings, config=config)
+    done = run_in_folder(None, None, out, settings, prompt="a dog running", config=config)
     assert done is not None
     assert {p.name for p in out.iterdir()} == {"scene.safetensors", "report.json", "preview.mp4"}
     report = json.loads((out / "report.json").read_text())
@@ -437,11 +438,11 @@ def test_text_to_4d_with_tiny_models(models: dict[str, Prior], video: str, tmp_p
     assert isinstance(scene.field, ClipChain) and len(scene.field.clips) == 3
     assert float((scene.at(0.4).means - scene.gaussians.means).abs().max()) > 0
     assert torch.equal(scene.at(1.0).means, scene.gaussians.means)
-    assert run_text_in_folder("a dog running", out, settings, config=config, resume=True) is None
+    assert run_in_folder(None, None, out, settings, prompt="a dog running", config=config, resume=True) is None
 
 
 def test_interrupted_runs_resume_to_the_same_bits(models: dict[str, Prior], tmp_path: Path) -> None:
-    settings, config = TextSettings("paper", then=("",)), config_of(models)
+    settings, config = Settings("ayg", "paper", then=("",)), config_of(models)
 
     def stop_at(stage: str, index: int) -> Any:
         def progress(name: str, step: int, steps: int, losses: Any, preview: Any) -> None:
@@ -450,15 +451,24 @@ def test_interrupted_runs_resume_to_the_same_bits(models: dict[str, Prior], tmp_
 
         return progress
 
-    whole = run_text_in_folder("a dog", tmp_path / "whole", settings, config=config)
+    whole = run_in_folder(None, None, tmp_path / "whole", settings, prompt="a dog", config=config)
     assert whole is not None
     for stage, index in (("to 3D", 3), ("3D to 4D", 3), ("clip 2, 3D to 4D", 2)):
         with pytest.raises(KeyboardInterrupt):
-            run_text_in_folder("a dog", tmp_path / "cut", settings, config=config, resume=True, progress=stop_at(stage, index))
+            run_in_folder(
+                None,
+                None,
+                tmp_path / "cut",
+                settings,
+                prompt="a dog",
+                config=config,
+                resume=True,
+                progress=stop_at(stage, index),
+            )
         assert (tmp_path / "cut" / "checkpoints").is_dir()
     with pytest.raises(InputError, match="other inputs or settings"):
-        run_text_in_folder("a cat", tmp_path / "cut", settings, config=config, resume=True)
-    assert run_text_in_folder("a dog", tmp_path / "cut", settings, config=config, resume=True) is not None
+        run_in_folder(None, None, tmp_path / "cut", settings, prompt="a cat", config=config, resume=True)
+    assert run_in_folder(None, None, tmp_path / "cut", settings, prompt="a dog", config=config, resume=True) is not None
     a, b = (Scene4D.load(tmp_path / name / "scene.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(getattr(a.gaussians, k), getattr(b.gaussians, k)) for k in a.gaussians.tensors())
     assert a.field is not None and b.field is not None
@@ -471,7 +481,9 @@ def test_a_given_object_skips_the_first_stage(models: dict[str, Prior], tmp_path
 
     write_glb(tmp_path / "object.glb", sample_meshes(1)[0].turned(30).transformed(torch.diag(torch.tensor([3.0, 3, 3, 1]))))
     config = config_of(models)
-    done = run_text_in_folder("a dog", tmp_path / "run", TextSettings("paper"), item=tmp_path / "object.glb", config=config)
+    done = run_in_folder(
+        None, tmp_path / "object.glb", tmp_path / "run", Settings("ayg", "paper"), prompt="a dog", config=config
+    )
     assert done is not None
     assert set(done.report["losses"]) == {"to 3D", "3D to 4D"} and len(done.scene.gaussians) == 100
     assert "mesh" in done.report["losses"]["to 3D"]
@@ -488,7 +500,7 @@ def test_parts_can_be_left_out(models: dict[str, Prior]) -> None:
     assert isinstance(clip, ClipScores) and clip.images is None and clip.amplification == Switch(1.0, 1.0, 0.3)
     assert [o.name for o in terms] == ["clip scores", "local rigidity"]
     with pytest.raises(InputError, match="'colour': not a part of ayg"):
-        ayg.preset("paper", without=("colour",))
+        method_config("ayg", "paper", without=("colour",))
 
 
 def test_a_term_that_needs_a_video_is_refused(models: dict[str, Prior]) -> None:
@@ -557,7 +569,7 @@ def test_the_command_line_makes_a_scene(
 
 def test_other_methods_are_not_prolonged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["fit", "--video", "v", "--object", "o", "--loop", "--out", str(tmp_path / "x")]) == 2
-    assert "--loop: prolongs motions of method ayg, not of pla4d" in capsys.readouterr().err
+    assert "loop: prolongs motions of method ayg, not of pla4d" in capsys.readouterr().err
 
 
 # Composition

@@ -45,7 +45,7 @@ def tiny(motion_steps: int = 6) -> MethodConfig:
         static=StaticConfig(200, Schedule(steps=3, resolutions=((1.0, 32),)), (front,)),
         motion=MotionConfig(
             field="control-nodes",
-            nodes=10,
+            fields={"control-nodes": {"nodes": 10}},
             schedule=Schedule(steps=motion_steps, resolutions=((1.0, 32),), background="random"),
             objectives=(front, Rigidity(weight=constant(1.0))),
         ),
@@ -214,7 +214,7 @@ def test_bad_inputs_are_refused_in_one_line_and_leave_nothing(
     [
         (["fit", "--out", "x"], "at least one of --prompt, --image, --video and --object"),
         (["fit", "--video", "v", "--object", "o", "--prior", "no-such-prior", "--out", "x"], "no-such-prior"),
-        (["fit", "--video", "v", "--object", "o", "--renderer", "nvrtc", "--out", "x"], "later release"),
+        (["fit", "--video", "v", "--object", "o", "--renderer", "crayon", "--out", "x"], "crayon"),
         (["fit", "--video", "v", "--object", "o", "--yaw", "left", "--out", "x"], "not a number"),
         (["fit", "--video", "v", "--object", "o", "--frames", "1", "--out", "x"], "at least 2"),
         (["fit", "--video", "v", "--object", "o", "--frames", "-3", "--out", "x"], "at least 2"),

@@ -26,8 +26,8 @@ from anchor4d.core.objectives.first_frame import FirstFrame
 from anchor4d.core.objectives.front import ReferenceViewLoss
 from anchor4d.core.objectives.mesh import MeshMatch
 from anchor4d.core.objectives.rigidity import Rigidity, Smoothness
-from anchor4d.core.runs.run import Run, Settings, run, run_in_folder
 from anchor4d.core.runs.sample import write_sample
+from anchor4d.core.runs.session import Run, Settings, run, run_in_folder
 from anchor4d.core.scene.scene import Scene4D
 from anchor4d.core.scene.views import render_frames, scene_cameras
 from anchor4d.core.schedules import constant
@@ -213,7 +213,7 @@ def test_the_paper_preset_is_the_papers() -> None:
     paper = pla4d.preset("paper")
     assert (paper.camera, paper.resolution) == ("focal-literal", 512)
     assert (paper.static.schedule.steps, paper.motion.schedule.steps) == (1000, 65)
-    assert (paper.motion.field, paper.motion.opacity) == ("mlp", True)
+    assert (paper.motion.field, paper.motion.fields["mlp"]) == ("mlp", {"opacity": True})
     names = [objective.name for objective in paper.motion.objectives]
     assert names == ["front", "first_frame"]  # none of our regularisers
     assert [paper.static.schedule.resolution(rho) for rho in (0.0, 0.6, 0.9)] == [128, 256, 512]
@@ -275,5 +275,5 @@ def test_unknown_settings_are_refused() -> None:
     for settings in (Settings(method="magic"), Settings(preset="best"), Settings(device="abacus"), Settings(renderer="crayon")):
         with pytest.raises(InputError, match=r"unknown, choose one of"):
             settings.resolved()
-    with pytest.raises(InputError, match="later release"):
+    with pytest.raises(InputError, match="CUDA and ROCm devices only"):
         Settings(device="cpu", renderer="nvrtc").resolved()

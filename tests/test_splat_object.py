@@ -25,8 +25,8 @@ from anchor4d.core.objectives.front import ReferenceViewLoss
 from anchor4d.core.objectives.mesh import MeshMatch
 from anchor4d.core.objectives.rigidity import Rigidity
 from anchor4d.core.render import rasterize
-from anchor4d.core.runs.run import Settings, run, run_in_folder
 from anchor4d.core.runs.sample import sample_meshes, write_sample
+from anchor4d.core.runs.session import Settings, run, run_in_folder
 from anchor4d.core.scene.object3d import SplatObject, bounding_points, render_object
 from anchor4d.core.scene.views import render_frames
 from anchor4d.core.schedules import constant

@@ -26,6 +26,7 @@ from anchor4d.core.gaussians import Gaussians, random_gaussians
 from anchor4d.core.generate.anchors import cut_out, sample_anchors
 from anchor4d.core.mesh import Mesh
 from anchor4d.core.methods import stag4d, stages
+from anchor4d.core.methods.registry import method_config
 from anchor4d.core.methods.stages import MethodConfig
 from anchor4d.core.objectives.anchors import AnchorMatch
 from anchor4d.core.objectives.base import FitStep, check_objectives
@@ -38,8 +39,8 @@ from anchor4d.core.priors.distill import Question
 from anchor4d.core.priors.exact import ExactPrior
 from anchor4d.core.priors.load import load_prior
 from anchor4d.core.render import ScreenStatistics, rasterize
-from anchor4d.core.runs.run import Run, Settings, run, run_in_folder
 from anchor4d.core.runs.sample import sample_meshes
+from anchor4d.core.runs.session import Run, Settings, run, run_in_folder
 from anchor4d.core.scene.anchors import ELEVATIONS, LENS, Anchors
 from anchor4d.core.scene.scene import frame_times
 from anchor4d.core.schedules import Ramp, constant
@@ -401,7 +402,7 @@ def test_paper_numbers() -> None:
     assert weights(paper) == pytest.approx((0, 2e4, 2e4, 4e4))
     assert weights(code) == pytest.approx((0, 7e3, 7e3, 2e4))
     for config, steps, both in ((paper, 1000, True), (code, 700, False)):
-        assert config.motion.planes["multiscale"] == (1, 2, 4, 8) and config.static.frame == "middle"
+        assert config.motion.fields["hexplane"]["multiscale"] == (1, 2, 4, 8) and config.static.frame == "middle"
         term = next(o for o in config.motion.objectives if isinstance(o, MotionGeometry))
         assert term.both is both and not term.geometry
         window: Any = term.distillation.time
@@ -417,7 +418,7 @@ def test_paper_numbers() -> None:
         assert schedule.means_until * schedule.steps + steps == pytest.approx(2000)
     needles = [next(o for o in c.motion.objectives if isinstance(o, AnisotropyRegulariser)).logarithmic for c in (paper, code)]
     assert needles == [False, True]
-    assert code.motion.planes["at_rest"] is False and GAUSSIAN_LR["sh"] == 1e-2
+    assert code.motion.fields["hexplane"]["at_rest"] is False and GAUSSIAN_LR["sh"] == 1e-2
 
 
 def test_parts_of_align4d_are_added_by_name() -> None:
@@ -428,7 +429,7 @@ def test_parts_of_align4d_are_added_by_name() -> None:
     asked = [next(o for o in c.motion.objectives if isinstance(o, MotionGeometry)).geometry for c in (plain, more)]
     assert asked == [False, True]
     with pytest.raises(InputError, match="plus 'vaod'"):
-        stag4d.preset("draft", plus=("vaod",))
+        method_config("stag4d", "draft", plus=("vaod",))
 
 
 def test_camera_without_an_object_makes_it_one_large(video: DrivingVideo) -> None:
@@ -524,7 +525,7 @@ def test_what_cannot_be_is_refused(video: DrivingVideo, prior: Prior, tmp_path: 
         run(video, None, Settings("pla4d", "draft", device="cpu", prior="none"))
     with pytest.raises(InputError, match="without an object needs a prior"):
         run(video, None, replace(SETTINGS, prior="none"))
-    with pytest.raises(InputError, match="anchors 'tiny': stag4d has anchors"):
+    with pytest.raises(InputError, match="anchors 'tiny': stag4d or stag4d-code has anchors"):
         Settings("pla4d", anchors="tiny").resolved()
     out = ["--out", str(tmp_path / "out")]
     assert cli.main(["fit", "--method", "stag4d", "--plus", "vaod", "--video", str(tmp_path), *out]) == 2

@@ -39,10 +39,12 @@ class Handles:
     Args:
         positions: at rest, (M, 3).
         pairs: neighbours among them, (E, 2) int64.
+        ends: where each handle occurs in the pairs, see :func:`~.fused.places`; None where no kernel wants it.
     """
 
     positions: Tensor
     pairs: Tensor
+    ends: tuple[Tensor, Tensor] | None = None
 
 
 class DeformationField(nn.Module):
@@ -67,6 +69,8 @@ class DeformationField(nn.Module):
     offers: frozenset[str] = frozenset()
     #: Constructor arguments that say how many layers, hence tensors, are built: checked against a file's before anything is.
     layered: ClassVar[frozenset[str]] = frozenset()
+    #: Names of tensors that files of older versions hold and that are read past.
+    former: ClassVar[frozenset[str]] = frozenset()
     arguments: dict[str, Any]
 
     @classmethod
@@ -198,6 +202,8 @@ def loaded_field(config: dict[str, Any], tensors: dict[str, Tensor], count: int)
     Raises:
         ValueError, TypeError, KeyError, RuntimeError, OverflowError: for a description or tensors that are no field.
     """
+    former = frozenset[str]().union(*(kind.former for kind in FIELDS.values()))
+    tensors = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[2] not in former}
     _check_description(config, len(tensors))
     with torch.device("meta"):  # shapes without storage
         field = field_from_config(config)

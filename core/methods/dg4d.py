@@ -16,7 +16,10 @@ from ..objectives.mesh import MeshMatch
 from ..objectives.multiview import MotionGeometry
 from ..priors.base import Prior
 from ..priors.distill import Annealed, Distillation
+from ..scene.scene import Scene4D
 from ..schedules import constant, linear
+from .plan import MethodRun
+from .registry import Choice, ModelRole, method
 from .stages import MethodConfig, MotionConfig, StaticConfig
 
 #: 500 steps; the prior's views at 128 pixels, then 256, then 512 where the prior has 256.
@@ -34,6 +37,24 @@ OURS = {
     "standard": (300, 2, ((0.5, 128), (1.0, 256))),
     "draft": (150, 2, ((1.0, 128),)),
 }
+
+
+def settings(choice: Choice) -> MethodConfig:
+    """A preset as plain data."""
+    return preset(choice.preset, choice.role("prior"))
+
+
+@method(
+    "dg4d", title="DreamGaussian4D", source="arXiv 2312.17142", settings=settings,
+    roles=(ModelRole("prior", own=("stable-zero123",), fallback="tiny"),),
+    summary="the baseline: video and prior at once, from a fixed camera",
+)  # fmt: skip
+def plan(run: MethodRun) -> Scene4D:
+    """DreamGaussian4D's stages."""
+    run.align()  # the fixed camera
+    run.fit_object()
+    run.fit_motion()
+    return run.made
 
 
 def preset(name: str, prior: Prior | None = None) -> MethodConfig:

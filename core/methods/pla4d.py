@@ -19,8 +19,13 @@ from ..objectives.reference import ReferenceRefinement
 from ..objectives.rigidity import Rigidity, Smoothness
 from ..priors.base import Prior
 from ..priors.distill import Annealed, Distillation
+from ..scene.scene import Scene4D
 from ..schedules import constant, linear
+from .plan import MethodRun
+from .registry import Choice, ModelRole, method
 from .stages import MethodConfig, MotionConfig, StaticConfig
+
+PRIOR = ModelRole("prior", own=("zero123-xl",), fallback="tiny")
 
 #: First weight of an objective that asks a prior, against a front match of weight 3; the paper does not give it. In our presets
 #: it falls to zero, so that the front, which a prior's noise costs up to a decibel, is sharp again at the end
@@ -29,6 +34,23 @@ REFINEMENT_WEIGHT = 0.6
 NOVEL_VIEW_WEIGHT = 0.1
 #: Diffusion times of our presets: below them a prior sharpens what is there, tears included.
 REFINEMENT_TIME = Annealed(0.6, 0.4)
+
+
+def settings(choice: Choice) -> MethodConfig:
+    """A preset as plain data."""
+    return preset(choice.preset, choice.role("prior"))
+
+
+@method(
+    "pla4d", title="PLA4D", source="arXiv 2405.19957", settings=settings, roles=(PRIOR,),
+    summary="the video's first frame and the object, then the motion, pixel by pixel; a prior for the sides unseen",
+)  # fmt: skip
+def plan(run: MethodRun) -> Scene4D:
+    """PLA4D's stages."""
+    run.align()  # 5.2: focal alignment, Eq. 4
+    run.fit_object()  # 5.3: frame to 3D, Eq. 5-9
+    run.fit_motion()  # 5.4 and 5.5: 3D to 4D, Eq. 10 and 11
+    return run.made
 
 
 def preset(name: str, prior: Prior | None = None) -> MethodConfig:
@@ -135,6 +157,24 @@ def _draft(refinement: tuple[Objective, ...]) -> MethodConfig:
 _OURS = {"standard": _standard, "draft": _draft}
 
 
+def settings_v4(choice: Choice) -> MethodConfig:
+    """The variant's preset as plain data."""
+    return v4(settings(choice), choice.role("prior"))
+
+
+@method(
+    "pla4d-v4", title="PLA4D, later version", source="arXiv 2405.19957", settings=settings_v4, roles=(PRIOR,),
+    object_a_frame=True, summary="pla4d with a focal length, and perhaps an object, for each frame",
+)  # fmt: skip
+def plan_v4(run: MethodRun) -> Scene4D:
+    """PLA4D's stages with a focal length for each frame."""
+    run.align()
+    run.focal_per_frame()
+    run.fit_object()
+    run.fit_motion()
+    return run.made
+
+
 def v4(config: MethodConfig, prior: Prior | None = None) -> MethodConfig:
     """The variant ``pla4d-v4`` of a preset, after a summary of the later paper; the details are ours.
 
@@ -150,6 +190,5 @@ def v4(config: MethodConfig, prior: Prior | None = None) -> MethodConfig:
     return replace(
         config,
         name=f"{config.name}-v4",
-        focal_per_frame=True,
         motion=replace(config.motion, objectives=(*config.motion.objectives, match, *views)),
     )

@@ -19,7 +19,6 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..files import InputError
 from ..fit.density import DensityControl
 from ..fit.loop import Schedule
 from ..generate.anchors import GAMMA
@@ -31,8 +30,11 @@ from ..objectives.multiview import MotionGeometry
 from ..objectives.planes import AnisotropyRegulariser, PlaneSmoothness
 from ..priors.base import Prior
 from ..priors.distill import Distillation, UniformWindow
+from ..scene.scene import Scene4D
 from ..schedules import Ramp, constant
 from . import align4d
+from .plan import MethodRun
+from .registry import Choice, ModelRole, method
 from .stages import AnchorConfig, MethodConfig, MotionConfig, StaticConfig
 
 #: Parts of Align4D that can be added, as in its Table III.
@@ -73,15 +75,39 @@ PUBLISHED = {
 }
 
 
-def check_parts(plus: Collection[str]) -> None:
-    """Refuse what is none of :data:`PARTS`.
+def settings(choice: Choice) -> MethodConfig:
+    """A preset as plain data."""
+    return preset(choice.preset, choice.role("prior"), choice.role("anchors"), plus=choice.plus)
 
-    Raises:
-        InputError: naming it.
-    """
-    for part in plus:
-        if part not in PARTS:
-            raise InputError(f"plus {part!r}: not a part that stag4d can be given, choose of {', '.join(PARTS)}")
+
+def settings_code(choice: Choice) -> MethodConfig:
+    """A preset of the released code as plain data."""
+    return preset(choice.preset, choice.role("prior"), choice.role("anchors"), method="stag4d-code", plus=choice.plus)
+
+
+ROLES = (
+    ModelRole("prior", own=("zero123-xl",), fallback="tiny"),
+    ModelRole("anchors", own=("zero123plus-v1.1",), fallback="prior"),
+)
+
+
+@method(
+    "stag4d-code", title="STAG4D, released code", source="arXiv 2403.14939", settings=settings_code, roles=ROLES,
+    needs_object=False, plus=PARTS, summary="stag4d, whose preset paper is the released code",
+)  # fmt: skip
+@method(
+    "stag4d", title="STAG4D", source="arXiv 2403.14939", settings=settings, roles=ROLES, needs_object=False, plus=PARTS,
+    summary="from a video alone: six consistent views of every frame anchor the object",
+)  # fmt: skip
+def plan(run: MethodRun) -> Scene4D:
+    """STAG4D's stages."""
+    run.align()  # of points that stand in for an object, or of one
+    run.prefer_distance()  # Align4D's, where oda is added
+    run.draw_anchors()
+    run.fit_object()  # the canonical stage
+    run.match_anchors()
+    run.fit_motion()
+    return run.made
 
 
 def preset(
@@ -101,11 +127,7 @@ def preset(
         method: "stag4d", or "stag4d-code", whose preset "paper" is the released code.
         plus: parts of Align4D to add: its camera and model distance, its geometry question, its turns.
         gamma: share of the first frame's features in the anchors'.
-
-    Raises:
-        InputError: for an unknown part.
     """
-    check_parts(plus)
     if name not in ("paper", "standard", "draft"):
         raise ValueError(f"preset {name!r}: unknown, choose paper, standard or draft")
     config = _published(PUBLISHED[method], prior) if name == "paper" else _ours(name, prior)
@@ -126,8 +148,8 @@ def _added(config: MethodConfig, name: str, views: Prior | None, plus: Collectio
     """The configuration with its anchors, and with the parts of Align4D."""
     anchors = None
     if views is not None:
-        steps, guidance = (PLUS_STEPS, PLUS_GUIDANCE) if views.pictures == 6 else (STEPS, None)
-        anchors = AnchorConfig(views, gamma, steps if name == "paper" else min(steps, STEPS), guidance)
+        draws = PLUS_STEPS if name == "paper" else STEPS
+        anchors = AnchorConfig(views, gamma, STEPS, plus_steps=draws, plus_guidance=PLUS_GUIDANCE)
     paper, motion = name == "paper", config.motion
     if "mgja" in plus:
         weight = {"geometry": True} | ({} if paper else {"weight": constant(align4d.LAMBDA)})
@@ -174,7 +196,6 @@ def _published(of: _Published, prior: Prior | None) -> MethodConfig:
         name="paper",
         camera="distance",
         resolution=512,
-        needs_object=False,
         distance=DISTANCE,
         static=StaticConfig(
             gaussians=10_000,
@@ -243,7 +264,6 @@ def _ours(name: str, prior: Prior | None) -> MethodConfig:
         name=name,
         camera="distance",
         resolution=256,
-        needs_object=False,
         distance=DISTANCE,
         static=StaticConfig(
             gaussians=count,

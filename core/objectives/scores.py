@@ -179,6 +179,7 @@ class ClipScores(Objective):
 
     name: ClassVar[str] = "clip scores"
     needs: ClassVar[frozenset[str]] = frozenset({"field"})
+    requires: ClassVar[frozenset[str]] = frozenset({"video"})
     takes: ClassVar[frozenset[str]] = frozenset({"prompt"})
     video: Distillation
     images: Distillation | None = None

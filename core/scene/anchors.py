@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ..cameras import Cameras, orbit
 from ..files import InputError, write_tensors
-from ..identity import fingerprint
+from ..identity import canonical, fingerprint
 
 #: Zero123++ v1.1's six views, which STAG4D's anchors are: degrees above the horizon.
 ELEVATIONS = (30.0, -20.0) * 3
@@ -157,3 +158,8 @@ def _heights(alpha: Tensor) -> Tensor:  # (A, H, W) -> (A,)
     first = torch.where(rows, index, torch.inf).amin(-1)
     last = torch.where(rows, index, -torch.inf).amax(-1)
     return (last - first + 1).clamp_min(0)
+
+
+@canonical.register
+def _(value: Anchors) -> Any:
+    return {"anchors": value.identity}
