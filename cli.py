@@ -210,8 +210,10 @@ def export(args: argparse.Namespace, console: Console) -> int:
             loops=1 if args.loops is None else args.loops,
             trajectory=None if args.camera_path is None else Trajectory.load(args.camera_path),
         )
-    given: dict[Option, object] = {"frames": args.frames, "moment": args.time, "shot": shot, "film": args.video}
-    check_export(out, args.format, given | {"compare": args.compare})
+    given: dict[Option, object] = {
+        "frames": args.frames, "moment": args.time, "shot": shot, "film": args.video, "compare": args.compare,
+    }  # fmt: skip
+    check_export(out, args.format, given)
     if args.renderer != "auto" and form.kind != "film":
         raise InputError(f"--renderer {args.renderer}: nothing is drawn for the format {args.format}; leave it out")
     if form.folder and not out.suffix:

@@ -25,6 +25,7 @@ from torch import Tensor
 from ..files import InputError, atomic_path
 from ..gaussians import SH_C0, Gaussians, half_turn
 from ..reading import read_bytes
+from ..scene.validation import MAX_EXTENT
 
 log = logging.getLogger(__name__)
 
@@ -123,14 +124,17 @@ def sound(gaussians: Gaussians, name: str) -> Gaussians:
         return gaussians
     left, count = int(whole.sum()), len(whole)
     if not left:
-        raise InputError(f"{name}: all its Gaussians hold NaN or infinite values, repair or export it again")
-    log.warning("%s: %d of %d Gaussians hold NaN or infinite values and are left out", name, count - left, count)
+        raise InputError(f"{name}: all its Gaussians hold NaN, infinite or far too large values, repair or export it again")
+    log.warning("%s: %d of %d Gaussians hold NaN, infinite or far too large values and are left out", name, count - left, count)
     return gaussians.select(whole)
 
 
 def is_sound(gaussians: Gaussians) -> Tensor:  # (N) bool
-    """Which of the Gaussians (N, ...) hold finite numbers alone."""
-    rows = [value.reshape(len(gaussians), -1).isfinite().all(1) for value in gaussians.tensors().values()]
+    """Which of the Gaussians (N, ...) hold finite numbers alone, at places and of colours that arithmetic can bear."""
+    rows = []
+    for key, value in gaussians.tensors().items():
+        most = MAX_EXTENT if key in ("means", "sh") else 3e38
+        rows.append((value.reshape(len(gaussians), -1).abs() <= most).all(1))  # NaN is not
     return torch.stack(rows).all(0)
 
 
@@ -149,7 +153,7 @@ def _normalized(quats: Tensor) -> Tensor:  # (N, 4)
     length = quats.abs().amax(-1, keepdim=True)
     identity = torch.tensor([1.0, 0.0, 0.0, 0.0])
     # Divided by the largest entry first: the squares of very large or small ones would leave float32.
-    return torch.nn.functional.normalize(torch.where(length > 0, quats / length.clamp_min(1e-38), identity), dim=-1)
+    return torch.nn.functional.normalize(torch.where(length == 0, identity, quats / length.clamp_min(1e-38)), dim=-1)
 
 
 def check_count(name: str, count: int) -> None:
@@ -256,8 +260,8 @@ def decode(data: bytes, name: str, *, up: str | None = None) -> Gaussians:
     lacking = [n for n in [*"xyz", *colors, *_SHAPE] if n not in names and not (flat and n == "scale_2")]
     if vertex is None or lacking:
         raise InputError(f"{foreign}: it has no {', '.join(lacking[:4])}; choose a splat .ply (a mesh is opened as an object)")
-    check_count(name, vertex.count)
     table = read_element(data, name, header, vertex)
+    check_count(name, vertex.count)
     rest = sorted((n for n in names if re.fullmatch(r"f_rest_\d{1,4}", n)), key=lambda n: int(n[7:]))
     coefficients = 1 + len(rest) // 3
     if len(rest) % 3 or math.isqrt(coefficients) ** 2 != coefficients:
@@ -422,13 +426,14 @@ def _read_text(data: bytes, name: str, header: Header, wanted: Element, before: 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", DeprecationWarning)  # NumPy's word for text that is no number
-            values = np.fromstring(data[start:].decode("ascii"), np.float64, wanted.count * width, sep=" ")
+            # All of them: of a count, it makes up those that are missing.
+            values = np.fromstring(data[start:].decode("ascii"), np.float64, sep=" ")
     except (ValueError, DeprecationWarning):
         values = np.empty(0)
     if len(values) < wanted.count * width:
         raise InputError(f"{name}: its text is cut short or holds what is no number, export it again")
     table = np.empty(wanted.count, _layout(wanted, "<"))
     with np.errstate(over="ignore", invalid="ignore"):
-        for column, entry in zip(values.reshape(wanted.count, width).T, wanted.properties):
+        for column, entry in zip(values[: wanted.count * width].reshape(wanted.count, width).T, wanted.properties):
             table[entry.name] = column
     return table

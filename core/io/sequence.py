@@ -119,8 +119,15 @@ def _sound(sets: list[Gaussians], name: str) -> list[Gaussians]:
     if bool(whole.all()):
         return sets
     if not bool(whole.any()):
-        raise InputError(f"{name}: every Gaussian holds NaN or infinite values in some frame, repair or export it again")
-    log.warning("%s: %d of %d Gaussians hold NaN or infinite values and are left out", name, int((~whole).sum()), len(whole))
+        raise InputError(
+            f"{name}: every Gaussian holds NaN, infinite or far too large values in some frame, repair or export it again"
+        )
+    log.warning(
+        "%s: %d of %d Gaussians hold NaN, infinite or far too large values and are left out",
+        name,
+        int((~whole).sum()),
+        len(whole),
+    )
     return [s.select(whole) for s in sets]
 
 

@@ -3,7 +3,7 @@
 Positions are 16 bits an axis on a logarithmic scale between the set's bounds, rotations the largest entry's index and the other
 three a byte each, log scales and colours a byte an entry of 256 values chosen for the set, opacity a byte, harmonics above
 degree 0 an index into a palette of at most 65,536. Largest errors: positions 8e-6 of the span of log(1 + |x|), times 1 + |x|,
-rotations 0.6 degrees, opacity 1/510; the rest depends on the set. Version 2 is written, 1 (linear bounds in place of chosen
+rotations 0.8 degrees, opacity 1/510; the rest depends on the set. Version 2 is written, 1 (linear bounds in place of chosen
 values) and 2 read.
 
 Frame: the specification has Y up, but its own programs take the numbers as a .ply's, +Y down, and so do we.
