@@ -229,7 +229,7 @@ def bench(args: argparse.Namespace, console: Console) -> int:
         raise InputError("method 'ayg': follows a text, and the cases are videos; choose pla4d, align4d or dg4d")
     from .bench.cases import run_cases
 
-    print(run_cases(args.cases, args.out, _settings(args), only=args.only, console=console))
+    print(run_cases(args.cases, args.out, _settings(args), only=args.only, console=console, alone=args.video_alone))
     return 0
 
 
@@ -448,7 +448,11 @@ def _parser() -> argparse.ArgumentParser:
     link = "folder, or name of models list, of the model that makes a missing"
     made.add_argument("--image-model", metavar="DIR|ID", help=f"{link} image of a text (default: sdxl)")
     made.add_argument("--video-model", metavar="DIR|ID", help=f"{link} video of an image, or of a text (default: svd)")
-    made.add_argument("--object-model", metavar="DIR|ID", help=f"{link} object: LGM or a Shap-E (default: lgm)")
+    made.add_argument(
+        "--object-model",
+        metavar="DIR|ID",
+        help=f"{link} object: LGM or a Shap-E; inflate = its outline inflated, no model (default: lgm where it is here, else inflate)",
+    )
     made.add_argument("--views-model", metavar="DIR|ID", help="the ImageDream that draws LGM's views (default: imagedream)")
     made.epilog = (
         "ayg follows --prompt alone, or gives --object its motion. It asks models' scores: --video-model (or --prior; default: "
@@ -516,6 +520,9 @@ def _parser() -> argparse.ArgumentParser:
     _method(made, renderers)
     made.add_argument("--cases", type=Path, required=True, metavar="DIR", help="folder of cases")
     made.add_argument("--only", nargs="+", metavar="NAME", help="names of the cases to run (default: all)")
+    made.add_argument(
+        "--video-alone", action="store_true", help="leave the cases' meshes aside: the object is made of the video"
+    )
     made.add_argument("--out", type=Path, default=Path("anchor4d-bench"), help="folder (default: %(default)s)")
 
     made = command("models", models, "optional models: what is here, where each is expected, and fetching one")
