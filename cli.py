@@ -256,7 +256,7 @@ def bench(args: argparse.Namespace, console: Console) -> int:
         others = ", ".join(name for name, method in METHODS.items() if method.follows == "video")
         raise InputError(f"method {args.method!r}: follows a text, and the cases are videos; choose one of {others}")
 
-    print(run_cases(args.cases, args.out, _settings(args), only=args.only, console=console))
+    print(run_cases(args.cases, args.out, _settings(args), only=args.only, console=console, alone=args.video_alone))
     return 0
 
 
@@ -508,7 +508,11 @@ def _parser() -> argparse.ArgumentParser:
     link = "folder, or name of models list, of the model that makes a missing"
     made.add_argument("--image-model", metavar="DIR|ID", help=f"{link} image of a text (default: sdxl)")
     made.add_argument("--video-model", metavar="DIR|ID", help=f"{link} video of an image, or of a text (default: svd)")
-    made.add_argument("--object-model", metavar="DIR|ID", help=f"{link} object: LGM or a Shap-E (default: lgm)")
+    made.add_argument(
+        "--object-model",
+        metavar="DIR|ID",
+        help=f"{link} object: LGM or a Shap-E; inflate = its outline inflated (default: lgm where it is here, else inflate)",
+    )
     made.add_argument("--views-model", metavar="DIR|ID", help="the ImageDream that draws LGM's views (default: imagedream)")
     made.epilog = (
         "ayg follows --prompt alone, or gives --object its motion. It asks models' scores: --video-model (or --prior; default: "
@@ -598,6 +602,9 @@ def _parser() -> argparse.ArgumentParser:
     made = command("bench", bench, "fit and score every case of a folder; goes on where it was stopped")
     made.set_defaults(again="run the same command to go on")
     _method(made, renderers)
+    made.add_argument(
+        "--video-alone", action="store_true", help="leave the cases' meshes aside: the object is made of the video"
+    )
     made.add_argument("--cases", type=Path, metavar="DIR", help="folder of cases")
     made.add_argument(
         "--speed", type=Path, metavar="CASE", help="instead: how fast fits, priors and renderers are, of one case"

@@ -345,6 +345,46 @@ def sample_surface(mesh: Mesh, count: int, generator: torch.Generator) -> Surfac
     raise InputError(f"{mesh.name}: its texture's alpha leaves almost nothing of the surface, choose an opaque material")
 
 
+def sample_evenly(mesh: Mesh, count: int, generator: torch.Generator) -> SurfaceSamples:
+    """``count`` points of which no two of one side are near each other: dart throwing among four times as many.
+
+    A point counts as away from another by how far their normals differ, too, so that the two sides of a thin part do not share
+    one's points. The order follows the faces.
+    """
+    from scipy.sparse import coo_matrix
+    from scipy.spatial import KDTree
+
+    many = sample_surface(mesh, 4 * count, generator)
+    a, b, c = mesh.vertices[mesh.faces].cpu().double().unbind(1)
+    radius = 0.8 * math.sqrt(float(torch.linalg.cross(b - a, c - a).norm(dim=-1).sum()) / 2 / count)
+    rank = torch.randperm(4 * count, generator=generator).numpy()
+    places, normals = many.points.cpu().double().numpy(), many.normals.cpu().double().numpy()
+
+    def thrown(radius: float) -> np.ndarray:
+        """Darts that land: in order of their rank, those that no earlier one lies within the radius of."""
+        pairs = KDTree(np.concatenate([places, 0.6 * radius * normals], 1)).query_pairs(radius, output_type="ndarray")
+        first, second = np.where(rank[pairs[:, 0]] < rank[pairs[:, 1]], pairs.T, pairs.T[::-1])
+        before: Any = coo_matrix((np.ones(len(first)), (second, first)), shape=(len(rank), len(rank))).tocsr()
+        landed, open_ = np.zeros(len(rank), bool), np.ones(len(rank), bool)
+        while open_.any():
+            now = open_ & ~((before @ open_.astype(float)) > 0)
+            landed |= now
+            open_ &= ~now & ~((before @ now.astype(float)) > 0)
+        return np.flatnonzero(landed)
+
+    chosen = thrown(radius)
+    for _ in range(6):
+        if count <= len(chosen) <= 1.02 * count:
+            break
+        radius *= math.sqrt(len(chosen) / count) * 0.995
+        chosen = thrown(radius)
+    if len(chosen) < count:
+        rest = np.setdiff1d(np.arange(len(rank)), chosen)
+        chosen = np.concatenate([chosen, rest[rank[rest].argsort()[: count - len(chosen)]]])
+    kept = torch.from_numpy(np.sort(chosen[rank[chosen].argsort()[:count]])).to(many.points.device)
+    return SurfaceSamples(**{f.name: getattr(many, f.name)[kept] for f in fields(many)})
+
+
 # --- reading ------------------------------------------------------------------------------------------------------------
 
 

@@ -138,9 +138,7 @@ def test_fit_leaves_what_it_promises(case: Path, tmp_path: Path, capsys: pytest.
 
 
 @pytest.mark.usefixtures("tiny_draft")
-def test_fit_takes_part_of_a_film_with_masks_beside_it(
-    case: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_fit_takes_part_of_a_film_with_masks_beside_it(case: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from anchor4d.core.io import write_frames, write_mp4
 
     rgba = np.concatenate([np.stack([np.asarray(Image.open(p)) for p in sorted((case / "front").glob("*.png"))])] * 4)
