@@ -1,12 +1,11 @@
 """An object without any model: the outline of a picture inflated to a closed mesh.
 
-Two sheets over the mask are sewn together along the outline. Their height solves a Poisson equation over the mask (Igarashi
-et al., "Teddy", 1999, take it from the medial axis; Sýkora et al., "Monster Mash", 2020, inflate so), its square root being a sphere
-over a disc and a round tube over a strip. The front shows the picture. The back is a guess: it continues the colours that the
-picture has along its outline, so that eyes and mouths are not repeated there.
-
-People draw and film animals and vehicles from three quarters of their front (Palmer, Rosch and Chase, "Canonical perspective",
-1981). So what is wider than tall and rises to one side is taken for one, whose higher end, the head, comes nearer.
+Two sheets over the mask are sewn together along the outline. Their height solves a Poisson equation over the mask (Igarashi et
+al., "Teddy", 1999, take it from the medial axis; Sýkora et al., "Monster Mash", 2020, inflate so), its square root being a
+sphere over a disc and a round tube over a strip. The front shows the picture. The back is a guess: it continues the colours
+that the picture has along its outline, so that eyes and mouths are not repeated there. People draw and film animals and
+vehicles from three quarters of their front (Palmer, Rosch and Chase, "Canonical perspective", 1981). So what is wider than
+tall and rises to one side is taken for one, whose higher end, the head, comes nearer.
 """
 
 from __future__ import annotations
