@@ -583,3 +583,9 @@ def mesh_from_tensors(tensors: dict[str, Tensor], name: str = "mesh") -> Mesh:
 @canonical.register
 def _(value: Mesh) -> Any:
     return {name: canonical(part) for name, part in vars(value).items() if isinstance(part, (Tensor, tuple))}
+
+
+def __getattr__(name: str) -> Any:
+    from .former import found
+
+    return found("mesh", name)
