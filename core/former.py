@@ -36,9 +36,10 @@ def found(module: str, name: str) -> Any:
     Raises:
         AttributeError: for a name that is in none of the places.
     """
-    for place in (MOVED | PARTLY_MOVED)[module]:
+    places = () if name.startswith("__") else (MOVED | PARTLY_MOVED)[module]  # what importers ask of any module
+    for place in places:
         there = import_module(f".{place}", __package__)
-        if not name.startswith("__") and hasattr(there, name):
+        if hasattr(there, name):
             warnings.warn(f"{__package__}.{module}.{name} is now in {there.__name__}", DeprecationWarning, stacklevel=3)
             return getattr(there, name)
     raise AttributeError(f"module {__package__}.{module} has no attribute {name!r}")
