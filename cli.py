@@ -559,9 +559,9 @@ def _parser() -> argparse.ArgumentParser:
 
     made = command("render", render, "draw a scene with alpha from the driving video's camera, turned to each azimuth")
     scene = "scene.safetensors, a splat file, or a folder or .zip of splat files, one a frame"
-    ups, up = ("y", "-y", "z", "-z", "x", "-x"), "splat files: the axis that points up (default: what the file states, else -y)"
+    ups, up = ("y", "-y", "z", "-z", "x", "-x"), "splats: axis that points up (default: y; -y = what stands on its head)"
     made.add_argument("scene", type=Path, metavar="SCENE", help=scene)
-    made.add_argument("--up", choices=ups, help=up)
+    made.add_argument("--up", choices=ups, default="y", help=up)
     made.add_argument(
         "--azimuths", nargs="+", required=True, metavar="A", help="degrees; 0 = the driving video's view, 90 = +X"
     )
@@ -574,7 +574,7 @@ def _parser() -> argparse.ArgumentParser:
 
     made = command("export", export, "write a scene for other programs")
     made.add_argument("scene", type=Path, metavar="SCENE", help=scene)
-    made.add_argument("--up", choices=ups, help=up)
+    made.add_argument("--up", choices=ups, default="y", help=up)
     made.add_argument("--format", choices=_Formats(), required=True, metavar="F", help="%(choices)s; see docs/formats.md")
     made.add_argument("--frames", type=int, metavar="N", help="spread the motion over N frames (default: the scene's own)")
     made.add_argument(

@@ -76,12 +76,12 @@ def up_input() -> io.Input:
     """The input of every node that reads splat files: which way their content stands."""
     return io.Combo.Input(
         "up",
-        options=["auto", "y", "-y", "z", "-z", "x", "-x"],
-        default="auto",
+        options=["y", "-y", "z", "-z", "x", "-x"],
+        default="y",
         optional=True,
         advanced=True,
-        tooltip="Splat files: the axis that points up in the file. auto = what the file states, else -y, as most are. If the "
-        "object stands on its head choose y, if it lies on its side z or -z.",
+        tooltip="Splats: the axis that points up. y = as it should be, -y = for what stands on its head (some .spz), z = for "
+        "what lies on its back.",
     )
 
 

@@ -207,7 +207,7 @@ def test_text_that_is_cut_or_no_number(spoilt: Any) -> None:
 
 # Which way is up
 
-#: Where a file's point (1, 2, 3) lies in our frame, by its axis that points up.
+#: Where what is read at (1, 2, 3) is put, by the axis that points up.
 PLACES = {"y": (1, 2, 3), "-y": (1, -2, -3), "z": (1, 3, -2), "-z": (1, -3, 2), "x": (-2, 1, 3), "-x": (2, -1, 3)}
 
 
@@ -215,7 +215,7 @@ PLACES = {"y": (1, 2, 3), "-y": (1, -2, -3), "z": (1, 3, -2), "-z": (1, -3, 2), 
 @pytest.mark.parametrize("file", ["a.ply", "a.compressed.ply", "a.spz", "a.splat", "a.sog"])
 def test_up(up: str, file: str, tmp_path: Path) -> None:
     one = gaussians(0, 1)
-    one = replace(one, means=torch.tensor([[1.0, -2.0, -3.0]]))  # in a file, +Y down: (1, 2, 3)
+    one = replace(one, means=torch.tensor([[1.0, 2.0, 3.0]]))
     write_splats(tmp_path / file, one)
     for found in (read_splats(tmp_path / file, up=up), open_scene(tmp_path / file, up=up).gaussians):
         torch.testing.assert_close(found.means[0], torch.tensor(PLACES[up], dtype=torch.float32), rtol=0, atol=1e-3)
@@ -225,17 +225,16 @@ def test_up_turns_rotations_and_harmonics_too(tmp_path: Path) -> None:
     expected = gaussians(2)
     write_splats(tmp_path / "a.ply", expected)
     turned = torch.eye(4)
-    turned[:3, :3] = torch.tensor([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])  # z up, of what y up reads
-    upright = read_splats(tmp_path / "a.ply", up="y")
-    same(read_splats(tmp_path / "a.ply", up="z"), upright.transformed(turned), 1e-5)
-    with pytest.raises(InputError, match="up 'w': choose one of y, -y"):
+    turned[:3, :3] = torch.tensor([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])  # z to y
+    same(read_splats(tmp_path / "a.ply", up="z"), expected.transformed(turned), 1e-5)
+    with pytest.raises(InputError, match="up axis 'w': choose one of"):
         read_splats(tmp_path / "a.ply", up="w")
 
 
 def test_spz_without_stated_axes_says_what_was_taken(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "anchor4d"):
         decode_splats(encode_splats(gaussians(), "spz"), "a.spz")
-    assert "does not say which way is up, read as -y" in caplog.text
+    assert "does not say which way is up, read as a .ply" in caplog.text
 
 
 # SOG
