@@ -1,7 +1,7 @@
-"""Fields on a graphics card in a few launches: the kernels of ``control_nodes.cu`` and ``hexplane.cu`` with their derivatives.
+"""Fields on a card in a few launches: the kernels of ``control_nodes.cu`` and ``hexplane.cu`` with their derivatives.
 
-What they compute is what :mod:`.control_nodes`, :mod:`.hexplane` and :mod:`..objectives.rigidity` say in PyTorch, which stays the
-definition, the CPU's way, and the way on a card without the run-time compiler. The same input gives the same bits.
+What they compute is what :mod:`.control_nodes`, :mod:`.hexplane` and :mod:`..objectives.rigidity` say in PyTorch, which stays
+the definition, the CPU's way, and the way on a card without the run-time compiler. The same input gives the same bits.
 """
 
 from __future__ import annotations
