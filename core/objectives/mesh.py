@@ -120,7 +120,10 @@ def _drawn(item: Object3D, cameras: Cameras, step: FitStep) -> MeshRender:
     device = step.canonical.device
     if not isinstance(item, SplatObject) and not mesh_backend.available(device):
         return render_object(item, cameras.to("cpu"), step.background.cpu())
-    kept = step.memo.setdefault(("object", id(item)), (item, item.to(device)))[1]
+    key = "object", id(item)
+    if key not in step.memo:
+        step.memo[key] = item, item.to(device)  # the item too, so that its id stays its own
+    kept = step.memo[key][1]
     if isinstance(item, SplatObject):
         return render_object(kept, cameras, step.background, supersample=1, backend=step.backend)
     return render_object(kept, cameras, step.background)
