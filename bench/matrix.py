@@ -3,8 +3,8 @@
     python -m anchor4d.bench.matrix [--cells 3.12/2.5.1/1.26 ...] [--out DIR] [--tests FILE ...] [--keep]
 
 A cell "PYTHON/TORCH/NUMPY" names versions, each as exact as it is given. It makes a virtual environment, installs them with
-the pack's requirements, imports every module, and runs a small fit and a part of the tests. A cell whose wheels are not to be had is
-reported as such. Results: ``results.json`` and ``results.md`` in OUT, and a log a cell.
+the pack's requirements, imports every module, and runs a small fit and a part of the tests. A cell whose wheels are not to
+be had is reported as such. Results: ``results.json`` and ``results.md`` in OUT, and a log a cell.
 """
 
 from __future__ import annotations

@@ -141,7 +141,7 @@ def known_models() -> tuple[Model, ...]:
 def model_named(name: str) -> Model | None:
     """The model of a name or Hub id; one that the registry lacks is made up for an id, owner/name."""
     for model in known_models():
-        if name in (model.name, model.hub):
+        if name and name in (model.name, model.hub):
             return model
     if len(parts := name.split("/")) == 2 and all(part and part not in (".", "..") for part in parts) and "\\" not in name:
         return Model(name, (), f"diffusers/{name.replace('/', '--')}", hub=name)
@@ -257,7 +257,7 @@ def download(name: str | None, progress: Callable[[int, int], None] | None = Non
     model = model_named(name or "")
     if model is None:
         names = ", ".join(model.name for model in known_models())
-        raise InputError(f"models get {name or ''}: choose one of {names}, or the id of a model on the Hub, owner/name")
+        raise InputError(f"models get {name or 'NAME'}: choose one of {names}, or the id of a model on the Hub, owner/name")
     if found := model.found():
         return found
     target = model.expected

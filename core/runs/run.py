@@ -285,7 +285,7 @@ def run(
     on_device = video.to(settings.device)
     foreseen = None
     if progress is not None and fresh:
-        foreseen = _foresee(on_device, alignment, tuned, moving, fronts, settings)
+        foreseen = _foresee(on_device, alignment, tuned, moving, fronts, settings, clock)
         log.info("estimate: %s", foreseen)
         clock.stop("estimate")
     still = stages.fit_static(
@@ -481,10 +481,11 @@ def _foresee(
     meshes: Sequence[Object3D],
     fronts: Sequence[FrontCamera],
     settings: Settings,
+    progress: Progress,
 ) -> FitEstimate:
     """The cost of both fits; the Gaussians as they are sampled stand for the fitted ones."""
     start = stages.fit_static(video, alignment.mesh, alignment.front, replace(config.static, objectives=()), seed=settings.seed)
-    common: dict[str, Any] = {"mesh": alignment.mesh, "backend": settings.renderer}
+    common: dict[str, Any] = {"mesh": alignment.mesh, "backend": settings.renderer, "progress": progress}
     static = stages.estimate(video, start, config.static, **common)
     return static + stages.estimate(video, start, config.motion, meshes=meshes, fronts=fronts, **common)
 

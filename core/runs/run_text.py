@@ -155,7 +155,7 @@ def run_text(
     folder = None if checkpoints is None else Path(checkpoints)
     foreseen = None
     if progress is not None and (folder is None or not any(folder.glob("*.safetensors"))):
-        foreseen = _foresee(config, item, settings)
+        foreseen = _foresee(config, item, settings, clock)
         log.info("estimate: %s", foreseen)
         clock.stop("estimate")
     scene = ayg.run(
@@ -247,17 +247,17 @@ def preview_film(scene: Scene4D, backend: str = "auto", *, height: int = 256, tu
     )
 
 
-def _foresee(config: TextConfig, item: Object3D | None, settings: TextSettings) -> FitEstimate:
+def _foresee(config: TextConfig, item: Object3D | None, settings: TextSettings, progress: Progress) -> FitEstimate:
     """The cost of all stages, from a few steps of the object's and of the motion's on Gaussians as they start."""
     static = config.static if item is None else config.given
     start = stages.fit_static(
         None, item, config.front, replace(static, objectives=()), seed=settings.seed, device=settings.device
     )
     start = replace(start, frames=config.frames)
-    found = stages.estimate(None, start, static, mesh=item, backend=settings.renderer)
+    found = stages.estimate(None, start, static, mesh=item, backend=settings.renderer, progress=progress)
     if item is None and config.detail is not None:
-        found += stages.estimate(None, start, config.detail, backend=settings.renderer)
-    motion = stages.estimate(None, start, config.motion, backend=settings.renderer)
+        found += stages.estimate(None, start, config.detail, backend=settings.renderer, progress=progress)
+    motion = stages.estimate(None, start, config.motion, backend=settings.renderer, progress=progress)
     steps, more = config.motion.schedule.steps, len(settings.then) or int(settings.closed)
     return found + replace(motion, seconds=motion.seconds * (1 + more * config.further.steps / steps))
 
