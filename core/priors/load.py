@@ -11,7 +11,7 @@ import torch
 from .. import packages
 from ..files import InputError
 from .base import Prior
-from .checkpoints import Checkpoint, Precision, precision_dtypes
+from .checkpoints import Checkpoint, Precision, precision_dtypes, readable
 
 #: Kind, module beside this one, class: asked in this order whether a checkpoint is theirs.
 ADAPTERS = (
@@ -62,7 +62,8 @@ def load_prior(
             continue
         adapter: Any = getattr(import_module(f".{module}", __package__), attribute)
         if kind == name or adapter.matches(checkpoint):
-            prior: Prior = adapter.load(checkpoint, device, precision)
+            with readable(checkpoint.folder, name):
+                prior: Prior = adapter.load(checkpoint, device, precision)
             break
     else:
         raise InputError(

@@ -160,7 +160,8 @@ def find(name: str) -> Path | None:
     model = model_named(name)
     if model is not None and (found := model.found()):
         return found
-    places = [folder / name for folder in models_folders()] if name and ".." not in Path(name).parts else []
+    inside = bool(name) and not Path(name).anchor and ".." not in Path(name).parts
+    places = [folder / name for folder in models_folders()] if inside else []
     return next((place for place in places if place.exists()), None)
 
 
@@ -268,7 +269,8 @@ def download(name: str | None, progress: Callable[[int, int], None] | None = Non
         folder = target.with_name(target.name + ".part")
     else:
         digest = ("sha256", model.sha256) if model.sha256 else ("md5", model.md5)
-        files, folder = [RemoteFile(model.url, model.file, None, digest)], target.parent
+        most = round(1.2e9 * model.size) + 10**6 if model.size else 1 << 40
+        files, folder = [RemoteFile(model.url, model.file, None, digest, most)], target.parent
     total, done = sum(file.size or 0 for file in files), 0
     _require_space(total - _fetched(folder), folder)
 

@@ -2,8 +2,8 @@
 
     python tests/long/reliability.py --kills 200 --seed 0 [--jobs pla4d export-ply ...] [--device cuda] [--out results.json]
 
-A job is a method at a tiny size from files to files, or the export of its scene in a format. Each trial starts it, kills it (SIGKILL)
-after a random part of the time that it takes, goes on from what it left (and is sometimes killed again), and holds when
+A job is a method at a tiny size from files to files, or the export of its scene in a format. Each trial starts it, kills it
+(SIGKILL) after a random part of the time that it takes, goes on from what it left, sometimes kills it again, and holds when
 
 - the scene of a run has the same bytes as the uninterrupted one's, and its folder holds nothing else than that one's;
 - an export's path held nothing, the old file or the whole new one after every kill, and holds the new one alone in the end.
@@ -74,10 +74,9 @@ def silent(*_: Any) -> None:
 
 
 def jobs_of(names: list[str], folder: Path, device: str) -> dict[str, Job]:
-    """Each job as a function of where it writes and whether it resumes."""
-    case = write_sample(folder / "case", 3, 64)
-    zero123 = tiny_models.write_zero123(folder / "zero123")
-    prior = load_prior(zero123, device=device)
+    """Each job as a function of where it writes and whether it resumes; the inputs are those of :func:`prepare`."""
+    case = folder / "case"
+    prior = load_prior(folder / "zero123", device=device)
     made: dict[str, Job] = {}
 
     def from_video(method: str, out: Path, resume: bool) -> None:
@@ -106,22 +105,26 @@ def jobs_of(names: list[str], folder: Path, device: str) -> dict[str, Job]:
 
     for name in names:
         if name == "ayg":
-            places = {
-                "views": write_folder(folder / "mvdream", TINY),
-                "images": tiny_models.write_stable_diffusion(folder / "sd"),
-                "modelscope": tiny_videos.write_modelscope(folder / "modelscope"),
-            }
-            models = {n: load_prior(p, device=device).with_settings(resolution=(16, 16)) for n, p in places.items()}
+            loaded = {n: load_prior(folder / n, device=device) for n in ("views", "images", "modelscope")}
+            models = {n: p.with_settings(resolution=(16, 16)) for n, p in loaded.items()}
             text: ayg.TextConfig = tiny_ayg(models | {"modelscope": models["modelscope"].with_settings(pictures=5)})
             made[name] = from_text
         elif name in METHODS:
             made[name] = partial(from_video, name)
         else:
             made[name] = partial(export, folder / "exported.safetensors", name.removeprefix("export-"))
-    if any(name.startswith("export-") for name in names):
-        from_video("pla4d", folder / "to-export", False)
-        (folder / "to-export" / SCENE).rename(folder / "exported.safetensors")
     return made
+
+
+def prepare(folder: Path, out: Path, resume: bool) -> None:
+    """The jobs' inputs. A job too: the process that forks must not have drawn or computed on threads, which forks lack."""
+    write_sample(folder / "case", 3, 64)
+    tiny_models.write_zero123(folder / "zero123")
+    write_folder(folder / "views", TINY)
+    tiny_models.write_stable_diffusion(folder / "images")
+    tiny_videos.write_modelscope(folder / "modelscope")
+    jobs_of(["pla4d"], folder, "cpu")["pla4d"](folder / "to-export", False)
+    (folder / "to-export" / SCENE).rename(folder / "exported.safetensors")
 
 
 def export(scene: Path, name: str, out: Path, resume: bool) -> None:
@@ -218,6 +221,12 @@ def trial(
     return kills, f"{different[0]} differs" if different else ""
 
 
+def result(rows: dict[str, dict[str, Any]], failures: list[str], args: argparse.Namespace) -> dict[str, Any]:
+    jobs = {job: {key: value for key, value in row.items() if key != "whole"} for job, row in rows.items()}
+    kills = sum(row["kills"] for row in rows.values())
+    return {"kills": kills, "seed": args.seed, "device": args.device, "jobs": jobs, "failures": failures}
+
+
 def main(argv: list[str] | None = None) -> int:
     everything = [*METHODS, *(f"export-{name}" for name in EXPORTS)]
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -239,6 +248,9 @@ def main(argv: list[str] | None = None) -> int:
     rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="anchor4d-reliability-") as name:
         folder = Path(name)
+        if failed := Child("prepare", partial(prepare, folder), folder / "inputs", False, None).finish():
+            print(f"inputs: {failed}")
+            return 1
         jobs = jobs_of(args.jobs, folder, args.device)
         command = None
         if args.device != "cpu":
@@ -276,16 +288,16 @@ def main(argv: list[str] | None = None) -> int:
                 failures.append(f"trial {number}, {job}: {failed}")
                 print(failures[-1], flush=True)
             number += 1
-    kills = sum(row["kills"] for row in rows.values())
-    for job, row in rows.items():
-        del row["whole"]
+            if args.out:  # what is known so far, should this be stopped
+                args.out.write_text(json.dumps(result(rows, failures, args), indent=1) + "\n", encoding="utf-8")
+    found = result(rows, failures, args)
+    for job, row in found["jobs"].items():
         print(
             f"{job:14} {row['kills']:4} kills in {row['trials']:4} trials, {row['failures']} failed  (a run {row['seconds']} s)"
         )
-    print(f"{kills} kills, seed {args.seed}, {args.device}: {len(failures)} failed  ({time.monotonic() - began:.0f} s)")
-    if args.out:
-        result = {"kills": kills, "seed": args.seed, "device": args.device, "jobs": rows, "failures": failures}
-        args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(
+        f"{found['kills']} kills, seed {args.seed}, {args.device}: {len(failures)} failed  ({time.monotonic() - began:.0f} s)"
+    )
     return 1 if failures else 0
 
 
