@@ -7,6 +7,7 @@ the commands, so that help is instant.
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import math
 import re
@@ -64,6 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def program() -> int:
     """:func:`main` as a process: once it is interrupted, it ends without another word."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":  # a name that the locale cannot write
+            stream.reconfigure(errors="backslashreplace")
     hook = sys.unraisablehook
     sys.unraisablehook = lambda raised: None if raised.exc_type is KeyboardInterrupt else hook(raised)
     code = main()

@@ -325,6 +325,27 @@ sys.exit(program())
 """
 
 
+@pytest.mark.skipif(os.name == "nt", reason="locales of Windows are others")
+@pytest.mark.parametrize("locale", ["C", "POSIX"])
+def test_names_that_the_locale_cannot_write(scene_file: Path, tmp_path: Path, locale: str) -> None:
+    place = {"LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii:strict"}
+    argv = [
+        sys.executable,
+        "-m",
+        "anchor4d",
+        "export",
+        str(scene_file),
+        "--format",
+        "ply",
+        "--out",
+        str(tmp_path / "caf\u00e9.zip"),
+    ]
+    done = subprocess.run(argv, capture_output=True, env=os.environ | place, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "caf\u00e9.zip").is_file()
+    assert done.stdout.startswith(os.fsencode(str(tmp_path))) and done.stderr.count(b"Traceback") == 0
+
+
 @pytest.mark.skipif(os.name == "nt", reason="a console signal cannot be sent to one child alone on Windows")
 def test_two_quick_interruptions_during_imports_end_in_one_line() -> None:
     with subprocess.Popen([sys.executable, "-c", TWICE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

@@ -45,7 +45,7 @@ def test_what_the_player_writes_is_taken() -> None:
             {"position": None}, {"position": [1, 2, 3]}, {"position": {"x": 1}}, {"position": {"x": "a", "y": 0, "z": 0}},
             {"position": {"x": 1e999, "y": 0, "z": 0}}, {"quaternion": {"x": 1}}, {"quaternion": [0, 0, 0, 1]},
             {"principal": [1]}, {"principal": [1, 2, 3]}, {"principal": "ab"}, {"principal": 5}, {"principal": [1e9, 0]},
-            {"fov": "wide"}, {"fov": {}}, {"zoom": []}, {"aspect": "16:9"}, {"aspect": -1}, {"aspect": 1e-9},
+            {"fov": "wide"}, {"fov": {"x": 1}}, {"zoom": [1]}, {"aspect": "16:9"}, {"aspect": -1}, {"aspect": 1e-9},
             {"cameraType": "orthographic"}, {"quaternion": None, "position": {"x": 0, "y": 0, "z": 0}},
         )),
     ],
