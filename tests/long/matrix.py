@@ -1,6 +1,6 @@
 """Which versions work together: each cell of Python, PyTorch and NumPy in an environment of its own, on the CPU.
 
-    python -m anchor4d.bench.matrix [--cells 3.12/2.5.1/1.26 ...] [--out DIR] [--tests FILE ...] [--keep]
+    python tests/long/matrix.py [--cells 3.12/2.5.1/1.26 ...] [--out DIR] [--tests FILE ...] [--keep]
 
 A cell "PYTHON/TORCH/NUMPY", or with "/DIFFUSERS" behind it, names versions, each as exact as it is given. It makes a virtual
 environment, installs them with the pack's requirements, imports every module, and runs a small fit and a part of the tests. A
@@ -19,9 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..core.files import InputError, atomic_path
-
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CELLS = ("3.11/2.5/1.26/0.36", "3.11/2/2", "3.12/2.5/1.26/0.36", "3.12/2/2", "3.13/2.6/2", "3.13/2/2")
 TESTS = (
     "tests/test_cameras.py",
@@ -130,7 +128,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m anchor4d.bench.matrix", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
         "--cells", nargs="+", default=list(CELLS), metavar="PYTHON/TORCH/NUMPY[/DIFFUSERS]", help="default: %(default)s"
     )
@@ -140,16 +138,14 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     for cell in args.cells:
         if not re.fullmatch(r"\d+\.\d+(/\d+(\.\d+){0,2}){2,3}", cell):
-            raise InputError(f"cell {cell!r}: not PYTHON/TORCH/NUMPY, such as 3.12/2.5.1/1.26")
+            raise SystemExit(f"error: cell {cell!r}: not PYTHON/TORCH/NUMPY, such as 3.12/2.5.1/1.26")
     args.out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for cell in args.cells:
         rows.append(try_cell(cell, args.out.absolute(), args.tests, args.keep))
         print(table(rows[-1:]).splitlines()[-1], flush=True)
-        with atomic_path(args.out / "results.json") as temporary:
-            temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-        with atomic_path(args.out / "results.md") as temporary:
-            temporary.write_text(table(rows), encoding="utf-8")
+        (args.out / "results.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        (args.out / "results.md").write_text(table(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":
