@@ -7,6 +7,7 @@ the commands, so that help is instant.
 from __future__ import annotations
 
 import argparse
+import ast
 import io
 import logging
 import math
@@ -29,11 +30,6 @@ from .core.packages import problem
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Of core.export.FORMATS, which help does without: it is instant.
-EXPORTS = (
-    "ply", "compressed-ply", "spz", "splat", "glb", "glb-splats", "usd", "4dgs", "html", "a4d", "scene", "mp4", "webm", "gif",
-    "webp", "apng", "png",
-)  # fmt: skip
 #: Seconds between preview pictures, and between progress lines where standard error is not a terminal.
 PREVIEW_SECONDS, LINE_SECONDS = 10.0, 10.0
 #: Seconds of silence after which a line says that work goes on, and within which a second Ctrl-C is part of the first.
@@ -44,10 +40,15 @@ INTERRUPTED = 130
 
 #: Packages that every command needs, see requirements.txt.
 REQUIRED = ("numpy", "torch", "PIL", "safetensors", "scipy", "einops", "trimesh", "av")
+#: Seconds that reading a file may take without a line.
+READ_SECONDS = 2.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names that the terminal has no letters for
     console = Console()
     handler = _ConsoleLog(console)
     log = logging.getLogger(__package__)
@@ -65,9 +66,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def program() -> int:
     """:func:`main` as a process: once it is interrupted, it ends without another word."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":  # a name that the locale cannot write
-            stream.reconfigure(errors="backslashreplace")
     hook = sys.unraisablehook
     sys.unraisablehook = lambda raised: None if raised.exc_type is KeyboardInterrupt else hook(raised)
     code = main()
@@ -112,95 +110,105 @@ def demo(args: argparse.Namespace, console: Console) -> int:
 
 
 def fit(args: argparse.Namespace, console: Console) -> int:
-    if args.method == "ayg":
-        return _fit_text(args, console)
-    if args.then or args.loop:
-        raise InputError(f"{'--then' if args.then else '--loop'}: prolongs motions of method ayg, not of {args.method}")
-    if all(getattr(args, name) is None for name in ("prompt", "image", "video", "object")):
-        raise InputError("fit: nothing to start from; give at least one of --prompt, --image, --video and --object")
-    for made in ("image", "video", "object"):
-        if getattr(args, made) is not None and getattr(args, f"{made}_model") is not None:
-            raise InputError(f"--{made}-model: makes a missing {made}, and --{made} gives one; leave one of them out")
-    if args.object is not None and args.views_model is not None:
-        raise InputError("--views-model: draws the views of a missing object, and --object gives one; leave one of them out")
-    if args.video is not None and args.object is not None:
-        for name in ("image", "image_model"):
-            if getattr(args, name) is not None:
-                raise InputError(
-                    f"--{name.replace('_', '-')}: nothing is made of a picture, since --video and --object are given; "
-                    "leave it out"
-                )
-    from .core.generate.chain import Links, complete
-    from .core.generate.pipelines import located
-    from .core.runs.run import OBJECT_FREE, prior_device, run_in_folder
+    from .core.methods.registry import METHODS
 
-    settings, watch = _settings(args).resolved(), console.watch(args.out)
-    for prior in {settings.prior, settings.anchors} - {"tiny", "none"}:
-        located(prior)  # what is made may take long: a prior that is not here is told before
-    links = {link: name for link in ("image", "video", "object", "views") if (name := getattr(args, f"{link}_model"))}
-    made = complete(
+    method = METHODS.named(args.method)
+    if args.up != "y" and args.object is None:
+        raise InputError(f"--up {args.up}: turns the object of --object, give one or leave it out")
+    _check_unused(args, method.follows)
+    if method.follows == "text":
+        _check_text(args)
+    elif all(getattr(args, name) is None for name in ("prompt", "image", "video", "object")):
+        raise InputError("fit: nothing to start from; give at least one of --prompt, --image, --video and --object")
+    for name, default in (("start", 0.0), ("end", None), ("every", 1), ("mask", None), ("background", "auto")):
+        if args.video is None and getattr(args, name) != default:
+            raise InputError(f"--{name}: says how a video is read; give --video, or leave it out")
+    if args.mask is not None and not Path(args.mask).exists():
+        raise InputError(f"--mask {args.mask}: no such film, folder or picture, check the path")
+    from .core.io.background import check_method
+    from .core.io.video import Part, Reading
+    from .core.runs.session import prior_device, run_in_folder
+
+    reading = Reading(args.mask, args.start, args.end, args.every, args.background)
+    Part(args.fps, args.frames, args.start, args.end, args.every).checked(args.video or "fit")
+    check_method(args.background, source=args.video or "fit")
+    settings, watch = _settings(args), console.watch(args.out)
+    video, item, fps = args.video, args.object, args.fps
+    if method.follows == "video":
+        from .core.generate.chain import Links, complete
+        from .core.generate.pipelines import located
+
+        settings = settings.resolved()
+        for name in {getattr(settings, role.name) for role in method.roles} - {"tiny", "none"}:
+            located(name)  # what is made may take long: a prior that is not here is told before
+        links = {link: name for link in ("image", "video", "object", "views") if (name := getattr(args, f"{link}_model"))}
+        made = complete(
+            args.out,
+            prompt=args.prompt,
+            image=args.image,
+            video=args.video,
+            object=args.object,
+            links=Links(**links),
+            frames=args.frames,
+            fps=args.fps,
+            yaw=settings.yaw,
+            up=settings.up,
+            seed=args.seed,
+            device=prior_device(settings.device),
+            resume=args.resume,
+            make_object=method.needs_object,
+            reading=reading,
+            progress=watch,
+        )
+        settings = settings if made.yaw is None else replace(settings, yaw=made.yaw)
+        video, item, fps = made.video, made.object, made.fps if fps is None else fps
+    done = run_in_folder(
+        video,
+        item,
         args.out,
-        prompt=args.prompt,
-        image=args.image,
-        video=args.video,
-        object=args.object,
-        links=Links(**links),
-        frames=args.frames,
-        fps=args.fps,
-        yaw=settings.yaw,
-        seed=args.seed,
-        device=prior_device(settings.device),
+        settings,
+        prompt=args.prompt if method.follows == "text" else "",
+        fps=fps,
         resume=args.resume,
-        make_object=settings.method not in OBJECT_FREE,
+        reading=reading,
         progress=watch,
+        read=None if video is None else console.reading(Path(video)),
     )
-    settings = settings if made.yaw is None else replace(settings, yaw=made.yaw)
-    fps = made.fps if args.fps is None else args.fps
-    done = run_in_folder(made.video, made.object, args.out, settings, fps=fps, resume=args.resume, progress=watch)
     if done is None:
         console.line("already finished with these inputs and settings")
     print(args.out / "scene.safetensors")
     return 0
 
 
-def _fit_text(args: argparse.Namespace, console: Console) -> int:
+def _check_unused(args: argparse.Namespace, follows: str) -> None:
+    """Refuse what would do nothing beside what else is given."""
+    unused: list[tuple[str, str]] = []
+    if follows == "video":
+        unused += [(f"{made}_model", made) for made in ("image", "video", "object") if getattr(args, made) is not None]
+        if args.video is not None and args.object is not None:
+            unused += [("image", "video"), ("image_model", "video")]
+    else:
+        unused += [("object_model", "method")]
+    if args.object is not None:
+        unused += [("views_model", "object")]
+    for name, given in unused:
+        if getattr(args, name) is not None:
+            raise InputError(f"--{name.replace('_', '-')}: is not asked, since --{given} is given; leave one of them out")
+    if follows == "text" and args.video_model is not None and args.prior != "auto":
+        raise InputError(f"--prior: of method {args.method} the same as --video-model; leave one of them out")
+
+
+def _check_text(args: argparse.Namespace) -> None:
+    """Refuse what a method that follows a text does not take."""
     for name in ("video", "image"):
         if getattr(args, name) is not None:
-            raise InputError(f"--{name}: method ayg follows a text alone; leave it out, or choose another method")
-    for name, unused in (("plus", []), ("anchors", "auto"), ("object_model", None)):
-        if getattr(args, name) != unused:
-            raise InputError(f"--{name.replace('_', '-')}: method ayg has no use for it; leave it out")
-    if args.object is not None and args.views_model is not None:
-        raise InputError("--views-model: is asked for an object's shape, and --object gives one; leave one of them out")
-    if args.video_model is not None and args.prior != "auto":
-        raise InputError("--prior: of method ayg the same as --video-model; leave one of them out")
+            raise InputError(f"--{name}: method {args.method} follows a text alone; leave it out, or choose another method")
     if args.prompt is None:
-        raise InputError("--prompt: method ayg needs a text that says what the object is and does")
-    from .core.runs.run_text import TextSettings, run_text_in_folder
-
+        raise InputError(f"--prompt: method {args.method} needs a text that says what the object is and does")
     if args.prior in ("tiny", "none"):
-        raise InputError(f"--prior {args.prior}: method ayg needs a text-to-video model, such as modelscope or ltx-video")
-    settings = TextSettings(
-        preset=args.preset,
-        seed=args.seed,
-        frames=args.frames,
-        fps=args.fps,
-        yaw=0.0 if args.yaw == "auto" else args.yaw,
-        then=tuple(args.then),
-        closed=args.loop,
-        device=args.device,
-        renderer=args.renderer,
-        video=args.video_model or args.prior,
-        images=args.image_model or "auto",
-        views=args.views_model or "auto",
-        without=tuple(args.without),
-    )
-    watch = console.watch(args.out)
-    done = run_text_in_folder(args.prompt, args.out, settings, item=args.object, resume=args.resume, progress=watch)
-    if done is None:
-        console.line("already finished with these inputs and settings")
-    print(args.out / "scene.safetensors")
-    return 0
+        raise InputError(
+            f"--prior {args.prior}: method {args.method} needs a text-to-video model, such as modelscope or ltx-video"
+        )
 
 
 def render(args: argparse.Namespace, console: Console) -> int:
@@ -210,7 +218,7 @@ def render(args: argparse.Namespace, console: Console) -> int:
     from .core.scene.scene import frame_times
     from .core.scene.views import render_frames, scene_cameras
 
-    scene = open_scene(args.scene)
+    scene = open_scene(args.scene, up=args.up)
     for text in args.azimuths:
         _our_folder(args.out / text, r"\d+\.png")
     taus = scene.taus if args.frames is None else frame_times(args.frames, scene.loop)
@@ -229,42 +237,40 @@ def render(args: argparse.Namespace, console: Console) -> int:
 
 
 def export(args: argparse.Namespace, console: Console) -> int:
-    from .core.io.export import FORMATS, Shot, checked_path, export_scene
+    from .core.io.export import FORMATS, Option, Shot, check_export, export_scene
     from .core.io.sequence import open_scene
     from .core.scene.trajectory import Trajectory
 
-    out, form = checked_path(args.out, args.format), FORMATS[args.format]
+    out, form = args.out, FORMATS[args.format]
+    asked = (args.azimuths, args.elevation, args.size, args.background, args.loops, args.camera_path)
+    shot = None
+    if form.kind == "film" or any(value is not None for value in asked):
+        shot = Shot(
+            azimuths=[float(text) for text in args.azimuths or ["0"]],
+            elevation=args.elevation,
+            size=args.size,
+            background=args.background or ("white" if args.format == "mp4" else "none"),
+            loops=1 if args.loops is None else args.loops,
+            trajectory=None if args.camera_path is None else Trajectory.load(args.camera_path),
+        )
+    given: dict[Option, object] = {"frames": args.frames, "moment": args.time, "shot": shot, "film": args.video}
+    check_export(out, args.format, given | {"compare": args.compare})
+    if args.renderer != "auto" and form.kind != "film":
+        raise InputError(f"--renderer {args.renderer}: nothing is drawn for the format {args.format}; leave it out")
     if form.folder and not out.suffix:
         _our_folder(out, form.folder)
-    for name in ("azimuths", "elevation", "size", "background", "loops", "camera_path"):
-        if getattr(args, name) is not None and form.kind != "film":
-            raise InputError(f"--{name.replace('_', '-')}: {args.format} is no film; leave it out")
-    for name, given in (("azimuths", args.azimuths), ("elevation", args.elevation)):
-        if given is not None and args.camera_path is not None:
+    for name, value in (("azimuths", args.azimuths), ("elevation", args.elevation)):
+        if value is not None and args.camera_path is not None:
             raise InputError(f"--{name}: the camera follows --camera-path; leave one of them out")
-    if args.time is not None and not form.moment:
-        raise InputError(f"--time: {args.format} holds the whole clip; leave it out")
     if args.time is not None and args.frames is not None:
         raise InputError("--frames: one moment is written, as --time asks; leave one of them out")
-    if args.video is not None and form.kind != "page":
-        raise InputError(f"--video: {args.format} shows no video; choose html or a4d, or leave it out")
-    if args.compare is not None and args.format != "html":
-        raise InputError(f"--compare: {args.format} shows one scene; choose html, or leave it out")
-    shot = Shot(
-        azimuths=[float(text) for text in args.azimuths or ["0"]],
-        elevation=args.elevation,
-        size=args.size,
-        background=args.background or ("white" if args.format == "mp4" else "none"),
-        loops=args.loops or 1,
-        trajectory=None if args.camera_path is None else Trajectory.load(args.camera_path),
-    )
     film = None
     if args.video is not None:
         from .core.io.video import read_clip
 
-        film = read_clip(args.video).frames
+        film = read_clip(args.video, progress=console.reading(Path(args.video))).frames
     export_scene(
-        open_scene(args.scene),
+        open_scene(args.scene, up=args.up),
         out,
         args.format,
         frames=args.frames,
@@ -281,9 +287,20 @@ def export(args: argparse.Namespace, console: Console) -> int:
 
 
 def bench(args: argparse.Namespace, console: Console) -> int:
-    if args.method == "ayg":
-        raise InputError("method 'ayg': follows a text, and the cases are videos; choose pla4d, align4d or dg4d")
+    if args.speed is not None:
+        from .bench.speed import run_speed
+        from .core.runs.session import resolve_device
+
+        print(run_speed(args.speed, resolve_device(args.device), args.only, args.out))
+        return 0
+    if args.cases is None:
+        raise InputError("bench: give --cases, a folder of cases, or --speed, one case")
     from .bench.cases import run_cases
+    from .core.methods.registry import METHODS
+
+    if METHODS.named(args.method).follows != "video":
+        others = ", ".join(name for name, method in METHODS.items() if method.follows == "video")
+        raise InputError(f"method {args.method!r}: follows a text, and the cases are videos; choose one of {others}")
 
     print(run_cases(args.cases, args.out, _settings(args), only=args.only, console=console))
     return 0
@@ -307,7 +324,7 @@ def models(args: argparse.Namespace, console: Console) -> int:
 
 
 def _settings(args: argparse.Namespace) -> Any:
-    from .core.runs.run import Settings
+    from .core.runs.session import Settings
 
     return Settings(
         method=args.method,
@@ -321,6 +338,13 @@ def _settings(args: argparse.Namespace) -> Any:
         without=tuple(args.without),
         plus=tuple(args.plus),
         anchors=args.anchors,
+        fps=getattr(args, "fps", None),
+        then=tuple(getattr(args, "then", ())),
+        closed=getattr(args, "loop", False),
+        video=getattr(args, "video_model", None) or args.prior,
+        images=getattr(args, "image_model", None) or "auto",
+        views=getattr(args, "views_model", None) or "auto",
+        up=getattr(args, "up", "y"),
     )
 
 
@@ -428,6 +452,20 @@ class Console:
         """Progress of something without losses."""
         return lambda step, steps: self.step(stage, step, steps)
 
+    def reading(self, path: Path) -> Callable[[int, int], None]:
+        """Progress of reading a file, once that takes long: bad input is answered by its error alone."""
+        began, stage = 0.0, f"read {path.name}, %"
+
+        def progress(done: int, of: int) -> None:
+            nonlocal began
+            began = began or time.monotonic()
+            if time.monotonic() - began > READ_SECONDS:
+                if self.stage != stage:
+                    self.line(f"reading {path}")
+                self.step(stage, done, of)
+
+        return progress
+
     def watch(self, out: Path, label: str = "") -> Callable[..., None]:
         """Progress of a fit: a line with the loss, ``preview.png`` in ``out`` now and then, and interruption between steps."""
         drawn = time.monotonic()
@@ -494,6 +532,18 @@ def _clock(seconds: float) -> str:
 # Arguments
 
 
+class _Formats:
+    """The names of the export table, which takes PyTorch: asked for only where a format is chosen or its help is read."""
+
+    def __iter__(self) -> Iterator[str]:
+        from .core.io.export import FORMATS
+
+        return iter(FORMATS)
+
+    def __contains__(self, name: str) -> bool:
+        return name in iter(self)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see {self.prog} --help)")
@@ -543,15 +593,6 @@ def _yaw(text: str) -> float | str:
 SEED, SIZE, FRAMES = _whole(0, 2**63 - 1), _whole(1, 8192), _whole(1, 100_000)
 ELEVATION = _real(-90, 90, "degrees")
 RENDERER = "what draws Gaussians: the fastest that is here, or one by name (default: %(default)s)"
-METHODS = {
-    "pla4d": "a video and an object; aligns pixels with the video, other sides by a diffusion prior",
-    "pla4d-v4": "pla4d with one object a frame and a focal length for each",
-    "align4d": "a video and an object; aligns depth, motion geometry and both stages in turns",
-    "dg4d": "a video and an object; the common baseline (DreamGaussian4D)",
-    "stag4d": "a video, with or without an object; anchors drawn at every frame",
-    "stag4d-code": "stag4d with the settings of its released code",
-    "ayg": "a text, with or without an object; scores of text-to-video and other models",
-}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -579,7 +620,7 @@ def _parser() -> argparse.ArgumentParser:
         "--object",
         "--mesh",
         metavar="FILE|DIR",
-        help="mesh (.glb, .gltf, .obj, .ply, .stl) or splats (.ply, .spz, .splat, .ksplat); pla4d-v4: or a folder of them",
+        help="mesh (.glb, .gltf, .obj, .ply, .stl) or splats (.ply, .spz, .splat, .ksplat, .sog, .glb); pla4d-v4: or a folder",
     )
     made.add_argument(
         "--image", metavar="FILE", help="picture of the object: a missing video begins with it, an object is made of it"
@@ -604,7 +645,32 @@ wan-1.3b, whichever is here), --image-model (sd21-base; none = without) and, wit
         metavar="TEXT",
         help='ayg: prolong the motion by half a clip for each text, and as it says; "" = as --prompt says',
     )
+    made.add_argument(
+        "--up",
+        choices=("y", "-y", "z", "-z", "x", "-x"),
+        default="y",
+        help="axis of --object's file that points up (default: %(default)s; z = from Blender's or a CAD program's axes)",
+    )
     made.add_argument("--loop", action="store_true", help="ayg: the motion returns to its first frame")
+    made.add_argument(
+        "--start", type=_real(0, 1e6), default=0.0, metavar="S", help="second at which the video begins (default: 0)"
+    )
+    made.add_argument("--end", type=_real(0, 1e6), metavar="S", help="second at which it ends (default: its own end)")
+    made.add_argument(
+        "--every", type=_whole(1, 100_000), default=1, metavar="N", help="take every N-th frame (default: 1, all)"
+    )
+    made.add_argument(
+        "--mask",
+        metavar="DIR|FILE",
+        help="the object white on black: a film or folder like the video, or one picture for all",
+    )
+    made.add_argument(
+        "--background",
+        default="auto",
+        metavar="auto|key|rembg|COLOUR",
+        help="how the object is found where there is neither alpha nor a mask: key = the backdrop has one colour, or this one "
+        "(green, #00b140); rembg = a neural network; auto = key where the border is plain, else rembg",
+    )
     made.add_argument("--fps", type=_real(0.01, 1000), help="frames a second (default: the video's own, else 12)")
     made.add_argument("--resume", action="store_true", help="go on where an interrupted run in OUT stopped, to the same result")
     made.add_argument(
@@ -616,7 +682,9 @@ wan-1.3b, whichever is here), --image-model (sd21-base; none = without) and, wit
 
     made = command("render", render, "draw a scene with alpha from the driving video's camera, turned to each azimuth")
     scene = "scene.safetensors, a splat file, or a folder or .zip of splat files, one a frame"
+    ups, up = ("y", "-y", "z", "-z", "x", "-x"), "splat files: the axis that points up (default: what the file states, else -y)"
     made.add_argument("scene", type=Path, metavar="SCENE", help=scene)
+    made.add_argument("--up", choices=ups, help=up)
     made.add_argument(
         "--azimuths",
         nargs="+",
@@ -634,7 +702,8 @@ wan-1.3b, whichever is here), --image-model (sd21-base; none = without) and, wit
 
     made = command("export", export, "write a scene for other programs")
     made.add_argument("scene", type=Path, metavar="SCENE", help=scene)
-    made.add_argument("--format", choices=EXPORTS, required=True, help="see docs/formats.md")
+    made.add_argument("--up", choices=ups, help=up)
+    made.add_argument("--format", choices=_Formats(), required=True, metavar="F", help="%(choices)s; see docs/formats.md")
     made.add_argument("--frames", type=FRAMES, metavar="N", help="spread the motion over N frames (default: the scene's own)")
     made.add_argument(
         "--time", type=_real(0, 1), metavar="TAU", help="splats: one moment in a single file, 0 to 1, in place of the clip"
@@ -667,8 +736,13 @@ wan-1.3b, whichever is here), --image-model (sd21-base; none = without) and, wit
     made = command("bench", bench, "fit and score every case of a folder; goes on where it was stopped")
     made.set_defaults(again="run the same command to go on")
     _method(made, renderers)
-    made.add_argument("--cases", type=Path, required=True, metavar="DIR", help="folder of cases")
-    made.add_argument("--only", nargs="+", metavar="NAME", help="names of the cases to run (default: all)")
+    made.add_argument("--cases", type=Path, metavar="DIR", help="folder of cases")
+    made.add_argument(
+        "--speed", type=Path, metavar="CASE", help="instead: how fast fits, priors and renderers are, of one case"
+    )
+    made.add_argument(
+        "--only", nargs="+", metavar="NAME", help="names of the cases, or rows of the speed, to run (default: all)"
+    )
     made.add_argument("--out", type=Path, default=Path("anchor4d-bench"), help="folder (default: %(default)s)")
 
     made = command("models", models, "optional models: what is here, where each is expected, and fetching one")
@@ -680,21 +754,27 @@ wan-1.3b, whichever is here), --image-model (sd21-base; none = without) and, wit
     return parser
 
 
+def method_summaries() -> dict[str, str]:
+    """Our methods' summaries by name, read from their files: help imports nothing. Packages' own methods are found by a run."""
+    found: dict[str, str] = {}
+    for path in sorted((Path(__file__).parent / "core" / "methods").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "method":
+                facts = {word.arg: word.value for word in node.keywords}
+                if node.args and "summary" in facts:
+                    found[ast.literal_eval(node.args[0])] = ast.literal_eval(facts["summary"])
+    return found
+
+
 def _method(made: argparse.ArgumentParser, renderers: Sequence[str]) -> None:
-    methods = tuple(METHODS)
+    methods = method_summaries()
     made.formatter_class = argparse.RawDescriptionHelpFormatter
-    made.epilog = "methods:\n" + "\n".join(f"  {name:12} {text}" for name, text in METHODS.items())
-    made.add_argument("--method", choices=methods, default="pla4d", help="see below (default: %(default)s)")
-    made.add_argument(
-        "--without",
-        nargs="+",
-        default=[],
-        metavar="PART",
-        help="parts to leave out; align4d: of oda, maod, mgja, ao; ayg: of image, view-guidance, jsd, rigidity, amplification",
-    )
-    made.add_argument(
-        "--plus", nargs="+", default=[], metavar="PART", help="stag4d: parts of align4d to add, of oda, mgja and ao"
-    )
+    made.epilog = "methods:\n" + "\n".join(f"  {name:12} {text}" for name, text in methods.items())
+    made.add_argument("--method", default="pla4d", metavar="NAME", help="see below (default: %(default)s)")
+    for option, what in (("without", "leave out, as in its paper's ablations"), ("plus", "add of another method")):
+        made.add_argument(
+            f"--{option}", nargs="+", default=[], metavar="PART", help=f"parts of the method to {what}; a wrong name lists them"
+        )
     made.add_argument(
         "--anchors",
         default="auto",

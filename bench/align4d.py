@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ..core.cameras import FrontCamera
 from ..core.files import atomic_path
+from ..core.identity import fingerprint
 from ..core.io.meshes import load_mesh
 from ..core.io.video import load_video, pick_frames
 from ..core.mesh import Mesh, turn_about_y
@@ -36,7 +37,8 @@ from ..core.metrics import mean_scores, on_white, read_case, score
 from ..core.priors import Prior
 from ..core.priors.load import load_prior
 from ..core.runs.demo import comparison_sheet, read_pictures
-from ..core.runs.run import prior_device, write_json
+from ..core.runs.report import write_json
+from ..core.runs.session import prior_device
 from ..core.scene.scene import Scene4D
 from ..core.scene.views import render_frames, scene_cameras
 from ..core.video import DrivingVideo
@@ -142,7 +144,7 @@ def run_task(task: Task) -> dict[str, Any]:
     name = Path(task.case).name
     path = task.out / name / f"{task.variant.replace(', ', '-').replace(' ', '-')}.json"
     config = config_of(task)
-    key = repr((config, task.frames, task.seed))
+    key = fingerprint(config, task.frames, task.seed)
     if path.is_file():
         kept = json.loads(path.read_text(encoding="utf-8"))
         if kept.get("key") == key:

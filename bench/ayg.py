@@ -28,12 +28,12 @@ from ..core.io.export import export_scene
 from ..core.methods import ayg, stages
 from ..core.methods.stages import MotionConfig
 from ..core.metrics import motion, on_white
-from ..core.objectives.displacement import StayInPlace, Togetherness
+from ..core.objectives.displacement import LocalRigidity, PositionRegulariser
 from ..core.objectives.scores import ClipScores, Lens
 from ..core.priors import Distillation, UniformWindow, Viewpoints
 from ..core.priors.exact import ExactClip
 from ..core.render import rasterize
-from ..core.runs.run import write_json
+from ..core.runs.report import write_json
 from ..core.runs.sample import FRAMES as CYCLE
 from ..core.runs.sample import sample_scene
 from ..core.scene.edit import Placement, follow, merge, retime
@@ -105,9 +105,9 @@ class Trial:
         clip = ClipScores(
             scores, prompt="a walking creature", amplification=constant(self.omega), clips=self.clips, spans=(1.0,), lens=LENS
         )
-        kept = (Togetherness(constant(self.rigidity), k=10),)
+        kept = (LocalRigidity(constant(self.rigidity), k=10),)
         if self.stay > 0 or self.share > 0:
-            kept += (StayInPlace(constant(self.stay or 1.0), share=self.share, share_step=10),)
+            kept += (PositionRegulariser(constant(self.stay or 1.0), share=self.share, share_step=10),)
         schedule = Schedule(self.steps, resolutions=((1.0, self.size),), lr_final=self.lr_final)
         return MotionConfig(field="time-gated-mlp", schedule=schedule, objectives=(clip, *kept))
 

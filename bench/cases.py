@@ -19,11 +19,14 @@ from typing import Any, Protocol
 
 from .. import __version__
 from ..core.files import InputError, atomic_path
+from ..core.identity import canonical, fingerprint
 from ..core.io import write_frames
 from ..core.metrics import read_case, score_case
 from ..core.progress import Progress
 from ..core.runs.demo import comparison_sheet, read_pictures
-from ..core.runs.run import REPORT, SCENE, Settings, run_in_folder, write_json
+from ..core.runs.folder import REPORT, SCENE
+from ..core.runs.report import write_json
+from ..core.runs.session import Settings, run_in_folder
 from ..core.scene.scene import Scene4D
 from ..core.scene.views import render_frames, scene_cameras
 
@@ -90,7 +93,8 @@ def run_case(case: Path, out: Path, settings: Settings, console: Output) -> dict
     """One case's row of the table; its scene, renders, ``scores.json`` and ``sheet.png`` are left in ``out``."""
     described = read_case(case)
     name, azimuths = described["name"], [str(azimuth) for azimuth in described["test_azimuths"]]
-    key = repr((__version__, settings, settings.config()))
+    config = settings.plain()
+    key = fingerprint(__version__, settings, config, {role: prior.identity for role, prior in settings.models().items()})
     done = _read_json(out / SCORES)
     if done.get("key") == key:
         console.line(f"{name}: finished before")
@@ -101,7 +105,7 @@ def run_case(case: Path, out: Path, settings: Settings, console: Output) -> dict
         out,
         settings,
         fps=described.get("fps"),
-        resume=_resumable(out, settings),
+        resume=_resumable(out, settings, config),
         progress=console.watch(out, f"{name}: "),
     )
     scene = Scene4D.load(out / SCENE)
@@ -163,13 +167,13 @@ def _row(
     return row | {"memory_mb": report["memory_peak_mb"]["host"]}
 
 
-def _resumable(out: Path, settings: Settings) -> bool:
+def _resumable(out: Path, settings: Settings, config: Any) -> bool:
     """Whether ``out`` holds checkpoints or a scene of the same settings; those of other settings are begun anew."""
     for path in (out / "checkpoints" / "run.json", out / REPORT):
         if path.is_file():
             there = _read_json(path)
-            ours = json.loads(json.dumps(asdict(settings)))
-            return (there.get("settings"), there.get("config")) == (ours, repr(settings.config()))
+            ours = json.loads(json.dumps([asdict(settings), canonical(config)]))
+            return [there.get("settings"), there.get("plan")] == ours
     return False
 
 

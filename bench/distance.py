@@ -37,7 +37,7 @@ from ..core.methods.stages import gaussians_on_mesh
 from ..core.priors import Prior
 from ..core.priors.load import load_prior
 from ..core.render.mesh import render_mesh
-from ..core.runs.run import write_json
+from ..core.runs.report import write_json
 from ..core.scene.object3d import SplatObject
 from ..core.video import DrivingVideo
 from ..training.objects import generate, meshes

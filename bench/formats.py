@@ -38,7 +38,7 @@ def main() -> None:
             shot = Shot(size=512, background="white" if name == "mp4" else "none") if form.kind == "film" else None
             began = time.perf_counter()
             try:
-                export_scene(scene, target, name, frames=args.frames, shot=shot)
+                export_scene(scene, target, name, frames=args.frames if "frames" in form.takes else None, shot=shot)
             except InputError as error:
                 print(f"| {name} | {error} | | |", flush=True)
                 continue

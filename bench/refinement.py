@@ -25,13 +25,14 @@ from ..core.mesh import Mesh
 from ..core.methods import pla4d, stages
 from ..core.metrics import mean_scores, on_white, score
 from ..core.objectives.first_frame import FirstFrame
-from ..core.objectives.front import FrontMatch
+from ..core.objectives.front import ReferenceViewLoss
 from ..core.objectives.reference import ReferenceRefinement
 from ..core.priors import Distillation, Prior
 from ..core.priors.load import load_prior
 from ..core.render.mesh import render_mesh
 from ..core.runs.demo import read_pictures
-from ..core.runs.run import Settings, run_in_folder, write_json
+from ..core.runs.report import write_json
+from ..core.runs.session import Settings, run_in_folder
 from ..core.scene.scene import Scene4D
 from ..core.scene.views import render_frames, scene_cameras
 from ..core.schedules import constant, linear
@@ -52,7 +53,7 @@ STATIC = replace(
 )
 #: PLA4D's objectives (Eq. 10) on a field that is free to tear: fine, with moving opacity, and nothing that keeps it rigid.
 OBJECTIVES = (
-    FrontMatch(weight=constant(3.0), mask=0.33, perceptual=0.0),
+    ReferenceViewLoss(weight=constant(3.0), mask=0.33, perceptual=0.0),
     FirstFrame(weight=constant(3.0), views=1),
 )
 MOTION = Schedule(steps=150, resolutions=((1.0, SIZE),), lr_final=0.3, background="random")

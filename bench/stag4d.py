@@ -25,16 +25,19 @@ from torch import Tensor
 
 from ..core.cameras import FrontCamera
 from ..core.files import atomic_path
+from ..core.identity import fingerprint
 from ..core.io.objects import load_object
 from ..core.io.video import load_video
 from ..core.methods import stag4d, stages
+from ..core.methods.registry import method_config
 from ..core.methods.stages import MethodConfig
 from ..core.metrics import mean_scores, on_white, score
 from ..core.priors import Prior
 from ..core.priors.load import load_prior
 from ..core.render.mesh import render_mesh
 from ..core.runs.demo import comparison_sheet
-from ..core.runs.run import Settings, method_config, prior_device, run, write_json
+from ..core.runs.report import write_json
+from ..core.runs.session import Settings, prior_device, run
 from ..core.scene.anchors import ELEVATIONS, LENS, Anchors
 from ..core.scene.views import render_frames, scene_cameras
 from ..core.video import DrivingVideo
@@ -112,7 +115,8 @@ def settings_of(task: Task) -> tuple[Settings, MethodConfig]:
     prior = prior_named(task.prior)
     name, _, plus = CASE_VARIANTS.get(task.variant, ("stag4d", False, ()))
     settings = Settings(name, task.preset, task.seed, device="cpu", prior=task.prior, plus=plus)
-    config = method_config(name, task.preset, prior, plus=plus, views=prior)
+    models = {} if prior is None else {"prior": prior, "anchors": prior}
+    config = method_config(name, task.preset, models, plus=plus)
     if task.variant == "stag4d, gamma 0":
         config = stag4d.preset(task.preset, prior, prior, gamma=0.0)
     if task.variant == "stag4d, no anchors":
@@ -128,7 +132,7 @@ def run_task(task: Task) -> dict[str, Any]:
     name = Path(task.case).name
     path = task.out / name.replace(" ", "-") / f"{task.variant.replace(', ', '-').replace(' ', '-')}.json"
     settings, config = settings_of(task)
-    key = repr((config, task.frames, task.seed))
+    key = fingerprint(config, task.frames, task.seed)
     if path.is_file():
         kept = json.loads(path.read_text(encoding="utf-8"))
         if kept.get("key") == key:

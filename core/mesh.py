@@ -18,9 +18,22 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .files import InputError
+from .identity import canonical
 from .pictures import PictureBudget, decode_texture, encode_picture
 
 log = logging.getLogger(__name__)
+
+#: Faces looked at at a time.
+_CHUNK = 1 << 20
+#: Turns that bring an axis of a file to +Y. Rows are the file's directions that become our X, Y (up) and Z (front).
+UP_AXES = {
+    "y": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
+    "-y": ((1, 0, 0), (0, -1, 0), (0, 0, -1)),
+    "z": ((1, 0, 0), (0, 0, 1), (0, -1, 0)),
+    "-z": ((1, 0, 0), (0, 0, -1), (0, 1, 0)),
+    "x": ((0, -1, 0), (1, 0, 0), (0, 0, 1)),
+    "-x": ((0, 1, 0), (-1, 0, 0), (0, 0, 1)),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,13 +135,15 @@ def centring(points: Tensor, name: str) -> Tensor:  # (N, 3) -> (4, 4) float64
     """The matrix that centres points on the origin and makes their bounding box's longest side 1.
 
     Raises:
-        InputError: for points of no extent.
+        InputError: for points of no extent, or one beyond single precision.
     """
     points = points.cpu().double()
     low, high = points.amin(0), points.amax(0)
     side = float((high - low).max())
     if not side > 0:
         raise InputError(f"{name}: all its points coincide, choose an object with an extent")
+    if not 1e-18 < side < 1e18:
+        raise InputError(f"{name}: is {side:.3g} across, beyond what can be drawn; scale it, or remove stray points")
     matrix = torch.eye(4, dtype=torch.float64)
     matrix[:3, :3] /= side
     matrix[:3, 3] = -(low + high) / 2 / side
@@ -141,6 +156,19 @@ def turn_about_y(degrees: float) -> Tensor:  # (4, 4)
     matrix = torch.eye(4)
     matrix[0, 0] = matrix[2, 2] = math.cos(a)
     matrix[0, 2], matrix[2, 0] = math.sin(a), -math.sin(a)
+    return matrix
+
+
+def up_matrix(up: str) -> Tensor:  # (4, 4)
+    """The turn that brings an axis of a file to +Y.
+
+    Raises:
+        InputError: for what is no axis.
+    """
+    if up not in UP_AXES:
+        raise InputError(f"up axis {up!r}: choose one of {', '.join(UP_AXES)}")
+    matrix = torch.eye(4)
+    matrix[:3, :3] = torch.tensor(UP_AXES[up], dtype=torch.float32)
     return matrix
 
 
@@ -356,12 +384,13 @@ def cleaned_mesh(
         values = arrays[key]
         if values is not None and not np.isfinite(values).all():
             raise InputError(f"{name}: some {what} are not numbers (NaN or infinite), repair the mesh")
-    a, b, c = (vertices[faces[:, i]] for i in range(3))
-    solid = np.linalg.norm(np.cross(b - a, c - a), axis=-1) > 0
+    solid = np.concatenate([_has_area(vertices, faces[i : i + _CHUNK]) for i in range(0, max(len(faces), 1), _CHUNK)])
     if not solid.any():
         raise InputError(f"{name}: has no faces with an area, choose a surface mesh")
     faces = faces[solid]
-    used, inverse = np.unique(faces, return_inverse=True)
+    used = np.zeros(len(vertices), bool)
+    used[faces] = True
+    inverse = used.cumsum()[faces] - 1
     if arrays["normals"] is not None:
         length = np.linalg.norm(arrays["normals"], axis=-1, keepdims=True)
         arrays["normals"] = np.where(length > 1e-12, np.nan_to_num(arrays["normals"]) / np.maximum(length, 1e-12), 0)
@@ -378,6 +407,13 @@ def cleaned_mesh(
         face_alpha_cutoff=torch.from_numpy(face_alpha_cutoff[solid].astype(np.float32)),
         name=name,
     )
+
+
+def _has_area(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:  # (V, 3), (F, 3) -> (F,)
+    a, b, c = (vertices[faces[:, i]] for i in range(3))
+    with np.errstate(all="ignore"):  # beyond the range of numbers there is no area either
+        area = np.abs(np.cross(b - a, c - a)).max(-1)
+    return (area > 0) & np.isfinite(area)
 
 
 def mesh_from_arrays(
@@ -502,3 +538,8 @@ def mesh_from_tensors(tensors: dict[str, Tensor], name: str = "mesh") -> Mesh:
         face_alpha_cutoff=material[:, 5].contiguous(),
         name=name,
     )
+
+
+@canonical.register
+def _(value: Mesh) -> Any:
+    return {name: canonical(part) for name, part in vars(value).items() if isinstance(part, (Tensor, tuple))}

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .cameras import Crop
+from .identity import canonical
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,8 @@ class DrivingVideo:
         crop: the window, in pixels of the original picture; it may reach beyond the picture, where the mask is 0.
         source: where the video came from.
         masked_by: where the masks came from: "alpha", "mask", "key" or "rembg".
+        warnings: what looks wrong with the clip, with what to do, for reports.
+        identity: of the files it was read from and how; "" where its content is its identity.
     """
 
     frames: Tensor  # (T, S, S, 3)
@@ -35,6 +38,8 @@ class DrivingVideo:
     crop: Crop
     source: str = ""
     masked_by: str = "alpha"
+    warnings: tuple[str, ...] = ()
+    identity: str = ""
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -95,12 +100,6 @@ def looks_looping(video: DrivingVideo) -> bool:
     return bool(wrap > 1e-4) and bool(0.2 * steps.median() <= wrap <= 1.1 * steps.quantile(0.75))
 
 
-# Reading: each reader returns the picked frames as uint8 (T, H, W, 3 | 4), the source's frame count and its rate if known.
-
-
-# Cropping
-
-
 def resampled(rgba: Tensor, size: int) -> Tensor:  # premultiplied (T, S, S, 4) -> (T, size, size, 4)
     """Exact area average to fewer pixels, bicubic to more."""
     old = rgba.shape[1]
@@ -130,9 +129,23 @@ def continued(colors: Tensor, masks: Tensor) -> Tensor:  # (T, S, S, 3), (T, S, 
     while max(level.shape[-2:]) > 1:
         levels.append(level)
         level = F.avg_pool2d(level, 2, ceil_mode=True)
-    filled = level[:, :3] / level[:, 3:].clamp_min(1e-12)
+    # Alpha is carried along: for fewer than four channels PyTorch chooses its way to interpolate, and with it the last bit, by
+    # the number of threads.
+    filled = level / level[:, 3:].clamp_min(1e-12)
     for level in reversed(levels[1:]):
-        up = F.interpolate(filled, level.shape[-2:], mode="bilinear", align_corners=False)
-        filled = torch.where(level[:, 3:] > 1e-4, level[:, :3] / level[:, 3:].clamp_min(1e-4), up)
-    up = F.interpolate(filled, masks.shape[-2:], mode="bilinear", align_corners=False).permute(0, 2, 3, 1)
+        filled = torch.where(level[:, 3:] > 1e-4, level / level[:, 3:].clamp_min(1e-4), _doubled(filled, level))
+    up = _doubled(filled, masks)[:, :3].permute(0, 2, 3, 1)
     return torch.where(masks[..., None] > 0, colors, up)
+
+
+def _doubled(level: Tensor, like: Tensor) -> Tensor:  # (T, 4, h, w) -> (T, 4, H, W)
+    """The next finer level of a pyramid, interpolated at the size of ``like``."""
+    level = level.contiguous(memory_format=torch.channels_last)
+    return F.interpolate(level, like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+@canonical.register
+def _(value: DrivingVideo) -> Any:
+    # Pixels are computed, and need not be the same to the last bit on another number of threads: files name what they show.
+    content = value.identity or [canonical(value.frames), canonical(value.masks)]
+    return {"video": content, "frames": len(value), "resolution": value.resolution, "fps": value.fps}

@@ -15,7 +15,7 @@ from ..core.io import side_by_side
 from ..core.methods import ayg, stages
 from ..core.methods.ayg import Models
 from ..core.methods.stages import MotionConfig, StaticConfig
-from ..core.objectives.displacement import StayInPlace, Togetherness
+from ..core.objectives.displacement import LocalRigidity, PositionRegulariser
 from ..core.objectives.scores import ClipScores, ViewScores
 from ..core.priors.base import Prior
 from ..core.priors.text_to_video import MOTIONLESS
@@ -271,7 +271,7 @@ class Anchor4DStayInPlace(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="Anchor4DStayInPlace",
-            display_name="Stay in Place",
+            display_name="Position Regulariser (JSD)",
             category=OBJECTIVES,
             description="Objective for motion: the object's centre and extent stay near those of the still object, so that it "
             "moves its limbs instead of sliding away (Align Your Gaussians' JSD term).",
@@ -305,7 +305,7 @@ class Anchor4DStayInPlace(io.ComfyNode):
     def execute(
         cls, share: float, weight: float, end_weight: float = -1.0, share_step: int = ayg.STAY_STEP, objectives: Terms = ()
     ) -> io.NodeOutput:
-        return io.NodeOutput((*objectives, StayInPlace(_ramp(weight, end_weight), share=share, share_step=share_step)))
+        return io.NodeOutput((*objectives, PositionRegulariser(_ramp(weight, end_weight), share=share, share_step=share_step)))
 
 
 class Anchor4DTogetherness(io.ComfyNode):
@@ -313,7 +313,7 @@ class Anchor4DTogetherness(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="Anchor4DTogetherness",
-            display_name="Togetherness",
+            display_name="Local Rigidity (kNN)",
             category=OBJECTIVES,
             description="Objective for motion: Gaussians that are near each other in the still object move alike (the rigidity "
             "of Align Your Gaussians, whose motion has no rotations).",
@@ -336,7 +336,7 @@ class Anchor4DTogetherness(io.ComfyNode):
 
     @classmethod
     def execute(cls, weight: float, end_weight: float = -1.0, neighbours: int = 40, objectives: Terms = ()) -> io.NodeOutput:
-        return io.NodeOutput((*objectives, Togetherness(_ramp(weight, end_weight), k=neighbours)))
+        return io.NodeOutput((*objectives, LocalRigidity(_ramp(weight, end_weight), k=neighbours)))
 
 
 class Anchor4DTextToGaussians(io.ComfyNode):
@@ -422,9 +422,8 @@ class Anchor4DTextToGaussians(io.ComfyNode):
             config = replace(config, frames=frames, fps=fps)
             chosen = config.static if item is None else config.given
             where = host.device_for(device, renderer)
-            shape = [] if item is None else [item.vertices]
-            passes = repr(chosen), repr(config.detail)
-            with host.checkpoint("text", *shape, *passes, seed) as path, host_prior.loaded(chosen.objectives, device):
+            inputs = item, chosen, config.detail, seed
+            with host.checkpoint("text", *inputs) as path, host_prior.loaded(chosen.objectives, device):
                 common: dict[str, Any] = {"seed": seed, "device": where, "backend": renderer}
                 start = stages.fit_static(None, item, config.front, replace(chosen, objectives=()), **common)
                 report = host.Report(note=_estimate(None, start, chosen, mesh=item, backend=renderer))
@@ -445,7 +444,7 @@ class Anchor4DTextMotion(io.ComfyNode):
             inputs=[
                 host.scene_input(tooltip="The still object: from Fit Gaussians to Text, or any scene or splats, facing +Z."),
                 host.Objectives.Input(
-                    "objectives", tooltip="Text to 4D Scores, and in a chain Stay in Place and Togetherness."
+                    "objectives", tooltip="Text to 4D Scores, and in a chain Position Regulariser and Local Rigidity."
                 ),
                 _preset(),
                 _seed(),
@@ -572,12 +571,8 @@ def _with(config: StaticConfig | MotionConfig, steps: int) -> Schedule:
 
 def _kept(label: str, scene: Scene4D, motion: MotionConfig, *more: Any) -> AbstractContextManager[Path]:
     """Where the fit of a scene keeps its checkpoints."""
-    field = [] if scene.field is None else [scene.field.config(), *scene.field.state_dict().values()]
-    return host.checkpoint(label, scene.gaussians.tensors(), scene.frames, *map(_plain, field), repr(motion), *more)
-
-
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, torch.Tensor) else repr(value)
+    field = None if scene.field is None else [scene.field.config(), scene.field.state_dict()]
+    return host.checkpoint(label, scene.gaussians.tensors(), scene.frames, field, motion, *more)
 
 
 def _look(scene: Scene4D, size: int = 192) -> dict[str, object]:

@@ -127,14 +127,14 @@ class Anchor4DLoadSplats(io.ComfyNode):
                 io.Combo.Input(
                     "file",
                     options=[host.NONE, *files],
-                    tooltip="A splat file (.ply, .spz, .splat, .ksplat), or a folder or .zip of them, in ComfyUI's output "
-                    "folder or in input/3d. Press R after adding one.",
+                    tooltip="A splat file (.ply, .spz, .splat, .ksplat, .sog), or a folder or .zip of them, in ComfyUI's "
+                    "output folder or in input/3d. Press R after adding one.",
                 ),
                 io.String.Input(
                     "path",
                     default="",
                     tooltip="A splat file, folder or .zip anywhere on this computer. Used instead of the list above when not "
-                    "empty.",
+                    "empty." + host.TYPED_PATH,
                 ),
                 _number("fps", 0.0, 0.0, 240.0, 0.5, "Frames a second. 0 = what the sequence's manifest says, 12 without one."),
                 io.Combo.Input(
@@ -153,6 +153,7 @@ class Anchor4DLoadSplats(io.ComfyNode):
                     tooltip="Number of frames to keep, evenly spaced. 0 = all. Fewer = less memory: 100,000 splats with "
                     "plain colours take 6 MB a frame.",
                 ),
+                host.up_input(),
             ],
             outputs=[host.Scene.Output("scene", tooltip="The scene: still for one file.")],
         )
@@ -167,11 +168,19 @@ class Anchor4DLoadSplats(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, file: str, path: str = "", fps: float = 0.0, loop: str = "as saved", motion: Any = "auto", frames: int = 0
+        cls,
+        file: str,
+        path: str = "",
+        fps: float = 0.0,
+        loop: str = "as saved",
+        motion: Any = "auto",
+        frames: int = 0,
+        up: str = "auto",
     ) -> io.NodeOutput:
         with host.work(cls):
             scene = open_scene(
                 host.chosen_path(file, path),
+                up=None if up == "auto" else up,
                 fps=fps or None,
                 loop=None if loop == "as saved" else loop == "yes",
                 motion=motion,

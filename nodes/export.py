@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,10 @@ from . import host
 from .player import film_of
 from .view import CATEGORY
 
+log = logging.getLogger(__name__)
+
+#: Inputs by the options that they are.
+_INPUTS = {"film": "the video", "compare": "the scene to compare", "shot": "the trajectory"}
 #: What the host's own 3D nodes open.
 FILES_3D = {"glb", "usdz", "ply", "spz", "splat"}
 
@@ -132,7 +137,10 @@ class Anchor4DExportScene(io.ComfyNode):
             )
             target = Path(folder) / f"{stem}_{counter:05}_{_ending(name, what.get('what', ''))}"
             moving: Scene4D = host.scene_of(scene)
-            shot = None
+            shot, takes = None, FORMATS[name].takes
+            for option, value in (("film", video), ("compare", compare), ("shot", trajectory)):
+                if value is not None and option not in takes:
+                    log.warning("Export Scene: %s is not used in the format %s", _INPUTS[option], name)
             if FORMATS[name].kind == "film":
                 moving = moving.to(host.device_for(device, renderer))
                 shot = Shot(
@@ -147,11 +155,11 @@ class Anchor4DExportScene(io.ComfyNode):
                 moving,
                 target,
                 name,
-                frames=frames or None,
+                frames=frames or None if "time" not in what else None,
                 moment=what.get("time"),
                 shot=shot,
-                film=film_of(video),
-                compare=None if compare is None else host.scene_of(compare),
+                film=film_of(video) if "film" in takes else None,
+                compare=host.scene_of(compare) if compare is not None and "compare" in takes else None,
                 title=stem,
                 backend=renderer,
                 progress=report.count,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,14 +10,14 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..core import deformation
 from ..core.align import FocalAlignment
 from ..core.cameras import FrontCamera
 from ..core.files import InputError
 from ..core.fit.loop import Schedule, Train
 from ..core.io import side_by_side
 from ..core.methods import stages
-from ..core.objectives.mesh import MeshMatch
-from ..core.runs.run import method_config
+from ..core.methods.registry import METHODS, method_config
 from ..core.scene.scene import Scene4D
 from ..core.scene.views import DEFAULT_FRONT, render_frames
 from ..core.video import DrivingVideo
@@ -25,8 +25,10 @@ from . import host, host_prior
 from .objectives import Terms, describe
 
 CATEGORY = "Anchor4D/3 Fit"
+#: Fields that a video is fitted with; those that a text or another program makes are not built here.
 FIELDS = ["control-nodes", "hexplane", "mlp"]
-METHODS = ["pla4d", "align4d", "dg4d", "stag4d", "stag4d-code"]
+#: Methods that follow a video, as the combos offer them.
+VIDEO_METHODS = [name for name, method in METHODS.items() if method.follows == "video"]
 #: What of a scene Motion Alignment changes, as the node says it.
 TRAINED: dict[str, Train] = {"deformation": "field", "both": "both"}
 
@@ -53,10 +55,10 @@ def _preset(what: str) -> io.Input:
 def _method(what: str) -> io.Input:
     return io.Combo.Input(
         "method",
-        options=METHODS,
+        options=VIDEO_METHODS,
         default="pla4d",
         optional=True,
-        tooltip=f"Whose {what} the preset means: PLA4D's, Align4D's, DreamGaussian4D's or STAG4D's.",
+        tooltip=f"Whose {what} the preset means: {', '.join(METHODS[name].title for name in VIDEO_METHODS)}.",
     )
 
 
@@ -137,6 +139,11 @@ def _in_turns(schedule: Schedule | None, turns: tuple[int, int]) -> Schedule | N
     return None if schedule is None else replace(schedule, turns=turns)
 
 
+def _with_nodes(fields: Mapping[str, Mapping[str, Any]], nodes: int) -> dict[str, Mapping[str, Any]]:
+    """Settings of fields with the user's number of control nodes, where it is not 0."""
+    return {**fields, "control-nodes": {**fields.get("control-nodes", {}), "nodes": nodes}} if nodes else dict(fields)
+
+
 def _finish(scene: Scene4D) -> Scene4D:
     """What leaves a fit: on the CPU, as the host keeps values, and nothing asks for gradients."""
     if scene.field is not None:
@@ -198,7 +205,7 @@ class Anchor4DFitGaussians(io.ComfyNode):
         with host.work(cls, gradients=True):
             whole = method_config(method, preset)
             if alignment.report.get("mode") == "none":
-                if any(isinstance(o, MeshMatch) for o in objectives):
+                if any("mesh" in o.needs for o in objectives):
                     raise InputError("objectives: there is no 3D model to match; switch from_object off, or unplug Mesh Match")
             elif whole.with_object is not None:
                 whole = whole.with_object
@@ -210,7 +217,7 @@ class Anchor4DFitGaussians(io.ComfyNode):
             )
             _say_objectives(config.objectives, "Gaussians as sampled on the mesh, unfitted")
             video = driving_video.to(host.device_for(device, renderer))
-            inputs = video.frames, alignment.mesh.vertices, repr(alignment.front), repr(config), seed
+            inputs = video, alignment.mesh, alignment.front, config, seed
             with host.checkpoint("object", *inputs) as path, host_prior.loaded(config.objectives, device):
                 start = stages.fit_static(video, alignment.mesh, alignment.front, replace(config, objectives=()), seed=seed)
                 cost = _estimate(video, start, config, mesh=alignment.mesh, backend=renderer)
@@ -348,7 +355,9 @@ class Anchor4DMotionAlignment(io.ComfyNode):
             chosen = config.field if field == "preset" else field
             factor = _factor(resolution, config.schedule, config.fine)
             passes = {
-                "tracking": _changed(config.tracking, tracking_steps if chosen == "control-nodes" else 0, min(factor, 1.0)),
+                "tracking": _changed(
+                    config.tracking, tracking_steps if deformation.FIELDS[chosen].tracks_frames else 0, min(factor, 1.0)
+                ),
                 "schedule": _changed(config.schedule, steps or -1, factor),
                 "fine": _changed(config.fine, fine_steps, factor),
                 "refine": _refine(config.refine, config.schedule, refine_steps, factor),
@@ -357,15 +366,15 @@ class Anchor4DMotionAlignment(io.ComfyNode):
                 config,
                 **{name: _in_turns(schedule, turns) for name, schedule in passes.items()},
                 field=chosen,
-                density=None if chosen == "control-nodes" else config.density,
-                nodes=control_nodes or config.nodes,
+                density=None if deformation.FIELDS[chosen].fixed_count else config.density,
+                fields=_with_nodes(config.fields, control_nodes),
                 objectives=tuple(objectives),
             )
             _say_objectives(config.objectives, "the object stays still")
             where = host.device_for(device, renderer)
             video, still = driving_video.to(where), scene.to(where)
             mesh = None if alignment is None else alignment.mesh
-            inputs = video.frames, still.gaussians.tensors(), repr(cameras), repr(config), mesh is None, seed
+            inputs = video, still.gaussians.tensors(), list(cameras), config, mesh, seed
             with host.checkpoint("motion", *inputs) as path, host_prior.loaded(config.objectives, device):
                 cost = _estimate(video, still, config, mesh=mesh, fronts=cameras, backend=renderer)
                 moving = stages.fit_motion(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import comfy.model_management
-import folder_paths
 import torch
 from comfy_api.latest import io
 from torch import Tensor
@@ -82,15 +81,8 @@ def _valid(model: str | None, path: str | None) -> bool | str:
     return True if models.find(model) else str(models.missing(model))
 
 
-def _source(model: str, path: str) -> str:
-    """What the two inputs name; the text field wins: a folder, also below ComfyUI's models folder, or a model's name."""
-    text = path.strip().strip('"')
-    inside = Path(folder_paths.models_dir) / Path(text).expanduser()
-    return model if not text else str(inside) if inside.exists() else text
-
-
 def _changed(model: str, path: str) -> Any:
-    source = _source(model, path)
+    source = host.model_source(model, path)
     folder = models.find(source) or Path(source)
     return [source, host.changed(folder) if folder.exists() else 0.0]
 
@@ -235,7 +227,8 @@ class Anchor4DTextToImage(io.ComfyNode):
             from ..core.generate.image import text_to_image
 
             picture = text_to_image(
-                prompt, _source(model, path), negative=negative_prompt.strip() or None, size=size or None, steps=steps or None,
+                prompt, host.model_source(model, path), negative=negative_prompt.strip() or None, size=size or None,
+                steps=steps or None,
                 guidance=guidance or None, device=device, progress=_progress(), **options,
             )[None]  # fmt: skip
             return io.NodeOutput(picture, ui=host.stills(picture))
@@ -359,7 +352,7 @@ class Anchor4DTextToVideo(io.ComfyNode):
 
             adapter = motion_adapter.strip().strip('"') or None
             return _film(
-                text_to_video, _source(model, path), prompt, negative_prompt=negative_prompt, motion_adapter=adapter,
+                text_to_video, host.model_source(model, path), prompt, negative_prompt=negative_prompt, motion_adapter=adapter,
                 device=device, **options,
             )  # fmt: skip
 
@@ -418,7 +411,7 @@ class Anchor4DImageToVideo(io.ComfyNode):
             from ..core.generate.video import image_to_video
 
             return _film(
-                image_to_video, _source(model, path), _picture(image, mask), prompt, negative_prompt=negative_prompt,
+                image_to_video, host.model_source(model, path), _picture(image, mask), prompt, negative_prompt=negative_prompt,
                 device=device, **options,
             )  # fmt: skip
 
@@ -474,7 +467,9 @@ class Anchor4DTextToMesh(io.ComfyNode):
         with _work(cls) as device:
             from ..core.generate.mesh import text_to_mesh
 
-            return mesh_output(text_to_mesh(_source(model, path), prompt, device=device, progress=_progress(), **options))
+            return mesh_output(
+                text_to_mesh(host.model_source(model, path), prompt, device=device, progress=_progress(), **options)
+            )
 
 
 class Anchor4DImageToMesh(io.ComfyNode):
@@ -510,7 +505,9 @@ class Anchor4DImageToMesh(io.ComfyNode):
             from ..core.generate.mesh import image_to_mesh
 
             picture = _picture(image, mask)
-            return mesh_output(image_to_mesh(_source(model, path), picture, device=device, progress=_progress(), **options))
+            return mesh_output(
+                image_to_mesh(host.model_source(model, path), picture, device=device, progress=_progress(), **options)
+            )
 
 
 # --- views and Gaussians --------------------------------------------------------------------------------------------------
@@ -552,7 +549,7 @@ class Anchor4DMultiViewImages(io.ComfyNode):
             from ..core.generate.multiview import multiview_images
 
             pictures, _ = multiview_images(
-                _source(model, path), _picture(image, mask), device=device, progress=_progress(), **options
+                host.model_source(model, path), _picture(image, mask), device=device, progress=_progress(), **options
             )
             return io.NodeOutput(pictures, ui=host.stills(pictures))
 
@@ -624,7 +621,8 @@ class Anchor4DImageToGaussians(io.ComfyNode):
             from ..core.generate.gaussians import image_to_gaussians
 
             made = image_to_gaussians(
-                _source(lgm, lgm_path), _source(imagedream, imagedream_path), _picture(image, mask), text=prompt.strip(),
+                host.model_source(lgm, lgm_path), host.model_source(imagedream, imagedream_path), _picture(image, mask),
+                text=prompt.strip(),
                 device=device, progress=_progress(), **options,
             )  # fmt: skip
             host.say(f"{len(made.gaussians)} Gaussians")

@@ -14,20 +14,22 @@ import comfy.utils
 import folder_paths
 import numpy as np
 import torch
+from comfy.cli_args import args
 from comfy_api.latest import Types, io, ui
 from comfy_execution.utils import get_executing_context
 from PIL import Image
 from server import PromptServer
 from torch import Tensor
 
-from ..core.files import keep_last_used
+from ..core.files import InputError, keep_last_used
 from ..core.gaussians import Gaussians
 from ..core.identity import fingerprint
 from ..core.io.film import to_uint8
-from ..core.priors.models import set_models_folder
+from ..core.priors.models import models_folders, set_models_folder
 from ..core.render import available_backends
 from ..core.scene import sequence
 from ..core.scene.scene import Scene4D
+from . import paths
 
 log = logging.getLogger(__name__)
 set_models_folder(folder_paths.models_dir)
@@ -70,6 +72,19 @@ def sets_of(value: Types.SPLAT) -> list[Gaussians]:
     return sequence.sets_from_arrays(*(array.clone() for array in arrays), counts=value.counts)
 
 
+def up_input() -> io.Input:
+    """The input of every node that reads splat files: which way their content stands."""
+    return io.Combo.Input(
+        "up",
+        options=["auto", "y", "-y", "z", "-z", "x", "-x"],
+        default="auto",
+        optional=True,
+        advanced=True,
+        tooltip="Splat files: the axis that points up in the file. auto = what the file states, else -y, as most are. If the "
+        "object stands on its head choose y, if it lies on its side z or -z.",
+    )
+
+
 @contextmanager
 def work(node: type[io.ComfyNode], gradients: bool = False) -> Iterator[None]:
     """What every node works in: ordinary tensors in place of the host's inference tensors, and errors that name the node.
@@ -83,8 +98,8 @@ def work(node: type[io.ComfyNode], gradients: bool = False) -> Iterator[None]:
             # search with a prior takes twenty times as long on two cores. Half the cores cost next to nothing.
             torch.set_num_threads(max(1, threads // 2))
             yield
-        except (ValueError, FloatingPointError) as error:
-            raise ValueError(f"{node.define_schema().display_name}: {error}") from error
+        except (ValueError, FloatingPointError, OSError) as error:  # OSError: a disk that is full or cannot be read
+            raise ValueError(f"{node.define_schema().display_name}: {' '.join(str(error).split())}") from error
         finally:
             torch.set_num_threads(threads)
 
@@ -160,17 +175,17 @@ def device_inputs() -> list[io.Input]:
             default="auto",
             optional=True,
             advanced=True,
-            tooltip="Where to compute. auto = the GPU when gsplat is installed for it, otherwise the CPU when numba is "
+            tooltip="Where to compute. auto = an NVIDIA or AMD GPU where ComfyUI uses one, otherwise the CPU when numba is "
             "installed (fast), otherwise whatever ComfyUI uses.",
         ),
         io.Combo.Input(
             "renderer",
-            options=["auto", "gsplat", "numba", "torch"],
+            options=["auto", "nvrtc", "gsplat", "numba", "torch"],
             default="auto",
             optional=True,
             advanced=True,
-            tooltip="How Gaussians are drawn. auto = the fastest one installed. gsplat: NVIDIA GPU. numba: CPU. torch: "
-            "anywhere, slow.",
+            tooltip="How Gaussians are drawn. auto = the fastest one here. nvrtc: NVIDIA or AMD GPU, nothing to install. "
+            "gsplat: NVIDIA GPU, when installed. numba: CPU. torch: anywhere, slow.",
         ),
     ]
 
@@ -178,11 +193,11 @@ def device_inputs() -> list[io.Input]:
 def device_for(choice: str, renderer: str) -> torch.device:
     """The device that the two advanced inputs mean."""
     host = comfy.model_management.get_torch_device()
-    if choice == "gpu" or renderer == "gsplat":
+    if choice == "gpu" or renderer in ("nvrtc", "gsplat"):
         return host
     if choice == "cpu" or renderer == "numba":
         return torch.device("cpu")
-    if renderer == "torch" or "gsplat" in available_backends(host):
+    if renderer == "torch" or host.type == "cuda":
         return host
     return torch.device("cpu") if "numba" in available_backends("cpu") else host
 
@@ -215,11 +230,59 @@ def valid_choice(name: str | None, path: str | None, remedy: str) -> bool | str:
     return folder_paths.exists_annotated_filepath(name) or f"{name}: not there any more, {remedy}"
 
 
+#: What the tooltip of every typed path ends with.
+TYPED_PATH = " Where others share this ComfyUI (--listen): only in its input, output, temp and models folders."
+
+
 def chosen_path(name: str, path: str) -> Path:
-    """The file or folder that a list of files and a text field name; the text field wins, relative to the input folder."""
-    if path.strip():
-        return Path(folder_paths.get_input_directory()) / Path(path.strip().strip('"')).expanduser()
+    """The file or folder that a list of files and a text field name; the text field wins, relative to the input folder.
+
+    Raises:
+        InputError: for a typed path that :func:`typed_path` refuses.
+    """
+    return typed_path(path, Path(folder_paths.get_input_directory())) if path.strip() else _listed_path(name)
+
+
+def _listed_path(name: str) -> Path:
     return Path(folder_paths.get_annotated_filepath(name))
+
+
+def typed_path(text: str, base: Path) -> Path:
+    """The path that a text field names, relative to ``base``: the one place that decides where such a path may lead.
+
+    In a host that listens to this machine alone it may lead anywhere, as in any program on it. In one that others reach, it
+    stays in the input, output, temp and models folders and those that ANCHOR4D_ALLOWED_PATHS names.
+
+    Raises:
+        InputError: for a path that leads elsewhere.
+    """
+    path = base / Path(text.strip().strip('"')).expanduser()
+    if paths.is_shared(args.listen):
+        own = [folder_paths.get_input_directory(), folder_paths.get_output_directory(), folder_paths.get_temp_directory()]
+        allowed = [*map(Path, own), Path(folder_paths.models_dir), *models_folders(), *paths.named_folders()]
+        if not paths.is_within(path, allowed):
+            raise InputError(
+                f"{text.strip()}: this ComfyUI is open to other machines, so paths stay in its input, output, temp and models "
+                f"folders; put the file there, or name its folder in {paths.VARIABLE} and start ComfyUI again"
+            )
+    return path
+
+
+def model_source(choice: str, path: str) -> str:
+    """What the two inputs of a model name; the text field wins: a folder, also below the models folder, or a model's name.
+
+    Raises:
+        InputError: for a typed path that :func:`typed_path` refuses.
+    """
+    text = path.strip().strip('"')
+    if not text:
+        return choice
+    inside = typed_path(text, Path(folder_paths.models_dir))
+    if inside.exists():
+        return str(inside)
+    if Path(text).exists():
+        typed_path(text, Path.cwd())
+    return text
 
 
 def changed(path: Path) -> float:

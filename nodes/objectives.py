@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..core.align.distance import ObjectDistance
 from ..core.methods import align4d, dg4d, pla4d
+from ..core.methods.registry import method_config
 from ..core.objectives.base import Objective
 from ..core.objectives.first_frame import FirstFrame
-from ..core.objectives.front import FrontMatch
+from ..core.objectives.front import ReferenceViewLoss
 from ..core.objectives.mesh import MeshMatch
 from ..core.objectives.multiview import MotionGeometry
 from ..core.objectives.novel_view import NovelView
@@ -19,7 +19,6 @@ from ..core.objectives.reference import ReferenceRefinement, require_image
 from ..core.objectives.rigidity import Rigidity, Smoothness
 from ..core.priors.base import Prior
 from ..core.priors.distill import Annealed, Distillation
-from ..core.runs.run import method_config
 from ..core.schedules import Ramp
 from . import host
 
@@ -103,7 +102,7 @@ class Anchor4DFrontMatch(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="Anchor4DFrontMatch",
-            display_name="Front Match",
+            display_name="Reference View Loss",
             category=CATEGORY,
             description="Objective: from the front, the object must look like the driving video (PLA4D's texture alignment, "
             "Eq. 5-8 and 10).",
@@ -123,7 +122,7 @@ class Anchor4DFrontMatch(io.ComfyNode):
         objectives: Terms = (),
     ) -> io.NodeOutput:
         return io.NodeOutput(
-            (*objectives, FrontMatch(_ramp(weight, end_weight), mask=mask, perceptual=perceptual, levels=levels))
+            (*objectives, ReferenceViewLoss(_ramp(weight, end_weight), mask=mask, perceptual=perceptual, levels=levels))
         )
 
 
@@ -476,8 +475,8 @@ class Anchor4DMotionGeometry(io.ComfyNode):
                 temporal=temporal,
                 distance=distance,
             )
-            # A fit has one term of a name, so this one takes the place of another in the chain.
-            others = tuple(o for o in objectives if not isinstance(o, MotionGeometry))
+            # In the place of another in the chain: bypassing this node then leaves that one, an ablation of Align4D's.
+            others = tuple(o for o in objectives if o.name != MotionGeometry.name)
             if len(others) < len(objectives):
                 host.say("in place of the one in the chain")
             return io.NodeOutput((*others, term))
@@ -511,7 +510,7 @@ class Anchor4DPLA4DObjectives3D(io.ComfyNode):
             node_id="Anchor4DPLA4DObjectives3D",
             display_name="PLA4D Objectives (Frame to 3D)",
             category=CATEGORY,
-            description="PLA4D's objectives for the still object: Front Match and Mesh Match with a preset's weights.",
+            description="PLA4D's objectives for the still object: Reference View Loss and Mesh Match with a preset's weights.",
             search_aliases=["losses", "preset", "gs-mesh", "static", "pla4d"],
             inputs=[_preset_input(), _more()],
             outputs=[_output()],
@@ -529,8 +528,8 @@ class Anchor4DPLA4DObjectives4D(io.ComfyNode):
             node_id="Anchor4DPLA4DObjectives4D",
             display_name="PLA4D Objectives (3D to 4D)",
             category=CATEGORY,
-            description="PLA4D's objectives for the motion with a preset's weights: Front Match, and First Frame (paper) or "
-            "Rigidity and Smoothness (standard, draft); with a prior, Reference Refinement.",
+            description="PLA4D's objectives for the motion with a preset's weights: Reference View Loss, and First Frame "
+            "(paper) or Rigidity and Smoothness (standard, draft); with a prior, Reference Refinement.",
             search_aliases=["losses", "preset", "motion alignment", "dynamic", "pla4d"],
             inputs=[
                 _preset_input(),
@@ -597,10 +596,8 @@ class Anchor4DAlign4DObjectives(io.ComfyNode):
         with host.work(cls):
             if prior is not None:
                 require_image(prior, "they")
-            terms = method_config(method, preset, prior).motion.objectives
-            return _set_output(
-                tuple(replace(o, distance=distance) if isinstance(o, MotionGeometry) else o for o in terms), objectives
-            )
+            terms = method_config(method, preset, {} if prior is None else {"prior": prior}).motion.objectives
+            return _set_output(terms if distance is None else tuple(o.with_distance(distance) for o in terms), objectives)
 
 
 NODES = [

@@ -17,6 +17,7 @@ from ..core.files import InputError
 from ..core.generate.chain import FRONT
 from ..core.io.objects import SUFFIXES, load_object
 from ..core.io.video import ANIMATIONS, PICTURES, load_video
+from ..core.mesh import UP_AXES
 from ..core.runs.sample import FPS, FRAMES, TEST_AZIMUTHS, sample_case
 from ..core.scene.object3d import Object3D, SplatObject, picture_of, render_object
 from . import host
@@ -78,6 +79,43 @@ def _clip_inputs() -> list[io.Input]:
             advanced=True,
             tooltip="Allow rembg to download its network (176 MB) once when it is not on this computer yet.",
         ),
+        io.Float.Input(
+            "start",
+            default=0.0,
+            min=0.0,
+            max=86400.0,
+            step=0.1,
+            optional=True,
+            advanced=True,
+            tooltip="Second of the source at which the clip begins.",
+        ),
+        io.Float.Input(
+            "end",
+            default=0.0,
+            min=0.0,
+            max=86400.0,
+            step=0.1,
+            optional=True,
+            advanced=True,
+            tooltip="Second of the source at which the clip ends. 0 = at its end.",
+        ),
+        io.Int.Input(
+            "every",
+            default=1,
+            min=1,
+            max=1000,
+            optional=True,
+            advanced=True,
+            tooltip="Take every N-th frame. 1 = all. Higher = fewer frames, the clip lasts as long.",
+        ),
+        io.String.Input(
+            "backdrop",
+            default="",
+            optional=True,
+            advanced=True,
+            tooltip="Colour of the backdrop, such as green or #00b140, where the border of the picture shows other things too. "
+            "Empty = found by itself.",
+        ),
     ]
 
 
@@ -99,14 +137,21 @@ def _prepared(
     background: str,
     fill: float = 0.85,
     download_model: bool = False,
+    start: float = 0.0,
+    end: float = 0.0,
+    every: int = 1,
+    backdrop: str = "",
+    mask_path: str = "",
 ) -> io.NodeOutput:
     video = load_video(
-        source, mask, fps=fps or None, frames=frames or None, resolution=resolution, fill=fill, background=background,
-        download=download_model,
+        source, host.chosen_path(host.NONE, mask_path) if mask_path.strip() else mask, fps=fps or None, frames=frames or None,
+        start=start, end=end or None, every=every, resolution=resolution, fill=fill,
+        background=backdrop.strip() or background, download=download_model, progress=host.Report().count,
     )  # fmt: skip
     on_white = video.composited()
     found = {"alpha": "transparency", "mask": "the mask", "key": "the plain backdrop", "rembg": "rembg"}[video.masked_by]
-    host.say(f"{len(video)} frames at {video.fps:g} fps, {video.resolution} px, object found by {found}")
+    facts = f"{len(video)} frames at {video.fps:g} fps, {video.resolution} px, object found by {found}"
+    host.say("\n".join([facts, *(f"Warning: {warning}" for warning in video.warnings)]))
     return io.NodeOutput(video, on_white, video.masks.clone(), video.fps, ui=host.film(_small(on_white), video.fps))
 
 
@@ -163,7 +208,7 @@ class Anchor4DLoadVideo(io.ComfyNode):
         base = Path(folder_paths.get_input_directory())
         files = [p.name for p in base.iterdir() if p.is_file()] if base.is_dir() else []
         films = set(folder_paths.filter_files_content_types(files, ["video"])) | {
-            name for name in files if Path(name).suffix.lower() in ANIMATIONS - PICTURES | {".webp"}
+            name for name in files if Path(name).suffix.lower() in ANIMATIONS - PICTURES | {".webp", ".avif"}
         }
         folders = {p.name for p in base.iterdir() if p.is_dir() and any(q.suffix.lower() in PICTURES for q in p.iterdir())}
         return io.Schema(
@@ -184,9 +229,17 @@ class Anchor4DLoadVideo(io.ComfyNode):
                     "path",
                     default="",
                     tooltip="A video file or folder of frames anywhere on this computer. Used instead of the list above "
-                    "when not empty.",
+                    "when not empty." + host.TYPED_PATH,
                 ),
                 *_clip_inputs(),
+                io.String.Input(
+                    "mask_path",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Masks of the object, white on black: a video or folder with one for each frame, or one picture. "
+                    "Used where the video has no transparency." + host.TYPED_PATH,
+                ),
             ],
             outputs=_video_outputs(),
             has_intermediate_output=True,
@@ -197,8 +250,9 @@ class Anchor4DLoadVideo(io.ComfyNode):
         return host.valid_choice(video, path, "choose a video in the list, upload one, or fill in path")
 
     @classmethod
-    def fingerprint_inputs(cls, video: str, path: str, **settings: Any) -> float:
-        return host.changed(host.chosen_path(video, path))
+    def fingerprint_inputs(cls, video: str, path: str, mask_path: str = "", **settings: Any) -> float:
+        masks = host.changed(host.chosen_path(host.NONE, mask_path)) if mask_path.strip() else 0.0
+        return host.changed(host.chosen_path(video, path)) + masks
 
     @classmethod
     def execute(cls, video: str, path: str = "", **settings: Any) -> io.NodeOutput:
@@ -214,8 +268,8 @@ class Anchor4DLoadMesh(io.ComfyNode):
             node_id="Anchor4DLoadMesh",
             display_name="Load Mesh",
             category=CATEGORY,
-            description="Reads a 3D model (GLB, GLTF, OBJ, PLY or STL) with its textures, or Gaussian splats (PLY, SPZ, SPLAT "
-            "or KSPLAT). Size, place and turn do not matter.",
+            description="Reads a 3D model (GLB, GLTF, OBJ, PLY or STL) with its textures, or Gaussian splats (PLY, SPZ, SPLAT, "
+            "KSPLAT or GLB). Size, place and turn do not matter.",
             search_aliases=["load 3d model", "import glb", "import obj", "load splat", "object", "pla4d", "4d"],
             inputs=[
                 io.Combo.Input(
@@ -226,7 +280,16 @@ class Anchor4DLoadMesh(io.ComfyNode):
                 io.String.Input(
                     "path",
                     default="",
-                    tooltip="A 3D model anywhere on this computer. Used instead of the list above when not empty.",
+                    tooltip="A 3D model anywhere on this computer. Used instead of the list above when not empty."
+                    + host.TYPED_PATH,
+                ),
+                io.Combo.Input(
+                    "up",
+                    options=list(UP_AXES),
+                    default="y",
+                    optional=True,
+                    tooltip="Axis of the file that points up. z = for models in Blender's or a CAD program's axes, which "
+                    "otherwise lie on their back.",
                 ),
             ],
             outputs=[host.Mesh.Output("mesh", tooltip="The model, as it is in the file.")],
@@ -238,13 +301,13 @@ class Anchor4DLoadMesh(io.ComfyNode):
         return host.valid_choice(mesh, path, "put a model into input/3d and choose it, or fill in path")
 
     @classmethod
-    def fingerprint_inputs(cls, mesh: str, path: str) -> float:
+    def fingerprint_inputs(cls, mesh: str, path: str, up: str = "y") -> float:
         return host.changed(host.chosen_path(mesh, path))
 
     @classmethod
-    def execute(cls, mesh: str, path: str = "") -> io.NodeOutput:
+    def execute(cls, mesh: str, path: str = "", up: str = "y") -> io.NodeOutput:
         with host.work(cls):
-            return mesh_output(load_object(host.chosen_path(mesh, path)))
+            return mesh_output(load_object(host.chosen_path(mesh, path), up))
 
 
 class Anchor4DConvertMesh(io.ComfyNode):

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import comfy.model_management
-import folder_paths
 from comfy_api.latest import io
 
 from ..core.priors import models
@@ -23,13 +22,6 @@ CAMERAS = {"stable zero123": "polar", "zero123": "delta"}
 
 def _output() -> io.Output:
     return host.Prior.Output("prior", tooltip="For the objectives that ask a prior, such as Reference Refinement.")
-
-
-def _source(prior: str, path: str) -> str:
-    """What the two inputs name; the text field wins: a folder, also below ComfyUI's models folder, or a model's name."""
-    text = path.strip().strip('"')
-    inside = Path(folder_paths.models_dir) / Path(text).expanduser()
-    return prior if not text else str(inside) if inside.exists() else text
 
 
 def _describe(prior: Prior) -> str:
@@ -86,7 +78,7 @@ class Anchor4DLoadPrior(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, prior: str, path: str = "", **settings: Any) -> Any:
-        source = _source(prior, path)
+        source = host.model_source(prior, path)
         folder = models.find(source) or Path(source)
         return [source, host.changed(folder) if folder.exists() else 0.0]
 
@@ -95,7 +87,7 @@ class Anchor4DLoadPrior(io.ComfyNode):
         with host.work(cls):
             try:
                 loaded = load_prior(
-                    _source(prior, path),
+                    host.model_source(prior, path),
                     device=comfy.model_management.get_torch_device(),
                     precision=precision,  # pyright: ignore[reportArgumentType]
                 )

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..core.align import FocalAlignment
 from ..core.methods import stag4d, stages
-from ..core.objectives.multiview import MotionGeometry
 from ..core.priors.base import Prior
 from ..core.scene.anchors import LENS, Anchors
 from ..core.video import DrivingVideo
@@ -140,8 +139,9 @@ class Anchor4DSTAG4DObjectives(io.ComfyNode):
             node_id="Anchor4DSTAG4DObjectives",
             display_name="STAG4D Objectives",
             category=OBJECTIVES,
-            description="STAG4D's objectives with a preset's weights: Front Match, multi-view distillation and a term against "
-            "needles; for the motion, smooth planes too. A given 3D model is only where the canonical stage starts.",
+            description="STAG4D's objectives with a preset's weights: Reference View Loss, multi-view distillation and "
+            "an anisotropy regulariser; for the motion, smooth planes too. A given 3D model is only where the canonical "
+            "stage starts.",
             search_aliases=["losses", "preset", "anchors", "canonical", "dynamic", "stag4d"],
             inputs=[
                 io.Combo.Input(
@@ -197,8 +197,9 @@ class Anchor4DSTAG4DObjectives(io.ComfyNode):
             if anchors is not None:
                 config = stages.with_anchors(config, anchors)
             terms = (config.static if stage == "canonical" else config.motion).objectives
-            kept = tuple(o for o in objectives if not isinstance(o, MotionGeometry))
-            return _set_output(terms, kept)
+            # As Motion and Geometry does, the distillation takes the place of another in the chain.
+            distilled = {term.name for term in terms if term.priors()}
+            return _set_output(terms, tuple(o for o in objectives if o.name not in distilled))
 
 
 NODES = [Anchor4DStartWithoutObject, Anchor4DTemporalAnchors, Anchor4DSTAG4DObjectives]

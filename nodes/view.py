@@ -331,8 +331,9 @@ class Anchor4DLoadScene(io.ComfyNode):
                     "path",
                     default="",
                     tooltip="A scene file, a splat file, or a folder or .zip of splat files anywhere on this computer. Used "
-                    "instead of the list above when not empty.",
+                    "instead of the list above when not empty." + host.TYPED_PATH,
                 ),
+                host.up_input(),
             ],
             outputs=[host.Scene.Output("scene", tooltip="The scene.")],
         )
@@ -342,13 +343,13 @@ class Anchor4DLoadScene(io.ComfyNode):
         return host.valid_choice(file, path, "save a scene and choose it, or fill in path")
 
     @classmethod
-    def fingerprint_inputs(cls, file: str, path: str) -> float:
+    def fingerprint_inputs(cls, file: str, path: str, **others: Any) -> float:
         return host.changed(host.chosen_path(file, path))
 
     @classmethod
-    def execute(cls, file: str, path: str = "") -> io.NodeOutput:
+    def execute(cls, file: str, path: str = "", up: str = "auto") -> io.NodeOutput:
         with host.work(cls):
-            scene = open_scene(host.chosen_path(file, path))
+            scene = open_scene(host.chosen_path(file, path), up=None if up == "auto" else up)
             motion = "still" if scene.field is None else f"moved by {scene.field.name}"
             host.say(f"{len(scene.gaussians)} Gaussians, {motion}, {scene.frames} frames at {scene.fps:g} fps")
             return io.NodeOutput(scene)

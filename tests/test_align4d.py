@@ -21,20 +21,22 @@ from anchor4d.core.deformation import HexPlane
 from anchor4d.core.files import InputError
 from anchor4d.core.fit.loop import GAUSSIAN_LR, FitState, Inputs, Schedule, run_fit
 from anchor4d.core.gaussians import Gaussians
+from anchor4d.core.identity import canonical_json
 from anchor4d.core.io.video import load_video
 from anchor4d.core.mesh import Mesh
 from anchor4d.core.methods import align4d, dg4d
+from anchor4d.core.methods.registry import method_config
 from anchor4d.core.methods.stages import MethodConfig, gaussians_on_mesh
-from anchor4d.core.objectives.base import FitStep
-from anchor4d.core.objectives.front import FrontMatch
+from anchor4d.core.objectives.base import FitStep, check_objectives
+from anchor4d.core.objectives.front import ReferenceViewLoss
 from anchor4d.core.objectives.multiview import CELLS, MotionGeometry
 from anchor4d.core.priors import Condition, Distillation, Prior, Viewpoints
 from anchor4d.core.priors.distill import Annealed, Question
 from anchor4d.core.priors.exact import ExactPrior
 from anchor4d.core.priors.load import load_prior
 from anchor4d.core.render import rasterize
-from anchor4d.core.runs.run import Run, Settings, method_config, run
 from anchor4d.core.runs.sample import sample_meshes
+from anchor4d.core.runs.session import Run, Settings, run
 from anchor4d.core.scene.scene import frame_times
 from anchor4d.core.schedules import constant
 from anchor4d.core.video import DrivingVideo
@@ -253,7 +255,7 @@ def test_a_prior_without_pictures_is_refused(gaussians: Gaussians, field: HexPla
     prior = Watching(gaussians)
     prior.conditions = frozenset({"text"})  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(InputError, match="Motion and Geometry: prior exact is not conditioned on a picture"):
-        MotionGeometry(Distillation(prior))(step_of(gaussians, field))
+        check_objectives("motion", [MotionGeometry(Distillation(prior))], video=video_of(gaussians), field=field, meshes=[])
 
 
 # Who trains when
@@ -267,12 +269,12 @@ def history(gaussians: Gaussians, schedule: Schedule) -> list[tuple[bool, bool]]
     inputs = Inputs(video_of(target), frame_times(FRAMES), [FRONT])
     before: list[tuple[Tensor, ...]] = []
 
-    class Front(FrontMatch):
-        def __call__(self, step: FitStep) -> Tensor:
+    class Front(ReferenceViewLoss):
+        def weighted(self, step: FitStep, weight: float | Tensor) -> Tensor:
             assert step.field is not None
             tensors = [*step.field.parameters(), *step.canonical.tensors().values()]
             before.append(tuple(torch.cat([t.detach().flatten() for t in part]) for part in (tensors[:-5], tensors[-5:])))
-            return super().__call__(step)
+            return super().weighted(step, weight)
 
     run_fit("turns", state, [Front(constant(1e3), perceptual=0.0)], schedule, inputs, train="both")
     return [(not torch.equal(a[0], b[0]), not torch.equal(a[1], b[1])) for a, b in pairwise(before)]
@@ -291,11 +293,11 @@ def test_joint_optimisation_trains_both_in_every_step(gaussians: Gaussians) -> N
 def test_the_resting_part_asks_for_no_gradient(gaussians: Gaussians) -> None:
     asking: list[tuple[bool, bool]] = []
 
-    class Front(FrontMatch):
-        def __call__(self, step: FitStep) -> Tensor:
+    class Front(ReferenceViewLoss):
+        def weighted(self, step: FitStep, weight: float | Tensor) -> Tensor:
             assert step.field is not None
             asking.append((next(step.field.parameters()).requires_grad, step.canonical.means.requires_grad))
-            return super().__call__(step)
+            return super().weighted(step, weight)
 
     state = FitState(gaussians, HexPlane(resolution=8, time_resolution=4, channels=4, width=8, opacity=False))
     inputs = Inputs(video_of(gaussians), frame_times(FRAMES), [FRONT])
@@ -311,7 +313,7 @@ def test_dreamgaussian4ds_numbers() -> None:
     prior = load_prior("tiny")
     paper = dg4d.preset("paper", prior)
     front, views = paper.motion.objectives
-    assert isinstance(front, FrontMatch) and isinstance(views, MotionGeometry)
+    assert isinstance(front, ReferenceViewLoss) and isinstance(views, MotionGeometry)
     schedule = paper.motion.schedule
     assert (paper.camera, paper.motion.field, paper.motion.train, paper.motion.opacity) == ("fixed", "hexplane", "both", False)
     assert (schedule.steps, schedule.lr_final, schedule.turns) == (500, 1.0, (0, 0))
@@ -354,8 +356,8 @@ def test_align4d_changes_four_things_and_each_can_be_left_out() -> None:
 
 def test_parts_and_methods_that_are_not() -> None:
     with pytest.raises(InputError, match="without 'oad': not a part of align4d, choose of oda, maod, mgja, ao"):
-        method_config("align4d", "draft", None, ["oad"])
-    with pytest.raises(InputError, match="parts are left out of align4d, not of dg4d"):
+        method_config("align4d", "draft", without=("oad",))
+    with pytest.raises(InputError, match="parts are left out of align4d or ayg, not of dg4d"):
         Settings(method="dg4d", without=("ao",)).resolved()
     with pytest.raises(ValueError, match="preset 'fast': unknown"):
         method_config("dg4d", "fast")
@@ -405,7 +407,7 @@ def same(a: Run, b: Run) -> bool:
 def test_the_object_moves_and_its_gaussians_learn(whole: Run) -> None:
     report = json.loads(json.dumps(whole.report))
     assert (report["method"], report["prior"], report["distance"]) == ("align4d", "tiny", None)
-    assert set(report["losses"]["3D to 4D"]) == {"front", "motion and geometry"}
+    assert set(report["losses"]["3D to 4D"]) == {"reference view", "motion and geometry"}
     assert isinstance(whole.scene.field, HexPlane)
     with torch.no_grad():
         assert float((whole.scene.at(1.0).means - whole.scene.at(0.0).means).abs().max()) > 1e-4
@@ -430,7 +432,7 @@ def test_the_priors_distance_reaches_the_objective_and_the_report(
     assert report["distance"]["visual_distance"] == pytest.approx(visual_distance(done.alignment.front, clip[0].crop))
     assert (report["distance"]["meaning"], report["distance"]["fallback"]) == ("delta", True)
     assert report["alignment"]["curves"][-1]["name"] == "Model distance (MAOD, delta)"
-    assert report["config"] == repr(config)  # as asked, so that a finished run is known again
+    assert report["config"] == json.loads(canonical_json(config))  # as asked, so that a finished run is known again
     assert stages_seen.count("align camera") > 8
 
 

@@ -31,18 +31,19 @@ from anchor4d.core.fit.loop import FitState, Inputs, Schedule, run_fit
 from anchor4d.core.gaussians import Gaussians, from_points, random_gaussians
 from anchor4d.core.io.export import export_scene
 from anchor4d.core.methods import ayg, stages
-from anchor4d.core.objectives.base import FitStep
-from anchor4d.core.objectives.displacement import Seam, StayInPlace, Togetherness, divergence
-from anchor4d.core.objectives.front import FrontMatch
+from anchor4d.core.methods.registry import method_config
+from anchor4d.core.objectives.base import FitStep, Objective, check_objectives
+from anchor4d.core.objectives.displacement import LocalRigidity, PositionRegulariser, Seam, divergence
+from anchor4d.core.objectives.front import ReferenceViewLoss
 from anchor4d.core.objectives.scores import ClipScores, Lens, ViewScores, view_name
 from anchor4d.core.priors import Condition, Distillation, NoiseSchedule, Prior, Viewpoints
 from anchor4d.core.priors.distill import amplified, central
 from anchor4d.core.priors.exact import best_shift, shifted
 from anchor4d.core.priors.load import load_prior
-from anchor4d.core.runs.run_text import TextSettings, run_text_in_folder
 from anchor4d.core.runs.sample import sample_scene
+from anchor4d.core.runs.session import Settings, run_in_folder
 from anchor4d.core.scene.scene import Scene4D, frame_times
-from anchor4d.core.schedules import Switch, constant
+from anchor4d.core.schedules import Switch, Weight, constant
 
 FRONT = FrontCamera(fovy=40.0, distance=2.0, width=32, height=32)
 
@@ -116,8 +117,8 @@ def test_the_divergence_has_its_known_values() -> None:
     torch.testing.assert_close(divergence(rest, moved), torch.tensor([0.0, 0.0125, 0.08834]), atol=2e-6, rtol=1e-4)
     # It knows centre and extent alone: what turns about the centre costs nothing where the extents agree.
     still = step_of(from_points(rest, torch.zeros(8, 3)), TimeGatedMLP())
-    assert float(StayInPlace()(still).detach()) == pytest.approx(0, abs=1e-6)
-    probe = StayInPlace(slide=0.1).probe(still)
+    assert float(PositionRegulariser()(still).detach()) == pytest.approx(0, abs=1e-6)
+    probe = PositionRegulariser(slide=0.1).probe(still)
     assert probe.requires_grad and float(probe.detach()) == pytest.approx(0.0125, rel=1e-3)
     turned = rest @ torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]])
     assert float(divergence(rest, turned[None])) == pytest.approx(0, abs=1e-6)
@@ -127,7 +128,7 @@ def test_togetherness_is_the_mean_over_gaussians_of_the_sum_over_neighbours() ->
     gaussians = ball(12)
     field = moving(gaussians)
     step = step_of(gaussians, field)
-    value = float(Togetherness(constant(2.0), k=3, sample=0)(step))
+    value = float(LocalRigidity(constant(2.0), k=3, sample=0)(step))
     delta = step.gaussians.means - gaussians.means
     near = torch.cdist(gaussians.means, gaussians.means).argsort(1)[:, 1:4]
     by_hand = sum(float((delta[t, i] - delta[t, j]).square().sum()) for t in range(4) for i in range(12) for j in near[i]) / 48
@@ -138,32 +139,36 @@ def test_togetherness_is_the_mean_over_gaussians_of_the_sum_over_neighbours() ->
             far = gaussians.map(lambda t: t.expand(len(tau), *t.shape))
             return replace(far, means=gaussians.means + tau[:, None, None])
 
-    assert float(Togetherness(k=3)(step_of(gaussians, Slides()))) == pytest.approx(0, abs=1e-6)
-    assert float(StayInPlace()(step_of(gaussians, Slides()))) > 0.1
+    assert float(LocalRigidity(k=3)(step_of(gaussians, Slides()))) == pytest.approx(0, abs=1e-6)
+    assert float(PositionRegulariser()(step_of(gaussians, Slides()))) > 0.1
 
 
-@pytest.mark.parametrize("term", [StayInPlace(), Togetherness(), ClipScores(Distillation(Linears(NoiseSchedule("flow"))))])
+@pytest.mark.parametrize(
+    "term", [PositionRegulariser(), LocalRigidity(), ClipScores(Distillation(Linears(NoiseSchedule("flow"))))]
+)
 def test_motion_terms_say_where_they_belong(term: Any) -> None:
-    with pytest.raises(ValueError, match=f"{term.name} objective: it belongs to the motion stage"):
-        term(step_of(ball(), None))
+    with pytest.raises(InputError, match=f"to 3D: objective '{term.name}' needs a motion, and this fit is of the static"):
+        check_objectives("to 3D", [term], video=None, field=None, meshes=[])
 
 
 @dataclass(frozen=True)
-class Slope:
+class Slope(Objective):
     """Pulls all positions along one direction, as hard as it says."""
 
-    name: str
-    slope: float
+    name: str  # pyright: ignore[reportIncompatibleVariableOverride]
+    weight: Weight
     share: float = 0.0
     share_step: int = 0
 
-    def __call__(self, step: FitStep) -> Tensor:
-        return self.slope * step.canonical.means.sum()
+    def loss(self, step: FitStep) -> Tensor:
+        return step.canonical.means.sum()
 
 
 def test_a_term_is_scaled_to_its_share_of_the_gradient(tmp_path: Path) -> None:
     inputs, steps, path = Inputs(None, torch.zeros(1), [FRONT]), 6, tmp_path / "c.safetensors"
-    objectives: Any = [Slope("a", 3.0), Slope("b", 7.0, share=0.25, share_step=2), Slope("still", 0.0, share=0.5)]
+    objectives = [
+        Slope("a", constant(3.0)), Slope("b", constant(7.0), share=0.25, share_step=2), Slope("still", constant(0.0), share=0.5)
+    ]  # fmt: skip
     seen: list[dict[str, float]] = []
 
     def progress(stage: str, step: int, steps: int, losses: dict[str, float], preview: Any) -> None:
@@ -338,9 +343,9 @@ def test_the_seam_is_the_papers_loss() -> None:
     blended = chain(gaussians, tau).means
     torch.testing.assert_close(blended, (one + two - gaussians.means) / 2, atol=1e-5, rtol=0)
     expected = (one - blended).square().sum(-1).mean()
-    torch.testing.assert_close(chain.mending(gaussians, tau), expected, rtol=1e-4, atol=1e-7)
-    with pytest.raises(ValueError, match="Extend Motion"):
-        Seam()(step_of(gaussians, moving(gaussians)))
+    torch.testing.assert_close(chain.seam(gaussians, tau), expected, rtol=1e-4, atol=1e-7)
+    with pytest.raises(InputError, match="'seam' needs a field with seam, and a time-gated-mlp field has none"):
+        check_objectives("motion", [Seam()], video=None, field=moving(gaussians), meshes=[])
     assert next(g.name.split(".")[:2] for g in chain.parameter_groups()) == ["clips", "1"]
 
 
@@ -403,7 +408,7 @@ def config_of(models: dict[str, Prior], video: str = "modelscope") -> ayg.TextCo
     config = ayg.preset("paper", "a dog running", ayg.Models(models[video], models["images"], models["views"]))
     assert config.detail is not None
     short = replace(config.static.schedule, steps=4)
-    moving = tuple(replace(o, share_step=2) if isinstance(o, StayInPlace) else o for o in config.motion.objectives)
+    moving = tuple(replace(o, share_step=2) if isinstance(o, PositionRegulariser) else o for o in config.motion.objectives)
     density = replace(config.static.density, every=2, start=2) if config.static.density is not None else None
     return replace(
         config,
@@ -418,10 +423,10 @@ def config_of(models: dict[str, Prior], video: str = "modelscope") -> ayg.TextCo
 
 @pytest.mark.parametrize("video", ["modelscope", "ltx"])
 def test_text_to_4d_with_tiny_models(models: dict[str, Prior], video: str, tmp_path: Path) -> None:
-    settings = TextSettings("paper", then=("a dog jumping", ""), closed=True)
+    settings = Settings("ayg", "paper", then=("a dog jumping", ""), closed=True)
     config = config_of(models, video)
     out = tmp_path / "run"
-    done = run_text_in_folder("a dog running", out, settings, config=config)
+    done = run_in_folder(None, None, out, settings, prompt="a dog running", config=config)
     assert done is not None
     assert {p.name for p in out.iterdir()} == {"scene.safetensors", "report.json", "preview.mp4"}
     report = json.loads((out / "report.json").read_text())
@@ -433,11 +438,11 @@ def test_text_to_4d_with_tiny_models(models: dict[str, Prior], video: str, tmp_p
     assert isinstance(scene.field, ClipChain) and len(scene.field.clips) == 3
     assert float((scene.at(0.4).means - scene.gaussians.means).abs().max()) > 0
     assert torch.equal(scene.at(1.0).means, scene.gaussians.means)
-    assert run_text_in_folder("a dog running", out, settings, config=config, resume=True) is None
+    assert run_in_folder(None, None, out, settings, prompt="a dog running", config=config, resume=True) is None
 
 
 def test_interrupted_runs_resume_to_the_same_bits(models: dict[str, Prior], tmp_path: Path) -> None:
-    settings, config = TextSettings("paper", then=("",)), config_of(models)
+    settings, config = Settings("ayg", "paper", then=("",)), config_of(models)
 
     def stop_at(stage: str, index: int) -> Any:
         def progress(name: str, step: int, steps: int, losses: Any, preview: Any) -> None:
@@ -446,15 +451,24 @@ def test_interrupted_runs_resume_to_the_same_bits(models: dict[str, Prior], tmp_
 
         return progress
 
-    whole = run_text_in_folder("a dog", tmp_path / "whole", settings, config=config)
+    whole = run_in_folder(None, None, tmp_path / "whole", settings, prompt="a dog", config=config)
     assert whole is not None
     for stage, index in (("to 3D", 3), ("3D to 4D", 3), ("clip 2, 3D to 4D", 2)):
         with pytest.raises(KeyboardInterrupt):
-            run_text_in_folder("a dog", tmp_path / "cut", settings, config=config, resume=True, progress=stop_at(stage, index))
+            run_in_folder(
+                None,
+                None,
+                tmp_path / "cut",
+                settings,
+                prompt="a dog",
+                config=config,
+                resume=True,
+                progress=stop_at(stage, index),
+            )
         assert (tmp_path / "cut" / "checkpoints").is_dir()
     with pytest.raises(InputError, match="other inputs or settings"):
-        run_text_in_folder("a cat", tmp_path / "cut", settings, config=config, resume=True)
-    assert run_text_in_folder("a dog", tmp_path / "cut", settings, config=config, resume=True) is not None
+        run_in_folder(None, None, tmp_path / "cut", settings, prompt="a cat", config=config, resume=True)
+    assert run_in_folder(None, None, tmp_path / "cut", settings, prompt="a dog", config=config, resume=True) is not None
     a, b = (Scene4D.load(tmp_path / name / "scene.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(getattr(a.gaussians, k), getattr(b.gaussians, k)) for k in a.gaussians.tensors())
     assert a.field is not None and b.field is not None
@@ -467,7 +481,9 @@ def test_a_given_object_skips_the_first_stage(models: dict[str, Prior], tmp_path
 
     write_glb(tmp_path / "object.glb", sample_meshes(1)[0].turned(30).transformed(torch.diag(torch.tensor([3.0, 3, 3, 1]))))
     config = config_of(models)
-    done = run_text_in_folder("a dog", tmp_path / "run", TextSettings("paper"), item=tmp_path / "object.glb", config=config)
+    done = run_in_folder(
+        None, tmp_path / "object.glb", tmp_path / "run", Settings("ayg", "paper"), prompt="a dog", config=config
+    )
     assert done is not None
     assert set(done.report["losses"]) == {"to 3D", "3D to 4D"} and len(done.scene.gaussians) == 100
     assert "mesh" in done.report["losses"]["to 3D"]
@@ -482,16 +498,16 @@ def test_parts_can_be_left_out(models: dict[str, Prior]) -> None:
     assert isinstance(views, ViewScores) and views.images is None and views.views is not None
     clip = terms[0]
     assert isinstance(clip, ClipScores) and clip.images is None and clip.amplification == Switch(1.0, 1.0, 0.3)
-    assert [o.name for o in terms] == ["clip scores", "togetherness"]
+    assert [o.name for o in terms] == ["clip scores", "local rigidity"]
     with pytest.raises(InputError, match="'colour': not a part of ayg"):
-        ayg.preset("paper", without=("colour",))
+        method_config("ayg", "paper", without=("colour",))
 
 
 def test_a_term_that_needs_a_video_is_refused(models: dict[str, Prior]) -> None:
     config = config_of(models).motion
     scene = Scene4D(ball(), frames=5, front=FRONT)
     with pytest.raises(InputError, match="this fit has none"):
-        stages.fit_motion(None, scene, replace(config, objectives=(FrontMatch(perceptual=0.0),)))
+        stages.fit_motion(None, scene, replace(config, objectives=(ReferenceViewLoss(perceptual=0.0),)))
 
 
 def test_extending_needs_a_motion_with_an_end(models: dict[str, Prior]) -> None:
@@ -553,7 +569,7 @@ def test_the_command_line_makes_a_scene(
 
 def test_other_methods_are_not_prolonged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["fit", "--video", "v", "--object", "o", "--loop", "--out", str(tmp_path / "x")]) == 2
-    assert "--loop: prolongs motions of method ayg, not of pla4d" in capsys.readouterr().err
+    assert "loop: prolongs motions of method ayg, not of pla4d" in capsys.readouterr().err
 
 
 # Composition

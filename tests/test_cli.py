@@ -23,9 +23,10 @@ from anchor4d.core.deformation import ControlNodes
 from anchor4d.core.files import only_process
 from anchor4d.core.fit.loop import Schedule
 from anchor4d.core.gaussians import from_points
+from anchor4d.core.io.export import FORMATS
 from anchor4d.core.methods import pla4d
 from anchor4d.core.methods.stages import MethodConfig, MotionConfig, StaticConfig
-from anchor4d.core.objectives.front import FrontMatch
+from anchor4d.core.objectives.front import ReferenceViewLoss
 from anchor4d.core.objectives.rigidity import Rigidity
 from anchor4d.core.priors import models as model_files
 from anchor4d.core.render import rasterize
@@ -38,7 +39,7 @@ SIZE, FRAMES = 64, 3
 
 def tiny(motion_steps: int = 6) -> MethodConfig:
     """A whole method in a second or two."""
-    front = FrontMatch(weight=constant(1.0), perceptual=0.0)
+    front = ReferenceViewLoss(weight=constant(1.0), perceptual=0.0)
     return MethodConfig(
         name="tiny",
         camera="focal",
@@ -46,7 +47,7 @@ def tiny(motion_steps: int = 6) -> MethodConfig:
         static=StaticConfig(200, Schedule(steps=3, resolutions=((1.0, 32),)), (front,)),
         motion=MotionConfig(
             field="control-nodes",
-            nodes=10,
+            fields={"control-nodes": {"nodes": 10}},
             schedule=Schedule(steps=motion_steps, resolutions=((1.0, 32),), background="random"),
             objectives=(front, Rigidity(weight=constant(1.0))),
         ),
@@ -69,7 +70,7 @@ def scene_file(tmp_path: Path) -> Path:
     generator = torch.Generator().manual_seed(0)
     points = 0.8 * (torch.rand(60, 3, generator=generator) - 0.5)
     gaussians = from_points(points, torch.rand(60, 3, generator=generator), opacity=0.7)
-    field = ControlNodes.build(gaussians, FRAMES, nodes=6)
+    field = ControlNodes.on_surface(gaussians, FRAMES, nodes=6)
     with torch.no_grad():
         field.translations[1:, :, 0] = 0.1
     front = FrontCamera(fovy=40.0, distance=2.0, width=48, height=32, cx=20.0, cy=18.0)
@@ -136,6 +137,25 @@ def test_fit_leaves_what_it_promises(case: Path, tmp_path: Path, capsys: pytest.
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert (report["seed"], report["preset"], report["method"]) == (7, "draft", "pla4d")
     assert report["memory_peak_mb"]["host"] is None or report["memory_peak_mb"]["host"] > 100
+
+
+@pytest.mark.usefixtures("tiny_draft")
+def test_fit_takes_part_of_a_film_with_masks_beside_it(case: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from anchor4d.core.io import write_frames, write_mp4
+
+    rgba = np.concatenate([np.stack([np.asarray(Image.open(p)) for p in sorted((case / "front").glob("*.png"))])] * 4)
+    rgba[0, :, :6, 3] = 255  # before the part that is taken
+    rgba[2, -1, 20:30, 3] = 255
+    write_mp4(tmp_path / "a.mp4", rgba[..., :3], 10)
+    write_frames(tmp_path / "masks", rgba[..., 3:].repeat(3, -1))
+    argv = ["fit", "--video", tmp_path / "a.mp4", "--object", case / "mesh.glb", "--preset", "draft", "--yaw", "0"]
+    argv += ["--mask", tmp_path / "masks", "--start", "0.2", "--end", "1.1", "--every", "3", "--out", tmp_path / "out"]
+    assert cli.main([str(a) for a in argv]) == 0
+    video = json.loads((tmp_path / "out" / "report.json").read_text())["video"]
+    assert (video["frames"], video["foreground"]) == (3, "mask")
+    assert video["fps"] == pytest.approx(10 / 3)
+    assert len(video["warnings"]) == 1 and "touches the border of the picture (bottom) in frame 0" in video["warnings"][0]
+    assert "a.mp4: the object touches the border" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a console signal cannot be sent to one child alone on Windows")
@@ -215,9 +235,18 @@ def test_bad_inputs_are_refused_in_one_line_and_leave_nothing(
     [
         (["fit", "--out", "x"], "at least one of --prompt, --image, --video and --object"),
         (["fit", "--video", "v", "--object", "o", "--prior", "no-such-prior", "--out", "x"], "no-such-prior"),
-        (["fit", "--video", "v", "--object", "o", "--renderer", "nvrtc", "--out", "x"], "later release"),
+        (["fit", "--video", "v", "--object", "o", "--renderer", "crayon", "--out", "x"], "crayon"),
         (["fit", "--video", "v", "--object", "o", "--yaw", "left", "--out", "x"], "--yaw: 'left': choose degrees from"),
         (["fit", "--video", "v", "--object", "o", "--frames", "1", "--out", "x"], "choose a whole number from 2"),
+        (["fit", "--video", "v", "--object", "o", "--frames", "-3", "--out", "x"], "choose a whole number from 2"),
+        (["fit", "--video", "v", "--object", "o", "--fps", "nan", "--out", "x"], "choose a number from 0.01"),
+        (["fit", "--video", "v", "--object", "o", "--fps", "0", "--out", "x"], "choose a number from 0.01"),
+        (["fit", "--video", "v", "--object", "o", "--every", "0", "--out", "x"], "--every: '0': choose"),
+        (["fit", "--video", "v", "--object", "o", "--start", "-1", "--out", "x"], "--start: '-1': choose"),
+        (["fit", "--video", "v", "--object", "o", "--start", "3", "--end", "3", "--out", "x"], "end 3.0, choose more"),
+        (["fit", "--video", "v", "--object", "o", "--mask", "m", "--out", "x"], "--mask m: no such"),
+        (["fit", "--video", "v", "--object", "o", "--background", "grue", "--out", "x"], "or a colour such as"),
+        (["fit", "--prompt", "a fox", "--start", "1", "--out", "x"], "--start: says how a video is read"),
         (["bench", "--cases", "no-cases"], "no cases"),
         (["models", "get", "crystal-ball"], "choose one of zero123-xl"),
         (["models", "convert", "x.ckpt"], "no such file or folder"),
@@ -300,7 +329,7 @@ def test_help_shows_each_method_and_default(capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit):
         cli.main(["fit", "--help"])
     shown = capsys.readouterr().out
-    for method in cli.METHODS:
+    for method in cli.method_summaries():
         assert re.search(rf"^  {method} +\w.{{20}}", shown, re.MULTILINE), method
     for default in ("pla4d", "standard", "auto", "0"):
         assert f"(default: {default})" in shown
@@ -496,17 +525,49 @@ def test_export_never_empties_a_folder_that_is_not_its_own(
     assert scene_file.exists()
 
 
-def test_export_offers_every_format() -> None:
-    from anchor4d.core.io.export import FORMATS
+def test_export_offers_every_format(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["export", "--help"])
+    assert ",".join(FORMATS) in "".join(capsys.readouterr().out.split())
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["export", "x.ply", "--format", "obj", "--out", "x.obj"])
+    assert stopped.value.code == 2
+    assert "invalid choice: 'obj'" in capsys.readouterr().err
 
-    assert tuple(FORMATS) == cli.EXPORTS  # written out there, since help imports nothing
+
+def test_options_that_do_nothing_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before the scene is read: there is none."""
+    for name, file, option, said in (
+        ("mp4", "a.mp4", ["--time", "0.5"], "time: does nothing in the format mp4"),
+        ("ply", "a.zip", ["--azimuths", "90"], "azimuths, .*: does nothing in the format ply"),
+        ("usd", "a.usdc", ["--size", "64"], "does nothing in the format usd"),
+        ("spz", "a.zip", ["--video", "film.mp4"], "video: does nothing in the format spz; leave it out, or choose html, a4d"),
+        ("glb", "a.glb", ["--compare", "b.ply"], "compare: does nothing in the format glb"),
+        ("scene", "a.safetensors", ["--frames", "3"], "frames: does nothing in the format scene"),
+        ("html", "a.html", ["--renderer", "torch"], "--renderer torch: nothing is drawn"),
+        ("spz", "a.spz", ["--frames", "3"], "frames 3: a.spz holds one moment"),
+        ("spz", "a.zip", ["--time", "0"], "time 0: a.zip holds the whole clip"),
+        ("ply", "a.zip", ["--frames", "-3"], "frames -3: choose 1 to"),
+        ("ply", "a.ply", ["--time", "nan"], "time nan: choose 0"),
+        ("mp4", "a.mp4", ["--size", "-5"], "size -5: choose 1 to"),
+        ("mp4", "a.mp4", ["--loops", "0"], "loops 0: choose 1 to"),
+        ("mp4", "a.mp4", ["--elevation", "nan"], "elevation nan: choose -90"),
+    ):
+        line = refused(capsys, "export", tmp_path / "gone.ply", "--format", name, "--out", tmp_path / file, *option)
+        assert re.search(said, line), line
+    assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", [n for n in cli.EXPORTS if n not in ("ply", "mp4", "png")])
+def test_motion_left_out_is_said(scene_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["export", str(scene_file), "--format", "spz", "--out", str(tmp_path / "a.spz")]) == 0
+    assert "one file holds one moment" in capsys.readouterr().err
+    assert cli.main(["export", str(scene_file), "--format", "spz", "--time", "0.5", "--out", str(tmp_path / "a.spz")]) == 0
+    assert "one moment" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [n for n in FORMATS if n not in ("ply", "mp4", "png")])
 def test_export_writes_every_format(scene_file: Path, tmp_path: Path, name: str) -> None:
     """What is in the files is tested with each format; here that the command reaches it."""
-    from anchor4d.core.io.export import FORMATS
-
     suffix = next(s for s in FORMATS[name].suffixes if s)
     package = {"usd": "pxr", "4dgs": "fourdgs", "glb": "skimage"}.get(name)
     if package:

@@ -63,7 +63,5 @@ def test_smoothing_keeps_a_trend_and_drops_an_outlier() -> None:
 def test_the_variant_adds_mesh_losses_to_the_motion() -> None:
     plain = pla4d.preset("draft")
     variant = pla4d.v4(plain)
-    assert variant.focal_per_frame
-    assert not plain.focal_per_frame
     assert any(isinstance(o, MeshMatch) for o in variant.motion.objectives)
     assert not any(isinstance(o, MeshMatch) for o in plain.motion.objectives)

@@ -48,7 +48,7 @@ def moving(kind: str, canonical: Gaussians, loop: bool = False) -> DeformationFi
     torch.manual_seed(1)
     field: DeformationField
     if kind == "control-nodes":
-        field = ControlNodes.build(canonical, FRAMES, nodes=8, loop=loop, opacity=True, anchored=False)
+        field = ControlNodes.on_surface(canonical, FRAMES, nodes=8, loop=loop, opacity=True, anchored=False)
     elif kind == "hexplane":
         field = HexPlane(resolution=4, time_resolution=4, channels=4, width=8, opacity=True)
     elif kind == "mlp":

@@ -15,8 +15,9 @@ from anchor4d.core.fit import estimate
 from anchor4d.core.fit.estimate import FitEstimate, Pass, estimate_passes
 from anchor4d.core.fit.loop import FitState, Inputs, Schedule
 from anchor4d.core.gaussians import random_gaussians
-from anchor4d.core.objectives.base import FitStep
+from anchor4d.core.objectives.base import FitStep, Objective
 from anchor4d.core.scene.scene import frame_times
+from anchor4d.core.schedules import Weight, constant
 from anchor4d.core.video import DrivingVideo
 
 
@@ -29,15 +30,16 @@ class Clock:
         return self.now
 
 
-class Costly:
+class Costly(Objective):
     """An objective whose step takes as many seconds as its picture has pixels on a side, the first ten times as long."""
 
     name: ClassVar[str] = "costly"
+    weight: Weight = constant(1.0)
 
     def __init__(self, clock: Clock) -> None:
         self.clock, self.asked = clock, []
 
-    def __call__(self, step: FitStep) -> Tensor:
+    def loss(self, step: FitStep) -> Tensor:
         self.asked.append((step.resolution, step.index))
         self.clock.now += step.resolution * (10 if step.index == 0 else 1)
         return step.gaussians.means.square().sum()
@@ -52,7 +54,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def test_it_counts_every_pass_at_every_size(clock: Clock) -> None:
     gaussians = random_gaussians(20, torch.Generator().manual_seed(0))
-    field = ControlNodes.build(gaussians, 3, nodes=5)
+    field = ControlNodes.on_surface(gaussians, 3, nodes=5)
     rest = {k: v.clone() for k, v in field.state_dict().items()}
     video = DrivingVideo(torch.ones(3, 32, 32, 3), torch.ones(3, 32, 32), 12.0, Crop(0, 0, 32, 32, 32))
     inputs = Inputs(video, frame_times(3), [FrontCamera(40.0, 2.0, 32, 32)])

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from anchor4d.core.cameras import quaternion_to_matrix
 from anchor4d.core.deformation import ControlNodes, DeformationField, DeformationMLP, HexPlane, field_from_config
+from anchor4d.core.deformation.hexplane import gathered, sampled
 from anchor4d.core.gaussians import Gaussians, from_points, random_gaussians
 from anchor4d.core.mesh import Mesh
 from anchor4d.core.runs.sample import sample_meshes
@@ -25,7 +26,7 @@ def gaussians() -> Gaussians:
 def make(name: str, gaussians: Gaussians) -> DeformationField:
     torch.manual_seed(0)
     if name == "control-nodes":
-        return ControlNodes.build(gaussians, FRAMES, nodes=12, opacity=True)
+        return ControlNodes.on_surface(gaussians, FRAMES, nodes=12, opacity=True)
     if name == "hexplane":
         return HexPlane(resolution=8, time_resolution=5, channels=4, width=16, opacity=True)
     return DeformationMLP(depth=4, width=32, skip=1)
@@ -105,7 +106,7 @@ def test_control_nodes_move_gaussians_rigidly_with_them(gaussians: Gaussians) ->
 
 @pytest.mark.parametrize("loop", [False, True])
 def test_keys_are_met_exactly_and_blended_smoothly_between(gaussians: Gaussians, loop: bool) -> None:
-    field = ControlNodes.build(gaussians, FRAMES, nodes=6, loop=loop)
+    field = ControlNodes.on_surface(gaussians, FRAMES, nodes=6, loop=loop)
     span = FRAMES if loop else FRAMES - 1
     at_keys = field.key_weights(torch.arange(FRAMES) / span)
     torch.testing.assert_close(at_keys, torch.eye(FRAMES), atol=1e-5, rtol=0)
@@ -190,7 +191,7 @@ def test_legs_side_by_side_are_bound_apart() -> None:
     legs = [torch.stack([torch.full_like(y, side * 0.01), y, torch.full_like(y, 0.05)], -1) for side in (-1, 1)]
     points = torch.cat(legs)
     gaussians = from_points(points, torch.full_like(points, 0.5))
-    field = ControlNodes.build(gaussians, 2, mesh=mesh, nodes=40)
+    field = ControlNodes.on_surface(gaussians, 2, mesh=mesh, nodes=40)
     side = field.node_positions[:, 0].sign()
     low = field.node_positions[:, 1] < -0.15
     share = (field.bind_weight * (low[field.bind_index] & (side[field.bind_index] != points[:, :1].sign()))).sum(1)
@@ -201,9 +202,22 @@ def test_legs_side_by_side_are_bound_apart() -> None:
 def test_nodes_cover_the_object_evenly() -> None:
     mesh = sample_meshes(1)[0]
     points = mesh.vertices[::7]
-    field = ControlNodes.build(from_points(points, torch.full_like(points, 0.5)), 3, mesh=mesh, nodes=80)
+    field = ControlNodes.on_surface(from_points(points, torch.full_like(points, 0.5)), 3, mesh=mesh, nodes=80)
     gaps = torch.cdist(points, field.node_positions).amin(1)
     assert len(field.node_positions) == 80
     assert float(gaps.max()) < 0.15
     spacing = torch.cdist(field.node_positions, field.node_positions).fill_diagonal_(math.inf).amin(1)
     assert float(spacing.min()) > 0.2 * float(spacing.median())
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (1, 3), (2, 1)])
+def test_planes_are_sampled_alike_by_gathers(shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    plane = torch.randn(1, 3, *shape, generator=generator, requires_grad=True)
+    x, y = (2.6 * torch.rand(2, 2, 40, generator=generator) - 1.3).requires_grad_()
+    wanted = torch.randn(2, 40, 3, generator=generator)
+    found = [
+        (value, *torch.autograd.grad(value, [plane, x, y], wanted)) for value in (sampled(plane, x, y), gathered(plane, x, y))
+    ]
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)

@@ -21,12 +21,13 @@ from anchor4d.core.mesh import Mesh
 from anchor4d.core.methods import pla4d, stages
 from anchor4d.core.methods.stages import MethodConfig, MotionConfig, StaticConfig
 from anchor4d.core.metrics import motion, on_white
+from anchor4d.core.objectives.base import FitStep
 from anchor4d.core.objectives.first_frame import FirstFrame
-from anchor4d.core.objectives.front import FrontMatch
+from anchor4d.core.objectives.front import ReferenceViewLoss
 from anchor4d.core.objectives.mesh import MeshMatch
 from anchor4d.core.objectives.rigidity import Rigidity, Smoothness
-from anchor4d.core.runs.run import Run, Settings, run, run_in_folder
 from anchor4d.core.runs.sample import write_sample
+from anchor4d.core.runs.session import Run, Settings, run, run_in_folder
 from anchor4d.core.scene.scene import Scene4D
 from anchor4d.core.scene.views import render_frames, scene_cameras
 from anchor4d.core.schedules import constant
@@ -42,18 +43,18 @@ TINY = MethodConfig(
         gaussians=1500,
         schedule=Schedule(steps=24, resolutions=((0.5, 48), (1.0, 96))),
         objectives=(
-            FrontMatch(weight=constant(1e4), perceptual=0.0),
+            ReferenceViewLoss(weight=constant(1e4), perceptual=0.0),
             MeshMatch(weight=constant(1e4), views=2, perceptual=0.0),
         ),
         density=DensityControl(every=8, start=8, budget=1600, threshold=0.0),
     ),
     motion=MotionConfig(
         field="control-nodes",
-        nodes=40,
+        fields={"control-nodes": {"nodes": 40}},
         tracking=Schedule(steps=1, one_by_one=8, resolutions=((1.0, 64),), background="random"),
         schedule=Schedule(steps=20, resolutions=((1.0, 96),), frames=3, background="random"),
         objectives=(
-            FrontMatch(weight=constant(1.0), mask=3.0, perceptual=0.0, levels=3),
+            ReferenceViewLoss(weight=constant(1.0), mask=3.0, perceptual=0.0, levels=3),
             Rigidity(weight=constant(1.0)),
             Smoothness(weight=constant(10.0)),
         ),
@@ -106,8 +107,8 @@ def test_the_report_tells_what_happened(whole: Run) -> None:
     assert report["perceptual"] == "not used by this preset"
     assert report["versions"]["torch"] == torch.__version__
     assert set(report["seconds"]) == {"align camera", "frame to 3D", "follow frame by frame", "3D to 4D"}
-    assert set(report["losses"]["3D to 4D"]) == {"front", "rigidity", "smoothness"}
-    assert len(report["losses"]["frame to 3D"]["front"]) == 4  # steps 1, 11, 21 and the last
+    assert set(report["losses"]["3D to 4D"]) == {"reference view", "rigidity", "smoothness"}
+    assert len(report["losses"]["frame to 3D"]["reference view"]) == 4  # steps 1, 11, 21 and the last
     assert report["camera"]["fovy"] == whole.alignment.front.fovy
     assert report["alignment"]["curves"][0]["name"]
     assert report["gaussians"] == len(whole.scene.gaussians) > 1500
@@ -157,18 +158,18 @@ def test_a_step_cut_short_goes_back_to_the_last_checkpoint(
 ) -> None:
     """An interruption inside a step, such as running out of memory, must not leave half a step in the checkpoint."""
     calls = 0
-    real = FrontMatch.__call__
+    real = ReferenceViewLoss.weighted
 
-    def failing(self: FrontMatch, step: object) -> Tensor:
+    def failing(self: ReferenceViewLoss, step: FitStep, weight: float) -> Tensor:
         nonlocal calls
         calls += 1
         if calls == 6:
             raise MemoryError
-        return real(self, step)  # pyright: ignore[reportArgumentType]
+        return real(self, step, weight)
 
     settings = Settings(seed=3, yaw=0.0)
     with monkeypatch.context() as patch:
-        patch.setattr(FrontMatch, "__call__", failing)
+        patch.setattr(ReferenceViewLoss, "weighted", failing)
         with pytest.raises(MemoryError):
             run(*inputs, settings, config=TINY, checkpoints=tmp_path)
     assert_same(whole.scene, run(*inputs, settings, config=TINY, checkpoints=tmp_path).scene, tmp_path)
@@ -199,10 +200,10 @@ def test_the_other_fields_fit_too(inputs: tuple[DrivingVideo, Mesh], whole: Run,
         field=field,  # pyright: ignore[reportArgumentType]
         opacity=True,
         schedule=Schedule(steps=6, resolutions=((1.0, 32),)),
-        objectives=(FrontMatch(weight=constant(1e4), perceptual=0.0), FirstFrame(weight=constant(1e4))),
+        objectives=(ReferenceViewLoss(weight=constant(1e4), perceptual=0.0), FirstFrame(weight=constant(1e4))),
     )
     moving = stages.fit_motion(video, still, config, seed=0)
-    losses = moving.meta["losses"]["3D to 4D"]["front"]
+    losses = moving.meta["losses"]["3D to 4D"]["reference view"]
     assert losses[-1] < losses[0]
     assert moving.field is not None
     assert moving.field.name == field
@@ -212,7 +213,7 @@ def test_the_paper_preset_is_the_papers() -> None:
     paper = pla4d.preset("paper")
     assert (paper.camera, paper.resolution) == ("focal-literal", 512)
     assert (paper.static.schedule.steps, paper.motion.schedule.steps) == (1000, 65)
-    assert (paper.motion.field, paper.motion.opacity) == ("mlp", True)
+    assert (paper.motion.field, paper.motion.fields["mlp"]) == ("mlp", {"opacity": True})
     names = [objective.name for objective in paper.motion.objectives]
     assert names == ["front", "first_frame"]  # none of our regularisers
     assert [paper.static.schedule.resolution(rho) for rho in (0.0, 0.6, 0.9)] == [128, 256, 512]
@@ -274,5 +275,5 @@ def test_unknown_settings_are_refused() -> None:
     for settings in (Settings(method="magic"), Settings(preset="best"), Settings(device="abacus"), Settings(renderer="crayon")):
         with pytest.raises(InputError, match=r"unknown, choose one of"):
             settings.resolved()
-    with pytest.raises(InputError, match="later release"):
+    with pytest.raises(InputError, match="CUDA and ROCm devices only"):
         Settings(device="cpu", renderer="nvrtc").resolved()

@@ -7,21 +7,48 @@ import math
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import kernel_shim
 import numpy as np
 import pytest
 import torch
 import trimesh
 from PIL import Image
+from torch import Tensor
 
 from anchor4d.core.cameras import Cameras, orbit
 from anchor4d.core.files import InputError
 from anchor4d.core.io.meshes import load_mesh
 from anchor4d.core.mesh import Mesh, linear_to_srgb
+from anchor4d.core.render import mesh as core_render
 from anchor4d.core.render import numba_support
-from anchor4d.core.render.mesh import MeshRender, render_mesh, resolve_backend
+from anchor4d.core.render.mesh import MeshRender, resolve_backend
+from anchor4d.core.render.nvrtc import compiler, mesh_backend
 
-BACKENDS = ["torch", pytest.param("numba", marks=pytest.mark.skipif(resolve_backend("auto") != "numba", reason="no numba"))]
+numba_only = pytest.mark.skipif(resolve_backend("auto") != "numba", reason="no numba")
+card_only = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no graphics card")]
+BACKENDS = [
+    "torch",
+    pytest.param("numba", marks=numba_only),
+    pytest.param("nvrtc", marks=card_only),
+    # The kernels of the graphics card, compiled for the CPU.
+    pytest.param("shim", marks=kernel_shim.needs_compiler),
+]
+
+
+def render_mesh(mesh: Mesh, cameras: Cameras, *args: Any, backend: str = "auto", **options: Any) -> MeshRender:
+    """The renderer under test, on the device of the backend; the pictures on the CPU."""
+    if backend == "shim":
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(compiler, "load", kernel_shim.load)
+            patch.setattr(mesh_backend, "why_not", lambda device: "")
+            return core_render.render_mesh(mesh, cameras, *args, backend="nvrtc", **options)
+    if backend == "nvrtc":
+        mesh, cameras = mesh.to("cuda"), cameras.to("cuda")
+        args = tuple(x.cuda() if isinstance(x, Tensor) else x for x in args)
+    found = core_render.render_mesh(mesh, cameras, *args, backend=backend, **options)
+    return MeshRender(found.color.cpu(), found.alpha.cpu(), found.depth.cpu(), found.normal.cpu())
 
 
 def soup(faces: int, seed: int, spread: float = 0.4) -> Mesh:
@@ -187,18 +214,20 @@ def test_sphere_against_its_closed_form(backend: str) -> None:
     assert (found.normal[found.alpha == 0] == 0).all()
 
 
-@pytest.mark.skipif(resolve_backend("auto") != "numba", reason="no numba")
-def test_backends_agree_on_a_textured_mesh_with_levels() -> None:
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+def test_backends_agree_on_a_textured_mesh_with_levels(backend: str) -> None:
     mesh, cameras = soup(300, 7, spread=0.15), orbit([0.0, 100.0, 250.0], 20.0, 1.5, 45.0, 48, 40)
     generator = torch.Generator().manual_seed(1)
     mesh = replace(mesh, textures=(torch.rand(128, 96, 4, generator=generator), torch.rand(33, 70, 4, generator=generator)))
     background = torch.tensor([0.2, 0.5, 0.9])
-    a, b = (render_mesh(mesh, cameras, background, backend=name) for name in ("torch", "numba"))
+    a, b = (render_mesh(mesh, cameras, background, backend=name) for name in ("torch", backend))
     np.testing.assert_allclose(a.alpha, b.alpha, atol=1e-6)
     np.testing.assert_allclose(a.depth, b.depth, atol=1e-4)
     # A sample whose texel count lies at a power of four may take either level.
     assert ((a.color - b.color).abs() > 1e-3).float().mean() < 1e-3
     assert ((a.normal - b.normal).abs() > 1e-3).float().mean() < 1e-3
+    again = render_mesh(mesh, cameras, background, backend=backend)
+    assert all(torch.equal(getattr(b, name), getattr(again, name)) for name in ("color", "alpha", "depth", "normal"))
 
 
 def box(centre: tuple[float, float, float], size: float, color: tuple[float, float, float]) -> Mesh:
@@ -299,12 +328,13 @@ def test_a_fine_pattern_seen_from_afar_is_its_mean_light(backend: str) -> None:
     assert render_mesh(quad, cameras, mipmaps=False, supersample=1, backend=backend).color.std() > 0.05
 
 
-def test_no_cracks_between_neighbours() -> None:
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+def test_no_cracks_between_neighbours(backend: str) -> None:
     ball = trimesh.creation.icosphere(subdivisions=4, radius=0.5)
     vertices = torch.from_numpy(np.array(ball.vertices)).float()
     front = vertices[torch.from_numpy(np.array(ball.faces))].mean(1)[:, 2] > -0.1
     mesh = Mesh(vertices, torch.from_numpy(np.array(ball.faces))[front])
-    found = render_mesh(mesh, orbit(0.0, 0.0, 2.0, 30.0, 300, 300))
+    found = render_mesh(mesh, orbit(0.0, 0.0, 2.0, 30.0, 300, 300), backend=backend)
     covered = found.alpha[0, 60:240, 60:240]
     assert (covered == 1).all()
 

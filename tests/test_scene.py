@@ -30,7 +30,7 @@ def moving_field(name: str, gaussians: Gaussians) -> DeformationField:
     torch.manual_seed(1)
     field: DeformationField
     if name == "control-nodes":
-        field = ControlNodes.build(gaussians, FRAMES, nodes=8, loop=True, opacity=True)
+        field = ControlNodes.on_surface(gaussians, FRAMES, nodes=8, loop=True, opacity=True)
     elif name == "hexplane":
         field = HexPlane(resolution=4, time_resolution=4, channels=4, width=8, opacity=True)
     else:
@@ -115,7 +115,7 @@ def test_a_scene_cut_short_is_refused(tmp_path: Path, gaussians: Gaussians, shar
 
 
 def test_foreign_files_are_refused(tmp_path: Path, gaussians: Gaussians) -> None:
-    with pytest.raises(InputError, match=r"gone\.safetensors: no such scene file"):
+    with pytest.raises(InputError, match=r"gone\.safetensors: no such file"):
         Scene4D.load(tmp_path / "gone.safetensors")
     text = tmp_path / "text.safetensors"
     text.write_text("not a scene, but long enough to look like a header")

@@ -21,12 +21,12 @@ from anchor4d.core.io.objects import load_object
 from anchor4d.core.io.video import load_video
 from anchor4d.core.mesh import Mesh
 from anchor4d.core.methods import stages
-from anchor4d.core.objectives.front import FrontMatch
+from anchor4d.core.objectives.front import ReferenceViewLoss
 from anchor4d.core.objectives.mesh import MeshMatch
 from anchor4d.core.objectives.rigidity import Rigidity
 from anchor4d.core.render import rasterize
-from anchor4d.core.runs.run import Settings, run, run_in_folder
 from anchor4d.core.runs.sample import sample_meshes, write_sample
+from anchor4d.core.runs.session import Settings, run, run_in_folder
 from anchor4d.core.scene.object3d import SplatObject, bounding_points, render_object
 from anchor4d.core.scene.views import render_frames
 from anchor4d.core.schedules import constant
@@ -221,7 +221,7 @@ def test_the_front_of_splats_is_found(character: Mesh, fitted: Path) -> None:
 
 
 def tiny() -> stages.MethodConfig:
-    front = FrontMatch(weight=constant(1.0), perceptual=0.0)
+    front = ReferenceViewLoss(weight=constant(1.0), perceptual=0.0)
     match = MeshMatch(weight=constant(1.0), views=1, perceptual=0.0)
     return stages.MethodConfig(
         name="tiny",

@@ -20,26 +20,27 @@ from anchor4d import cli
 from anchor4d.core.cameras import Crop, FrontCamera
 from anchor4d.core.deformation import DeformationMLP, HexPlane
 from anchor4d.core.files import InputError
-from anchor4d.core.fit.density import DensityControl, adaptive_threshold
+from anchor4d.core.fit.density import DensityControl, DensityState, adaptive_threshold
 from anchor4d.core.fit.loop import GAUSSIAN_LR, FitState, Inputs, Schedule, run_fit
 from anchor4d.core.gaussians import Gaussians, random_gaussians
 from anchor4d.core.generate.anchors import cut_out, sample_anchors
 from anchor4d.core.mesh import Mesh
 from anchor4d.core.methods import stag4d, stages
+from anchor4d.core.methods.registry import method_config
 from anchor4d.core.methods.stages import MethodConfig
 from anchor4d.core.objectives.anchors import AnchorMatch
-from anchor4d.core.objectives.base import FitStep
-from anchor4d.core.objectives.front import FrontMatch
+from anchor4d.core.objectives.base import FitStep, check_objectives
+from anchor4d.core.objectives.front import ReferenceViewLoss
 from anchor4d.core.objectives.multiview import MotionGeometry
-from anchor4d.core.objectives.planes import NoNeedles, PlaneSmoothness
+from anchor4d.core.objectives.planes import AnisotropyRegulariser, PlaneSmoothness
 from anchor4d.core.optimiser import Adam, Group
 from anchor4d.core.priors import Condition, Distillation, Prior
 from anchor4d.core.priors.distill import Question
 from anchor4d.core.priors.exact import ExactPrior
 from anchor4d.core.priors.load import load_prior
 from anchor4d.core.render import ScreenStatistics, rasterize
-from anchor4d.core.runs.run import Run, Settings, run, run_in_folder
 from anchor4d.core.runs.sample import sample_meshes
+from anchor4d.core.runs.session import Run, Settings, run, run_in_folder
 from anchor4d.core.scene.anchors import ELEVATIONS, LENS, Anchors
 from anchor4d.core.scene.scene import frame_times
 from anchor4d.core.schedules import Ramp, constant
@@ -302,19 +303,18 @@ def test_smoothness_of_planes_on_known_planes(gaussians: Gaussians, video: Drivi
         field.planes[2][:] = 1 + torch.tensor([0.0, 1, 4, 9, 16])[:, None]  # x and t: second differences 2, mean distance 6
         field.planes[0][:] = torch.tensor([0.0, 1, 4, 9])[:, None]  # x and y: second differences 2, not held to 1
     assert float(term(step_of(gaussians, video, field))) == pytest.approx(2 * (5 * 4 + 0.05 * 6 + 0.05 * 4), rel=1e-5)
-    assert float(term(step_of(gaussians, video))) == 0
-    with pytest.raises(InputError, match="mlp field has no planes"):
-        term(step_of(gaussians, video, DeformationMLP(depth=2, width=8, skip=1)))
+    with pytest.raises(InputError, match="'planes' needs a field with planes, and a mlp field has none"):
+        check_objectives("motion", [term], video=video, field=DeformationMLP(depth=2, width=8, skip=1), meshes=[])
 
 
 def test_needles_are_judged_by_their_scales_and_in_the_released_code_by_logarithms(video: DrivingVideo) -> None:
     plain = random_gaussians(4, torch.Generator().manual_seed(0))
     scales = torch.tensor([[0.1, 0.1, 0.1], [0.1, 0.1, 0.01], [0.2, 0.1, 0.01], [0.1, 0.05, 0.02]])
     step = step_of(replace(plain, log_scales=scales.log()), video)
-    assert float(NoNeedles(constant(1.0))(step)) == pytest.approx((2.5 + 12.5) / 4, rel=1e-5)
-    assert float(NoNeedles(constant(1.0), logarithmic=True)(step)) == 0  # quotients of logarithms are below 1
+    assert float(AnisotropyRegulariser(constant(1.0))(step)) == pytest.approx((2.5 + 12.5) / 4, rel=1e-5)
+    assert float(AnisotropyRegulariser(constant(1.0), logarithmic=True)(step)) == 0  # quotients of logarithms are below 1
     large = step_of(replace(plain, log_scales=torch.tensor([[3.0, 1, 0.1]]).expand(4, 3)), video)
-    assert float(NoNeedles(constant(1.0), logarithmic=True)(large)) == pytest.approx(4 * (30 - 7.5), rel=1e-5)
+    assert float(AnisotropyRegulariser(constant(1.0), logarithmic=True)(large)) == pytest.approx(4 * (30 - 7.5), rel=1e-5)
 
 
 # Densification
@@ -334,7 +334,7 @@ def grown(control: DensityControl, gaussians: Gaussians, gradient: Tensor) -> Ga
     tensors = {k: v.clone().requires_grad_(True) for k, v in gaussians.tensors().items()}
     adam = Adam([Group(k, v, 1e-3) for k, v in tensors.items()])
     seen = ScreenStatistics(gradient=gradient[None], visible=torch.ones_like(gradient[None], dtype=torch.bool))
-    return control.update(0, 10, Gaussians(**tensors), adam, [seen], torch.Generator().manual_seed(0))
+    return control.update(DensityState(), 0, 10, Gaussians(**tensors), adam, [seen], torch.Generator().manual_seed(0))
 
 
 def test_densification_clones_splits_and_prunes_as_published() -> None:
@@ -377,7 +377,7 @@ def test_a_field_and_its_gaussians_grow_together(gaussians: Gaussians, video: Dr
     field = HexPlane(resolution=4, time_resolution=3, channels=2, width=4, opacity=False)
     control = DensityControl(every=2, start=2, stop=1.0, top=0.025, share=1.0)
     inputs = Inputs(video=video, taus=frame_times(FRAMES), fronts=[FRONT])
-    terms = (FrontMatch(constant(1e3), perceptual=0.0),)
+    terms = (ReferenceViewLoss(constant(1e3), perceptual=0.0),)
     state = FitState(gaussians, field)
     done = run_fit("motion", state, terms, Schedule(steps=6, resolutions=((1.0, 32),)), inputs, train="both", density=control)
     assert len(gaussians) < len(done.gaussians) <= len(gaussians) * 1.03**3 + 3
@@ -394,13 +394,15 @@ def test_paper_numbers() -> None:
 
     def weights(config: MethodConfig, of_batch: int = 4) -> tuple[float, ...]:
         """The front's at step 0, at the stages' border and at the end, of the mean over four pictures."""
-        still, moving = (next(o for o in c.objectives if isinstance(o, FrontMatch)) for c in (config.static, config.motion))
+        still, moving = (
+            next(o for o in c.objectives if isinstance(o, ReferenceViewLoss)) for c in (config.static, config.motion)
+        )
         return tuple(w / of_batch for w in (still.weight(0), still.weight(1), moving.weight(0), moving.weight(0.5)))
 
     assert weights(paper) == pytest.approx((0, 2e4, 2e4, 4e4))
     assert weights(code) == pytest.approx((0, 7e3, 7e3, 2e4))
     for config, steps, both in ((paper, 1000, True), (code, 700, False)):
-        assert config.motion.planes["multiscale"] == (1, 2, 4, 8) and config.static.frame == "middle"
+        assert config.motion.fields["hexplane"]["multiscale"] == (1, 2, 4, 8) and config.static.frame == "middle"
         term = next(o for o in config.motion.objectives if isinstance(o, MotionGeometry))
         assert term.both is both and not term.geometry
         window: Any = term.distillation.time
@@ -414,9 +416,9 @@ def test_paper_numbers() -> None:
         rates, schedule = config.motion.rates, config.motion.schedule
         assert rates is not None and rates["means"] * schedule.means_final == pytest.approx(2e-5)
         assert schedule.means_until * schedule.steps + steps == pytest.approx(2000)
-    needles = [next(o for o in c.motion.objectives if isinstance(o, NoNeedles)).logarithmic for c in (paper, code)]
+    needles = [next(o for o in c.motion.objectives if isinstance(o, AnisotropyRegulariser)).logarithmic for c in (paper, code)]
     assert needles == [False, True]
-    assert code.motion.planes["at_rest"] is False and GAUSSIAN_LR["sh"] == 1e-2
+    assert code.motion.fields["hexplane"]["at_rest"] is False and GAUSSIAN_LR["sh"] == 1e-2
 
 
 def test_parts_of_align4d_are_added_by_name() -> None:
@@ -427,7 +429,7 @@ def test_parts_of_align4d_are_added_by_name() -> None:
     asked = [next(o for o in c.motion.objectives if isinstance(o, MotionGeometry)).geometry for c in (plain, more)]
     assert asked == [False, True]
     with pytest.raises(InputError, match="plus 'vaod'"):
-        stag4d.preset("draft", plus=("vaod",))
+        method_config("stag4d", "draft", plus=("vaod",))
 
 
 def test_camera_without_an_object_makes_it_one_large(video: DrivingVideo) -> None:
@@ -458,7 +460,7 @@ def small(config: MethodConfig) -> MethodConfig:
             motion,
             schedule=replace(motion.schedule, steps=8, frames=2, resolutions=((1.0, 32),)),
             density=replace(motion.density, every=2, start=2),
-            planes={**motion.planes, "resolution": 4, "channels": 2},
+            fields={"hexplane": {**motion.fields["hexplane"], "resolution": 4, "channels": 2}},
         ),
     )
 
@@ -474,7 +476,13 @@ def fitted(video: DrivingVideo, prior: Prior, mesh: Any = None, progress: Any = 
 def test_a_run_without_an_object_interrupted_and_resumed(video: DrivingVideo, prior: Prior, tmp_path: Path) -> None:
     whole = fitted(video, prior)
     assert whole.scene.frames == FRAMES and whole.scene.field is not None
-    assert set(whole.report["losses"]["3D to 4D"]) == {"front", "anchors", "motion and geometry", "planes", "needles"}
+    assert set(whole.report["losses"]["3D to 4D"]) == {
+        "reference view",
+        "anchors",
+        "motion and geometry",
+        "planes",
+        "anisotropy",
+    }
     assert whole.report["anchors"]["of"].startswith("Anchors(6 views of 3 frames")
     assert whole.report["object"]["name"] == "ball of points"
     again = fitted(video, prior)
@@ -517,7 +525,7 @@ def test_what_cannot_be_is_refused(video: DrivingVideo, prior: Prior, tmp_path: 
         run(video, None, Settings("pla4d", "draft", device="cpu", prior="none"))
     with pytest.raises(InputError, match="without an object needs a prior"):
         run(video, None, replace(SETTINGS, prior="none"))
-    with pytest.raises(InputError, match="anchors 'tiny': stag4d has anchors"):
+    with pytest.raises(InputError, match="anchors 'tiny': stag4d or stag4d-code has anchors"):
         Settings("pla4d", anchors="tiny").resolved()
     out = ["--out", str(tmp_path / "out")]
     assert cli.main(["fit", "--method", "stag4d", "--plus", "vaod", "--video", str(tmp_path), *out]) == 2

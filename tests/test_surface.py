@@ -207,7 +207,7 @@ def test_fields_of_space_are_asked_where_the_points_are(name: str) -> None:
 
 def test_control_nodes_carry_points_as_their_own_gaussians() -> None:
     gaussians = random_gaussians(200, torch.Generator().manual_seed(0))
-    field = ControlNodes.build(gaussians, 4, nodes=20)
+    field = ControlNodes.on_surface(gaussians, 4, nodes=20)
     with torch.no_grad():
         field.translations.normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
         field.rotations.normal_(0, 0.3, generator=torch.Generator().manual_seed(2))

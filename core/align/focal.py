@@ -18,6 +18,7 @@ from ..video import DrivingVideo
 from .curve import AlignmentCurve
 from .front import detect_yaw
 from .solve import DISTANCE, DISTANCES, DOWN, ELEVATION, EXTENT, RIGHT, STAGES, Target, locate, pose_front, refine
+from .up import better_up, silhouette_overlap
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +127,13 @@ def align_by(
     tell(0.6, None)
     front, found, error = search(mesh, target)
     curves += found
+    overlap = silhouette_overlap(mesh, front, target)
+    axis = better_up(mesh, target, overlap, elevation=elevation)
+    if axis is not None:
+        log.warning(
+            "%s: its %s axis up fits the first frame far better than +Y up; read it with --up %s (Load Mesh: up = %s)",
+            mesh.name, axis, axis, axis,
+        )  # fmt: skip
     if progress:
         progress(1.0, overlay(mesh, front, target))
     report = {
@@ -138,6 +146,8 @@ def align_by(
         "cy": front.cy,
         "elevation": front.elevation,
         "error": error,
+        "overlap": overlap,
+        "better_up": axis,
         "seconds": time.perf_counter() - started,
     }
     log.info("camera: fovy %.2f, distance %.3f, turn %.1f, error %.4g", front.fovy, front.distance, yaw, error)

@@ -1,6 +1,6 @@
 """Deformation fields: (canonical Gaussians, times) to moved Gaussians."""
 
-from .base import DeformationField, field_from_config, register_field
+from .base import FIELDS, DeformationField, Handles, StaticScene, field_from_config, loaded_field, register_field
 from .chain import ClipChain
 from .control_nodes import ControlNodes
 from .frames import FrameField
@@ -10,6 +10,7 @@ from .time_gated import TimeGatedMLP
 from .wrappers import ClosedLoop, Faded, Parts, Placed, TimeMap
 
 __all__ = [
+    "FIELDS",
     "ClipChain",
     "ClosedLoop",
     "ControlNodes",
@@ -17,11 +18,14 @@ __all__ = [
     "DeformationMLP",
     "Faded",
     "FrameField",
+    "Handles",
     "HexPlane",
     "Parts",
     "Placed",
+    "StaticScene",
     "TimeGatedMLP",
     "TimeMap",
     "field_from_config",
+    "loaded_field",
     "register_field",
 ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,19 +12,92 @@ from torch import Tensor, nn
 from ..gaussians import Gaussians
 from ..mesh import Mesh
 from ..optimiser import Group
+from ..registry import Registry
 
-_FIELDS: dict[str, type[DeformationField]] = {}
+#: Deformation fields by name.
+FIELDS: Registry[type[DeformationField]] = Registry("deformation field")
 _Field = TypeVar("_Field", bound="type[DeformationField]")
+
+
+class StaticScene(Protocol):
+    """What a field is built for: canonical Gaussians (N, ...), and the frames of the clip."""
+
+    @property
+    def gaussians(self) -> Gaussians: ...
+
+    @property
+    def frames(self) -> int: ...
+
+    @property
+    def loop(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Handles:
+    """Points on the object, fewer than its Gaussians, whose motion is the field's.
+
+    Args:
+        positions: at rest, (M, 3).
+        pairs: neighbours among them, (E, 2) int64.
+        ends: where each handle occurs in the pairs, see :func:`~.fused.places`; None where no kernel wants it.
+    """
+
+    positions: Tensor
+    pairs: Tensor
+    ends: tuple[Tensor, Tensor] | None = None
 
 
 class DeformationField(nn.Module):
     """Moves canonical Gaussians to given times. A new field moves nothing: its outputs start at zero.
 
-    A subclass keeps its constructor arguments in ``self.arguments`` (JSON values) so that a saved scene can rebuild it.
+    A subclass keeps its constructor arguments in ``self.arguments`` (JSON values) so that a saved scene can rebuild it, and is
+    registered by its name (:func:`register_field`). What it can is said by its attributes.
+
+    Attributes:
+        name: unique in :data:`FIELDS`.
+        fixed_count: it moves the Gaussians that it was built for, none more or fewer, so that density control is refused.
+        tracks_frames: it has a pose at each frame, so that frames can be tracked one by one: :meth:`continue_motion`.
+        anywhere: it moves any point by where the point is, so that it carries other points than Gaussians.
+        offers: what objectives may need of it: "handles" (:meth:`handles`), "planes" (:meth:`feature_planes`), "seam"
+            (:meth:`seam`).
     """
 
     name: ClassVar[str]
+    fixed_count: bool = False
+    tracks_frames: bool = False
+    anywhere: bool = False
+    offers: frozenset[str] = frozenset()
+    #: Constructor arguments that say how many layers, hence tensors, are built: checked against a file's before anything is.
+    layered: ClassVar[frozenset[str]] = frozenset()
+    #: Names of tensors that files of older versions hold and that are read past.
+    former: ClassVar[frozenset[str]] = frozenset()
     arguments: dict[str, Any]
+
+    @classmethod
+    def build(cls, scene: StaticScene, mesh: Mesh | None = None, **settings: Any) -> Self:
+        """A field at rest for a scene, on the device of its Gaussians. Here: the constructor's with the settings.
+
+        Args:
+            mesh: the object's surface, where there is one.
+            settings: of the field, by name.
+        """
+        return cls(**settings).to(scene.gaussians.device)
+
+    def handles(self) -> Handles | None:
+        """The field's handles; None for fields that move each Gaussian by itself."""
+        return None
+
+    def motion_of_handles(self, tau: Tensor) -> tuple[Tensor, Tensor]:  # (B,) -> (B, M, 3), (B, M, 4)
+        """Moved positions and rotations (unit quaternions wxyz) of the handles at times in [0, 1]."""
+        raise NotImplementedError
+
+    def feature_planes(self) -> Sequence[tuple[Tensor, bool]]:
+        """Feature planes (1, C, b, a), each with whether its axis b is time."""
+        return ()
+
+    def seam(self, gaussians: Gaussians, tau: Tensor) -> Tensor:
+        """How far what is blended into the last clip of a motion differs from it, a scalar."""
+        raise NotImplementedError
 
     @property
     def changes(self) -> frozenset[str]:
@@ -79,13 +153,22 @@ class DeformationField(nn.Module):
     ) -> Callable[[Tensor], Tensor] | None:
         """A function from times (B,) to ``points`` of the canonical object where the field moves them, (B, V, 3).
 
-        None for fields that only know where their own Gaussians go.
+        None for fields that only know where their own Gaussians go. Here: of fields that move any point by where it is.
 
         Args:
             gaussians: the canonical set.
             mesh: the surface that the field was built on, where there was one.
         """
-        return None
+        return evaluated_at(self, points) if self.anywhere else None
+
+    def check(self, count: int) -> None:
+        """Refuses tensors that came from a file and do not belong to ``count`` Gaussians, or whose indices lead astray.
+
+        Shapes are those of the arguments and values finite where this is called, see :func:`loaded_field`.
+
+        Raises:
+            ValueError: if so.
+        """
 
     def config(self) -> dict[str, Any]:
         """What :func:`field_from_config` needs to build the same field."""
@@ -94,7 +177,7 @@ class DeformationField(nn.Module):
 
 def register_field(cls: _Field) -> _Field:
     """Class decorator: makes a field loadable by its name."""
-    _FIELDS[cls.name] = cls
+    FIELDS.add(cls.name, cls)
     return cls
 
 
@@ -106,9 +189,65 @@ def field_from_config(config: dict[str, Any]) -> DeformationField:
     """
     arguments = dict(config)
     kind = arguments.pop("type", None)
-    if kind not in _FIELDS:
-        raise ValueError(f"unknown deformation field {kind!r}, expected one of {', '.join(sorted(_FIELDS))}")
-    return _FIELDS[kind](**arguments)
+    if kind not in FIELDS:
+        raise ValueError(f"unknown deformation field {kind!r}, expected one of {', '.join(sorted(FIELDS))}")
+    return FIELDS[kind](**arguments)
+
+
+def loaded_field(config: dict[str, Any], tensors: dict[str, Tensor], count: int) -> DeformationField:
+    """The field that a file describes, with the file's tensors, of ``count`` Gaussians.
+
+    Its sizes take no memory before they are known to be those of the tensors that are really there.
+
+    Raises:
+        ValueError, TypeError, KeyError, RuntimeError, OverflowError: for a description or tensors that are no field.
+    """
+    former = frozenset[str]().union(*(kind.former for kind in FIELDS.values()))
+    tensors = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[2] not in former}
+    _check_description(config, len(tensors))
+    with torch.device("meta"):  # shapes without storage
+        field = field_from_config(config)
+    expected = field.state_dict()
+    if wrong := sorted(expected.keys() ^ tensors.keys()):
+        raise ValueError(f"the {config['type']} field: {wrong[0]} is missing or unknown")
+    given = {}
+    for name, shape in expected.items():
+        tensor = tensors[name]
+        if tensor.shape != shape.shape or tensor.is_floating_point() != shape.is_floating_point():
+            found, wanted = (f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for t in (tensor, shape))
+            raise ValueError(f"the {config['type']} field: {name} is {found}, expected {wanted}")
+        if tensor.is_complex() or (tensor.dtype == torch.bool) != (shape.dtype == torch.bool):
+            raise ValueError(f"the {config['type']} field: {name} is of type {tensor.dtype}")
+        given[name] = tensor.to(shape.dtype)
+        if shape.is_floating_point() and not bool(given[name].isfinite().all()):
+            raise ValueError(f"the {config['type']} field: {name} holds NaN or infinity")
+    field.load_state_dict(given, assign=True)
+    field.check(count)
+    return field
+
+
+#: Fields within fields, and numbers in a description, that no scene of ours comes near.
+_MAX_DEPTH, _MAX_NUMBER = 64, 2**31
+
+
+def _check_description(config: Any, tensors: int) -> None:
+    """Refuses descriptions that building would get lost in: fields within fields without end, more layers than tensors."""
+    queue = [(config, 0)]
+    while queue:
+        value, depth = queue.pop()
+        if depth > _MAX_DEPTH:
+            raise ValueError("a description nested without end")
+        if isinstance(value, dict):
+            kind = value.get("type")
+            cls = FIELDS.get(kind) if isinstance(kind, str) else None
+            for name in cls.layered if cls is not None else ():
+                if value.get(name, 0) > tensors:
+                    raise ValueError(f"the {kind} field: {name} {value[name]}, but only {tensors} tensors")
+            queue += [(member, depth + 1) for member in value.values()]
+        elif isinstance(value, list):
+            queue += [(member, depth + 1) for member in value]
+        elif isinstance(value, (int, float)) and not -_MAX_NUMBER <= value <= _MAX_NUMBER:  # NaN too
+            raise ValueError(f"a field described with the number {value}")
 
 
 def apply_deltas(

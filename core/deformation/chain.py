@@ -10,13 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..gaussians import Gaussians
-from ..mesh import Mesh
 from ..optimiser import Group
-from .base import DeformationField, evaluated_at, field_from_config, register_field
+from .base import DeformationField, field_from_config, register_field
 from .frames import blend
-from .hexplane import HexPlane
-from .mlp import DeformationMLP
-from .time_gated import TimeGatedMLP
 from .wrappers import still
 
 
@@ -36,6 +32,7 @@ class ClipChain(DeformationField):
     """
 
     name = "clip-chain"
+    offers = frozenset({"seam"})
 
     def __init__(self, fields: Sequence[DeformationField | dict[str, Any]], overlap: float = 0.5, closed: bool = False) -> None:
         super().__init__()
@@ -43,6 +40,8 @@ class ClipChain(DeformationField):
             raise ValueError(f"clip chain: {len(fields)} clips with an overlap of {overlap:g}, give some, and 0 to 0.5")
         self.clips = nn.ModuleList([field_from_config(f) if isinstance(f, dict) else f for f in fields])
         self.overlap, self.closed = overlap, closed
+        clips = [self.field(i) for i in range(len(self.clips))]
+        self.anywhere, self.fixed_count = all(clip.anywhere for clip in clips), any(clip.fixed_count for clip in clips)
         for field in self.clips[:-1]:
             field.requires_grad_(False)
 
@@ -121,7 +120,7 @@ class ClipChain(DeformationField):
             return moved
         return _placed(moved, late, blend(moved.map(lambda t: t[late]), still(gaussians, tau[late]), ending[late]))
 
-    def mending(self, gaussians: Gaussians, tau: Tensor) -> Tensor:
+    def seam(self, gaussians: Gaussians, tau: Tensor) -> Tensor:
         """L_interpol, the mean over Gaussians and over the times at which the last clip is blended of |Delta_1 - Delta_12|^2.
 
         Delta_1 is the clip before; where the chain closes, the still object.
@@ -144,16 +143,16 @@ class ClipChain(DeformationField):
         found = frozenset[str]().union(*(self.field(i).changes for i in range(len(self.clips))))
         return found | {"quats"} if found else found  # blending makes rotations unit
 
+    def check(self, count: int) -> None:
+        for i in range(len(self.clips)):
+            self.field(i).check(count)
+
     def select(self, index: Tensor) -> ClipChain:
         return ClipChain([self.field(i).select(index) for i in range(len(self.clips))], self.overlap, self.closed)
 
     def recolored(self, function: Callable[[Tensor], Tensor]) -> ClipChain:
         fields = [self.field(i).recolored(function) for i in range(len(self.clips))]
         return ClipChain(fields, self.overlap, self.closed)
-
-    def carrier(self, gaussians: Gaussians, points: Tensor, mesh: Mesh | None = None) -> Callable[[Tensor], Tensor] | None:
-        ask_where = all(isinstance(clip, (TimeGatedMLP, DeformationMLP, HexPlane)) for clip in self.clips)
-        return evaluated_at(self, points) if ask_where else None
 
     def parameter_groups(self, whole_clip: bool = True, smoothing: float = 1.0) -> list[Group]:
         last = len(self.clips) - 1

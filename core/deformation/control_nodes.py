@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,8 @@ from ..cameras import quaternion_multiply, quaternion_to_matrix
 from ..gaussians import Gaussians
 from ..mesh import Mesh
 from ..optimiser import Group
-from .base import DeformationField, register_field
+from . import fused
+from .base import DeformationField, Handles, StaticScene, register_field
 from .graph import graph_from_mesh, graph_from_points, spaced_binding
 
 
@@ -29,7 +30,7 @@ class ControlNodes(DeformationField):
     Key times are the clip's frame times; between them values follow a Catmull-Rom spline. A Gaussian moves by the blend of
     its nodes' rigid motions: ``x' = sum_k w_k (R_k (x - p_k) + p_k + t_k)``.
 
-    Use :meth:`build` to place nodes on a surface; the constructor only makes an unplaced field of given sizes.
+    Use :meth:`on_surface` to place nodes; the constructor only makes an unplaced field of given sizes.
 
     Args:
         nodes, points, edges: numbers of nodes, of bound Gaussians and of node pairs.
@@ -43,11 +44,14 @@ class ControlNodes(DeformationField):
     """
 
     name = "control-nodes"
+    fixed_count = True
+    tracks_frames = True
+    offers = frozenset({"handles"})
+    former = frozenset({"pair_weight"})  # that rigidity gave the pairs while they were fitted, in version 0.1
     node_positions: Tensor  # (M, 3)
     bind_index: Tensor  # (N, K)
     bind_weight: Tensor  # (N, K)
     pairs: Tensor  # (E, 2)
-    pair_weight: Tensor  # (E,)
 
     def __init__(
         self,
@@ -82,11 +86,17 @@ class ControlNodes(DeformationField):
         self.register_buffer("bind_index", torch.zeros(points, neighbours, dtype=torch.int64))
         self.register_buffer("bind_weight", torch.zeros(points, neighbours))
         self.register_buffer("pairs", torch.zeros(edges, 2, dtype=torch.int64))
-        self.register_buffer("pair_weight", torch.ones(edges))
         self._blend: tuple[Any, tuple[Tensor, Tensor], tuple[Tensor, Tensor], Tensor] | None = None
+        self._places: tuple[fused.Lists, fused.Lists] | None = None
 
-    @staticmethod
-    def build(
+    @classmethod
+    def build(cls, scene: StaticScene, mesh: Mesh | None = None, **settings: Any) -> Self:
+        """As everywhere; a key for each frame. The mesh tells which parts belong together."""
+        return cls.on_surface(scene.gaussians, scene.frames, mesh=mesh, loop=scene.loop, **settings)
+
+    @classmethod
+    def on_surface(
+        cls,
         gaussians: Gaussians,
         keys: int,
         *,
@@ -95,7 +105,7 @@ class ControlNodes(DeformationField):
         nodes: int = 300,
         neighbours: int = 4,
         **arguments: Any,
-    ) -> ControlNodes:
+    ) -> Self:
         """Nodes spread over the object's surface, every Gaussian bound to the nearest along it.
 
         Args:
@@ -114,7 +124,7 @@ class ControlNodes(DeformationField):
             graph = graph_from_points(gaussians.means)
         chosen = graph.spread(nodes)
         index, weight, pairs, spacing = spaced_binding(graph, chosen, gaussians.means, component, neighbours)
-        field = ControlNodes(
+        field = cls(
             nodes=len(chosen), points=len(gaussians), edges=len(pairs), keys=keys, neighbours=index.shape[1],
             spacing=spacing, **arguments,
         )  # fmt: skip
@@ -128,6 +138,16 @@ class ControlNodes(DeformationField):
     def changes(self) -> frozenset[str]:
         return super().changes | ({"opacity_logits"} if self.opacity_logits is not None else set())
 
+    def check(self, count: int) -> None:
+        if len(self.bind_index) != count:
+            raise ValueError(f"control nodes bound to {len(self.bind_index)} Gaussians, not {count}")
+        for name, index in (("bind_index", self.bind_index), ("pairs", self.pairs)):
+            # Sparse products and scatters reach where these say without looking.
+            if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < len(self.node_positions):
+                raise ValueError(f"control nodes: {name} names nodes that do not exist")
+        if self.keys < 1 or not len(self.node_positions):
+            raise ValueError("control nodes: no nodes or no key times")
+
     def select(self, index: Tensor) -> ControlNodes:
         bound, weight = self.bind_index[index.to(self.bind_index.device)], self.bind_weight[index.to(self.bind_index.device)]
         field = ControlNodes(**{**self.arguments, "points": len(bound)}).to(bound.device)
@@ -135,14 +155,14 @@ class ControlNodes(DeformationField):
         return field
 
     def carrier(self, gaussians: Gaussians, points: Tensor, mesh: Mesh | None = None) -> Callable[[Tensor], Tensor]:
-        """As :meth:`build` binds Gaussians, points are bound along the mesh, or else along the Gaussians."""
+        """As :meth:`on_surface` binds Gaussians, points are bound along the mesh, or else along the Gaussians."""
         graph = graph_from_points(gaussians.means) if mesh is None else graph_from_mesh(mesh.to("cpu"))[0]
         nodes, _ = graph.nearest(self.node_positions.cpu().double().numpy())
         index, weight, _, _ = spaced_binding(graph, nodes, points, None, self.bind_index.shape[1])
         index, weight = index.to(points.device), weight.to(points)[..., None]
 
         def carried(tau: Tensor) -> Tensor:  # (B,) -> (B, V, 3)
-            positions, quats = self.node_motion(tau)
+            positions, quats = self.motion_of_handles(tau)
             matrices = quaternion_to_matrix(quats)
             offsets = positions - (matrices @ self.node_positions[:, :, None])[..., 0]
             motions = torch.cat([matrices, offsets[..., None]], -1).flatten(2)  # (B, M, 12)
@@ -167,8 +187,13 @@ class ControlNodes(DeformationField):
     def _keyed(self, parameter: Tensor, weights: Tensor) -> Tensor:  # (keys, M, C), (B, keys) -> (B, M, C)
         return torch.tensordot(weights[:, 1:], parameter[1:], 1) if self.anchored else torch.tensordot(weights, parameter, 1)
 
-    def node_motion(self, tau: Tensor) -> tuple[Tensor, Tensor]:  # (B,) -> (B, M, 3), (B, M, 4)
-        """Moved node positions and rotations (unit quaternions wxyz) at given times."""
+    def handles(self) -> Handles:
+        ends = self._lists()[1] if fused.available(self.pairs.device) else None
+        return Handles(self.node_positions, self.pairs, ends)
+
+    def motion_of_handles(self, tau: Tensor) -> tuple[Tensor, Tensor]:  # (B,) -> (B, M, 3), (B, M, 4)
+        if fused.available(tau.device):
+            return self._motion(tau)[:2]
         weights = self.key_weights(tau)
         return (
             self.node_positions + self._keyed(self.translations, weights),
@@ -180,6 +205,9 @@ class ControlNodes(DeformationField):
             raise ValueError(
                 f"control nodes were bound to {self.bind_index.shape[0]} Gaussians, not {len(gaussians)}; build the field again"
             )
+        if fused.available(tau.device) and gaussians.means.dtype == torch.float32:
+            bound = self._lists()[0]
+            return fused.deform(gaussians, self.bind_index, self.bind_weight, bound, self.node_positions, self._motion(tau))
         weights = self.key_weights(tau)
         batch, nodes = len(tau), len(self.node_positions)
         positions = self.node_positions + self._keyed(self.translations, weights)
@@ -213,6 +241,20 @@ class ControlNodes(DeformationField):
             sh=gaussians.sh.expand(batch, *gaussians.sh.shape),
         )
 
+    def _motion(self, tau: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """All that the nodes do at given times, by the graphics card's own kernels."""
+        return fused.node_motion(
+            tau, self.node_positions, self.translations, self.rotations, self.log_scales, self.opacity_logits, self.loop,
+            self.anchored,
+        )  # fmt: skip
+
+    def _lists(self) -> tuple[fused.Lists, fused.Lists]:
+        """Where each node occurs in the binding and in the pairs."""
+        if self._places is None:
+            nodes = len(self.node_positions)
+            self._places = fused.places(self.bind_index, nodes), fused.places(self.pairs, nodes)
+        return self._places
+
     def _blend_matrices(self, means: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """The binding as sparse matrices with their transposes: (N, 4 M) with homogeneous positions folded in, and (N, M)."""
         key = (means.data_ptr(), means._version, means.device)
@@ -233,12 +275,17 @@ class ControlNodes(DeformationField):
         return self._blend[1], self._blend[2]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self._blend = None
+        self._blend = self._places = None
         return super()._apply(fn, recurse)
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        self._blend = None
-        return super().load_state_dict(*args, **kwargs)
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy makes its own matrices: those of a GPU cannot be copied (sparse storage), and the address they are known by
+        # is that of other Gaussians.
+        return {**self.__dict__, "_blend": None, "_places": None}
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        self._blend = self._places = None
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def parameter_groups(self, whole_clip: bool = True, smoothing: float = 1.0) -> list[Group]:
         space, time = self._smoothing(smoothing)

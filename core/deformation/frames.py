@@ -34,6 +34,7 @@ class FrameField(DeformationField):
     """
 
     name = "frames"
+    fixed_count = True
 
     def __init__(
         self,
@@ -102,6 +103,10 @@ class FrameField(DeformationField):
 
     def parameter_groups(self, whole_clip: bool = True, smoothing: float = 1.0) -> list[Group]:
         return []
+
+    def check(self, count: int) -> None:
+        if self.points != count or self.frames < 1 or "means" not in self.kept:
+            raise ValueError(f"{self.frames} frames of {self.points} Gaussians, where there are {count}")
 
     def select(self, index: Tensor) -> FrameField:
         return self._with({key: kept[:, index.to(kept.device)] for key, kept in self.kept.items()})

@@ -5,9 +5,10 @@ Sources: K-Planes / HexPlane as used by 4D Gaussian Splatting; sizes and zero in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from itertools import combinations
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from ..gaussians import Gaussians
 from ..mesh import Mesh
 from ..optimiser import Group
-from .base import DeformationField, apply_deltas, evaluated_at, register_field, zero_linear
+from .base import DeformationField, StaticScene, apply_deltas, register_field, zero_linear
 
 
 class _Head(nn.Module):
@@ -49,6 +50,8 @@ class HexPlane(DeformationField):
     """
 
     name = "hexplane"
+    anywhere = True
+    offers = frozenset({"planes"})
 
     def __init__(
         self,
@@ -88,9 +91,23 @@ class HexPlane(DeformationField):
                 if isinstance(layer, nn.Linear):
                     nn.init.xavier_uniform_(layer.weight)
 
+    @classmethod
+    def build(cls, scene: StaticScene, mesh: Mesh | None = None, **settings: Any) -> Self:
+        """As everywhere; without other settings with a cell of time for about each frame, and opacity at rest."""
+        cells = max(2, math.ceil(0.85 * scene.frames))
+        return super().build(scene, mesh, **{"time_resolution": cells, "opacity": False, **settings})
+
+    def feature_planes(self) -> list[tuple[Tensor, bool]]:
+        axes = [b for _, b in combinations(range(4), 2)]
+        return [(plane, axes[index % 6] == 3) for index, plane in enumerate(self.planes)]
+
     @property
     def changes(self) -> frozenset[str]:
         return frozenset(self.heads)
+
+    def check(self, count: int) -> None:
+        if not self.bounds > 0:
+            raise ValueError(f"hexplane: bounds {self.bounds:g}, a box needs more than 0")
 
     def features(self, points: Tensor, tau: Tensor) -> Tensor:  # (N, 3), (B,) -> (B, N, C)
         """Plane features at canonical points and times in [0, 1]."""
@@ -101,12 +118,10 @@ class HexPlane(DeformationField):
             spatial, temporal = None, None
             for plane, (a, b) in zip(self.planes[first : first + 6], combinations(range(4), 2)):
                 if b < 3:
-                    grid = torch.stack([space[:, a], space[:, b]], -1)[None, None]
-                    value = F.grid_sample(plane, grid, align_corners=True, padding_mode="border")[0, :, 0].T  # (N, C)
+                    value = sampled(plane, space[:, a], space[:, b])  # (N, C)
                     spatial = value if spatial is None else spatial * value
                 else:
-                    grid = torch.stack([space[:, a].expand_as(time), time], -1)[None]
-                    value = F.grid_sample(plane, grid, align_corners=True, padding_mode="border")[0].movedim(0, -1)
+                    value = sampled(plane, space[:, a].expand_as(time), time)  # (B, N, C)
                     temporal = value if temporal is None else temporal * value
             assert spatial is not None and temporal is not None
             scales.append(spatial * temporal)
@@ -119,11 +134,40 @@ class HexPlane(DeformationField):
             deltas["opacity_logits"] = deltas["opacity_logits"][..., 0]
         return apply_deltas(gaussians, **deltas)
 
-    def carrier(self, gaussians: Gaussians, points: Tensor, mesh: Mesh | None = None) -> Callable[[Tensor], Tensor]:
-        return evaluated_at(self, points)
-
     def parameter_groups(self, whole_clip: bool = True, smoothing: float = 1.0) -> list[Group]:
         final = self.lr_final
         planes = [Group(f"planes.{i}", plane, self.grid_lr, final=final) for i, plane in enumerate(self.planes)]
         layers = [(n, p) for n, p in self.named_parameters() if not n.startswith("planes.")]
         return planes + [Group(name, parameter, self.mlp_lr, final=final) for name, parameter in layers]
+
+
+def sampled(plane: Tensor, x: Tensor, y: Tensor) -> Tensor:  # (1, C, h, w), (...), (...) -> (..., C)
+    """Bilinear features of a plane at places in [-1, 1], the corners' centres at the ends; held outside.
+
+    On a graphics card by gathers whose gradients are added in one order, which those of ``grid_sample`` there are not.
+    """
+    if not plane.is_cuda:
+        grid = torch.stack([x, y], -1).reshape(1, -1, x.shape[-1], 2)
+        value = F.grid_sample(plane, grid, align_corners=True, padding_mode="border")[0].movedim(0, -1)  # (B, N, C)
+        return value if x.dim() > 1 else value[0]
+    return gathered(plane, x, y)
+
+
+def gathered(plane: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """:func:`sampled` by gathers."""
+    height, width = plane.shape[2:]
+    table = plane[0].flatten(1).T.contiguous()  # (h w, C)
+    sides = []
+    for place, size in ((x, width), (y, height)):
+        at = ((place + 1) / 2 * (size - 1)).clamp(0, size - 1)
+        low = at.detach().floor().clamp_max(max(size - 2, 0))
+        sides.append((low.long(), (at - low)[..., None], min(1, size - 1)))
+    (column, right, across), (row, down, along) = sides
+    first = row * width + column
+
+    def at(step: int) -> Tensor:
+        return F.embedding(first + step, table)
+
+    upper = torch.lerp(at(0), at(across), right)
+    lower = torch.lerp(at(along * width), at(along * width + across), right)
+    return torch.lerp(upper, lower, down)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from ..gaussians import Gaussians
 from ..mesh import Mesh
 from ..optimiser import Group
-from .base import DeformationField, apply_deltas, evaluated_at, register_field, zero_linear
+from .base import DeformationField, StaticScene, apply_deltas, register_field, zero_linear
 
 
 @register_field
@@ -28,6 +27,8 @@ class DeformationMLP(DeformationField):
     """
 
     name = "mlp"
+    anywhere = True
+    layered = frozenset({"depth"})
 
     def __init__(
         self,
@@ -50,6 +51,11 @@ class DeformationMLP(DeformationField):
         outputs = {"means": 3, "log_scales": 3, "quats": 4} | ({"opacity_logits": 1} if opacity else {})
         self.heads = nn.ModuleDict({name: zero_linear(width, size) for name, size in outputs.items()})
 
+    @classmethod
+    def build(cls, scene: StaticScene, mesh: Mesh | None = None, **settings: Any) -> Self:
+        """As everywhere; without other settings with opacity at rest."""
+        return super().build(scene, mesh, **{"opacity": False, **settings})
+
     @property
     def changes(self) -> frozenset[str]:
         return frozenset(self.heads)
@@ -67,9 +73,6 @@ class DeformationMLP(DeformationField):
         if "opacity_logits" in deltas:
             deltas["opacity_logits"] = deltas["opacity_logits"][..., 0]
         return apply_deltas(gaussians, **deltas)
-
-    def carrier(self, gaussians: Gaussians, points: Tensor, mesh: Mesh | None = None) -> Callable[[Tensor], Tensor]:
-        return evaluated_at(self, points)
 
     def parameter_groups(self, whole_clip: bool = True, smoothing: float = 1.0) -> list[Group]:
         return [Group(name, parameter, self.lr) for name, parameter in self.named_parameters()]

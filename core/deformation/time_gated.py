@@ -6,8 +6,8 @@ arXiv 2312.13763. Sizes and squashing are those of Comp4D and tc4d, whose author
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..gaussians import Gaussians
 from ..mesh import Mesh
 from ..optimiser import Group
-from .base import DeformationField, apply_deltas, evaluated_at, register_field, zero_linear
+from .base import DeformationField, StaticScene, apply_deltas, register_field, zero_linear
 
 
 @register_field
@@ -34,6 +34,8 @@ class TimeGatedMLP(DeformationField):
     """
 
     name = "time-gated-mlp"
+    anywhere = True
+    layered = frozenset({"depth"})
 
     def __init__(
         self,
@@ -64,7 +66,12 @@ class TimeGatedMLP(DeformationField):
         self.layers = nn.Sequential(*layers, nn.LayerNorm(width), nn.ReLU(), zero_linear(width, 3))
 
     @classmethod
-    def around(cls, gaussians: Gaussians, **settings: Any) -> TimeGatedMLP:
+    def build(cls, scene: StaticScene, mesh: Mesh | None = None, **settings: Any) -> Self:
+        """As everywhere; its box is that of the Gaussians."""
+        return cls.around(scene.gaussians, **settings)
+
+    @classmethod
+    def around(cls, gaussians: Gaussians, **settings: Any) -> Self:
         """A field at rest whose box is that of Gaussians ``(N, ...)``."""
         low, high = gaussians.means.detach().amin(0), gaussians.means.detach().amax(0)
         extent = max(float((high - low).amax()) / 2, 1e-6)
@@ -73,6 +80,10 @@ class TimeGatedMLP(DeformationField):
     @property
     def changes(self) -> frozenset[str]:
         return frozenset({"means"})
+
+    def check(self, count: int) -> None:
+        if not (self.extent > 0 and self.limit > 0 and self.gate >= 0):
+            raise ValueError(f"time-gated MLP: extent {self.extent:g}, limit {self.limit:g}, gate {self.gate:g}")
 
     def forward(self, gaussians: Gaussians, tau: Tensor) -> Gaussians:
         places = (gaussians.means - gaussians.means.new_tensor(self.centre)) / self.extent
@@ -85,9 +96,6 @@ class TimeGatedMLP(DeformationField):
         )
         moved = self.limit * torch.tanh(self.layers(inputs) / self.limit)
         return apply_deltas(gaussians, means=moved * tau[:, None, None].clamp_min(0) ** self.gate)
-
-    def carrier(self, gaussians: Gaussians, points: Tensor, mesh: Mesh | None = None) -> Callable[[Tensor], Tensor]:
-        return evaluated_at(self, points)
 
     def parameter_groups(self, whole_clip: bool = True, smoothing: float = 1.0) -> list[Group]:
         return [Group(name, parameter, self.lr) for name, parameter in self.named_parameters()]

@@ -34,6 +34,7 @@ class Wrapper(DeformationField):
     def __init__(self, inner: Inner, **arguments: Any) -> None:
         super().__init__()
         self.inner = field_from_config(inner) if isinstance(inner, dict) else inner
+        self.fixed_count = self.inner is not None and self.inner.fixed_count
         self.arguments = arguments
 
     def moved(self, gaussians: Gaussians, tau: Tensor) -> Gaussians:
@@ -51,6 +52,10 @@ class Wrapper(DeformationField):
     def parameter_groups(self, whole_clip: bool = True, smoothing: float = 1.0) -> list[Group]:
         groups = [] if self.inner is None else self.inner.parameter_groups(whole_clip, smoothing)
         return [replace(group, name=f"inner.{group.name}") for group in groups]
+
+    def check(self, count: int) -> None:
+        if self.inner is not None:
+            self.inner.check(count)
 
     def select(self, index: Tensor) -> DeformationField:
         return type(self)(None if self.inner is None else self.inner.select(index), **self.arguments)
@@ -252,6 +257,9 @@ class Placed(Wrapper):
         self._canonical = None
         return super()._apply(fn, recurse)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_canonical": None}  # known by the address of Gaussians that a copy does not have
+
 
 @register_field
 class Faded(Wrapper):
@@ -292,6 +300,7 @@ class Parts(DeformationField):
     """
 
     name = "parts"
+    fixed_count = True
 
     def __init__(self, counts: Sequence[int], fields: Sequence[Inner]) -> None:
         super().__init__()
@@ -336,6 +345,13 @@ class Parts(DeformationField):
             if field is not None
             for group in field.parameter_groups(whole_clip, smoothing)
         ]
+
+    def check(self, count: int) -> None:
+        if sum(self.counts) != count or min(self.counts, default=0) < 0:
+            raise ValueError(f"parts of {sum(self.counts)} Gaussians, where there are {count}")
+        for field, own in zip(self.fields, self.counts):
+            if field is not None:
+                field.check(own)
 
     def select(self, index: Tensor) -> Parts:
         """As everywhere; raises ValueError for an index that mixes the objects' order."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..files import InputError, atomic_path
+from ..files import InputError, write_tensors
 
 #: What every header says, and as what.
 FIELDS = {"stage": str, "key": str, "step": int, "losses": dict}
@@ -17,11 +17,7 @@ FIELDS = {"stage": str, "key": str, "step": int, "losses": dict}
 
 def save_checkpoint(path: str | os.PathLike[str], tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
     """Write a checkpoint in one step: a reader sees the old file or the new one, whole."""
-    from safetensors.torch import save_file
-
-    owned = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    with atomic_path(path) as temporary:
-        save_file(owned, temporary, metadata={"anchor4d-checkpoint": json.dumps(header)})
+    write_tensors(path, tensors, {"anchor4d-checkpoint": json.dumps(header)})
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -35,9 +31,12 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
     try:
         with safe_open(str(path), framework="pt", device="cpu") as handle:
             header = json.loads((handle.metadata() or {})["anchor4d-checkpoint"])
-            for field, kind in FIELDS.items():
-                if not isinstance(header[field], kind):
-                    raise ValueError(f"its {field} is {type(header[field]).__name__}")
-            return {key: handle.get_tensor(key) for key in handle.keys()}, header
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+            tensors = {key: handle.get_tensor(key) for key in handle.keys()}
+        for name, kind in FIELDS.items():
+            if not isinstance(header[name], kind):
+                raise ValueError(f"{name} is a {type(header[name]).__name__}")
+        if header["step"] < 0 or "generator" not in tensors:
+            raise ValueError("incomplete")
+        return tensors, header
+    except (SafetensorError, OSError, LookupError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{Path(path)}: not a readable checkpoint ({error}); delete it to start afresh") from None

@@ -18,6 +18,23 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
+class DensityState:
+    """What density control has seen since it last changed the set.
+
+    Args:
+        gradient: sum of the screen gradients of each Gaussian, (N,); empty where none was seen.
+        seen: how often each was visible, (N,).
+    """
+
+    gradient: Tensor = field(default_factory=lambda: torch.zeros(0))
+    seen: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By name, for a checkpoint."""
+        return {"gradient": self.gradient, "seen": self.seen}
+
+
+@dataclass(frozen=True)
 class DensityControl:
     """Clone, split and prune, up to a fixed budget. Works with every renderer, from its screen gradients.
 
@@ -48,11 +65,10 @@ class DensityControl:
     top: float = 0.0
     largest: float = math.inf
     smallest: float = 0.0
-    _gradient: Tensor = field(default_factory=lambda: torch.zeros(0))
-    _seen: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     def update(
         self,
+        state: DensityState,
         index: int,
         total: int,
         gaussians: Gaussians,
@@ -60,19 +76,19 @@ class DensityControl:
         statistics: list[ScreenStatistics],
         generator: torch.Generator,
     ) -> Gaussians:
-        """Accumulates this step's statistics and, when it is time, returns a changed set, the optimiser's state to match."""
+        """Adds this step's statistics and, when it is time, returns a changed set, the optimiser's state to match."""
         for seen_by in statistics:
             if seen_by.gradient is None or seen_by.visible is None:
                 continue
             gradient, seen = seen_by.gradient.sum(0), seen_by.visible.sum(0).to(torch.float32)
-            if len(self._gradient) != len(gradient):
-                self._gradient, self._seen = torch.zeros_like(gradient), torch.zeros_like(seen)
-            self._gradient, self._seen = self._gradient + gradient, self._seen + seen
+            if len(state.gradient) != len(gradient):
+                state.gradient, state.seen = torch.zeros_like(gradient), torch.zeros_like(seen)
+            state.gradient, state.seen = state.gradient + gradient, state.seen + seen
         step = index + 1
-        if step < self.start or step % self.every or step > self.stop * total or not len(self._gradient):
+        if step < self.start or step % self.every or step > self.stop * total or not len(state.gradient):
             return gaussians
-        mean = self._gradient / self._seen.clamp_min(1)
-        self._gradient, self._seen = self._gradient.new_zeros(0), self._seen.new_zeros(0)
+        mean = state.gradient / state.seen.clamp_min(1)
+        state.gradient, state.seen = state.gradient.new_zeros(0), state.seen.new_zeros(0)
         with torch.no_grad():
             return self._change(gaussians.detach(), mean, optimiser, generator)
 
@@ -110,14 +126,6 @@ class DensityControl:
                 state[group.name] = fresh
             new = Gaussians(**(new.tensors() | {group.name: tensor}))
         return new
-
-    def state(self) -> dict[str, Tensor]:
-        """Running statistics, for a checkpoint."""
-        return {"gradient": self._gradient, "seen": self._seen}
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Takes back what :meth:`state` gave."""
-        self._gradient, self._seen = state["gradient"], state["seen"]
 
 
 def adaptive_threshold(gradient: Tensor, top: float) -> float:  # (N,)

@@ -31,7 +31,7 @@ from ..identity import fingerprint
 from ..io import write_frames, write_ply, write_png
 from ..io.meshes import write_glb
 from ..io.objects import load_object
-from ..io.video import prepare, read_clip, read_picture
+from ..io.video import Reading, prepare, read_clip, read_picture
 from ..priors.checkpoints import Checkpoint
 from ..priors.models import COMMAND, find, known_models, missing, model_named
 from ..progress import Progress
@@ -117,10 +117,12 @@ def complete(
     frames: int | None = None,
     fps: float | None = None,
     yaw: Literal["auto"] | float = "auto",
+    up: str = "y",
     seed: int = 0,
     device: str | torch.device = "cpu",
     resume: bool = False,
     make_object: bool = True,
+    reading: Reading = Reading(),
     options: Mapping[What, Mapping[str, Any]] | None = None,
     progress: Progress | None = None,
 ) -> Made:
@@ -136,9 +138,11 @@ def complete(
         prompt, image, video, object: at least one; the text, and paths.
         frames, fps: of a video that is made; its model's own where None.
         yaw: degrees to turn a given object about +Y so that its front faces +Z; "auto" takes it to face there.
+        up: the axis of a given object's file that points up.
         seed: of every generator.
         resume: refuse what was made there of other inputs, as a fit refuses such checkpoints; else it is replaced.
         make_object: whether a missing object is made; methods that start without one (stag4d) take none.
+        reading: of a given video, of whose first frame an object is made.
         options: more arguments of the generators, by what they make: steps, guidance, precision, offload, height, ...
         progress: called after every step of every generator; interrupts by raising, and leaves whole files only.
 
@@ -164,7 +168,7 @@ def complete(
         raise InputError(f"{frames} frames asked for, a moving object needs at least 2")
     drawn, turn = tasks[0].kind == "render", 0.0 if yaw == "auto" else float(yaw)
     settings: dict[What, dict[str, Any]] = {
-        "image": {"yaw": turn} if drawn else {"offload": "model"},
+        "image": {"yaw": turn, "up": up} if drawn else {"offload": "model"},
         "video": {"offload": "model", "frames": frames, "fps": fps},
         "object": {},
     }
@@ -174,7 +178,8 @@ def complete(
     def key(task: _Task, source: Path | None) -> str:
         models = [_identity(place) for place in task.places]
         text_told = text if task.takes_text else ""
-        return fingerprint(task.kind, models, text_told, source and _digest(source), told[task.what])
+        taken = [reading] if task.of == "video" and reading != Reading() else []
+        return fingerprint(task.kind, models, text_told, source and _digest(source), told[task.what], *taken)
 
     with only_process(out):
         listed, made, steps = _read_list(folder), {}, []
@@ -194,7 +199,9 @@ def complete(
             reused, source = task.what in made, paths.get(task.of)
             if not reused:
                 report = _reporting(progress, f"{task.of} to {task.what}, {task.title}")
-                done = _make(task, source, text, drawn, folder, told[task.what] | {"device": device, "progress": report})
+                done = _make(
+                    task, source, text, drawn, folder, reading, told[task.what] | {"device": device, "progress": report}
+                )
                 made[task.what] = {"key": key(task, source), "of": task.of, "by": task.by, **done}
                 _write_list(folder, made)
                 if torch.cuda.is_available():  # the next model needs the room
@@ -375,11 +382,13 @@ def _all_missing(names: list[str]) -> InputError:
 # The work
 
 
-def _make(task: _Task, source: Path | None, text: str, drawn: bool, folder: Path, options: dict[str, Any]) -> dict[str, Any]:
+def _make(
+    task: _Task, source: Path | None, text: str, drawn: bool, folder: Path, reading: Reading, options: dict[str, Any]
+) -> dict[str, Any]:
     """Makes one thing and returns what the list says of it: its file, and the frame rate of a video."""
     if task.what == "image":
         if source is not None:
-            picture = _front(source, options["yaw"])
+            picture = _front(source, options["yaw"], options["up"])
         else:
             from .image import text_to_image
 
@@ -393,7 +402,7 @@ def _make(task: _Task, source: Path | None, text: str, drawn: bool, folder: Path
             film = text_to_video(task.places[0], text, **options)
         else:
             # A drawing is framed already.
-            picture = read_picture(source).frames[0] / 255 if drawn else _rgba(_cut(source, task.of))
+            picture = read_picture(source).frames[0] / 255 if drawn else _rgba(_cut(source, task.of, reading))
             film = image_to_video(task.places[0], picture, text if task.takes_text else None, **options)
         write_frames(folder / "video", film.frames)
         return {"file": "video", "fps": film.fps}
@@ -403,7 +412,7 @@ def _make(task: _Task, source: Path | None, text: str, drawn: bool, folder: Path
         assert source is not None
         lgm, views = task.places
         # Its world is ours: the picture shows +Z.
-        made = image_to_gaussians(lgm, views, _rgba(_cut(source, task.of)), text=text, **options)
+        made = image_to_gaussians(lgm, views, _rgba(_cut(source, task.of, reading)), text=text, **options)
         write_ply(folder / "object.ply", made.gaussians)
         return {"file": "object.ply"}
     from .mesh import image_to_mesh, text_to_mesh
@@ -411,7 +420,7 @@ def _make(task: _Task, source: Path | None, text: str, drawn: bool, folder: Path
     if source is None:
         mesh = text_to_mesh(task.places[0], text, **options)
     else:
-        cut = _cut(source, task.of)
+        cut = _cut(source, task.of, reading)
         mesh = image_to_mesh(task.places[0], _rgba(cut), **options)
         # Shap-E's meshes face as its training data did, wherever the picture was taken from.
         mesh = mesh.turned(detect_yaw(mesh.normalized()[0], Target.of(cut))[0])
@@ -419,19 +428,23 @@ def _make(task: _Task, source: Path | None, text: str, drawn: bool, folder: Path
     return {"file": "object.glb"}
 
 
-def _cut(path: Path, of: str) -> DrivingVideo:
+def _cut(path: Path, of: str, reading: Reading) -> DrivingVideo:
     """The object of a picture, or of a video's first frame, cut out and centred in a square."""
-    clip = read_picture(path) if of == "image" else read_clip(path, frames=2)
-    return prepare(replace(clip, frames=clip.frames[:1]), resolution=SIDE, fill=FILL)
+    if of == "image":
+        return prepare(read_picture(path), resolution=SIDE, fill=FILL)
+    clip = read_clip(path, reading.mask, frames=2, start=reading.start, end=reading.end)
+    masks = None if clip.masks is None else clip.masks[:1]
+    first = replace(clip, frames=clip.frames[:1], masks=masks)
+    return prepare(first, resolution=SIDE, fill=FILL, background=reading.background)
 
 
 def _rgba(cut: DrivingVideo) -> Tensor:  # (S, S, 4)
     return torch.cat([cut.frames[0], cut.masks[0, ..., None]], -1)
 
 
-def _front(path: Path, yaw: float) -> Tensor:  # (H, W, 4)
+def _front(path: Path, yaw: float, up: str) -> Tensor:  # (H, W, 4)
     """An object seen from its front."""
-    return picture_of(load_object(path).turned(yaw).normalized()[0], FRONT.cameras())
+    return picture_of(load_object(path, up).turned(yaw).normalized()[0], FRONT.cameras())
 
 
 def _reporting(progress: Progress | None, stage: str) -> StepProgress | None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..files import InputError
 from ..gaussians import SH_C0, Gaussians
-from .ply import check_count, check_length, from_file, opacity_bytes, opacity_of, parse_header, to_file
+from .ply import check_count, from_file, opacity_bytes, opacity_of, parse_header, read_element, to_file
 
 #: Gaussians that share their bounds.
 CHUNK = 256
@@ -64,25 +64,24 @@ def encode(gaussians: Gaussians, *, order: Tensor | None = None) -> bytes:
     return "\n".join([*header, "end_header", ""]).encode("ascii") + b"".join(content)
 
 
-def decode(data: bytes, name: str) -> Gaussians:
+def decode(data: bytes, name: str, *, up: str | None = None) -> Gaussians:
     """Gaussians (N, ...) of a compressed .ply's content, in our frame; ``name`` is for messages.
+
+    Args:
+        up: the file's axis that points up, of :data:`.ply.UPS`; None takes -y.
 
     Raises:
         InputError: for a foreign, truncated or damaged file.
     """
-    elements, offset = parse_header(data, name)
-    check_length(name, offset + sum(count * layout.itemsize for _, count, layout in elements), len(data))
-    tables = {}
-    for element, count, layout in elements:
-        tables[element] = np.frombuffer(data, layout, count, offset) if layout.itemsize else np.empty(0)
-        offset += count * layout.itemsize
+    header = parse_header(data, name)
+    tables = {element.name: read_element(data, name, header, element) for element in header.elements}
     chunk, vertex = (tables.get(key, np.empty(0)) for key in ("chunk", "vertex"))
     bounds = _BOUNDS if "min_r" in (chunk.dtype.names or ()) else _BOUNDS[:12]
     if not {*bounds} <= {*(chunk.dtype.names or ())} or not {*_PACKED} <= {*(vertex.dtype.names or ())}:
         raise InputError(f"{name}: a compressed ply of a kind that is not known, save it uncompressed")
     count = len(vertex)
     check_count(name, count)
-    if any(vertex.dtype[key] != "<u4" for key in _PACKED) or len(chunk) * CHUNK < count:
+    if any(vertex.dtype[key].kind + str(vertex.dtype[key].itemsize) != "u4" for key in _PACKED) or len(chunk) * CHUNK < count:
         raise InputError(f"{name}: its chunks do not fit its Gaussians, it is damaged; export it again")
     ends = np.stack([chunk[key].astype(np.float32) for key in bounds], 1).reshape(len(chunk), -1, 2, 3)
     mine = np.arange(count) // CHUNK
@@ -91,7 +90,7 @@ def decode(data: bytes, name: str) -> Gaussians:
         low, high = ends[mine, attribute, 0], ends[mine, attribute, 1]
         return low * (1 - part) + high * part
 
-    with np.errstate(over="ignore", invalid="ignore"):  # absurd bounds become infinite, and are refused
+    with np.errstate(over="ignore", invalid="ignore"):  # absurd bounds become infinite, and are left out
         word = vertex["packed_color"]
         color = np.stack([word >> 24 & 255, word >> 16 & 255, word >> 8 & 255], 1) / np.float32(255)
         color = between(color, 2) if len(bounds) == 18 else color
@@ -105,6 +104,7 @@ def decode(data: bytes, name: str) -> Gaussians:
             between(_unpack(vertex["packed_scale"]), 1),
             opacity_of((word & 255).astype(np.uint8)),
             sh,
+            up=up or "-y",
         )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,66 +15,21 @@ from torch import Tensor
 
 from ..files import InputError
 from ..gaussians import Gaussians
+from ..registry import Registry
 from ..render import Render
 from ..scene.scene import Scene4D, frame_times
 from ..scene.trajectory import Trajectory
-from ..scene.views import DEFAULT_FRONT, FrameProgress, renders, scene_cameras, straight_alpha
+from ..scene.validation import MAX_FRAMES
+from ..scene.views import DEFAULT_FRONT, FrameProgress, film_cameras, renders, straight_alpha
 from .film import contact_sheet, write_film
 
+log = logging.getLogger(__name__)
 
-@dataclass(frozen=True)
-class Format:
-    """A kind of file.
-
-    Args:
-        kind: what it holds.
-        suffixes: how its path may end, the customary one first; "" is a folder.
-        text: what it is for.
-        moment: whether it can hold one moment instead of the clip.
-        folder: what the files of its folder are called (a regular expression), so that no other folder is replaced.
-    """
-
-    kind: Literal["splats", "mesh", "page", "scene", "film"]
-    suffixes: tuple[str, ...]
-    text: str
-    moment: bool = False
-    folder: str = ""
-
-
-FORMATS = {
-    "ply": Format(
-        "splats", ("", ".zip", ".ply"), "splats, one file a frame: SuperSplat, Blender, Unity", True,
-        r"frame\d+\.ply|manifest\.json",
-    ),
-    "compressed-ply": Format(
-        "splats", ("", ".zip", ".ply"), "the same in a quarter of the size: SuperSplat, PlayCanvas", True,
-        r"frame\d+\.compressed\.ply|manifest\.json",
-    ),
-    "spz": Format(
-        "splats", ("", ".zip", ".spz"), "splats, small, one file a frame: ComfyUI, SuperSplat, Spark, three.js", True,
-        r"frame\d+\.spz|manifest\.json",
-    ),
-    "splat": Format(
-        "splats", ("", ".zip", ".splat"), "splats, one file a frame: web viewers", True, r"frame\d+\.splat|manifest\.json"
-    ),
-    "glb": Format("mesh", (".glb",), "a mesh that moves (morph targets): Blender, game engines, any viewer"),
-    "glb-splats": Format("splats", (".glb",), "glTF with KHR_gaussian_splatting: Cesium, Babylon, PlayCanvas", True),
-    "usd": Format("splats", (".usdc", ".usda", ".usdz", ".usd"), "OpenUSD Gaussians with time samples: Houdini, Omniverse"),
-    "4dgs": Format("splats", (".4dgs",), "one seekable file for the players of that format"),
-    "html": Format("page", (".html", ""), "a page with the player, to send to anybody", False, r"index\.html|data.*"),
-    "a4d": Format("page", (".a4d",), "what the page plays, for a site of your own"),
-    "scene": Format("scene", (".safetensors",), "the whole scene, to go on with"),
-    "mp4": Format("film", (".mp4",), "a film"),
-    "webm": Format("film", (".webm",), "a film, with alpha if wanted"),
-    "gif": Format("film", (".gif",), "a small film that plays anywhere, with on-or-off alpha"),
-    "webp": Format("film", (".webp",), "a small film, with alpha"),
-    "apng": Format("film", (".apng",), "an animated PNG: nothing lost, with alpha"),
-    "png": Format("film", ("",), "pictures with alpha", False, r"\d+\.png"),
-}  # fmt: skip
-
-
-#: Endings that say what a path is; anything else may be part of a folder's name.
-_SUFFIXES = {suffix for form in FORMATS.values() for suffix in form.suffixes} - {""}
+#: Longer side of a film, pixels.
+MAX_SIZE = 8192
+Kind = Literal["splats", "mesh", "page", "scene", "film"]
+#: What an export may be asked for beyond the scene: :class:`Export` says what each is.
+Option = Literal["frames", "moment", "shot", "film", "compare"]
 
 
 @dataclass(frozen=True)
@@ -86,6 +43,9 @@ class Shot:
         background: "none" keeps alpha.
         loops: how often the clip plays.
         trajectory: a moving camera, in place of azimuths and elevation.
+
+    Raises:
+        InputError: for values out of range.
     """
 
     azimuths: Sequence[float] = (0.0,)
@@ -95,6 +55,95 @@ class Shot:
     loops: int = 1
     trajectory: Trajectory | None = None
 
+    def __post_init__(self) -> None:
+        if not self.azimuths or not all(math.isfinite(azimuth) for azimuth in self.azimuths):
+            raise InputError("azimuths: give at least one, in degrees")
+        if self.elevation is not None and not abs(self.elevation) <= 90:
+            raise InputError(f"elevation {self.elevation:g}: choose -90 (from below) to 90 degrees (from above)")
+        if self.size is not None and not 1 <= self.size <= MAX_SIZE:
+            raise InputError(f"size {self.size}: choose 1 to {MAX_SIZE} pixels")
+        if not 1 <= self.loops <= 1000:
+            raise InputError(f"loops {self.loops}: choose 1 to 1000")
+
+
+@dataclass(frozen=True)
+class Export:
+    """What a writer is given beside the scene and the path.
+
+    Args:
+        frames: the clip is spread over so many, its own where None.
+        moment: time in [0, 1] of a single set of Gaussians, for the formats that hold one; without it, and where the path is
+            one file of a format that holds only one, time 0.
+        shot: of films.
+        film: the driving video, shown beside the object in a page.
+        compare: a second scene of a page, behind a wiper.
+        title: of a page.
+        backend: of the rasteriser, for films.
+        progress: called with the frames done and all of them.
+    """
+
+    frames: int | None = None
+    moment: float | None = None
+    shot: Shot | None = None
+    film: Tensor | None = None  # (T, H, W, 3 or 4)
+    compare: Scene4D | None = None
+    title: str | None = None
+    backend: str = "auto"
+    progress: FrameProgress | None = None
+
+
+Writer = Callable[[Scene4D, Path, Export], None]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file.
+
+    Args:
+        kind: what it holds.
+        suffixes: how its path may end, the customary one first; "" is a folder.
+        text: what it is for.
+        write: its writer.
+        takes: the options it has a use for; others are refused.
+        folder: what the files of its folder are called (a regular expression), so that no other folder is replaced.
+    """
+
+    kind: Kind
+    suffixes: tuple[str, ...]
+    text: str
+    write: Writer
+    takes: frozenset[Option]
+    folder: str = ""
+
+    @property
+    def moment(self) -> bool:
+        """Whether it can hold one moment instead of the clip."""
+        return "moment" in self.takes
+
+    def single(self, path: Path) -> bool:
+        """Whether a path is one file that holds one moment alone, of a format that otherwise takes a file a frame."""
+        return self.kind == "splats" and "" in self.suffixes and path.suffix.lower() not in ("", ".zip")
+
+
+#: Every format by name, in the order in which they are offered.
+FORMATS: Registry[Format] = Registry("format")
+
+
+def register_format(
+    name: str, kind: Kind, suffixes: tuple[str, ...], text: str, *, takes: Sequence[Option] = (), folder: str = ""
+) -> Callable[[Writer], Writer]:
+    """Decorator that makes a writer a format, which the command line, the nodes and the docs then offer.
+
+    Args:
+        kind, suffixes, text, takes, folder: see :class:`Format`.
+    """
+
+    def decorate(write: Writer) -> Writer:
+        FORMATS.add(name, Format(kind, suffixes, text, write, frozenset(takes), folder))
+        return write
+
+    return decorate
+
 
 def checked_path(path: Path, name: str) -> Path:
     """The path, where its ending fits the format.
@@ -102,15 +151,47 @@ def checked_path(path: Path, name: str) -> Path:
     Raises:
         InputError: for another ending, or a folder where a file should come.
     """
-    suffixes = FORMATS[name].suffixes
-    if path.suffix.lower() not in suffixes and (path.suffix in _SUFFIXES or "" not in suffixes):
+    suffixes = FORMATS.named(name).suffixes
+    # Endings that say what a path is; anything else may be part of a folder's name.
+    known = {suffix for form in FORMATS.values() for suffix in form.suffixes} - {""}
+    if path.suffix.lower() not in suffixes and (path.suffix in known or "" not in suffixes):
         files = " or ".join(s for s in suffixes if s)
         folder = "give a folder" if "" in suffixes else ""
         wanted = " or ".join(filter(None, [folder, files and f"give a name that ends in {files}"]))
         raise InputError(f"{path}: does not fit the format {name}, {wanted}")
-    if path.is_dir() and path.suffix.lower() in _SUFFIXES:
+    if path.is_dir() and path.suffix.lower() in known:
         raise InputError(f"{path}: is a folder, choose another name for the file")
     return path
+
+
+def check_export(path: Path, name: str, given: dict[Option, object]) -> None:
+    """Refuses what an export could not do, or would do nothing with, before anything is read or drawn.
+
+    Args:
+        given: the options, None where one was not given; of ``film`` and ``compare`` only whether counts.
+
+    Raises:
+        InputError: if so.
+    """
+    form = FORMATS.named(name)
+    checked_path(path, name)
+    for option in (key for key, value in given.items() if value is not None and key not in form.takes):
+        others = ", ".join(other for other, entry in FORMATS.items() if option in entry.takes)
+        raise InputError(f"{_CALLED.get(option, option)}: does nothing in the format {name}; leave it out, or choose {others}")
+    frames, moment = given.get("frames"), given.get("moment")
+    if isinstance(frames, int) and not 1 <= frames <= MAX_FRAMES:
+        raise InputError(f"frames {frames}: choose 1 to {MAX_FRAMES}")
+    if isinstance(moment, (int, float)) and not 0 <= moment <= 1:
+        raise InputError(f"time {moment:g}: choose 0 (start of the clip) to 1 (its end)")
+    if frames is not None and (moment is not None or form.single(path)):
+        raise InputError(f"frames {frames}: {path.name} holds one moment; leave it out, or give a folder or .zip and no time")
+    if moment is not None and "" in form.suffixes and not form.single(path):
+        raise InputError(f"time {moment:g}: {path.name} holds the whole clip; leave it out, or give the name of one file")
+
+
+#: Options by the names that users know.
+_CALLED: dict[str, str] = {"moment": "time", "shot": "azimuths, elevation, size, background, loops and camera path"}
+_CALLED |= {"film": "video"}
 
 
 def export_scene(
@@ -130,71 +211,145 @@ def export_scene(
     """Write a scene to ``path`` in the format ``name``.
 
     Args:
-        frames: the clip is spread over so many, its own where None.
-        moment: time in [0, 1] of a single set of Gaussians, for the formats that hold one; without it, and where the path is
-            one file of a format that holds only one, time 0.
-        shot: of films.
-        film: the driving video, shown beside the object in a page.
-        compare: a second scene of a page, behind a wiper.
-        title: of a page.
+        frames, moment, shot, film, compare, title, backend, progress: see :class:`Export`.
 
     Raises:
-        InputError: for a path that does not fit, or a package that the format needs and is not there.
+        InputError: for a path that does not fit, an option that the format has no use for or whose value is out of range, a
+            package that the format needs and is not there, or a disk that takes no more.
     """
-    path, kind = checked_path(path, name), FORMATS[name].kind
-    if kind == "film":
-        _write_film(scene, path, name, frames, shot or Shot(), backend, progress)
-    elif name == "scene":
-        scene.save(path)
-    elif name == "html":
-        from .html import write_html
+    check_export(path, name, {"frames": frames, "moment": moment, "shot": shot, "film": film, "compare": compare})
+    form = FORMATS[name]
+    if form.single(path) and moment is None and scene.frames > 1 and scene.field is not None:
+        log.warning("%s: one file holds one moment, the clip's first; give a folder or .zip for the motion", path)
+    form.write(scene, path, Export(frames, moment, shot, film, compare, title, backend, progress))
 
-        write_html(
-            path,
-            scene,
-            frames=frames,
-            film=film,
-            compare=compare,
-            title=title,
-            view={"background": "#ffffff"},
-            progress=progress,
-        )
-    elif name == "a4d":
-        from .stream import write_stream
 
-        write_stream(path, scene, frames, film=film, progress=progress)
-    elif name == "usd":
-        from .usd import write_usd
+# Splats, one file a frame
 
-        write_usd(path, scene, frames, progress=progress)
-    elif name == "4dgs":
-        from .fourdgs import write_4dgs
 
-        write_4dgs(path, scene, frames, progress=progress)
-    elif name == "glb":
-        from .gltf_mesh import write_mesh_glb
-
-        write_mesh_glb(path, scene, frames=frames, progress=progress)
-    elif name == "glb-splats":
-        from .gltf_splats import write_splat_glb, write_splat_glb_frames
-
-        if moment is None:
-            write_splat_glb_frames(path, scene, frames, progress=progress)
-        else:
-            write_splat_glb(path, _at(scene, moment))
-    else:
+def _splats(name: str, text: str, suffix: str, folder: str) -> None:
+    def write(scene: Scene4D, path: Path, export: Export) -> None:
         from .splats import write_splat_sequence, write_splats
 
-        if path.suffix.lower() in ("", ".zip"):
-            write_splat_sequence(path, scene, frames, format=name, progress=progress)
+        if FORMATS[name].single(path):
+            write_splats(path, _at(scene, export.moment or 0.0), format=name)
         else:
-            write_splats(path, _at(scene, moment or 0.0), format=name)
+            write_splat_sequence(path, scene, export.frames, format=name, progress=export.progress)
+
+    register_format(name, "splats", ("", ".zip", suffix), text, takes=("frames", "moment"), folder=folder)(write)
+
+
+_splats("ply", "splats, one file a frame: SuperSplat, Blender, Unity", ".ply", r"frame\d+\.ply|manifest\.json")
+_splats(
+    "compressed-ply", "the same in a quarter of the size: SuperSplat, PlayCanvas", ".ply",
+    r"frame\d+\.compressed\.ply|manifest\.json",
+)  # fmt: skip
+_splats("spz", "splats, small, one file a frame: ComfyUI, SuperSplat, Spark, three.js", ".spz", r"frame\d+\.spz|manifest\.json")
+_splats(
+    "sog", "splats, small, one file a frame: SuperSplat, PlayCanvas, Babylon, Spark", ".sog", r"frame\d+\.sog|manifest\.json"
+)
+_splats("splat", "splats, one file a frame: web viewers", ".splat", r"frame\d+\.splat|manifest\.json")
+
+
+# The clip in one file
+
+
+@register_format(
+    "glb", "mesh", (".glb",), "a mesh that moves (morph targets): Blender, game engines, any viewer", takes=["frames"]
+)
+def _glb(scene: Scene4D, path: Path, export: Export) -> None:
+    from .gltf_mesh import write_mesh_glb
+
+    write_mesh_glb(path, scene, frames=export.frames, progress=export.progress)
+
+
+@register_format(
+    "glb-splats",
+    "splats",
+    (".glb",),
+    "glTF with KHR_gaussian_splatting: Cesium, Babylon, PlayCanvas",
+    takes=["frames", "moment"],
+)
+def _glb_splats(scene: Scene4D, path: Path, export: Export) -> None:
+    from .gltf_splats import write_splat_glb, write_splat_glb_frames
+
+    if export.moment is None:
+        write_splat_glb_frames(path, scene, export.frames, progress=export.progress)
+    else:
+        write_splat_glb(path, _at(scene, export.moment))
+
+
+@register_format(
+    "usd",
+    "splats",
+    (".usdc", ".usda", ".usdz", ".usd"),
+    "OpenUSD Gaussians with time samples: Houdini, Omniverse",
+    takes=["frames"],
+)
+def _usd(scene: Scene4D, path: Path, export: Export) -> None:
+    from .usd import write_usd
+
+    write_usd(path, scene, export.frames, progress=export.progress)
+
+
+@register_format("4dgs", "splats", (".4dgs",), "one seekable file for the players of that format", takes=["frames"])
+def _4dgs(scene: Scene4D, path: Path, export: Export) -> None:
+    from .fourdgs import write_4dgs
+
+    write_4dgs(path, scene, export.frames, progress=export.progress)
+
+
+@register_format(
+    "html", "page", (".html", ""), "a page with the player, to send to anybody", takes=["frames", "film", "compare"],
+    folder=r"index\.html|data.*",
+)  # fmt: skip
+def _html(scene: Scene4D, path: Path, export: Export) -> None:
+    from .html import write_html
+
+    write_html(
+        path,
+        scene,
+        frames=export.frames,
+        film=export.film,
+        compare=export.compare,
+        title=export.title,
+        view={"background": "#ffffff"},
+        progress=export.progress,
+    )
+
+
+@register_format("a4d", "page", (".a4d",), "what the page plays, for a site of your own", takes=["frames", "film"])
+def _a4d(scene: Scene4D, path: Path, export: Export) -> None:
+    from .stream import write_stream
+
+    write_stream(path, scene, export.frames, film=export.film, progress=export.progress)
+
+
+@register_format("scene", "scene", (".safetensors",), "the whole scene, to go on with")
+def _scene(scene: Scene4D, path: Path, export: Export) -> None:
+    scene.save(path)
+
+
+# Films
+
+
+def _film(name: str, text: str, suffix: str, folder: str = "") -> None:
+    def write(scene: Scene4D, path: Path, export: Export) -> None:
+        _write_film(scene, path, name, export.frames, export.shot or Shot(), export.backend, export.progress)
+
+    register_format(name, "film", (suffix,), text, takes=("frames", "shot"), folder=folder)(write)
+
+
+_film("mp4", "a film", ".mp4")
+_film("webm", "a film, with alpha if wanted", ".webm")
+_film("gif", "a small film that plays anywhere, with on-or-off alpha", ".gif")
+_film("webp", "a small film, with alpha", ".webp")
+_film("apng", "an animated PNG: nothing lost, with alpha", ".apng")
+_film("png", "pictures with alpha", "", r"\d+\.png")
 
 
 @torch.no_grad()
 def _at(scene: Scene4D, moment: float) -> Gaussians:
-    if not 0 <= moment <= 1:
-        raise InputError(f"time {moment:g}: choose 0 (start of the clip) to 1 (its end)")
     return scene.at(moment)
 
 
@@ -203,12 +358,10 @@ def _write_film(
 ) -> None:
     if shot.background == "none" and name == "mp4":
         raise InputError("background none: an mp4 has no transparency; choose white or black, or webm, webp, gif or png")
-    if shot.loops < 1:
-        raise InputError(f"loops {shot.loops}: choose at least 1")
     count = scene.frames if frames is None else frames
     taus, fps, loops = frame_times(count, scene.loop), scene.fps * count / scene.frames, shot.loops
     if shot.trajectory is None:
-        cameras = scene_cameras(scene, list(shot.azimuths), shot.elevation, shot.size)
+        cameras = film_cameras(scene, list(shot.azimuths), shot.elevation, shot.size)
         views = [f"{azimuth:g}" for azimuth in shot.azimuths]
     else:
         # The camera goes its way once while the clip plays as often as it is asked to.

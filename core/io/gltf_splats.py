@@ -8,26 +8,25 @@ specification (3.5.2) names as the way to hide a node.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
-from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..cameras import quaternion_to_matrix
 from ..files import InputError
 from ..gaussians import Gaussians
 from ..mesh import srgb_to_linear
 from ..scene.scene import Scene4D, frame_times
 from ..scene.views import FrameProgress
-from .gltf import VERTICES, Glb
-from .meshes import read_gltf
+from .gltf import VERTICES, Entry, Glb, Gltf
+
+log = logging.getLogger(__name__)
 
 EXTENSION = "KHR_gaussian_splatting"
 
@@ -89,20 +88,15 @@ def read_splat_glb(path: str | os.PathLike[str]) -> Gaussians:
     Raises:
         InputError: for a missing, damaged or foreign file, another kernel or colour space, or values that are not numbers.
     """
-    path = Path(path)
-    try:
-        header, buffers = read_gltf(path, {EXTENSION})
-        found = [
-            _read_primitive(path, header, buffers, primitive).transformed(torch.from_numpy(matrix).float())
-            for node, matrix in _placed(header)
-            if "mesh" in node and abs(np.linalg.det(matrix[:3, :3])) > 1e-18
-            for primitive in header["meshes"][node["mesh"]]["primitives"]
-            if EXTENSION in primitive.get("extensions", {})
-        ]
-    except InputError:
-        raise
-    except (KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: damaged or not a glTF file of splats ({error}), export it again") from None
+    gltf = Gltf(path)
+    found = []
+    for _, node, matrix in gltf.placed():
+        primitives = gltf.item("meshes", node.whole("mesh")).entries("primitives") if "mesh" in node else []
+        for primitive in primitives:
+            if EXTENSION not in primitive.extensions:
+                log.warning("%s: %s is no set of Gaussians, it is left out", path, primitive.place)
+            elif abs(np.linalg.det(matrix[:3, :3])) > 1e-18:  # hidden by its scale otherwise
+                found.append(_placed(gltf, _read_primitive(gltf, primitive), node, matrix))
     if not found:
         raise InputError(f"{path}: a glTF file, but without {EXTENSION}; a mesh is opened as an object")
     widest = max(gaussians.sh.shape[-2] for gaussians in found)
@@ -184,45 +178,32 @@ def _finish(glb: Glb, roots: list[int], extras: dict[str, Any] | None = None) ->
     glb.header["scene"] = 0
 
 
-def _placed(header: dict[str, Any]) -> list[tuple[dict[str, Any], np.ndarray]]:
-    """The nodes of the file's scene with their global matrices (4, 4)."""
-    nodes, found = header.get("nodes", []), []
-    scenes = header.get("scenes", [])
-    roots = scenes[header.get("scene", 0)].get("nodes", []) if scenes else range(len(nodes))
-    queue = deque((index, np.eye(4)) for index in roots)
-    while queue:
-        index, above = queue.popleft()
-        if len(found) >= len(nodes):
-            raise ValueError("nodes that contain themselves")
-        node = nodes[index]
-        matrix = above @ _local(node)
-        found.append((node, matrix))
-        queue += [(child, matrix) for child in node.get("children", [])]
-    return found
+def _placed(gltf: Gltf, gaussians: Gaussians, node: Entry, matrix: np.ndarray) -> Gaussians:  # (4, 4)
+    try:
+        return gaussians.transformed(torch.from_numpy(matrix).float())
+    except ValueError:
+        raise InputError(
+            f"{gltf.path}: {node.place} shears, mirrors or scales Gaussians unevenly; apply its transform and export it again"
+        ) from None
 
 
-def _local(node: dict[str, Any]) -> np.ndarray:  # (4, 4)
-    if "matrix" in node:
-        return np.array(node["matrix"], np.float64).reshape(4, 4).T
-    x, y, z, w = node.get("rotation", [0, 0, 0, 1])
-    matrix = np.eye(4)
-    matrix[:3, :3] = quaternion_to_matrix(torch.tensor([w, x, y, z], dtype=torch.float64)).numpy() * node.get(
-        "scale", [1, 1, 1]
-    )
-    matrix[:3, 3] = node.get("translation", [0, 0, 0])
-    return matrix
-
-
-def _read_primitive(path: Path, header: dict[str, Any], buffers: list[bytes], primitive: dict[str, Any]) -> Gaussians:
-    settings, attributes = primitive["extensions"][EXTENSION], primitive["attributes"]
-    if settings["kernel"] != "ellipse" or settings.get("extensions"):
-        raise InputError(f"{path}: its splats are of another kind ({settings['kernel']}) or compressed, export plain ones")
-    space = settings["colorSpace"]
+def _read_primitive(gltf: Gltf, primitive: Entry) -> Gaussians:
+    settings, attributes = primitive.entry("extensions").entry(EXTENSION), primitive.entry("attributes")
+    if settings.text("kernel") != "ellipse" or settings.extensions:
+        kind = ", ".join(settings.extensions) or settings.text("kernel")
+        raise InputError(f"{gltf.path}: its splats are of another kind or compressed ({kind}), export plain ones")
+    space = settings.text("colorSpace")
     if space != "srgb_rec709_display":
-        raise InputError(f"{path}: its colours are in {space}, only srgb_rec709_display is read; export it again as sRGB")
+        raise InputError(f"{gltf.path}: its colours are in {space}, only srgb_rec709_display is read; export it again as sRGB")
+    count = gltf.count(attributes.whole("POSITION"))
+    if count > gltf.limits.elements:
+        raise InputError(f"{gltf.path}: {count:,} Gaussians, more than {gltf.limits.elements:,}, reduce them")
 
-    def read(key: str) -> Tensor:
-        return torch.from_numpy(_array(header, buffers, attributes[key]))
+    def read(key: str, kind: str = "VEC3") -> Tensor:
+        values = gltf.floats(attributes.whole(key), kind)
+        if len(values) != count:
+            raise gltf.damaged(f"{attributes.place}.{key} has {len(values):,} rows where POSITION has {count:,}")
+        return torch.from_numpy(values)
 
     sh = [read(f"{EXTENSION}:SH_DEGREE_0_COEF_0")]
     for degree in range(1, 4):
@@ -230,34 +211,15 @@ def _read_primitive(path: Path, header: dict[str, Any], buffers: list[bytes], pr
             sh += [read(f"{EXTENSION}:SH_DEGREE_{degree}_COEF_{k}") for k in range(2 * degree + 1)]
     gaussians = Gaussians(
         means=read("POSITION"),
-        quats=read(f"{EXTENSION}:ROTATION")[:, [3, 0, 1, 2]],
+        quats=read(f"{EXTENSION}:ROTATION", "VEC4")[:, [3, 0, 1, 2]],
         log_scales=read(f"{EXTENSION}:SCALE").clamp_min(1e-12).log(),
-        opacity_logits=read(f"{EXTENSION}:OPACITY")[:, 0].clamp(1e-6, 1 - 1e-6).logit(),
+        opacity_logits=read(f"{EXTENSION}:OPACITY", "SCALAR")[:, 0].clamp(1e-6, 1 - 1e-6).logit(),
         sh=torch.stack(sh, 1),
     )
     for name, value in gaussians.tensors().items():
         if not bool(value.isfinite().all()):
-            raise InputError(f"{path}: holds NaN or infinite {name}, repair or export it again")
+            raise InputError(f"{gltf.path}: holds NaN or infinite {name}, repair or export it again")
     return gaussians
-
-
-_DTYPE = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
-_WIDTH = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4}
-
-
-def _array(header: dict[str, Any], buffers: list[bytes], index: int) -> np.ndarray:  # (N, C) float32
-    """An accessor's values, its reach checked by :func:`read_gltf`."""
-    accessor = header["accessors"][index]
-    if "sparse" in accessor or "bufferView" not in accessor:
-        raise ValueError("a sparse array")
-    view, dtype = header["bufferViews"][accessor["bufferView"]], np.dtype(_DTYPE[accessor["componentType"]])
-    width, count = _WIDTH[accessor["type"]], accessor["count"]
-    start = view.get("byteOffset", 0) + accessor.get("byteOffset", 0)
-    strides = (view.get("byteStride", width * dtype.itemsize), dtype.itemsize)
-    values = np.ndarray((count, width), dtype, buffers[view["buffer"]], start, strides).astype(np.float32)
-    if accessor.get("normalized"):
-        values = np.maximum(values / np.iinfo(dtype).max, -1)
-    return values
 
 
 def _padded(gaussians: Gaussians, coefficients: int) -> Gaussians:

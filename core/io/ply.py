@@ -1,15 +1,21 @@
-"""3D Gaussian Splatting's .ply: binary, float32, raw attributes, one file a moment. And what all splat files share.
+"""3D Gaussian Splatting's .ply: raw attributes, one file a moment. And what all splat files share.
+
+Written as binary float32. Read in every encoding, with elements and properties of other programs beside ours; 2DGS files, whose
+Gaussians have two scales, and files with RGB in place of harmonics (Nerfstudio's) too.
 
 Splat files keep the frame of the photogrammetry that 3DGS started from, Y down and Z forward. Ours is Y up: the two differ by
-half a turn about X, (x, y, z) -> (x, -y, -z), done here on positions, rotations and spherical harmonics.
+half a turn about X, (x, y, z) -> (x, -y, -z), done here on positions, rotations and spherical harmonics. A file that was made
+upright or lies on its side says so by nothing: :data:`UPS` names what its reader may be asked for.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
-from dataclasses import replace
+import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,18 +24,40 @@ from torch import Tensor
 
 from ..files import InputError, atomic_path
 from ..gaussians import SH_C0, Gaussians, half_turn
+from ..reading import read_bytes
 
+log = logging.getLogger(__name__)
+
+#: Axes of a file that may point up, and the rotation that each takes to +Y. Splat files' own is -y.
+UPS = {
+    "y": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
+    "-y": ((1, 0, 0), (0, -1, 0), (0, 0, -1)),
+    "z": ((1, 0, 0), (0, 0, 1), (0, -1, 0)),
+    "-z": ((1, 0, 0), (0, 0, -1), (0, 1, 0)),
+    "x": ((0, -1, 0), (1, 0, 0), (0, 0, 1)),
+    "-x": ((0, 1, 0), (-1, 0, 0), (0, 0, 1)),
+}
+#: Larger files are refused before they are read.
+MAX_BYTES = 1 << 32
 #: More Gaussians in one file are refused: nothing here could draw or fit them, and memory stays bounded.
 MAX_GAUSSIANS = 1 << 24
 _TYPES = {
-    "char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "<i2", "int16": "<i2", "ushort": "<u2", "uint16": "<u2",
-    "int": "<i4", "int32": "<i4", "uint": "<u4", "uint32": "<u4", "float": "<f4", "float32": "<f4", "double": "<f8",
-    "float64": "<f8",
+    "char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "i2", "int16": "i2", "ushort": "u2", "uint16": "u2",
+    "int": "i4", "int32": "i4", "uint": "u4", "uint32": "u4", "float": "f4", "float32": "f4", "double": "f8", "float64": "f8",
 }  # fmt: skip
+_ORDERS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
+#: Records with lists before the Gaussians that are stepped over one by one.
+_MAX_LISTS = 1 << 20
+#: A 2D Gaussian's third deviation, as part of its smaller one.
+_FLAT = 1e-3
+#: What programs that keep motion in a .ply call its columns: Spacetime Gaussians, FreeTimeGS, 4DGS and their kin.
+_MOTION = re.compile(
+    r"motion_\d+|omega_\d+|trbf_\w+|velocity\w*|v[xyz]|v_[xyz]|t|t_scale|scale_t|rot_r_\d|time|times|duration|durations|tau_\w+"
+)
 #: A header longer than this is not one.
 _HEADER_BYTES = 1 << 16
 _SHAPE = ["opacity", *(f"scale_{i}" for i in range(3)), *(f"rot_{i}" for i in range(4))]
-_REQUIRED = [*"xyz", *(f"f_dc_{i}" for i in range(3)), *_SHAPE]
+_COLORS, _RGB = [f"f_dc_{i}" for i in range(3)], ["red", "green", "blue"]
 
 
 def to_file(gaussians: Gaussians, *, turn: bool = True) -> Gaussians:
@@ -42,7 +70,9 @@ def to_file(gaussians: Gaussians, *, turn: bool = True) -> Gaussians:
     if gaussians.means.dim() != 2:
         raise ValueError(f"a splat file takes one set of Gaussians, not a batch of shape {tuple(gaussians.means.shape[:-2])}")
     gaussians = gaussians.detach().to("cpu", torch.float32)
-    _check_finite(gaussians, "scene", "fit it again")
+    for key, value in gaussians.tensors().items():
+        if value.isnan().any() or (key in ("means", "quats", "sh") and value.isinf().any()):
+            raise InputError(f"scene: holds NaN or infinite {key}, fit it again")
     gaussians = replace(gaussians, quats=_normalized(gaussians.quats))
     return half_turn(gaussians) if turn else gaussians
 
@@ -55,30 +85,63 @@ def from_file(
     opacity_logits: np.ndarray,  # (N)
     sh: np.ndarray,  # (N, K, 3)
     *,
-    turn: bool = True,
+    up: str = "-y",
 ) -> Gaussians:
     """Gaussians of a file's values, in our frame; harmonics beyond degree 3 are left out.
 
-    Raises:
-        InputError: for values that are not finite; scales and opacities may be infinite, as some writers store flat splats
-            and full opacity.
+    Scales and opacities may be infinite, as some writers store flat splats and full opacity. Other values that are no finite
+    numbers stay as they are: :func:`sound` leaves their Gaussians out.
+
+    Args:
+        up: the file's axis that points up, of :data:`UPS`.
     """
     columns = (means, quats, log_scales, opacity_logits, sh[:, :16])
     gaussians = Gaussians(*(torch.from_numpy(np.require(column, np.float32, ["C", "W"])) for column in columns))
-    _check_finite(gaussians, name, "repair or export it again")
     gaussians = replace(
         gaussians,
         quats=_normalized(gaussians.quats),
         log_scales=gaussians.log_scales.clamp(-1e30, 1e30),
         opacity_logits=gaussians.opacity_logits.clamp(-1e30, 1e30),
     )
-    return half_turn(gaussians) if turn else gaussians
+    if up == "-y":
+        return half_turn(gaussians)
+    if up == "y":
+        return gaussians
+    matrix = torch.eye(4)
+    matrix[:3, :3] = torch.tensor(UPS[up], dtype=torch.float32)
+    return gaussians.transformed(matrix)
 
 
-def _check_finite(gaussians: Gaussians, name: str, remedy: str) -> None:
-    for key, value in gaussians.tensors().items():
-        if value.isnan().any() or (key in ("means", "quats", "sh") and value.isinf().any()):
-            raise InputError(f"{name}: holds NaN or infinite {key}, {remedy}")
+def sound(gaussians: Gaussians, name: str) -> Gaussians:
+    """The Gaussians (N, ...) whose values are all finite numbers; how many are left out is logged.
+
+    Raises:
+        InputError: where none is left.
+    """
+    whole = is_sound(gaussians)
+    if bool(whole.all()):
+        return gaussians
+    left, count = int(whole.sum()), len(whole)
+    if not left:
+        raise InputError(f"{name}: all its Gaussians hold NaN or infinite values, repair or export it again")
+    log.warning("%s: %d of %d Gaussians hold NaN or infinite values and are left out", name, count - left, count)
+    return gaussians.select(whole)
+
+
+def is_sound(gaussians: Gaussians) -> Tensor:  # (N) bool
+    """Which of the Gaussians (N, ...) hold finite numbers alone."""
+    rows = [value.reshape(len(gaussians), -1).isfinite().all(1) for value in gaussians.tensors().values()]
+    return torch.stack(rows).all(0)
+
+
+def check_up(up: str | None) -> None:
+    """Refuses what is no axis.
+
+    Raises:
+        InputError: if so.
+    """
+    if up is not None and up not in UPS:
+        raise InputError(f"up {up!r}: choose one of {', '.join(UPS)}")
 
 
 def _normalized(quats: Tensor) -> Tensor:  # (N, 4)
@@ -159,92 +222,213 @@ def encode(gaussians: Gaussians) -> bytes:
 
 
 def is_splat_ply(path: str | os.PathLike[str]) -> bool:
-    """Whether a ply file holds 3D Gaussians, compressed ones included, and not a mesh or plain points."""
+    """Whether a ply file holds Gaussians, compressed ones included, and not a mesh or plain points."""
     with open(path, "rb") as file:
         head = file.read(_HEADER_BYTES).partition(b"end_header")[0]
     names = {line.split()[-1] for line in head.splitlines() if line.startswith(b"property")}
     return {b"opacity", b"scale_0"} <= names or b"packed_position" in names
 
 
-def read_ply(path: str | os.PathLike[str]) -> Gaussians:
-    """Read Gaussians (N, ...) into our Y-up frame.
+def read_ply(path: str | os.PathLike[str], *, up: str | None = None) -> Gaussians:
+    """Read Gaussians (N, ...) into our Y-up frame; those that hold NaN are left out, with a note in the log.
+
+    Args:
+        up: the file's axis that points up, of :data:`UPS`; None takes -y, as nearly all have it.
 
     Raises:
-        InputError: for a missing, truncated or foreign file, or non-finite values.
+        InputError: for a missing, truncated or foreign file.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such ply file, check the path")
-    return decode(path.read_bytes(), str(path))
+    check_up(up)
+    data = read_bytes(path, "splat .ply", MAX_BYTES)
+    return sound(decode(data, str(Path(path)), up=up), str(Path(path)))
 
 
-def decode(data: bytes, name: str) -> Gaussians:
-    """:func:`read_ply` of a file's content; ``name`` is for messages."""
-    elements, start = parse_header(data, name)
+def decode(data: bytes, name: str, *, up: str | None = None) -> Gaussians:
+    """:func:`read_ply` of a file's content, with Gaussians that hold NaN; ``name`` is for messages."""
+    header = parse_header(data, name)
     foreign = f"{name}: a ply file, but not of 3D Gaussians"
-    if is_compressed(elements):
+    if header.is_compressed:
         raise InputError(f"{foreign} in the plain form: it is compressed, save it uncompressed")
-    _, count, layout = elements[0] if elements else ("", 0, np.dtype([]))
-    lacking = [n for n in _REQUIRED if n not in (layout.names or ())]
-    if lacking or elements[0][0] != "vertex":
+    vertex = header.element("vertex")
+    names = set() if vertex is None else {entry.name for entry in vertex.properties}
+    colors = _RGB if {*_RGB} <= names and not {*_COLORS} & names else _COLORS
+    flat = "scale_1" in names and "scale_2" not in names
+    lacking = [n for n in [*"xyz", *colors, *_SHAPE] if n not in names and not (flat and n == "scale_2")]
+    if vertex is None or lacking:
         raise InputError(f"{foreign}: it has no {', '.join(lacking[:4])}; choose a splat .ply (a mesh is opened as an object)")
-    check_length(name, start + count * layout.itemsize, len(data))
-    check_count(name, count)
-    table = np.frombuffer(data, layout, count, start)
-    rest = sorted((n for n in layout.names or () if re.fullmatch(r"f_rest_\d+", n)), key=lambda n: int(n[7:]))
+    check_count(name, vertex.count)
+    table = read_element(data, name, header, vertex)
+    rest = sorted((n for n in names if re.fullmatch(r"f_rest_\d{1,4}", n)), key=lambda n: int(n[7:]))
     coefficients = 1 + len(rest) // 3
     if len(rest) % 3 or math.isqrt(coefficients) ** 2 != coefficients:
         raise InputError(f"{name}: {len(rest)} f_rest properties, which fit no degree of spherical harmonics; export it again")
+    if moving := sorted(n for n in names if _MOTION.fullmatch(n)):
+        shown = ", ".join(moving[:4]) + (", ..." if len(moving) > 4 else "")
+        log.warning("%s: %d columns of motion (%s) are not read, it opens as it stands in the file", name, len(moving), shown)
 
     def columns(names: list[str]) -> np.ndarray:
         return np.stack([table[n].astype(np.float32) for n in names], 1)
 
-    sh = columns(["f_dc_0", "f_dc_1", "f_dc_2"])[:, None]
-    if rest:
-        sh = np.concatenate([sh, columns(rest).reshape(count, 3, coefficients - 1).swapaxes(1, 2)], 1)
-    with np.errstate(over="ignore"):  # doubles beyond float32 become infinite, and are refused
+    with np.errstate(over="ignore", invalid="ignore"):  # doubles beyond float32 become infinite, and are left out
+        sh = columns(colors)[:, None]
+        if colors is _RGB:
+            whole = table["red"].dtype.kind in "iu"
+            sh = (sh / np.float32(np.iinfo(table["red"].dtype).max if whole else 1) - np.float32(0.5)) / np.float32(SH_C0)
+        if rest:
+            sh = np.concatenate([sh, columns(rest).reshape(vertex.count, 3, coefficients - 1).swapaxes(1, 2)], 1)
+        scales = columns(["scale_0", "scale_1"] if flat else ["scale_0", "scale_1", "scale_2"])
+        if flat:
+            scales = np.concatenate([scales, scales.min(1, keepdims=True) + np.float32(math.log(_FLAT))], 1)
+            log.info("%s: 2D Gaussians, read as flat ones", name)
         return from_file(
             name,
             columns([*"xyz"]),
             columns([f"rot_{i}" for i in range(4)]),
-            columns([f"scale_{i}" for i in range(3)]),
+            scales,
             table["opacity"].astype(np.float32),
             sh,
+            up=up or "-y",
         )
 
 
-def parse_header(data: bytes, name: str) -> tuple[list[tuple[str, int, np.dtype]], int]:
-    """The elements of a ply file, each with its count and record layout, and where the records start.
+@dataclass(frozen=True)
+class Property:
+    """A property of a ply element: its type as NumPy writes it without the byte order, and that of a list's length."""
 
-    Elements from the first with lists on are left out: their records have no fixed size.
+    name: str
+    kind: str
+    length: str = ""
+
+
+@dataclass(frozen=True)
+class Element:
+    """An element of a ply file."""
+
+    name: str
+    count: int
+    properties: tuple[Property, ...]
+
+
+@dataclass(frozen=True)
+class Header:
+    """A ply file's elements, where their records start, and their byte order: "<", ">", or "" for text."""
+
+    elements: tuple[Element, ...]
+    start: int
+    order: str
+
+    def element(self, name: str) -> Element | None:
+        return next((element for element in self.elements if element.name == name), None)
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether it is that of a compressed .ply."""
+        names = {entry.name for element in self.elements for entry in element.properties}
+        return self.element("chunk") is not None or "packed_position" in names
+
+
+def parse_header(data: bytes, name: str) -> Header:
+    """The header of a ply file.
 
     Raises:
-        InputError: for a foreign or garbled header.
+        InputError: for a foreign or garbled one.
     """
     end = data.find(b"end_header", 0, _HEADER_BYTES)
     newline = data.find(b"\n", end, _HEADER_BYTES)
     if not data.startswith(b"ply") or end < 0 or newline < 0:
         raise InputError(f"{name}: not a ply file, choose a 3D Gaussian splat .ply")
-    elements: list[tuple[str, int, dict[str, str]]] = []
+    order, elements = "<", []
     for line in data[:end].decode("ascii", "replace").splitlines()[1:]:
         words = line.split()
         if not words or words[0] in ("comment", "obj_info"):
             continue
-        if words[0] == "format" and words[1:] != ["binary_little_endian", "1.0"]:
-            raise InputError(f"{name}: format {' '.join(words[1:])} is not read, save it as binary little-endian ply")
-        if words[0] == "element" and len(words) == 3 and re.fullmatch("[0-9]{1,18}", words[2]):
-            elements.append((words[1], int(words[2]), {}))
+        garbled = InputError(f"{name}: garbled header line {line.strip()[:80]!r}, export it again")
+        if words[0] == "format":
+            if len(words) != 3 or words[1] not in _ORDERS:
+                raise InputError(f"{name}: format {' '.join(words[1:])[:40]!r} is not read, save it as binary or ASCII ply")
+            order = _ORDERS[words[1]]
+        elif words[0] == "element":
+            if len(words) != 3 or not re.fullmatch("[0-9]{1,18}", words[2]):
+                raise garbled
+            elements.append((words[1], int(words[2]), []))
         elif words[0] == "property" and elements:
-            fields = elements[-1][2]
-            if words[1:2] == ["list"] and len(elements) > 1:
-                elements.pop()
-                break
-            if len(words) != 3 or words[1] not in _TYPES or words[2] in fields:
-                raise InputError(f"{name}: garbled header line {line.strip()!r}, export it again")
-            fields[words[2]] = _TYPES[words[1]]
-    return [(element, count, np.dtype(list(fields.items()))) for element, count, fields in elements], newline + 1
+            properties = elements[-1][2]
+            if words[1:2] == ["list"] and len(words) == 5 and {words[2], words[3]} <= _TYPES.keys():
+                properties.append(Property(words[4], _TYPES[words[3]], _TYPES[words[2]]))
+            elif len(words) == 3 and words[1] in _TYPES:
+                properties.append(Property(words[2], _TYPES[words[1]]))
+            else:
+                raise garbled
+            if len({entry.name for entry in properties}) < len(properties):
+                raise garbled
+    return Header(tuple(Element(n, c, tuple(p)) for n, c, p in elements), newline + 1, order)
 
 
-def is_compressed(elements: list[tuple[str, int, np.dtype]]) -> bool:
-    """Whether a header's elements are those of a compressed .ply."""
-    return any(element == "chunk" or "packed_position" in (layout.names or ()) for element, _, layout in elements)
+def read_element(data: bytes, name: str, header: Header, wanted: Element) -> np.ndarray:
+    """The records of an element as a structured array (N), those of the elements before it stepped over.
+
+    Raises:
+        InputError: for a file cut short, lists in the element, or too many before it.
+    """
+    if any(entry.length for entry in wanted.properties):
+        raise InputError(f"{name}: its {wanted.name} properties hold lists, which is not read; export it again")
+    before = header.elements[: header.elements.index(wanted)]
+    if not header.order:
+        return _read_text(data, name, header, wanted, before)
+    start = header.start
+    for element in before:
+        start = _skipped(data, name, header, element, start)
+    layout = _layout(wanted, header.order)
+    check_length(name, start + wanted.count * layout.itemsize, len(data))
+    return np.frombuffer(data, layout, wanted.count, start) if layout.itemsize else np.empty(0, layout)
+
+
+def _layout(element: Element, order: str) -> np.dtype:
+    return np.dtype([(entry.name, order + entry.kind) for entry in element.properties])
+
+
+def _skipped(data: bytes, name: str, header: Header, element: Element, start: int) -> int:
+    """Where the records after an element's begin."""
+    if not any(entry.length for entry in element.properties):
+        return start + element.count * _layout(element, header.order).itemsize
+    if element.count > _MAX_LISTS:
+        raise InputError(f"{name}: {element.count} records of {element.name} before its Gaussians; export it without them")
+    for _ in range(element.count):
+        for entry in element.properties:
+            size = np.dtype(entry.kind).itemsize
+            if entry.length:
+                length = np.dtype(header.order + entry.length)
+                check_length(name, start + length.itemsize, len(data))
+                many = int(np.frombuffer(data, length, 1, start)[0])
+                if length.kind == "f" or many < 0:
+                    raise InputError(f"{name}: a list of garbled length in {element.name}, export it again")
+                start += length.itemsize
+                size *= many
+            start += size
+        check_length(name, start, len(data))
+    return start
+
+
+def _read_text(data: bytes, name: str, header: Header, wanted: Element, before: tuple[Element, ...]) -> np.ndarray:
+    """Numbers of a text file, a record a line."""
+    start = header.start
+    for _ in range(min(sum(element.count for element in before), len(data))):
+        start = data.find(b"\n", start) + 1
+        if not start:
+            raise InputError(f"{name}: cut short, export or copy it again")
+    width = len(wanted.properties)
+    # A number takes two bytes at least.
+    check_length(name, start + 2 * wanted.count * width - 1, len(data))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", DeprecationWarning)  # NumPy's word for text that is no number
+            values = np.fromstring(data[start:].decode("ascii"), np.float64, wanted.count * width, sep=" ")
+    except (ValueError, DeprecationWarning):
+        values = np.empty(0)
+    if len(values) < wanted.count * width:
+        raise InputError(f"{name}: its text is cut short or holds what is no number, export it again")
+    table = np.empty(wanted.count, _layout(wanted, "<"))
+    with np.errstate(over="ignore", invalid="ignore"):
+        for column, entry in zip(values.reshape(wanted.count, width).T, wanted.properties):
+            table[entry.name] = column
+    return table

@@ -6,8 +6,6 @@ import json
 import logging
 import os
 import re
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,15 +17,19 @@ from ..files import InputError
 from ..gaussians import Gaussians
 from ..scene.scene import Scene4D
 from ..scene.sequence import FPS, Motion, scene_from_gaussians
+from ..scene.validation import MAX_FPS, MAX_FRAMES
 from ..scene.views import FrameProgress
+from .archives import member, opened_zip
 from .gltf_splats import read_splat_glb
-from .splats import MAX_BYTES, SPLAT_SUFFIXES, decode_splats, read_splats
+from .ply import MAX_BYTES, check_up, is_sound, sound
+from .sog import META, is_folder
+from .splats import SPLAT_SUFFIXES, decode_raw, read_splats
 
 log = logging.getLogger(__name__)
 
 #: A sequence whose frames take more memory, in bytes, is refused at once; while it is loaded it takes twice as much.
 MEMORY = 1 << 32
-_MAX_FRAMES, _MANIFEST_BYTES = 100_000, 1 << 20
+_MANIFEST_BYTES = 1 << 20
 
 
 def read_sequence(
@@ -37,6 +39,7 @@ def read_sequence(
     loop: bool | None = None,
     motion: Motion = "auto",
     frames: int | None = None,
+    up: str | None = None,
     progress: FrameProgress | None = None,
 ) -> Scene4D:
     """A folder or .zip of splat files, one a frame, as a scene.
@@ -48,37 +51,25 @@ def read_sequence(
         fps, loop: in place of the manifest's; 12 and False where neither says.
         motion: see :func:`scene_from_gaussians`.
         frames: keep so many, evenly spaced over the same duration; all where None.
+        up: the files' axis that points up, see :func:`read_splats`.
         progress: called with the number of files read and of all; it may raise to interrupt.
 
     Raises:
         InputError: for a folder or archive that is missing, damaged or too large, or whose frames are.
     """
     path = Path(path)
+    _check_times(fps, frames)
+    check_up(up)
     if path.is_dir():
         sizes = {file.name: file.stat().st_size for file in path.iterdir() if file.is_file()}
-        return _read_sequence(path, sizes, lambda name: (path / name).read_bytes(), fps, loop, motion, frames, progress)
+        return _read_sequence(path, sizes, lambda name: (path / name).read_bytes(), fps, loop, motion, frames, up, progress)
     if not path.is_file():
         raise InputError(f"{path}: no such folder or .zip, check the path")
-    with _opened(path) as archive:
+    with opened_zip(path, str(path), "splat files") as archive:
         members = {info.filename: info for info in archive.infolist() if not info.is_dir()}
-
-        def unpacked(name: str) -> bytes:
-            try:
-                with archive.open(members[name]) as file:
-                    # No more than it declares, which was checked.
-                    return file.read(members[name].file_size)
-            except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, OSError) as error:
-                raise InputError(f"{path}: {name} cannot be unpacked ({error}), copy or export it again") from None
-
         sizes = {name: info.file_size for name, info in members.items()}
-        return _read_sequence(path, sizes, unpacked, fps, loop, motion, frames, progress)
-
-
-def _opened(path: Path) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise InputError(f"{path}: not a readable .zip of splat files ({error}), copy or export it again") from None
+        settings = (fps, loop, motion, frames, up, progress)
+        return _read_sequence(path, sizes, lambda name: member(archive, members[name], str(path)), *settings)
 
 
 def _read_sequence(
@@ -89,6 +80,7 @@ def _read_sequence(
     loop: bool | None,
     motion: Motion,
     frames: int | None,
+    up: str | None,
     progress: FrameProgress | None,
 ) -> Scene4D:
     manifest, names = _frame_names(path, sizes, read)
@@ -103,7 +95,7 @@ def _read_sequence(
         raise InputError(f"{path}: {wrong} is larger than {MAX_BYTES >> 30} GiB, thin it out in a splat editor first")
     sets: list[Gaussians] = []
     for i, name in enumerate(names):
-        sets.append(decode_splats(read(name), str(path / name)))
+        sets.append(decode_raw(read(name), str(path / name), up=up))
         # Float32 in memory is at least as large as any file.
         needed = len(names) * max(len(s) * _bytes_each(s) for s in sets)
         if needed > MEMORY:
@@ -113,9 +105,30 @@ def _read_sequence(
             )
         if progress is not None:
             progress(i + 1, len(names))
+    sets = _sound(sets, str(path))
     rate = fps if fps is not None else float(manifest.get("fps") or FPS) * len(names) / total
     scene = scene_from_gaussians(sets, fps=rate, loop=looping, motion=motion)
     return replace(scene, meta={**scene.meta, "source": path.name})
+
+
+def _sound(sets: list[Gaussians], name: str) -> list[Gaussians]:
+    """Frames without the Gaussians that hold NaN: of frames of equal numbers in all of them, so that each stays itself."""
+    if len({len(s) for s in sets}) > 1:
+        return [sound(s, f"{name}: frame {i}") for i, s in enumerate(sets)]
+    whole = torch.stack([is_sound(s) for s in sets]).all(0)
+    if bool(whole.all()):
+        return sets
+    if not bool(whole.any()):
+        raise InputError(f"{name}: every Gaussian holds NaN or infinite values in some frame, repair or export it again")
+    log.warning("%s: %d of %d Gaussians hold NaN or infinite values and are left out", name, int((~whole).sum()), len(whole))
+    return [s.select(whole) for s in sets]
+
+
+def _check_times(fps: float | None, frames: int | None) -> None:
+    if fps is not None and not 0 < fps <= MAX_FPS:
+        raise InputError(f"fps {fps:g}: choose more than 0 and at most {MAX_FPS:g} frames a second")
+    if frames is not None and not 0 < frames <= MAX_FRAMES:
+        raise InputError(f"frames {frames}: choose 1 to {MAX_FRAMES}")
 
 
 def _bytes_each(gaussians: Gaussians) -> int:
@@ -131,13 +144,14 @@ def _frame_names(path: Path, sizes: dict[str, int], read: Callable[[str], bytes]
             manifest = json.loads(read(at))
             listed = manifest["frames"]
             start, count, pattern = int(listed["start"]), int(listed["count"]), str(listed["pattern"])
-            fps = float(manifest.get("fps") or FPS)
-            if not (0 < count <= _MAX_FRAMES and 0 < fps < 10_000):
-                raise ValueError(f"{count} frames at {fps} fps")
+            manifest["fps"] = float(manifest.get("fps") or FPS)
+            if not (0 < count <= MAX_FRAMES and 0 < manifest["fps"] <= MAX_FPS and 0 <= start < 2**31):
+                raise ValueError(f"{count} frames from {start} at {manifest['fps']} fps")
             folder = at[: -len("manifest.json")]
             names = [folder + _numbered(pattern, start + i) for i in range(count)]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path}: manifest.json is garbled ({error}), export the sequence again or delete it") from None
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            reason = str(error)[:120]
+            raise InputError(f"{path}: manifest.json is garbled ({reason}), export the sequence again or delete it") from None
         gone = next((name for name in names if name not in sizes), None)
         if gone is not None:
             raise InputError(f"{path}: {gone} is missing, which manifest.json lists; copy the whole sequence")
@@ -149,9 +163,9 @@ def _frame_names(path: Path, sizes: dict[str, int], read: Callable[[str], bytes]
     suffixes = [Path(n).suffix.lower() for n in splats]
     common = max(SPLAT_SUFFIXES, key=suffixes.count)
     splats = [n for n, suffix in zip(splats, suffixes) if suffix == common]
-    if len(splats) > _MAX_FRAMES:
-        raise InputError(f"{path}: {len(splats)} splat files, at most {_MAX_FRAMES} make a sequence")
-    return {}, sorted(splats, key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)])
+    if len(splats) > MAX_FRAMES:
+        raise InputError(f"{path}: {len(splats)} splat files, at most {MAX_FRAMES} make a sequence")
+    return {}, sorted(splats, key=lambda name: [int(p) if p.isdecimal() else p for p in re.split(r"([0-9]+)", name)])
 
 
 def _numbered(pattern: str, frame: int) -> str:
@@ -169,6 +183,7 @@ def open_scene(
     loop: bool | None = None,
     motion: Motion = "auto",
     frames: int | None = None,
+    up: str | None = None,
     progress: FrameProgress | None = None,
 ) -> Scene4D:
     """A scene from anything that holds one: our scene file, a splat file (still), or a folder or .zip of splat files.
@@ -177,24 +192,35 @@ def open_scene(
 
     Args:
         fps, loop, motion, frames, progress: of sequences, see :func:`read_sequence`.
+        up: of splat files, the axis that points up: y, -y, z, -z, x or -x; None takes what the file states, else -y.
 
     Raises:
         InputError: for a missing, damaged or foreign file.
     """
-    sequence = {"fps": fps, "loop": loop, "motion": motion, "frames": frames, "progress": progress}
+    _check_times(fps, frames)
+    check_up(up)
+    sequence = {"fps": fps, "loop": loop, "motion": motion, "frames": frames, "up": up, "progress": progress}
     path = Path(path)
+    if path.name == META:
+        path = path.parent
     suffix = path.suffix.lower()
     if path.is_dir():
         fitted = path / "scene.safetensors"
-        return Scene4D.load(fitted) if fitted.is_file() else read_sequence(path, **sequence)
+        if fitted.is_file():
+            return Scene4D.load(fitted)
+        if is_folder(path):
+            return Scene4D(read_splats(path, up=up), meta={"source": path.name})
+        return read_sequence(path, **sequence)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder, check the path")
+    if suffix in (".safetensors", ".glb") and up is not None:
+        raise InputError(f"up {up}: {suffix} files say themselves which way is up, leave it out")
     if suffix == ".safetensors":
         return Scene4D.load(path)
     if suffix == ".zip":
         return read_sequence(path, **sequence)
     if suffix in (*SPLAT_SUFFIXES, ".glb"):
-        gaussians = read_splat_glb(path) if suffix == ".glb" else read_splats(path)
+        gaussians = read_splat_glb(path) if suffix == ".glb" else read_splats(path, up=up)
         return Scene4D(gaussians, meta={"source": path.name})
     raise InputError(
         f"{path}: no scene; choose a scene.safetensors, a splat file ({', '.join(SPLAT_SUFFIXES)}, .glb), or a folder or .zip "

@@ -33,8 +33,11 @@ def encode(gaussians: Gaussians) -> bytes:
     return records.tobytes()
 
 
-def decode(data: bytes, name: str) -> Gaussians:
+def decode(data: bytes, name: str, *, up: str | None = None) -> Gaussians:
     """Gaussians (N, ...) of a .splat's content, in our frame; ``name`` is for messages.
+
+    Args:
+        up: the file's axis that points up, of :data:`.ply.UPS`; None takes -y.
 
     Raises:
         InputError: for a truncated or damaged file.
@@ -43,7 +46,7 @@ def decode(data: bytes, name: str) -> Gaussians:
         raise InputError(f"{name}: not a whole number of 32-byte Gaussians, it is cut short or no .splat; export it again")
     check_count(name, len(data) // _RECORD.itemsize)
     records = np.frombuffer(data, _RECORD)
-    with np.errstate(divide="ignore", invalid="ignore"):  # flat ones are read as such, negative scales refused
+    with np.errstate(divide="ignore", invalid="ignore"):  # flat ones are read as such, negative scales left out
         log_scales = np.log(records["scale"])
     return from_file(
         name,
@@ -52,4 +55,5 @@ def decode(data: bytes, name: str) -> Gaussians:
         log_scales,
         opacity_of(records["opacity"]),
         color_of(records["color"])[:, None],
+        up=up or "-y",
     )

@@ -16,36 +16,43 @@ import torch
 
 from ..files import InputError, atomic_path
 from ..gaussians import Gaussians
+from ..reading import read_bytes
 from ..scene.scene import Scene4D, frame_times
 from ..scene.views import FrameProgress
-from . import compressed_ply, ksplat, ply, splat, spz
+from . import compressed_ply, ksplat, ply, sog, splat, spz
 
 #: What a file that holds splats may end in; a .ply may hold a mesh instead, see :func:`.ply.is_splat_ply`.
-SPLAT_SUFFIXES = (".ply", ".spz", ".splat", ".ksplat")
+SPLAT_SUFFIXES = (".ply", ".spz", ".splat", ".ksplat", ".sog")
 #: Formats that are written, and the endings of their files.
-FORMATS = {"ply": ".ply", "compressed-ply": ".compressed.ply", "spz": ".spz", "splat": ".splat"}
-_ENCODERS = {"ply": ply.encode, "compressed-ply": compressed_ply.encode, "spz": spz.encode, "splat": splat.encode}
-#: Of .spz and .compressed.ply, deflating saves next to nothing.
+FORMATS = {"ply": ".ply", "compressed-ply": ".compressed.ply", "spz": ".spz", "splat": ".splat", "sog": ".sog"}
+_ENCODERS = {
+    "ply": ply.encode, "compressed-ply": compressed_ply.encode, "spz": spz.encode, "splat": splat.encode, "sog": sog.encode,
+}  # fmt: skip
+#: Formats that sort their Gaussians by place, unless they are given an order.
+_SORTED = ("compressed-ply", "sog")
+#: Of .spz, .sog and .compressed.ply, deflating saves next to nothing.
 _METHOD = {format: zipfile.ZIP_DEFLATED if format in ("ply", "splat") else zipfile.ZIP_STORED for format in FORMATS}
-#: Larger files are refused before they are read.
-MAX_BYTES = 1 << 32
 
 
-def read_splats(path: str | os.PathLike[str]) -> Gaussians:
-    """Gaussians (N, ...) of a .ply, compressed .ply, .spz, .splat or .ksplat, in our Y-up frame.
+def read_splats(path: str | os.PathLike[str], *, up: str | None = None) -> Gaussians:
+    """Gaussians (N, ...) of a .ply, compressed .ply, .spz, .splat, .ksplat or .sog, or the folder of a SOG, in our Y-up frame.
+
+    Gaussians that hold NaN or infinite values are left out, with a note in the log.
+
+    Args:
+        up: the file's axis that points up, of :data:`.ply.UPS`; None takes what the file states, else -y.
 
     Raises:
         InputError: for a missing, foreign, damaged or too large file.
     """
+    ply.check_up(up)
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such splat file, check the path")
-    if path.stat().st_size > MAX_BYTES:
-        raise InputError(f"{path}: larger than {MAX_BYTES >> 30} GiB, thin it out in a splat editor first")
-    return decode_splats(path.read_bytes(), str(path))
+    if path.is_dir() and sog.is_folder(path):
+        return ply.sound(sog.read_folder(path, up=up), str(path))
+    return decode_splats(read_bytes(path, "splat file", ply.MAX_BYTES), str(path), up=up)
 
 
-def decode_splats(data: bytes, name: str) -> Gaussians:
+def decode_splats(data: bytes, name: str, *, up: str | None = None) -> Gaussians:
     """:func:`read_splats` of a file's content, known by its first bytes, else by the ending of ``name``.
 
     Takes some 300 bytes of memory a Gaussian, 1.1 kB at degree 3, of which there are at most 2^24, and no more than the content
@@ -54,16 +61,25 @@ def decode_splats(data: bytes, name: str) -> Gaussians:
     Raises:
         InputError: as there.
     """
+    return ply.sound(decode_raw(data, name, up=up), name)
+
+
+def decode_raw(data: bytes, name: str, *, up: str | None = None) -> Gaussians:
+    """:func:`decode_splats` with the Gaussians that hold NaN, see :func:`.ply.is_sound`.
+
+    Raises:
+        InputError: as there.
+    """
     suffix = Path(name).suffix.lower()
     if data[:2] == b"\x1f\x8b" or data[:4] == b"NGSP":
-        return spz.decode(data, name)
+        return spz.decode(data, name, up=up)
     if data[:3] == b"ply" or suffix == ".ply":
-        compressed = ply.is_compressed(ply.parse_header(data, name)[0])
-        return compressed_ply.decode(data, name) if compressed else ply.decode(data, name)
-    for module, ending in ((spz, ".spz"), (splat, ".splat"), (ksplat, ".ksplat")):
+        compressed = ply.parse_header(data, name).is_compressed
+        return (compressed_ply if compressed else ply).decode(data, name, up=up)
+    for module, ending in ((spz, ".spz"), (splat, ".splat"), (ksplat, ".ksplat"), (sog, ".sog")):
         if suffix == ending:
-            return module.decode(data, name)
-    raise InputError(f"{name}: not a splat file that is read, save it as .ply, .spz, .splat or .ksplat")
+            return module.decode(data, name, up=up)
+    raise InputError(f"{name}: not a splat file that is read, save it as {', '.join(SPLAT_SUFFIXES)}")
 
 
 def write_splats(path: str | os.PathLike[str], gaussians: Gaussians, *, format: str | None = None, **options: Any) -> None:
@@ -120,7 +136,8 @@ def write_splat_sequence(
 
     The manifest carries what a player needs: fps, loop, and the pattern, start and count of the frames (version 1 of the 4DGS
     web player's manifest, which plays compressed-ply). A number of ``frames`` other than the scene's own resamples it over the
-    same duration. In compressed-ply the Gaussians of all frames lie in the order of the first one's places.
+    same duration. In compressed-ply and sog the Gaussians of all frames lie in the order of the first
+    one's places.
 
     Args:
         format: one of :data:`FORMATS`.
@@ -181,7 +198,7 @@ def _frames(
 ) -> Iterator[tuple[str, bytes]]:
     for i, tau in enumerate(frame_times(len(names), scene.loop)):
         gaussians = scene.at(tau)
-        if i == 0 and format == "compressed-ply":
+        if i == 0 and format in _SORTED:
             options = {"order": compressed_ply.place_order(gaussians.means), **options}
         yield names[i], encode_splats(gaussians, format, **options)
         if progress is not None:

@@ -10,9 +10,10 @@ Readers: ComfyUI 0.33's own and Spark 2 read 1 to 3; three.js 0.187 and Niantic'
 SuperSplat 2 to 4; PlayCanvas's engine 4 alone. Hence 3 by default.
 
 Frame: the specification says Y up (RUB), but what reads and writes these files mostly takes them as they are, in the .ply's
-frame (RDF, Y down): Niantic's own converter, ComfyUI, Spark, three.js, splat-transform, SuperSplat. So that is what is written
-and, where a file does not state its axes, read. Version 4 states them, for readers that look (Niantic's library built with
-extensions); versions 2 and 3 cannot without confusing others. ``axes="rub"`` writes what the specification says.
+frame (RDF, Y down): Niantic's own converter, ComfyUI, Spark, three.js, SuperSplat. So that is what is written and, where a file
+does not state its axes, read; some writers follow the specification (splat-transform 2.7), hence ``up``. Version 4 states them,
+for readers that look (Niantic's library built with extensions); versions 2 and 3 cannot without confusing others.
+``axes="rub"`` writes what the specification says.
 
 Source: the specification and library at github.com/nianticlabs/spz.
 """
@@ -94,11 +95,11 @@ def encode(gaussians: Gaussians, *, version: int = 3, axes: str = "rdf") -> byte
     return header + stated + sizes + b"".join(stream for stream, _ in packed)
 
 
-def decode(data: bytes, name: str, *, axes: str | None = None) -> Gaussians:
+def decode(data: bytes, name: str, *, up: str | None = None) -> Gaussians:
     """Gaussians (N, ...) of a .spz's content, in our frame; ``name`` is for messages.
 
     Args:
-        axes: "rdf" or "rub" where the file does not state them; None takes "rdf".
+        up: the file's axis that points up, of :data:`.ply.UPS`; None takes what the file states, else -y, with a note.
 
     Raises:
         InputError: for a foreign, truncated or damaged file, or one that unpacks to far more than it should.
@@ -119,9 +120,14 @@ def decode(data: bytes, name: str, *, axes: str | None = None) -> Gaussians:
         places = (words.view("<i4").reshape(-1, 3) >> 8) * np.float32(2.0**-fraction)
     dc = color_of(color.reshape(-1, 3), _COLOR_SCALE)[:, None]
     harmonics = (rest.reshape(count, -1, 3).astype(np.float32) - 128) / 128
-    system = _stated_axes(extensions, name) or AXES[axes or "rdf"]
-    if system not in AXES.values():
-        raise InputError(f"{name}: stored in coordinate system {system}, which is not read; save it as .ply")
+    system = _stated_axes(extensions, name)
+    if system and system not in AXES.values() and up is None:
+        raise InputError(
+            f"{name}: stored in coordinate system {system}, which is not read; say which axis is up, or save a .ply"
+        )
+    if not system and up is None:
+        # What is written, by whom, is half the one and half the other: nothing in the file can tell.
+        log.info("%s: .spz does not say which way is up, read as -y like a .ply; if it stands on its head, ask for up y", name)
     log.debug("%s: spz version %d, %d Gaussians of degree %d, coordinate system %d", name, version, count, degree, system)
     return from_file(
         name,
@@ -130,7 +136,7 @@ def decode(data: bytes, name: str, *, axes: str | None = None) -> Gaussians:
         scale.reshape(-1, 3).astype(np.float32) / 16 - 10,
         opacity_of(opacity),
         np.concatenate([dc, harmonics], 1),
-        turn=system == AXES["rdf"],
+        up=up or ("y" if system == AXES["rub"] else "-y"),
     )
 
 

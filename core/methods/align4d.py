@@ -16,11 +16,13 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from ..align.distance import Meaning
-from ..files import InputError
 from ..objectives.multiview import MotionGeometry
 from ..priors.base import Prior
+from ..scene.scene import Scene4D
 from ..schedules import constant
 from . import dg4d
+from .plan import MethodRun
+from .registry import Choice, ModelRole, method
 from .stages import MethodConfig
 
 #: Steps of the field's turn and of the Gaussians', and lambda: the paper gives none of them. Its preset takes even turns and
@@ -34,24 +36,27 @@ MEANING: Meaning = "delta"
 PARTS = ("oda", "maod", "mgja", "ao")
 
 
-def check_parts(without: Collection[str]) -> None:
-    """Refuse what is none of :data:`PARTS`.
+def settings(choice: Choice) -> MethodConfig:
+    """A preset as plain data."""
+    return preset(choice.preset, choice.role("prior"), choice.without)
 
-    Raises:
-        InputError: naming it.
-    """
-    for part in without:
-        if part not in PARTS:
-            raise InputError(f"without {part!r}: not a part of align4d, choose of {', '.join(PARTS)}")
+
+@method(
+    "align4d", title="Align4D", source="arXiv 2607.02516", settings=settings, without=PARTS,
+    roles=(ModelRole("prior", own=("zero123-xl",), fallback="tiny"),),
+    summary="object distance, motion and geometry asked of a prior at once, field and Gaussians in turns",
+)  # fmt: skip
+def plan(run: MethodRun) -> Scene4D:
+    """Align4D's stages."""
+    run.align()  # VAOD, Eq. 2-4
+    run.prefer_distance()  # MAOD, Eq. 5
+    run.fit_object()
+    run.fit_motion()  # MGJA, Eq. 6-10, in turns (AO)
+    return run.made
 
 
 def preset(name: str, prior: Prior | None = None, without: Collection[str] = ()) -> MethodConfig:
-    """ "paper", "standard" or "draft"; of the parts that ``without`` names, DreamGaussian4D's counterpart.
-
-    Raises:
-        InputError: for an unknown part.
-    """
-    check_parts(without)
+    """ "paper", "standard" or "draft"; of the parts that ``without`` names, DreamGaussian4D's counterpart."""
     base, paper = dg4d.preset(name, prior), name == "paper"
     joint = {"weight": constant(PAPER_LAMBDA if paper else LAMBDA), "geometry": "mgja" not in without}
     terms = tuple(replace(o, **joint) if isinstance(o, MotionGeometry) else o for o in base.motion.objectives)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -22,7 +22,7 @@ from ..files import InputError
 from ..fit.density import DensityControl
 from ..fit.loop import Schedule
 from ..objectives.base import Objective
-from ..objectives.displacement import Seam, StayInPlace, Togetherness
+from ..objectives.displacement import LocalRigidity, PositionRegulariser, Seam
 from ..objectives.mesh import MeshMatch
 from ..objectives.scores import ClipScores, ViewScores
 from ..priors.base import Prior
@@ -33,7 +33,9 @@ from ..scene.scene import Scene4D
 from ..scene.views import DEFAULT_FRONT
 from ..schedules import Switch, constant, linear
 from . import stages
-from .stages import MotionConfig, StaticConfig
+from .plan import MethodRun
+from .registry import Choice, ModelRole, method
+from .stages import Change, Config, MotionConfig, StaticConfig
 
 #: Parts that can be left out, as in the paper's ablations.
 PARTS = ("image", "view-guidance", "jsd", "rigidity", "amplification")
@@ -73,16 +75,13 @@ class Models:
     views: Prior | None = None
 
 
-@dataclass(frozen=True)
-class TextConfig:
-    """The whole method; :func:`preset` gives the named ones.
+@dataclass(frozen=True, kw_only=True)
+class TextConfig(Config):
+    """The whole method; :func:`preset` gives the named ones. Its static fit is text to 3D, its motion 3D to 4D.
 
     Args:
-        name: of the preset.
-        static: text to still object.
         detail: a second pass over it with the text-to-image model alone, or None.
         given: a given object to still Gaussians.
-        motion: the still object to a moving one.
         further: schedule of each further clip.
         seam: weight of the seam between clips.
         frames: of a clip.
@@ -90,27 +89,58 @@ class TextConfig:
         front: where the object is seen from by default.
     """
 
-    name: str
-    static: StaticConfig
     detail: StaticConfig | None
     given: StaticConfig
-    motion: MotionConfig
     further: Schedule
     seam: float = 1000.0
     frames: int = 16
     fps: float = 8.0
     front: FrontCamera = DEFAULT_FRONT
 
+    def changed(self, change: Change) -> Self:
+        made = super().changed(change)
+        return replace(made, detail=None if self.detail is None else self.detail.changed(change))
 
-def check_parts(without: Collection[str]) -> None:
-    """Refuse what is none of :data:`PARTS`.
 
-    Raises:
-        InputError: naming it.
-    """
-    for part in without:
-        if part not in PARTS:
-            raise InputError(f"without {part!r}: not a part of ayg, choose of {', '.join(PARTS)}")
+def settings(choice: Choice) -> TextConfig:
+    """A preset as plain data."""
+    models = Models(choice.role("video"), choice.role("images"), choice.role("views"))
+    return preset(choice.preset, choice.prompt, models, choice.without)
+
+
+@method(
+    "ayg", title="Align Your Gaussians", source="arXiv 2312.13763", settings=settings, follows="text", needs_object=False,
+    without=PARTS, prolongs=True, summary="from a text alone: models' scores make the object and its motion",
+    roles=(
+        # The paper's own text-to-video model is closed.
+        ModelRole("video", own=("modelscope", "zeroscope", "ltx-video", "wan-1.3b"), optional=False),
+        ModelRole("images", own=("sd21-base", "sd15"), unless="image"),
+        ModelRole("views", own=("mvdream",), unless="object"),
+    ),
+)  # fmt: skip
+def plan(run: MethodRun) -> Scene4D:
+    """Align Your Gaussians' stages."""
+    config: TextConfig = run.config
+    item = run.objects[0].normalized()[0].turned(0.0 if run.yaw == "auto" else run.yaw) if run.objects else None
+    texts = run.then or (("",) if run.closed else ())
+    if run.foresees:
+        _foresee(run, config, item, len(texts))
+    scene = text_to_3d(config, item=item, device=run.device, checkpoint=run.checkpoint("object"), **run.fitting)  # 4.1
+    scene = stages.fit_motion(None, scene, config.motion, checkpoint=run.checkpoint("motion"), **run.fitting)  # 4.2, 4.3
+    for index, text in enumerate(texts):  # 4.4
+        terms = tuple(o.with_prompt(text) if text else o for o in config.motion.objectives)
+        motion = replace(config.motion, objectives=terms, schedule=config.further)
+        closed, kept = run.closed and index == len(texts) - 1, run.checkpoint(f"clip{index + 2}")
+        scene = extend(scene, motion, seam=config.seam, closed=closed, checkpoint=kept, **run.fitting)
+    return scene
+
+
+def _foresee(run: MethodRun, config: TextConfig, item: Object3D | None, clips: int) -> None:
+    static = config.static if item is None else config.given
+    start = stages.fit_static(None, item, config.front, replace(static, objectives=()), seed=run.seed, device=run.device)
+    details = [] if item is not None or config.detail is None else [(config.detail, 1.0)]
+    motions = 1 + clips * config.further.steps / config.motion.schedule.steps
+    run.foresee(replace(start, frames=config.frames), (static, 1.0), *details, (config.motion, motions), mesh=item)
 
 
 def static_objectives(models: Models, prompt: str, without: Collection[str] = ()) -> tuple[Objective, ...]:
@@ -161,9 +191,9 @@ def motion_objectives(
     )
     kept: tuple[Objective, ...] = (scores,)
     if "jsd" not in without:
-        kept += (StayInPlace(constant(STAY_WEIGHT), share=STAY_SHARE if scaled else 0.0, share_step=STAY_STEP),)
+        kept += (PositionRegulariser(constant(STAY_WEIGHT), share=STAY_SHARE if scaled else 0.0, share_step=STAY_STEP),)
     if "rigidity" not in without:
-        kept += (Togetherness(constant(1000.0), k=40),)
+        kept += (LocalRigidity(constant(1000.0), k=40),)
     return kept
 
 
@@ -176,12 +206,7 @@ def _scores(prior: Prior, weight: float = 1.0) -> Distillation:
 
 
 def preset(name: str, prompt: str = "", models: Models = Models(), without: Collection[str] = ()) -> TextConfig:
-    """ "paper", "standard" or "draft", which differ in steps and sizes; without models, no objectives ask any.
-
-    Raises:
-        InputError: for an unknown part.
-    """
-    check_parts(without)
+    """ "paper", "standard" or "draft", which differ in steps and sizes; without models, no objectives ask any."""
     if name not in STEPS:
         raise ValueError(f"preset {name!r}: unknown, choose paper, standard or draft")
     static_steps, _, motion_steps, further_steps = STEPS[name]
@@ -219,8 +244,8 @@ def detail(name: str, objectives: Sequence[Objective]) -> StaticConfig | None:
 
     "A further 3D fine-tune gives about 150 K Gaussians": its losses are open, the text-to-image model alone is ours.
     """
-    looks = tuple(replace(o, views=None) if isinstance(o, ViewScores) else o for o in objectives)
-    if not STEPS[name][1] or not any(isinstance(o, ViewScores) and o.images is not None for o in looks):
+    looks = tuple(detailed for o in objectives if (detailed := o.detailed()) is not None)
+    if not STEPS[name][1] or not any(o.priors() for o in looks):
         return None
     schedule = Schedule(STEPS[name][1], lr=0.3, lr_final=0.1, **AROUND)
     return StaticConfig(gaussians=0, schedule=schedule, objectives=looks, density=replace(GROWTH, budget=150_000))
@@ -235,6 +260,7 @@ def text_to_3d(
     backend: str = "auto",
     progress: Progress | None = None,
     checkpoint: str | Path | None = None,
+    identity: str = "",
 ) -> Scene4D:
     """The still object: of the text, or Gaussians of a given one (then facing +Z, centred, its longest side 1).
 
@@ -242,7 +268,7 @@ def text_to_3d(
         a scene with the configuration's front camera and clip length, in which nothing moves.
     """
     static = config.static if item is None else config.given
-    common = {"seed": seed, "device": device, "backend": backend, "progress": progress}
+    common = {"seed": seed, "device": device, "backend": backend, "progress": progress, "identity": identity}
     scene = stages.fit_static(None, item, config.front, static, checkpoint=checkpoint, **common)
     if item is None and config.detail is not None:
         again = None if checkpoint is None else Path(checkpoint).with_name(f"{Path(checkpoint).stem}-fine.safetensors")
@@ -261,6 +287,7 @@ def extend(
     backend: str = "auto",
     progress: Progress | None = None,
     checkpoint: str | Path | None = None,
+    identity: str = "",
 ) -> Scene4D:
     """A motion prolonged by half a clip: a new clip begins in the middle of the last one, into which it is blended (4.4).
 
@@ -289,40 +316,5 @@ def extend(
     name = f"clip {len(chain.clips)}, "
     return stages.fit_motion(
         None, longer, replace(config, objectives=objectives), field=chain, window=chain.window, label=name, seed=seed,
-        backend=backend, progress=progress, checkpoint=checkpoint,
+        backend=backend, progress=progress, checkpoint=checkpoint, identity=identity,
     )  # fmt: skip
-
-
-def run(
-    config: TextConfig,
-    *,
-    item: Object3D | None = None,
-    then: Sequence[str] = (),
-    closed: bool = False,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    backend: str = "auto",
-    progress: Progress | None = None,
-    checkpoints: Path | None = None,
-) -> Scene4D:
-    """The whole method: still object, motion, and as many further clips as there are texts.
-
-    Args:
-        item: the object, as :func:`text_to_3d` takes it, in place of one made of the text.
-        then: a text for each further clip; "" = the first one's.
-        closed: the last clip ends where the first began; with a single clip, as a second one of the same text.
-    """
-
-    def kept(name: str) -> Path | None:
-        return None if checkpoints is None else checkpoints / f"{name}.safetensors"
-
-    common = {"seed": seed, "backend": backend, "progress": progress}
-    scene = text_to_3d(config, item=item, device=device, checkpoint=kept("object"), **common)
-    scene = stages.fit_motion(None, scene, config.motion, checkpoint=kept("motion"), **common)
-    texts = list(then) or ([""] if closed else [])
-    for index, text in enumerate(texts):
-        terms = tuple(replace(o, prompt=text) if text and isinstance(o, ClipScores) else o for o in config.motion.objectives)
-        motion = replace(config.motion, objectives=terms, schedule=config.further)
-        last = closed and index == len(texts) - 1
-        scene = extend(scene, motion, seam=config.seam, closed=last, checkpoint=kept(f"clip{index + 2}"), **common)
-    return scene

@@ -11,12 +11,15 @@ from dataclasses import replace
 
 from ..fit.loop import Schedule
 from ..objectives.base import Objective
-from ..objectives.front import FrontMatch
+from ..objectives.front import ReferenceViewLoss
 from ..objectives.mesh import MeshMatch
 from ..objectives.multiview import MotionGeometry
 from ..priors.base import Prior
 from ..priors.distill import Annealed, Distillation
+from ..scene.scene import Scene4D
 from ..schedules import constant, linear
+from .plan import MethodRun
+from .registry import Choice, ModelRole, method
 from .stages import MethodConfig, MotionConfig, StaticConfig
 
 #: 500 steps; the prior's views at 128 pixels, then 256, then 512 where the prior has 256.
@@ -36,6 +39,24 @@ OURS = {
 }
 
 
+def settings(choice: Choice) -> MethodConfig:
+    """A preset as plain data."""
+    return preset(choice.preset, choice.role("prior"))
+
+
+@method(
+    "dg4d", title="DreamGaussian4D", source="arXiv 2312.17142", settings=settings,
+    roles=(ModelRole("prior", own=("stable-zero123",), fallback="tiny"),),
+    summary="the baseline: video and prior at once, from a fixed camera",
+)  # fmt: skip
+def plan(run: MethodRun) -> Scene4D:
+    """DreamGaussian4D's stages."""
+    run.align()  # the fixed camera
+    run.fit_object()
+    run.fit_motion()
+    return run.made
+
+
 def preset(name: str, prior: Prior | None = None) -> MethodConfig:
     """ "paper" (the released code), or "standard" and "draft": fewer steps and views. Without a prior, only the video."""
     if name not in ("paper", *OURS):
@@ -46,7 +67,7 @@ def preset(name: str, prior: Prior | None = None) -> MethodConfig:
         steps, views, resolutions = OURS[name]
         motion, sizes = replace(PAPER, schedule=replace(PAPER.schedule, steps=steps, resolutions=resolutions)), ((1.0, 1.0),)
     # The weights of both terms rise with progress; the prior's times fall from 0.98 to 0.02.
-    objectives: tuple[Objective, ...] = (FrontMatch(linear(0.0, 1.0, 1e4), mask=0.1, perceptual=0.0),)
+    objectives: tuple[Objective, ...] = (ReferenceViewLoss(linear(0.0, 1.0, 1e4), mask=0.1, perceptual=0.0),)
     if prior is not None:
         distillation = Distillation(prior, time=Annealed(1.0, 0.0), micro_batch=MICRO_BATCH)
         objectives += (MotionGeometry(distillation, views=views, geometry=False, sizes=sizes),)

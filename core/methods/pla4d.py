@@ -12,15 +12,20 @@ from ..fit.density import DensityControl
 from ..fit.loop import Schedule
 from ..objectives.base import Objective
 from ..objectives.first_frame import FirstFrame
-from ..objectives.front import FrontMatch
+from ..objectives.front import ReferenceViewLoss
 from ..objectives.mesh import MeshMatch
 from ..objectives.novel_view import NovelView
 from ..objectives.reference import ReferenceRefinement
 from ..objectives.rigidity import Rigidity, Smoothness
 from ..priors.base import Prior
 from ..priors.distill import Annealed, Distillation
+from ..scene.scene import Scene4D
 from ..schedules import constant, linear
+from .plan import MethodRun
+from .registry import Choice, ModelRole, method
 from .stages import MethodConfig, MotionConfig, StaticConfig
+
+PRIOR = ModelRole("prior", own=("zero123-xl",), fallback="tiny")
 
 #: First weight of an objective that asks a prior, against a front match of weight 3; the paper does not give it. In our presets
 #: it falls to zero, so that the front, which a prior's noise costs up to a decibel, is sharp again at the end
@@ -29,6 +34,23 @@ REFINEMENT_WEIGHT = 0.6
 NOVEL_VIEW_WEIGHT = 0.1
 #: Diffusion times of our presets: below them a prior sharpens what is there, tears included.
 REFINEMENT_TIME = Annealed(0.6, 0.4)
+
+
+def settings(choice: Choice) -> MethodConfig:
+    """A preset as plain data."""
+    return preset(choice.preset, choice.role("prior"))
+
+
+@method(
+    "pla4d", title="PLA4D", source="arXiv 2405.19957", settings=settings, roles=(PRIOR,),
+    summary="the video's first frame and the object, then the motion, pixel by pixel; a prior for the sides unseen",
+)  # fmt: skip
+def plan(run: MethodRun) -> Scene4D:
+    """PLA4D's stages."""
+    run.align()  # 5.2: focal alignment, Eq. 4
+    run.fit_object()  # 5.3: frame to 3D, Eq. 5-9
+    run.fit_motion()  # 5.4 and 5.5: 3D to 4D, Eq. 10 and 11
+    return run.made
 
 
 def preset(name: str, prior: Prior | None = None) -> MethodConfig:
@@ -52,7 +74,7 @@ def preset(name: str, prior: Prior | None = None) -> MethodConfig:
                 gaussians=40_000,  # open in the paper; 30 to 50 thousand surface points
                 schedule=Schedule(steps=1000, resolutions=sizes, lr_final=0.02),  # App. A: 1000 iterations; rates open
                 objectives=(
-                    FrontMatch(
+                    ReferenceViewLoss(
                         weight=linear(0.98, 0.02, 1e4), mask=0.1, perceptual=1e3
                     ),  # Eq. 5-8; lambda 0.98 -> 0.02; gamma open
                     MeshMatch(
@@ -63,12 +85,12 @@ def preset(name: str, prior: Prior | None = None) -> MethodConfig:
             ),
             motion=MotionConfig(
                 field="mlp",  # 5.4: an MLP on time
-                opacity=True,  # 5.4: position, rotation, scale and opacity
+                fields={name: {"opacity": True} for name in ("mlp", "hexplane", "control-nodes")},  # 5.4: opacity moves too
                 schedule=Schedule(
                     steps=65, resolutions=sizes, lr_final=1.0
                 ),  # App. A: 65 iterations; all frames a step is our reading of batch 6
                 objectives=(
-                    FrontMatch(weight=linear(0.5, 0.02, 1e4), mask=0.1, perceptual=1e3),  # Eq. 10; lambda_t 0.5 -> 0.02
+                    ReferenceViewLoss(weight=linear(0.5, 0.02, 1e4), mask=0.1, perceptual=1e3),  # Eq. 10; lambda_t 0.5 -> 0.02
                     FirstFrame(weight=constant(1e4), views=1),  # Eq. 10, second term
                     *refinement,  # Eq. 11
                 ),
@@ -91,13 +113,13 @@ def _standard(refinement: tuple[Objective, ...]) -> MethodConfig:
             gaussians=12_000,
             schedule=Schedule(steps=200, resolutions=((0.5, 128), (1.0, 256)), lr_final=0.1),
             objectives=(
-                FrontMatch(weight=constant(1e4), mask=0.3, perceptual=0.0),
+                ReferenceViewLoss(weight=constant(1e4), mask=0.3, perceptual=0.0),
                 MeshMatch(weight=constant(1e4), views=4, mask=0.3, perceptual=0.0),
             ),
         ),
         motion=MotionConfig(
             field="control-nodes",
-            nodes=600,
+            fields={"control-nodes": {"nodes": 600}},
             tracking=Schedule(steps=60, one_by_one=60, resolutions=((1.0, 96),), background="random"),
             schedule=Schedule(steps=300, resolutions=((0.6, 96), (1.0, 128)), background="random"),
             fine=Schedule(steps=400, resolutions=((0.5, 192), (1.0, 256)), background="random", smoothing=0.125, stiffness=0.5),
@@ -105,7 +127,7 @@ def _standard(refinement: tuple[Objective, ...]) -> MethodConfig:
                 steps=100, resolutions=((1.0, 256),), background="random", smoothing=0.125, stiffness=0.5, lr=0.3, lr_final=0.3
             ),
             objectives=(
-                FrontMatch(weight=constant(3.0), mask=0.33, perceptual=0.0, levels=4),
+                ReferenceViewLoss(weight=constant(3.0), mask=0.33, perceptual=0.0, levels=4),
                 Rigidity(weight=constant(1.0), joints=0.05),
                 Smoothness(weight=constant(20.0)),
                 *refinement,
@@ -135,6 +157,24 @@ def _draft(refinement: tuple[Objective, ...]) -> MethodConfig:
 _OURS = {"standard": _standard, "draft": _draft}
 
 
+def settings_v4(choice: Choice) -> MethodConfig:
+    """The variant's preset as plain data."""
+    return v4(settings(choice), choice.role("prior"))
+
+
+@method(
+    "pla4d-v4", title="PLA4D, later version", source="arXiv 2405.19957", settings=settings_v4, roles=(PRIOR,),
+    object_a_frame=True, summary="pla4d with a focal length, and perhaps an object, for each frame",
+)  # fmt: skip
+def plan_v4(run: MethodRun) -> Scene4D:
+    """PLA4D's stages with a focal length for each frame."""
+    run.align()
+    run.focal_per_frame()
+    run.fit_object()
+    run.fit_motion()
+    return run.made
+
+
 def v4(config: MethodConfig, prior: Prior | None = None) -> MethodConfig:
     """The variant ``pla4d-v4`` of a preset, after a summary of the later paper; the details are ours.
 
@@ -142,7 +182,7 @@ def v4(config: MethodConfig, prior: Prior | None = None) -> MethodConfig:
     Gaussians at each frame's time, against that frame's mesh where there is one a frame, else against the first frame's. With a
     prior, time-multiview refinement: distillation at random (time, view) pairs, conditioned on that time's frame.
     """
-    front = next((o for o in config.motion.objectives if isinstance(o, FrontMatch)), FrontMatch())
+    front = next((o for o in config.motion.objectives if isinstance(o, ReferenceViewLoss)), ReferenceViewLoss())
     match = MeshMatch(weight=front.weight, views=4, mask=front.mask, perceptual=front.perceptual, levels=front.levels)
     views: tuple[Objective, ...] = ()
     if prior is not None:
@@ -150,6 +190,5 @@ def v4(config: MethodConfig, prior: Prior | None = None) -> MethodConfig:
     return replace(
         config,
         name=f"{config.name}-v4",
-        focal_per_frame=True,
         motion=replace(config.motion, objectives=(*config.motion.objectives, match, *views)),
     )

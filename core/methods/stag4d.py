@@ -19,20 +19,22 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..files import InputError
 from ..fit.density import DensityControl
 from ..fit.loop import Schedule
 from ..generate.anchors import GAMMA
 from ..objectives.anchors import AnchorMatch
 from ..objectives.base import Objective
-from ..objectives.front import FrontMatch
+from ..objectives.front import ReferenceViewLoss
 from ..objectives.mesh import MeshMatch
 from ..objectives.multiview import MotionGeometry
-from ..objectives.planes import NoNeedles, PlaneSmoothness
+from ..objectives.planes import AnisotropyRegulariser, PlaneSmoothness
 from ..priors.base import Prior
 from ..priors.distill import Distillation, UniformWindow
+from ..scene.scene import Scene4D
 from ..schedules import Ramp, constant
 from . import align4d
+from .plan import MethodRun
+from .registry import Choice, ModelRole, method
 from .stages import AnchorConfig, MethodConfig, MotionConfig, StaticConfig
 
 #: Parts of Align4D that can be added, as in its Table III.
@@ -73,15 +75,39 @@ PUBLISHED = {
 }
 
 
-def check_parts(plus: Collection[str]) -> None:
-    """Refuse what is none of :data:`PARTS`.
+def settings(choice: Choice) -> MethodConfig:
+    """A preset as plain data."""
+    return preset(choice.preset, choice.role("prior"), choice.role("anchors"), plus=choice.plus)
 
-    Raises:
-        InputError: naming it.
-    """
-    for part in plus:
-        if part not in PARTS:
-            raise InputError(f"plus {part!r}: not a part that stag4d can be given, choose of {', '.join(PARTS)}")
+
+def settings_code(choice: Choice) -> MethodConfig:
+    """A preset of the released code as plain data."""
+    return preset(choice.preset, choice.role("prior"), choice.role("anchors"), method="stag4d-code", plus=choice.plus)
+
+
+ROLES = (
+    ModelRole("prior", own=("zero123-xl",), fallback="tiny"),
+    ModelRole("anchors", own=("zero123plus-v1.1",), fallback="prior"),
+)
+
+
+@method(
+    "stag4d-code", title="STAG4D, released code", source="arXiv 2403.14939", settings=settings_code, roles=ROLES,
+    needs_object=False, plus=PARTS, summary="stag4d, whose preset paper is the released code",
+)  # fmt: skip
+@method(
+    "stag4d", title="STAG4D", source="arXiv 2403.14939", settings=settings, roles=ROLES, needs_object=False, plus=PARTS,
+    summary="from a video alone: six consistent views of every frame anchor the object",
+)  # fmt: skip
+def plan(run: MethodRun) -> Scene4D:
+    """STAG4D's stages."""
+    run.align()  # of points that stand in for an object, or of one
+    run.prefer_distance()  # Align4D's, where oda is added
+    run.draw_anchors()
+    run.fit_object()  # the canonical stage
+    run.match_anchors()
+    run.fit_motion()
+    return run.made
 
 
 def preset(
@@ -101,11 +127,7 @@ def preset(
         method: "stag4d", or "stag4d-code", whose preset "paper" is the released code.
         plus: parts of Align4D to add: its camera and model distance, its geometry question, its turns.
         gamma: share of the first frame's features in the anchors'.
-
-    Raises:
-        InputError: for an unknown part.
     """
-    check_parts(plus)
     if name not in ("paper", "standard", "draft"):
         raise ValueError(f"preset {name!r}: unknown, choose paper, standard or draft")
     config = _published(PUBLISHED[method], prior) if name == "paper" else _ours(name, prior)
@@ -115,7 +137,7 @@ def preset(
         started = replace(static, frame="first")
     else:
         known = MeshMatch(constant(1e4), views=4, mask=0.3, perceptual=0.0)
-        front = FrontMatch(constant(FRONT_WEIGHT), mask=0.25, perceptual=0.0)
+        front = ReferenceViewLoss(constant(FRONT_WEIGHT), mask=0.25, perceptual=0.0)
         started = replace(static, gaussians=2 * static.gaussians, objectives=(front, known), rates=None, frame="first")
         terms = tuple(o for o in motion.objectives if not isinstance(o, AnchorMatch))
         motion = replace(motion, objectives=terms)
@@ -126,8 +148,8 @@ def _added(config: MethodConfig, name: str, views: Prior | None, plus: Collectio
     """The configuration with its anchors, and with the parts of Align4D."""
     anchors = None
     if views is not None:
-        steps, guidance = (PLUS_STEPS, PLUS_GUIDANCE) if views.pictures == 6 else (STEPS, None)
-        anchors = AnchorConfig(views, gamma, steps if name == "paper" else min(steps, STEPS), guidance)
+        draws = PLUS_STEPS if name == "paper" else STEPS
+        anchors = AnchorConfig(views, gamma, STEPS, plus_steps=draws, plus_guidance=PLUS_GUIDANCE)
     paper, motion = name == "paper", config.motion
     if "mgja" in plus:
         weight = {"geometry": True} | ({} if paper else {"weight": constant(align4d.LAMBDA)})
@@ -142,7 +164,7 @@ def _added(config: MethodConfig, name: str, views: Prior | None, plus: Collectio
 
 def _published(of: _Published, prior: Prior | None) -> MethodConfig:
     still, moving = of.still, of.whole - of.still
-    needles = NoNeedles(constant(1.0), logarithmic=of.logarithmic)
+    needles = AnisotropyRegulariser(constant(1.0), logarithmic=of.logarithmic)
     common: dict[str, Any] = {"both": of.both, "anchored": of.anchored, "dark": of.dark}
     density = DensityControl(
         every=100, start=1200 - still, stop=(6000 - still) / moving, top=0.025, large=0.1, min_opacity=0.01, largest=0.1,
@@ -156,7 +178,7 @@ def _published(of: _Published, prior: Prior | None) -> MethodConfig:
         """The terms of steps from ``first`` on."""
         risen, until = first / RAMP, min((RAMP - first) / steps, 1.0)
         top = min(1.0, (first + steps) / RAMP)
-        front = FrontMatch(Ramp(BATCH * of.colour * risen, BATCH * of.colour * top, until), of.mask / of.colour, 0.0)
+        front = ReferenceViewLoss(Ramp(BATCH * of.colour * risen, BATCH * of.colour * top, until), of.mask / of.colour, 0.0)
         if prior is None:
             return (front,)
         early, late = first / WINDOW, min(1.0, (first + steps) / WINDOW)
@@ -174,7 +196,6 @@ def _published(of: _Published, prior: Prior | None) -> MethodConfig:
         name="paper",
         camera="distance",
         resolution=512,
-        needs_object=False,
         distance=DISTANCE,
         static=StaticConfig(
             gaussians=10_000,
@@ -195,9 +216,11 @@ def _published(of: _Published, prior: Prior | None) -> MethodConfig:
             ),
             density=density,
             rates=rates | {"means": 2e-3 * fallen},
-            planes={
-                "resolution": 64, "time_resolution": of.time_resolution, "multiscale": (1, 2, 4, 8), "channels": 32,
-                "grid_lr": 1.6e-2, "mlp_lr": 1.6e-3, "lr_final": of.fall, "at_rest": of.at_rest,
+            fields={
+                "hexplane": {
+                    "resolution": 64, "time_resolution": of.time_resolution, "multiscale": (1, 2, 4, 8), "channels": 32,
+                    "grid_lr": 1.6e-2, "mlp_lr": 1.6e-3, "lr_final": of.fall, "at_rest": of.at_rest,
+                }
             },
         ),
     )  # fmt: skip
@@ -220,7 +243,7 @@ def _ours(name: str, prior: Prior | None) -> MethodConfig:
     def part(views: int, early: float) -> tuple[Objective, ...]:
         # Masks count as in the released code; the video's share rises as there.
         terms: tuple[Objective, ...] = (
-            FrontMatch(Ramp(0.3 * FRONT_WEIGHT, FRONT_WEIGHT, 0.3), 0.25, 0.0),
+            ReferenceViewLoss(Ramp(0.3 * FRONT_WEIGHT, FRONT_WEIGHT, 0.3), 0.25, 0.0),
             AnchorMatch(constant(ANCHOR_WEIGHT), views=views),
         )
         if prior is not None:
@@ -241,12 +264,11 @@ def _ours(name: str, prior: Prior | None) -> MethodConfig:
         name=name,
         camera="distance",
         resolution=256,
-        needs_object=False,
         distance=DISTANCE,
         static=StaticConfig(
             gaussians=count,
             schedule=Schedule(steps=still, resolutions=small, lr_final=0.3, background="random"),
-            objectives=(*part(6, 0.4), NoNeedles()),
+            objectives=(*part(6, 0.4), AnisotropyRegulariser()),
             rates={"means": 4e-3, "log_scales": 1e-2},
             frame="middle",
         ),
@@ -254,11 +276,13 @@ def _ours(name: str, prior: Prior | None) -> MethodConfig:
             field="hexplane",
             train="both",
             schedule=Schedule(steps=moving, frames=FRAMES, resolutions=large, lr_final=0.1, background="random"),
-            objectives=(*part(2, 0.2), PlaneSmoothness(constant(1.0)), NoNeedles()),
+            objectives=(*part(2, 0.2), PlaneSmoothness(constant(1.0)), AnisotropyRegulariser()),
             density=density,
-            planes={
-                "resolution": 16, "multiscale": (1, 2, 4, 8), "channels": 16, "bounds": 0.8,
-                "grid_lr": 1.6e-2, "mlp_lr": 1.6e-3,
+            fields={
+                "hexplane": {
+                    "resolution": 16, "multiscale": (1, 2, 4, 8), "channels": 16, "bounds": 0.8,
+                    "grid_lr": 1.6e-2, "mlp_lr": 1.6e-3,
+                }
             },
         ),
     )  # fmt: skip

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from dataclasses import field as default
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from torch import Tensor
 from ..align import FocalAlignment, align_camera, color_from_frame
 from ..align.distance import LENS, Meaning, ModelDistance, align_distance, align_model_distance, fixed_camera, visual_distance
 from ..cameras import FrontCamera
-from ..deformation import ControlNodes, DeformationField, DeformationMLP, HexPlane, TimeGatedMLP
+from ..deformation import FIELDS, DeformationField
 from ..fit.density import DensityControl
 from ..fit.estimate import FitEstimate, Pass, estimate_passes
 from ..fit.loop import GAUSSIAN_LR, FitState, Inputs, Schedule, Train, run_fit
@@ -30,11 +30,8 @@ from ..generate.anchors import sample_anchors
 from ..generate.sampling import StepProgress
 from ..identity import fingerprint
 from ..mesh import Mesh, sample_surface
-from ..objectives.anchors import AnchorMatch
 from ..objectives.base import Objective
-from ..objectives.mesh import MeshMatch
-from ..objectives.multiview import MotionGeometry
-from ..priors.base import Prior
+from ..priors.base import Prior, Role
 from ..progress import Progress
 from ..render import rasterize
 from ..scene.anchors import Anchors
@@ -67,40 +64,44 @@ class StaticConfig:
     rates: Mapping[str, float] | None = None
     frame: Literal["first", "middle"] = "first"
 
+    def changed(self, change: Change) -> StaticConfig:
+        """With its objectives changed; those that become None are left out."""
+        return replace(self, objectives=_all(self.objectives, change))
+
 
 @dataclass(frozen=True)
 class MotionConfig:
     """3D-to-4D: the deformation field from the clip.
 
     Args:
-        field: "control-nodes", "hexplane", "mlp" or "time-gated-mlp".
+        field: name of a deformation field, of :data:`~..deformation.FIELDS`.
         tracking: schedule of the pass that follows the object frame by frame, or None.
         schedule: of the pass over all frames.
         fine: schedule of a pass at full size, or None.
-        refine: schedule of a last pass, taken where an objective asks a diffusion prior (``generative``); those take part in
-            this pass alone. None: they take part in every pass but the tracking one.
+        refine: schedule of a last pass, taken where an objective asks a diffusion prior; those take part in this pass
+            alone. None: they take part in every pass but the tracking one.
         objectives: terms of all passes.
-        nodes: control nodes.
-        opacity: whether opacity moves.
+        fields: settings of fields by their names, see their ``build``; a field that is not among them has its own defaults.
         train: "field", or "both": the Gaussians too, at once or in turns (:attr:`Schedule.turns`).
         density: clone, split and prune in the pass over all frames, where the Gaussians are trained and the field moves any
-            number of them (not control nodes); or None.
+            number of them; or None.
         rates: learning rates of the Gaussians in place of :data:`~..fit.loop.GAUSSIAN_LR`.
-        planes: arguments of the HexPlane in place of its defaults.
     """
 
-    field: Literal["control-nodes", "hexplane", "mlp", "time-gated-mlp"]
+    field: str
     schedule: Schedule
     objectives: tuple[Objective, ...]
     tracking: Schedule | None = None
     fine: Schedule | None = None
     refine: Schedule | None = None
-    nodes: int = 300
-    opacity: bool = False
+    fields: Mapping[str, Mapping[str, Any]] = default(default_factory=dict)
     train: Train = "field"
     density: DensityControl | None = None
     rates: Mapping[str, float] | None = None
-    planes: Mapping[str, Any] = default(default_factory=dict)
+
+    def changed(self, change: Change) -> MotionConfig:
+        """With its objectives changed; those that become None are left out."""
+        return replace(self, objectives=_all(self.objectives, change))
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,8 @@ class AnchorConfig:
     Args:
         prior: that draws them.
         gamma: share of the first frame's features.
-        steps, guidance: of the sampler.
+        steps, guidance: of the sampler, for priors of single pictures.
+        plus_steps, plus_guidance: of the sampler, for priors of six views (Zero123++).
         together: frames sampled in a batch, the first aside.
     """
 
@@ -118,47 +120,74 @@ class AnchorConfig:
     gamma: float = 0.5
     steps: int = 30
     guidance: float | None = None
+    plus_steps: int = 75
+    plus_guidance: float | None = 4.0
     together: int = 2
 
 
 @dataclass(frozen=True)
-class MethodConfig:
-    """A whole method; ``preset()`` of its file gives the named ones.
+class Config:
+    """Settings of a whole method: plain data, until :meth:`bound` puts models in the places of their roles.
 
     Args:
         name: of the preset.
+        static, motion: the two fits.
+    """
+
+    name: str
+    static: StaticConfig
+    motion: MotionConfig
+
+    def changed(self, change: Change) -> Self:
+        """With the objectives of all fits changed; those that become None are left out."""
+        return replace(self, static=self.static.changed(change), motion=self.motion.changed(change))
+
+    def bound(self, models: Mapping[str, Prior]) -> Self:
+        """With models in the places of their roles; what asks a model that is not there is left out."""
+        return self.changed(lambda o: o.bound(models))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig(Config):
+    """A whole method that follows a video; ``preset()`` of its file gives the named ones.
+
+    Args:
         camera: how it is found.
         resolution: of the driving video as it is read, pixels.
-        static, motion: the two fits.
-        focal_per_frame: a camera for every frame (variant pla4d-v4).
         model_distance: search the prior's preferred object distance (MAOD) and tell it so; None = no search.
-        needs_object: whether there is no start without an object; else a ball of points is one.
         anchors: how the anchors are sampled; None = none are, unless they are given.
         distance: of the lens (49.1 degrees) of anchors from the object, whose longest side is 1; where ``model_distance`` is
             searched for, the video's.
         with_object: takes this one's place where an object is given to a method that needs none.
     """
 
-    name: str
     camera: Camera
     resolution: int
-    static: StaticConfig
-    motion: MotionConfig
-    focal_per_frame: bool = False
     model_distance: Meaning | None = None
-    needs_object: bool = True
     anchors: AnchorConfig | None = None
     distance: float = 1.7
     with_object: MethodConfig | None = None
 
+    def bound(self, models: Mapping[str, Prior]) -> Self:
+        anchors, given = self.anchors, self.with_object
+        if anchors is not None and isinstance(anchors.prior, Role):
+            drawn = models.get(anchors.prior.name)
+            anchors = None if drawn is None else replace(anchors, prior=drawn)
+        bare = super().bound(models)
+        return replace(bare, anchors=anchors, with_object=None if given is None else given.bound(models))
+
+
+#: What is made of an objective; None leaves it out.
+Change = Callable[[Objective], Objective | None]
+
+
+def _all(terms: Sequence[Objective], change: Change) -> tuple[Objective, ...]:
+    return tuple(made for o in terms if (made := change(o)) is not None)
+
 
 def untextured(config: MethodConfig) -> MethodConfig:
     """The preset for a mesh without colours of its own: its depth and normals count beside the colours filled in."""
-
-    def geometric(objective: Objective) -> Objective:
-        return replace(objective, depth=1.0, normals=0.3) if isinstance(objective, MeshMatch) else objective
-
-    return replace(config, static=replace(config.static, objectives=tuple(map(geometric, config.static.objectives))))
+    return replace(config, static=replace(config.static, objectives=tuple(o.untextured() for o in config.static.objectives)))
 
 
 def align(
@@ -239,31 +268,16 @@ def prefer_distance(
 
     None, and the configuration as it is, where it wants no search or has no such objective.
     """
-    asking = [o for o in (*config.motion.objectives, *config.static.objectives) if isinstance(o, MotionGeometry)]
-    if config.model_distance is None or not asking:
+    asked = [p for o in (*config.motion.objectives, *config.static.objectives) if "distance" in o.takes for p in o.priors()]
+    if config.model_distance is None or not asked:
         return config, None
-    prior = asking[0].distillation.prior
-    found = align_model_distance(alignment, video, prior, meaning=config.model_distance, seed=seed, progress=progress)
-    return _with(config, MotionGeometry, distance=found.distance), found
-
-
-def _with(config: MethodConfig, kind: type | tuple[type, ...], **values: Any) -> MethodConfig:
-    """The configuration with fields of its objectives of a kind changed, in both fits."""
-
-    def changed(terms: Sequence[Objective]) -> tuple[Objective, ...]:
-        return tuple(replace(o, **values) if isinstance(o, kind) else o for o in terms)  # pyright: ignore[reportArgumentType]
-
-    static, motion = config.static, config.motion
-    return replace(
-        config,
-        static=replace(static, objectives=changed(static.objectives)),
-        motion=replace(motion, objectives=changed(motion.objectives)),
-    )
+    found = align_model_distance(alignment, video, asked[0], meaning=config.model_distance, seed=seed, progress=progress)
+    return config.changed(lambda o: o.with_distance(found.distance)), found
 
 
 def with_anchors(config: MethodConfig, anchors: Anchors) -> MethodConfig:
     """The configuration whose objectives look at these anchors."""
-    return _with(config, (MotionGeometry, AnchorMatch), anchors=anchors)
+    return config.changed(lambda o: o.with_anchors(anchors))
 
 
 def anchor_distance(config: MethodConfig, video: DrivingVideo, front: FrontCamera) -> float:
@@ -278,9 +292,10 @@ def draw_anchors(
     how = config.anchors
     if how is None:
         return None
+    steps, guidance = (how.plus_steps, how.plus_guidance) if how.prior.pictures == 6 else (how.steps, how.guidance)
     return sample_anchors(
-        how.prior, video, front, distance=anchor_distance(config, video, front), fovy=LENS, gamma=how.gamma, steps=how.steps,
-        guidance=how.guidance, seed=seed, together=how.together, progress=progress,
+        how.prior, video, front, distance=anchor_distance(config, video, front), fovy=LENS, gamma=how.gamma, steps=steps,
+        guidance=guidance, seed=seed, together=how.together, progress=progress,
     )  # fmt: skip
 
 
@@ -347,6 +362,7 @@ def fit_static(
     backend: str = "auto",
     progress: Progress | None = None,
     checkpoint: str | Path | None = None,
+    identity: str = "",
 ) -> Scene4D:
     """Frame-to-3D: Gaussians on the mesh, fitted to the first frame and to renders of the mesh (Eq. 5-9).
 
@@ -357,6 +373,7 @@ def fit_static(
         front: the aligned camera.
         start: Gaussians to start from instead.
         device: of a fit without a video.
+        identity: of all inputs, where the caller knows it; else their content is theirs.
 
     Returns:
         a scene of one still object with the video's timing, else of a single frame.
@@ -373,15 +390,13 @@ def fit_static(
     stage = "frame to 3D" if video is not None else "to 3D" if start is None else "to 3D, fine"
     if config.objectives:
         frame = len(video) // 2 if video is not None and config.frame == "middle" else 0
-        meshes = [] if mesh is None else [mesh]
+        meshes, content = [] if mesh is None else [mesh], mesh or gaussians.tensors()
         inputs = Inputs(video=video, taus=torch.zeros(1), fronts=[front], meshes=meshes, backend=backend, first=frame)
         state = run_fit(
             stage, state, config.objectives, config.schedule, inputs, train="gaussians", seed=seed,
-            density=None if config.density is None else replace(config.density), gaussian_lr=_rates(config),
+            density=config.density, gaussian_lr=_rates(config),
             progress=progress, checkpoint=checkpoint,
-            key=fingerprint(
-                *_identity(video), gaussians.tensors() if mesh is None else mesh.vertices, asdict(front), repr(config), seed
-            ),
+            key="" if checkpoint is None else fingerprint(identity or [video, content, front], config, seed),
         )  # fmt: skip
     surface = mesh if isinstance(mesh, Mesh) else None
     scene = Scene4D(state.gaussians, front=front, meta={"losses": {stage: state.losses}}, surface=surface)
@@ -395,22 +410,13 @@ def build_field(config: MotionConfig, scene: Scene4D, mesh: Object3D | None = No
 
     Args:
         mesh: its surface tells control nodes which parts belong together; without one, neighbourhoods in space do.
+
+    Raises:
+        InputError: for an unknown field.
     """
+    kind = FIELDS.named(config.field)
     torch.manual_seed(seed)
-    if config.field == "control-nodes":
-        surface = mesh if isinstance(mesh, Mesh) else None
-        return ControlNodes.build(
-            scene.gaussians, scene.frames, mesh=surface, nodes=config.nodes, loop=scene.loop, opacity=config.opacity
-        )
-    if config.field == "hexplane":
-        time_resolution = max(2, math.ceil(0.85 * scene.frames))
-        settings: dict[str, Any] = {"time_resolution": time_resolution, "opacity": config.opacity, **config.planes}
-        return HexPlane(**settings).to(scene.gaussians.device)
-    if config.field == "mlp":
-        return DeformationMLP(opacity=config.opacity).to(scene.gaussians.device)
-    if config.field == "time-gated-mlp":
-        return TimeGatedMLP.around(scene.gaussians)
-    raise ValueError(f"field {config.field!r}: unknown, choose control-nodes, hexplane, mlp or time-gated-mlp")
+    return kind.build(scene, mesh if isinstance(mesh, Mesh) else None, **config.fields.get(config.field, {}))
 
 
 def fit_motion(
@@ -428,6 +434,7 @@ def fit_motion(
     backend: str = "auto",
     progress: Progress | None = None,
     checkpoint: str | Path | None = None,
+    identity: str = "",
 ) -> Scene4D:
     """3D-to-4D: a deformation field that makes the scene's object follow the video (Eq. 10, and 11 with a prior).
 
@@ -440,6 +447,7 @@ def fit_motion(
         field: to train instead of one that the configuration makes.
         window: the part of the clip, of [0, 1], whose frames the objectives see.
         label: put before the stages' names.
+        identity: of all inputs, where the caller knows it; else their content is theirs.
     """
     if scene.front is None:
         raise ValueError("motion: the scene has no aligned camera; align it with the driving video first")
@@ -450,14 +458,10 @@ def fit_motion(
     inputs = _motion_inputs(video, scene, mesh, meshes, fronts, backend)
     inside = (inputs.taus >= window[0] - 1e-6) & (inputs.taus <= window[1] + 1e-6)
     inputs = replace(inputs, taus=inputs.taus[inside])
-    if config.density is not None and config.field == "control-nodes":
-        raise ValueError("motion: control nodes move a fixed number of Gaussians; choose hexplane or mlp, or no density")
-    given = None if field is None else field.state_dict()
+    given = None if field is None else [field.config(), field.state_dict()]
     field = build_field(config, scene, mesh, seed) if field is None else field
-    key = fingerprint(
-        *_identity(video), scene.gaussians.tensors(), [asdict(f) for f in inputs.fronts],
-        [m.vertices for m in inputs.meshes], repr(config), seed, *([] if given is None else [given, window]),
-    )  # fmt: skip
+    content = [video, scene.gaussians.tensors(), inputs.fronts, inputs.meshes, given]
+    key = "" if checkpoint is None else fingerprint(identity or content, label, window, config, seed)
     state = FitState(scene.gaussians, field)
     losses = dict(scene.meta.get("losses", {}))
     for stage, part in motion_passes(config, scene.frames):
@@ -471,7 +475,7 @@ def fit_motion(
             inputs,
             train=part.train,
             seed=seed,
-            density=None if config.density is None or stage != label + "3D to 4D" else replace(config.density),
+            density=None if stage != label + "3D to 4D" else config.density,
             gaussian_lr=_rates(config),
             progress=progress,
             checkpoint=path,
@@ -484,7 +488,7 @@ def fit_motion(
 
 def motion_passes(config: MotionConfig, frames: int) -> list[tuple[str, Pass]]:
     """The passes of :func:`fit_motion` by name; those without objectives or steps left out."""
-    plain = tuple(o for o in config.objectives if not getattr(o, "generative", False))
+    plain = tuple(o for o in config.objectives if not o.priors())
     asking = config.objectives if len(plain) < len(config.objectives) else ()
     joint = plain if config.refine is not None else config.objectives
     tracking = config.tracking
@@ -502,11 +506,6 @@ def motion_passes(config: MotionConfig, frames: int) -> list[tuple[str, Pass]]:
         for stage, schedule, terms in passes
         if schedule and schedule.steps and terms
     ]
-
-
-def _identity(video: DrivingVideo | None) -> list[Tensor]:
-    """What tells a video from another one."""
-    return [] if video is None else [video.frames, video.masks]
 
 
 def _motion_inputs(

@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from ..files import InputError
+from ..pictures import open_picture, readable
 
 #: A frame's PSNR counts at most this much, dB: nothing is gained by being nearly perfect on one frame.
 PSNR_CAP = 40.0
@@ -115,19 +116,14 @@ def load_frames(folder: str | os.PathLike[str]) -> np.ndarray:  # (T, H, W, 4) f
     Raises:
         InputError: for a missing or empty folder, an unreadable picture or different sizes.
     """
-    from PIL import Image
-
     folder = Path(folder)
     names = sorted(p for p in folder.iterdir() if p.suffix == ".png") if folder.is_dir() else []
     if not names:
         raise InputError(f"{folder}: no .png pictures, render this view first")
     frames: list[np.ndarray] = []
     for name in names:
-        try:
-            with Image.open(name) as image:
-                frames.append(on_white(np.asarray(image.convert("RGBA" if "A" in image.getbands() else "RGB"))))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(f"{name}: not a readable picture ({' '.join(str(error).split())})") from None
+        with readable(name), open_picture(name) as image:
+            frames.append(on_white(np.asarray(image.convert("RGBA" if "A" in image.getbands() else "RGB"))))
         if frames[-1].shape != frames[0].shape:
             raise InputError(f"{name}: its size differs from {names[0].name}, render all frames at one size")
     return np.stack(frames)

@@ -12,12 +12,13 @@ from ..cameras import Cameras
 from ..files import InputError
 from ..scene.anchors import Anchors
 from ..schedules import Weight, constant
-from .base import FitStep
+from .base import OBJECTIVES, FitStep, Objective
 from .front import image_loss
 
 
+@OBJECTIVES.register("anchors")
 @dataclass(frozen=True)
-class AnchorMatch:
+class AnchorMatch(Objective):
     """Squared error of colours and masks between renders and the anchors of the same time. Not part of the STAG4D paper, whose
     anchors only condition the prior.
 
@@ -30,16 +31,17 @@ class AnchorMatch:
     """
 
     name: ClassVar[str] = "anchors"
+    needs: ClassVar[frozenset[str]] = frozenset({"video"})
+    takes: ClassVar[frozenset[str]] = frozenset({"anchors"})
     weight: Weight = constant(1.0)  # noqa: RUF009
     anchors: Anchors | None = None
     views: int = 2
     mask: float = 0.25
     levels: int = 1
 
-    def __call__(self, step: FitStep) -> Tensor:
+    def loss(self, step: FitStep) -> Tensor:
         anchors = self.anchors
-        weight = self.weight(step.rho)
-        if anchors is None or weight == 0:
+        if anchors is None:
             return step.canonical.means.new_zeros(())
         if len(anchors) != step.frame_count:
             raise InputError(f"anchors: of {len(anchors)} frames where the video has {step.frame_count}; sample them again")
@@ -55,4 +57,4 @@ class AnchorMatch:
         # A tile without an object says nothing: its render is its own target.
         color = torch.where(good[..., None, None, None], drawn.color, target)
         opacity = torch.where(good[..., None, None], drawn.alpha, alpha)
-        return image_loss(color, opacity, target, alpha, weight=weight, mask_weight=self.mask, levels=self.levels)
+        return image_loss(color, opacity, target, alpha, weight=1.0, mask_weight=self.mask, levels=self.levels)

@@ -9,14 +9,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..deformation import ClipChain
 from ..schedules import Weight, constant
-from .base import FitStep
+from .base import OBJECTIVES, FitStep, Objective
 from .rigidity import near, picked
 
 
+@OBJECTIVES.register("position")
 @dataclass(frozen=True)
-class StayInPlace:
+class PositionRegulariser(Objective):
     """The object's centre and extent stay near those of the still object: the Jensen-Shannon term, its mean over times.
 
     A text-to-video model takes an object that slides for one that moves; without this term sliding is what it gets.
@@ -30,25 +30,22 @@ class StayInPlace:
         slide: world units.
     """
 
-    name: ClassVar[str] = "stay in place"
+    name: ClassVar[str] = "position"
+    needs: ClassVar[frozenset[str]] = frozenset({"field"})
+    regularises: ClassVar[bool] = True
     weight: Weight = constant(1.0)  # noqa: RUF009
     share: float = 0.0
     share_step: int = 100
     slide: float = 0.02
 
-    def __call__(self, step: FitStep) -> Tensor:
-        if step.field is None:
-            raise ValueError("stay in place objective: it belongs to the motion stage, the static stage has no field")
-        return self._loss(step, step.gaussians.means)
+    def loss(self, step: FitStep) -> Tensor:
+        return divergence(step.canonical.means, step.gaussians.means).mean()
 
     def probe(self, step: FitStep) -> Tensor:
         """The term for the still object slid along x, with the gradient that it has on the field."""
         means = step.gaussians.means
         slid = step.canonical.means + means.new_tensor([self.slide, 0, 0])
-        return self._loss(step, means + (slid - means).detach())
-
-    def _loss(self, step: FitStep, means: Tensor) -> Tensor:
-        return step.stiffness * self.weight(step.rho) * divergence(step.canonical.means, means).mean()
+        return self.weight_at(step) * divergence(step.canonical.means, means + (slid - means).detach()).mean()
 
 
 def divergence(rest: Tensor, moved: Tensor) -> Tensor:  # (N, 3), (B, N, 3) -> (B,)
@@ -64,8 +61,9 @@ def divergence(rest: Tensor, moved: Tensor) -> Tensor:  # (N, 3), (B, N, 3) -> (
     return (logs + 0.25 * (centres - centre).square() / both).sum(-1)
 
 
+@OBJECTIVES.register("local rigidity")
 @dataclass(frozen=True)
-class Togetherness:
+class LocalRigidity(Objective):
     """Neighbours in the still object are displaced alike: ``mean_i sum_j |Delta_i - Delta_j|^2`` over i's k nearest j.
 
     The paper's own formula is not public; this is Comp4D's, a follower's. It says nothing of rotations, which positions alone
@@ -77,34 +75,34 @@ class Togetherness:
         sample: Gaussians i a step; 0 = all.
     """
 
-    name: ClassVar[str] = "togetherness"
+    name: ClassVar[str] = "local rigidity"
+    needs: ClassVar[frozenset[str]] = frozenset({"field"})
+    regularises: ClassVar[bool] = True
     weight: Weight = constant(1000.0)  # noqa: RUF009
     k: int = 40
     sample: int = 2048
 
-    def __call__(self, step: FitStep) -> Tensor:
-        if step.field is None:
-            raise ValueError("togetherness objective: it belongs to the motion stage, the static stage has no field")
+    def weighted(self, step: FitStep, weight: float | Tensor) -> Tensor:
         count = len(step.canonical)
         chosen = torch.randperm(count, generator=step.generator)[: self.sample or count].to(step.canonical.device)
         delta = step.gaussians.means - step.canonical.means
         others = near(step, self.k)[chosen]
         apart = picked(delta, chosen.repeat_interleave(others.shape[1])) - picked(delta, others.flatten())  # (B, n k, 3)
-        return step.stiffness * self.weight(step.rho) * others.shape[1] * apart.square().sum(-1).mean()
+        return weight * others.shape[1] * apart.square().sum(-1).mean()
 
 
+@OBJECTIVES.register("seam")
 @dataclass(frozen=True)
-class Seam:
-    """Two clips of a chain agree where one is blended into the other (L_interpol): see :class:`ClipChain`.
+class Seam(Objective):
+    """Two clips of a chain agree where one is blended into the other (L_interpol): see :class:`~..deformation.ClipChain`.
 
     Args:
         weight: of the mean squared difference between the clip before and the blend.
     """
 
     name: ClassVar[str] = "seam"
+    needs: ClassVar[frozenset[str]] = frozenset({"field", "seam"})
     weight: Weight = constant(1000.0)  # noqa: RUF009
 
-    def __call__(self, step: FitStep) -> Tensor:
-        if not isinstance(step.field, ClipChain):
-            raise ValueError("seam objective: it belongs to a motion that goes on from another clip; use Extend Motion")
-        return self.weight(step.rho) * step.field.mending(step.canonical, step.taus)
+    def loss(self, step: FitStep) -> Tensor:
+        return step.moving.seam(step.canonical, step.taus)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -16,31 +16,36 @@ from ..cameras import Cameras, FrontCamera, quaternion_to_matrix, sample_orbit
 from ..gaussians import SH_C0
 from ..render import rasterize
 from ..render.mesh import MeshRender
+from ..render.nvrtc import mesh_backend
 from ..scene.object3d import Object3D, SplatObject, render_object
 from ..schedules import Weight, linear
-from .base import FitStep
+from .base import OBJECTIVES, FitStep, Objective
 from .front import image_loss
 
 #: Side of the window around the unit object that random cameras frame.
 FRAMING = 1.3
 
 
+@OBJECTIVES.register("mesh")
 @dataclass(frozen=True)
-class MeshMatch:
+class MeshMatch(Objective):
     """L_GA of PLA4D: lambda (MSE + mask) + gamma LPIPS between Gaussian and mesh renders at random cameras.
+
+    lambda does not scale the perceptual term.
 
     Args:
         weight: lambda as a function of rho.
         views: cameras a step (PLA4D: 6).
         elevation: range of the random elevations, degrees.
         fovy_jitter: half-width of the random change of the field of view, degrees (PLA4D's df).
-        mask, perceptual, network, levels: as in :class:`FrontMatch`.
+        mask, perceptual, network, levels: as in :class:`~.front.ReferenceViewLoss`.
         depth: squared error of depth (the object's longest side is 1) relative to the colour term; for meshes whose colours
             say little about their shape, as those coloured from one frame.
         normals: the same for surface normals, drawn from the Gaussians' thin axes.
     """
 
     name: ClassVar[str] = "mesh"
+    needs: ClassVar[frozenset[str]] = frozenset({"mesh"})
     weight: Weight = linear(0.98, 0.02, 1e4)  # noqa: RUF009
     views: int = 6
     elevation: tuple[float, float] = (-60.0, 60.0)
@@ -52,29 +57,38 @@ class MeshMatch:
     depth: float = 0.0
     normals: float = 0.0
 
-    def __call__(self, step: FitStep) -> Tensor:
-        if not step.meshes:
-            raise ValueError("mesh objective: the fit has no mesh; connect one or unplug this objective")
+    def untextured(self) -> Self:
+        return replace(self, depth=1.0, normals=0.3)
+
+    def perceptual_network(self) -> str | None:
+        return self.network if self.perceptual > 0 else None
+
+    def draw(self, step: FitStep) -> dict[str, Tensor]:
         cameras = framing_cameras(step.fronts[0], self.views, step.resolution, step.generator, self.elevation, self.fovy_jitter)
-        device = step.canonical.device
+        drawn = {"pose": cameras.world_to_camera, "K": cameras.K}
+        if len(step.meshes) > 1:
+            drawn["moment"] = torch.randint(len(step.frames), (self.views,), generator=step.generator)
+        return drawn
+
+    def weighted(self, step: FitStep, weight: float | Tensor) -> Tensor:
+        device, drawn = step.canonical.device, step.given(self)
+        seen = Cameras(drawn["pose"], drawn["K"], step.resolution, step.resolution)
         if len(step.meshes) == 1:
             # One mesh stands for one moment, the first frame.
             shown = step.canonical
             if step.field is not None:
                 shown = step.field(shown, torch.zeros(1, device=device)).map(lambda t: t[0])
-            seen = cameras.to(device)
-            truth = [_drawn(step.meshes[0], cameras, step)]
+            truth = [_drawn(step.meshes[0], seen, step)]
         else:
-            pick = torch.randint(len(step.frames), (self.views,), generator=step.generator)
+            pick = drawn["moment"].long()
             shown = step.gaussians.map(lambda t: t[pick])
-            seen = cameras.reshape(self.views, 1).to(device)
-            truth = [_drawn(step.meshes[int(step.frames[p])], cameras[i : i + 1], step) for i, p in enumerate(pick)]
+            truth = [_drawn(step.meshes[int(step.frames[p])], seen[i : i + 1], step) for i, p in enumerate(pick.tolist())]
+            seen = seen.reshape(self.views, 1)
         color, alpha, depth, normal = (
             torch.cat([getattr(view, part) for view in truth]).to(device).unflatten(0, seen.batch)
             for part in ("color", "alpha", "depth", "normal")
         )
         render = step.render(shown, seen)
-        weight = self.weight(step.rho)
         loss = image_loss(
             render.color, render.alpha, color, alpha, weight=weight, mask_weight=self.mask,
             levels=self.levels, perceptual=self.perceptual, network=self.network,
@@ -94,11 +108,14 @@ class MeshMatch:
 
 
 def _drawn(item: Object3D, cameras: Cameras, step: FitStep) -> MeshRender:
-    """The target from cameras: a mesh from the CPU; Gaussians where the fit is and exactly as the fit draws its own."""
+    """The target: Gaussians exactly as the fit draws its own; a mesh by the card's own kernels, or else on the CPU."""
+    device = step.canonical.device
+    if not isinstance(item, SplatObject) and not mesh_backend.available(device):
+        return render_object(item, cameras.to("cpu"), step.background.cpu())
+    kept = step.memo.setdefault(("object", id(item)), (item, item.to(device)))[1]
     if isinstance(item, SplatObject):
-        item = item.to(step.canonical.device)
-        return render_object(item, cameras, step.background, supersample=1, backend=step.backend)
-    return render_object(item, cameras, step.background.cpu())
+        return render_object(kept, cameras, step.background, supersample=1, backend=step.backend)
+    return render_object(kept, cameras, step.background)
 
 
 def framing_cameras(

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from ..align.distance import ObjectDistance, visual_distance
 from ..files import InputError
-from ..priors.base import Condition, Viewpoints
+from ..priors.base import Condition, Prior, Viewpoints
 from ..priors.distill import Distillation, Question
 from ..render import rasterize
 from ..scene.anchors import Anchors
 from ..schedules import Weight, constant
-from .base import FitStep
+from .base import OBJECTIVES, FitStep, Objective
 from .novel_view import FrameConditions
 from .reference import require_image
 
@@ -29,8 +29,9 @@ FRONTAL = 30.0
 CELLS = 4 * 32 * 32
 
 
+@OBJECTIVES.register("motion and geometry")
 @dataclass(frozen=True)
-class MotionGeometry:
+class MotionGeometry(Objective):
     """Unknown views of Align4D (Eq. 7-9): every frame's object, seen from random sides, must suit both video and 3D.
 
     A prior is asked twice about the same noisy renders, in one batch: given that time's frame and the relative pose (motion,
@@ -56,7 +57,8 @@ class MotionGeometry:
     """
 
     name: ClassVar[str] = "motion and geometry"
-    generative: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({"video"})
+    takes: ClassVar[frozenset[str]] = frozenset({"distance", "anchors"})
     distillation: Distillation
     weight: Weight = constant(1.0)  # noqa: RUF009
     views: int = 4
@@ -73,9 +75,14 @@ class MotionGeometry:
     _conditions: FrameConditions = field(default_factory=FrameConditions, init=False, repr=False, compare=False)
     _anchored: dict[str, Condition] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def __call__(self, step: FitStep) -> Tensor:
+    def priors(self) -> tuple[Prior, ...]:
+        return (self.distillation.prior,)
+
+    def check(self) -> None:
+        require_image(self.distillation.prior, "Motion and Geometry")
+
+    def weighted(self, step: FitStep, weight: float | Tensor) -> Tensor:
         prior, front = self.distillation.prior, step.fronts[0]
-        require_image(prior, "Motion and Geometry")
         distance = self.distance
         if distance is None and self.anchors is not None:
             distance = ObjectDistance(self.anchors.distance, self.anchors.distance, "zero", self.anchors.fovy)
@@ -117,7 +124,7 @@ class MotionGeometry:
             told = distance.told(azimuth, elevation, azimuth[:, :1], elevation[:, :1])
             questions.append(Question(condition, told, None if late is None else 1 - late))
         loss = self.distillation.joint(images, questions, step.rho, step.generator)
-        return self.weight(step.rho) * CELLS / (len(images) * math.prod(prior.latent_shape())) * loss
+        return weight * CELLS / (len(images) * math.prod(prior.latent_shape())) * loss
 
     def _of_anchors(
         self,

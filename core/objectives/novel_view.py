@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from ..cameras import Cameras, FrontCamera
-from ..priors.base import Condition, Viewpoints
+from ..priors.base import Condition, Prior, Viewpoints
 from ..priors.distill import Distillation
 from ..scene.views import reframed
 from ..schedules import Weight, constant
 from ..video import DrivingVideo
-from .base import FitStep
+from .base import OBJECTIVES, FitStep, Objective
 from .mesh import FRAMING, framing_cameras
 from .reference import random_moments, require_image
 
@@ -38,8 +38,9 @@ class FrameConditions:
         return kept[2]
 
 
+@OBJECTIVES.register("novel view")
 @dataclass(frozen=True)
-class NovelView:
+class NovelView(Objective):
     """Score distillation at random (time, view) pairs, conditioned on that time's frame of the driving video.
 
     Args:
@@ -50,16 +51,21 @@ class NovelView:
     """
 
     name: ClassVar[str] = "novel view"
-    generative: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({"video"})
     distillation: Distillation
     weight: Weight = constant(1.0)  # noqa: RUF009
     views: int = 6
     elevation: tuple[float, float] = (-30.0, 30.0)
     _conditions: FrameConditions = field(default_factory=FrameConditions, init=False, repr=False, compare=False)
 
-    def __call__(self, step: FitStep) -> Tensor:
+    def priors(self) -> tuple[Prior, ...]:
+        return (self.distillation.prior,)
+
+    def check(self) -> None:
+        require_image(self.distillation.prior, "Novel View")
+
+    def weighted(self, step: FitStep, weight: float | Tensor) -> Tensor:
         prior = self.distillation.prior
-        require_image(prior, "Novel View")
         device, front = step.canonical.device, step.fronts[0]
         low, high = (front.elevation + e for e in self.elevation)
         cameras = framing_cameras(front, self.views, prior.resolution[0], step.generator, (low, high), 0.0).to(device)
@@ -68,4 +74,4 @@ class NovelView:
         seen = front.centred(prior.resolution[0], 0.0, margin=FRAMING).to(device)
         condition = self._conditions(step, self.distillation, seen, background)[step.frames[pick]]
         loss = self.distillation(images, condition, step.rho, step.generator, Viewpoints.of(cameras, seen))
-        return self.weight(step.rho) / (self.views * math.prod(prior.latent_shape())) * loss
+        return weight / (self.views * math.prod(prior.latent_shape())) * loss

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import combinations
 from typing import ClassVar
 
 from torch import Tensor
 
-from ..deformation import HexPlane
-from ..files import InputError
 from ..schedules import Weight, constant
-from .base import FitStep
+from .base import OBJECTIVES, FitStep, Objective
 
 
+@OBJECTIVES.register("planes")
 @dataclass(frozen=True)
-class PlaneSmoothness:
+class PlaneSmoothness(Objective):
     """Regularisers of a HexPlane's planes, summed over planes and scales.
 
     Of the planes of space and time: mean squared second difference over time, and mean distance from 1, which is no motion. Of
@@ -27,26 +25,23 @@ class PlaneSmoothness:
     """
 
     name: ClassVar[str] = "planes"
+    needs: ClassVar[frozenset[str]] = frozenset({"field", "planes"})
     weight: Weight = constant(1.0)  # noqa: RUF009
     time: float = 5.0
     still: float = 0.05
     space: float = 0.05
 
-    def __call__(self, step: FitStep) -> Tensor:
-        if step.field is None:
-            return step.canonical.means.new_zeros(())
-        if not isinstance(step.field, HexPlane):
-            raise InputError(f"Plane Smoothness: a {step.field.name} field has no planes; choose hexplane, or unplug it")
+    def loss(self, step: FitStep) -> Tensor:
         loss = step.canonical.means.new_zeros(())
-        for index, plane in enumerate(step.field.planes):
-            _, axis = list(combinations(range(4), 2))[index % 6]
+        for plane, of_time in step.moving.feature_planes():
             bend = plane.diff(n=2, dim=2).square().mean() if plane.shape[2] > 2 else plane.new_zeros(())
-            loss = loss + (self.time * bend + self.still * (1 - plane).abs().mean() if axis == 3 else self.space * bend)
-        return self.weight(step.rho) * loss
+            loss = loss + (self.time * bend + self.still * (1 - plane).abs().mean() if of_time else self.space * bend)
+        return loss
 
 
+@OBJECTIVES.register("anisotropy")
 @dataclass(frozen=True)
-class NoNeedles:
+class AnisotropyRegulariser(Objective):
     """Gaussians may be ``ratio`` times as long as they are thin: mean of what is beyond (as PhysGaussian has it).
 
     Args:
@@ -56,13 +51,13 @@ class NoNeedles:
             Gaussians, times their number.
     """
 
-    name: ClassVar[str] = "needles"
+    name: ClassVar[str] = "anisotropy"
     weight: Weight = constant(1.0)  # noqa: RUF009
     ratio: float = 7.5
     logarithmic: bool = False
 
-    def __call__(self, step: FitStep) -> Tensor:
+    def loss(self, step: FitStep) -> Tensor:
         scales = step.gaussians.log_scales if self.logarithmic else step.gaussians.scales
         beyond = (scales.amax(-1) / scales.amin(-1)).clamp_min(self.ratio).mean() - self.ratio
         count = scales.shape[-2] if self.logarithmic else 1
-        return self.weight(step.rho) * count * beyond
+        return count * beyond

@@ -15,12 +15,13 @@ from ..priors.base import Prior, Viewpoints
 from ..priors.distill import Distillation
 from ..render import rasterize
 from ..schedules import Weight, constant
-from .base import FitStep
+from .base import OBJECTIVES, FitStep, Objective
 from .mesh import framing_cameras
 
 
+@OBJECTIVES.register("reference")
 @dataclass(frozen=True)
-class ReferenceRefinement:
+class ReferenceRefinement(Objective):
     """L_ref of PLA4D: score distillation of random (time, view) renders, conditioned on the STATIC render of the same view.
 
     The condition is seen by the very camera of the render, so the relative pose is zero.
@@ -35,18 +36,21 @@ class ReferenceRefinement:
     """
 
     name: ClassVar[str] = "reference"
-    generative: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({"field"})
     distillation: Distillation
     weight: Weight = constant(1.0)  # noqa: RUF009
     views: int = 6
     elevation: tuple[float, float] = (-30.0, 30.0)
     away: float = 60.0
 
-    def __call__(self, step: FitStep) -> Tensor:
-        if step.field is None:
-            return step.canonical.means.new_zeros(())
+    def priors(self) -> tuple[Prior, ...]:
+        return (self.distillation.prior,)
+
+    def check(self) -> None:
+        require_image(self.distillation.prior, "Reference Refinement")
+
+    def weighted(self, step: FitStep, weight: float | Tensor) -> Tensor:
         prior = self.distillation.prior
-        require_image(prior, "Reference Refinement")
         device = step.canonical.device
         cameras = framing_cameras(
             step.fronts[0], self.views, prior.resolution[0], step.generator, self.elevation,
@@ -58,7 +62,7 @@ class ReferenceRefinement:
             reference = rasterize(step.canonical, cameras, background, backend=step.backend).color
             condition = self.distillation.condition(reference.clamp(0, 1))
         loss = self.distillation(images, condition, step.rho, step.generator, Viewpoints.of(cameras, cameras))
-        return self.weight(step.rho) / (self.views * math.prod(prior.latent_shape())) * loss
+        return weight / (self.views * math.prod(prior.latent_shape())) * loss
 
 
 def random_moments(step: FitStep, cameras: Cameras, background: Tensor) -> tuple[Tensor, Tensor]:

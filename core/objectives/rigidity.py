@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from ..cameras import quaternion_multiply, quaternion_to_matrix
-from ..deformation import ControlNodes
+from ..deformation import fused
 from ..gaussians import neighbours
 from ..schedules import Weight, constant
-from .base import FitStep
+from .base import OBJECTIVES, FitStep, Objective
 
 
+@OBJECTIVES.register("rigidity")
 @dataclass(frozen=True)
-class Rigidity:
+class Rigidity(Objective):
     """Mean squared strain of the edges between neighbours, each seen from both ends' rotations.
 
     Args:
@@ -28,24 +29,26 @@ class Rigidity:
         rotation: weight of neighbours' difference in rotation, relative to the strain.
         joints: 0 spreads bending evenly; above 0, edges that strain throughout the clip are softened (weights
             1 / (strain + joints), renewed every 20 steps), so that bending gathers in joints and limbs stay rigid.
-        k: neighbours of each Gaussian for fields without control nodes.
+        k: neighbours of each Gaussian for fields without handles.
     """
 
     name: ClassVar[str] = "rigidity"
+    needs: ClassVar[frozenset[str]] = frozenset({"field"})
+    regularises: ClassVar[bool] = True
     weight: Weight = constant(1.0)  # noqa: RUF009
     rotation: float = 0.05
     joints: float = 0.01
     k: int = 6
 
-    def __call__(self, step: FitStep) -> Tensor:
-        if isinstance(step.field, ControlNodes):
-            field = step.field
-            positions, quats = field.node_motion(step.taus)
-            strain, bend = edge_strain(field.node_positions, positions, quats, field.pairs)
-            if self.joints > 0 and len(step.frames) > 1 and step.index % 20 == 0:
-                soften(field.pair_weight, strain, self.joints)
-            edge_weight = field.pair_weight if self.joints > 0 else torch.ones_like(field.pair_weight)
-        elif step.field is not None:
+    def loss(self, step: FitStep) -> Tensor:
+        handles = step.moving.handles()
+        if handles is not None:
+            positions, quats = step.moving.motion_of_handles(step.taus)
+            strain, bend = edge_strain(handles.positions, positions, quats, handles.pairs, handles.ends)
+            if self.joints > 0 and len(step.taus) > 1 and step.due(20):
+                step.memory["edge_weight"] = softened(strain, self.joints)
+            edge_weight = step.memory.get("edge_weight", torch.ones_like(strain[0]))
+        else:
             # A random part of the Gaussians stands for all of them.
             chosen = torch.randperm(len(step.canonical), generator=step.generator)[:2048].to(step.canonical.device)
             others = near(step, self.k)[chosen]
@@ -55,9 +58,7 @@ class Rigidity:
             )
             strain, bend = edge_strain(step.canonical.means, step.gaussians.means, rotations, pairs)
             edge_weight = torch.ones_like(strain[0])
-        else:
-            raise ValueError("rigidity objective: it belongs to the motion stage, the static stage has no field")
-        return step.stiffness * self.weight(step.rho) * ((strain + self.rotation * bend) * edge_weight).mean()
+        return ((strain + self.rotation * bend) * edge_weight).mean()
 
 
 def edge_strain(
@@ -65,8 +66,15 @@ def edge_strain(
     positions: Tensor,  # (B, M, 3)
     quats: Tensor,  # (B, M, 4) wxyz
     pairs: Tensor,  # (E, 2)
+    ends: fused.Lists | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Squared relative strain of each edge (B, E), averaged over its ends, and squared difference of their rotations."""
+    """Squared relative strain of each edge (B, E), averaged over its ends, and squared difference of their rotations.
+
+    Args:
+        ends: as :attr:`Handles.ends` has them; the graphics card's own kernel then does it.
+    """
+    if ends is not None:
+        return fused.edge_strain(rest, positions, quats, pairs, ends)
     i, j = pairs.unbind(1)
     edge = rest[j] - rest[i]
     matrices = quaternion_to_matrix(quats)
@@ -80,28 +88,31 @@ def edge_strain(
 
 
 def picked(x: Tensor, index: Tensor) -> Tensor:  # (B, N, ...), (E,) int64 -> (B, E, ...)
-    """``x[:, index]``, with gradients that are added in one order, unlike indexing on several threads; and faster."""
+    """``x[:, index]``, with gradients added in one order; on the CPU, indexing on several threads has none, and is slower."""
+    if x.is_cuda:
+        return x[:, index]
     flat = x.flatten(2).transpose(1, 2)
     return flat.gather(2, index.expand(*flat.shape[:2], -1)).transpose(1, 2).unflatten(2, x.shape[2:])
 
 
 @torch.no_grad()
-def soften(edge_weight: Tensor, strain: Tensor, floor: float) -> None:
-    """Renews edge weights in place: 1 / (mean strain over the clip + floor), mean 1, within [0.1, 5]."""
+def softened(strain: Tensor, floor: float) -> Tensor:  # (B, E) -> (E,)
+    """Edge weights: 1 / (mean strain over the clip + floor), mean 1, within [0.1, 5]."""
     weight = 1 / (strain.mean(0) + floor)
-    edge_weight.copy_((weight / weight.mean()).clamp(0.1, 5.0))
+    return (weight / weight.mean()).clamp(0.1, 5.0)
 
 
 def near(step: FitStep, k: int) -> Tensor:  # (N, k)
-    """Nearest neighbours of the canonical Gaussians, kept with the field as long as their number stays."""
-    kept: dict[int, Tensor] = step.field.__dict__.setdefault("_near", {})
-    if k not in kept or len(kept[k]) != len(step.canonical):
-        kept[k] = neighbours(step.canonical.means, k)
-    return kept[k]
+    """Nearest neighbours of the canonical Gaussians, kept as long as their number stays."""
+    kept = step.memory.get("near")
+    if kept is None or len(kept) != len(step.canonical):
+        kept = step.memory["near"] = neighbours(step.canonical.means, k)
+    return kept
 
 
+@OBJECTIVES.register("smoothness")
 @dataclass(frozen=True)
-class Smoothness:
+class Smoothness(Objective):
     """Mean squared acceleration between successive frames, relative to the object's size (its longest side is 1).
 
     Args:
@@ -109,17 +120,17 @@ class Smoothness:
     """
 
     name: ClassVar[str] = "smoothness"
+    needs: ClassVar[frozenset[str]] = frozenset({"field"})
+    regularises: ClassVar[bool] = True
     weight: Weight = constant(20.0)  # noqa: RUF009
 
-    def __call__(self, step: FitStep) -> Tensor:
-        if step.field is None:
-            raise ValueError("smoothness objective: it belongs to the motion stage, the static stage has no field")
+    def loss(self, step: FitStep) -> Tensor:
         span = max(step.frame_count - (0 if step.loop else 1), 1)
-        if step.tracking is not None:
-            before, source, frame = (_positions(step, torch.tensor([t / span])) for t in reversed(step.tracking))
+        if step.tracked is not None:
+            before, source, frame = (_positions(step, tau) for tau in step.tracked.flip(0).split(1))
             acceleration = frame - 2 * source.detach() + before.detach()
-            return step.stiffness * self.weight(step.rho) * acceleration.square().sum(-1).mean()
-        if len(step.frames) == step.frame_count:
+            return acceleration.square().sum(-1).mean()
+        if len(step.taus) == step.frame_count:
             positions = _positions(step, step.taus)
             if step.loop:
                 positions = torch.cat([positions[-1:], positions, positions[:1]])
@@ -131,13 +142,12 @@ class Smoothness:
         if len(positions) < 3:
             return positions.new_zeros(())
         acceleration = positions[2:] - 2 * positions[1:-1] + positions[:-2]
-        return step.stiffness * self.weight(step.rho) * acceleration.square().sum(-1).mean()
+        return acceleration.square().sum(-1).mean()
 
 
 def _positions(step: FitStep, taus: Tensor) -> Tensor:
-    """Where nodes (or Gaussians, for fields without nodes) are at given times, (B, M, 3)."""
+    """Where handles (or Gaussians, for fields without handles) are at given times, (B, M, 3)."""
     taus = taus.to(step.canonical.device)
-    if isinstance(step.field, ControlNodes):
-        return step.field.node_motion(taus)[0]
-    assert step.field is not None
-    return step.gaussians.means if taus is step.taus else step.field(step.canonical, taus).means
+    if step.moving.handles() is not None:
+        return step.moving.motion_of_handles(taus)[0]
+    return step.gaussians.means if taus is step.taus else step.moving(step.canonical, taus).means

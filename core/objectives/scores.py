@@ -9,16 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from ..cameras import Cameras, orbit
+from ..files import InputError
 from ..priors.base import Condition, Prior, Viewpoints
 from ..priors.distill import Distillation, Question, Term, composed
 from ..schedules import Weight, constant
-from .base import FitStep
+from .base import OBJECTIVES, FitStep, Objective
 
 #: What a text is followed by for views from azimuths (degrees from the front) and elevations; threestudio's limits.
 OVERHEAD, FRONT_HALF_WIDTH, BACK_HALF_WIDTH = 60.0, 45.0, 45.0
@@ -67,8 +68,9 @@ class Texts:
         return self._kept[key]
 
 
+@OBJECTIVES.register("view scores")
 @dataclass(frozen=True)
-class ViewScores:
+class ViewScores(Objective):
     """A still object that suits a text: a model of several views gives its shape, a text-to-image model its looks.
 
     Args:
@@ -86,7 +88,6 @@ class ViewScores:
     """
 
     name: ClassVar[str] = "view scores"
-    generative: ClassVar[bool] = True
     views: Distillation | None
     images: Distillation | None
     prompt: str = ""
@@ -99,7 +100,17 @@ class ViewScores:
     lens: Lens = Lens()
     _texts: Texts = field(default_factory=Texts, init=False, repr=False, compare=False)
 
-    def __call__(self, step: FitStep) -> Tensor:
+    def priors(self) -> tuple[Prior, ...]:
+        return tuple(asked.prior for asked in (self.views, self.images) if asked is not None)
+
+    def check(self) -> None:
+        if not self.priors():
+            raise InputError("view scores: no model is asked; connect a multi-view or a text-to-image prior")
+
+    def detailed(self) -> Self | None:
+        return None if self.images is None else replace(self, views=None)
+
+    def loss(self, step: FitStep) -> Tensor:
         losses = []
         if self.views is not None:
             prior = self.views.prior
@@ -123,9 +134,7 @@ class ViewScores:
                 questions.append(Question(Condition(rows, plain.positive), told, share))
             loss = self.images.joint(images, questions, step.rho, step.generator)
             losses.append(loss / (len(images) * math.prod(prior.latent_shape())))
-        if not losses:
-            raise ValueError("view scores objective: it has no model; connect a multi-view or a text-to-image prior")
-        return self.weight(step.rho) * torch.stack([loss.to(step.canonical.device) for loss in losses]).sum()
+        return torch.stack([loss.to(step.canonical.device) for loss in losses]).sum()
 
     def _look(self, step: FitStep, prior: Prior, sets: int, around: int) -> tuple[Tensor, Viewpoints]:
         cameras = self.lens.cameras(sets, around, prior.resolution, step.generator)
@@ -144,8 +153,9 @@ def view_name(azimuth: float, elevation: float) -> str:
     return "front" if away < FRONT_HALF_WIDTH else "back" if away > 180 - BACK_HALF_WIDTH else "side"
 
 
+@OBJECTIVES.register("clip scores")
 @dataclass(frozen=True)
-class ClipScores:
+class ClipScores(Objective):
     """A moving object that suits a text: a text-to-video model judges clips of it, a text-to-image model some of their frames.
 
     Of each clip the camera stands still. A video model that is told frame rates sees the whole clip at one of several: low ones
@@ -168,7 +178,9 @@ class ClipScores:
     """
 
     name: ClassVar[str] = "clip scores"
-    generative: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({"field"})
+    requires: ClassVar[frozenset[str]] = frozenset({"video"})
+    takes: ClassVar[frozenset[str]] = frozenset({"prompt"})
     video: Distillation
     images: Distillation | None = None
     prompt: str = ""
@@ -183,9 +195,10 @@ class ClipScores:
     lens: Lens = Lens()
     _texts: Texts = field(default_factory=Texts, init=False, repr=False, compare=False)
 
-    def __call__(self, step: FitStep) -> Tensor:
-        if step.field is None:
-            raise ValueError("clip scores objective: it belongs to the motion stage, the static stage has no field")
+    def priors(self) -> tuple[Prior, ...]:
+        return tuple(asked.prior for asked in (self.video, self.images) if asked is not None)
+
+    def loss(self, step: FitStep) -> Tensor:
         prior, device = self.video.prior, step.canonical.device
         rate, span = None, 1.0
         if "fps" in prior.conditions:
@@ -198,11 +211,11 @@ class ClipScores:
         cameras = self.lens.cameras(self.clips, 1, prior.resolution, step.generator)
         if span == 1:  # the clips' times are the same, and perhaps the fit's own
             same = len(step.taus) == prior.pictures and torch.allclose(taus[0], step.taus)
-            moved = step.gaussians if same else step.field(step.canonical, taus[0])
+            moved = step.gaussians if same else step.moving(step.canonical, taus[0])
             each = cameras.reshape(1, self.clips)[[0] * prior.pictures].to(device)
             images = step.render(moved, each).color.transpose(0, 1)
         else:
-            moved = step.field(step.canonical, taus.flatten())
+            moved = step.moving(step.canonical, taus.flatten())
             each = cameras[torch.arange(self.clips).repeat_interleave(prior.pictures)].to(device)
             images = step.render(moved, each).color.reshape(self.clips, prior.pictures, *prior.resolution, 3)
 
@@ -215,7 +228,7 @@ class ClipScores:
             cells = self.clips * self.subset * math.prod(other.latent_shape())
             looks = replace(self.images, weight=_scaled(self.images.weight, 1 / cells))
             terms.append(_term(looks, self._texts(other, self.prompt, self.image_negative), views, self.subset))
-        return self.weight(step.rho) * composed(images, terms, step.rho, step.generator)
+        return composed(images, terms, step.rho, step.generator)
 
 
 @dataclass(frozen=True)

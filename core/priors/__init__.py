@@ -1,6 +1,6 @@
 """Diffusion priors behind one interface: see :class:`Prior`, and :func:`load_prior` for the models there are."""
 
-from .base import Condition, NoiseSchedule, Prediction, Prior, Viewpoints
+from .base import Condition, NoiseSchedule, Prediction, Prior, Role, Viewpoints
 from .distill import Annealed, Distillation, Term, UniformWindow, composed
 from .load import load_prior
 
@@ -11,6 +11,7 @@ __all__ = [
     "NoiseSchedule",
     "Prediction",
     "Prior",
+    "Role",
     "Term",
     "UniformWindow",
     "Viewpoints",

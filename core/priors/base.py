@@ -14,7 +14,8 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from einops import rearrange
@@ -22,6 +23,16 @@ from torch import Tensor, nn
 
 from ..cameras import Cameras, spherical
 from ..files import InputError
+from ..identity import canonical
+from ..registry import Registry
+from ..transfer import Flag, sent
+from .graphs import Graphs
+
+if TYPE_CHECKING:
+    from .checkpoints import Checkpoint, Precision
+
+#: Answers of the card that may be outstanding.
+UNREAD = 8
 
 
 @dataclass(frozen=True)
@@ -78,7 +89,7 @@ class NoiseSchedule:
         """alpha and sigma at times ``t`` of any shape, float32."""
         if self.alphas_cumprod is None:
             return 1 - t.float(), t.float()
-        abar = self.alphas_cumprod.to(t.device)[self.index(t)]
+        abar = sent(self.alphas_cumprod, t.device)[self.index(t)]
         return abar.sqrt(), (1 - abar).sqrt()
 
     def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:  # (B, ...), (B, ...), (B,) -> (B, ...)
@@ -202,8 +213,14 @@ class Prediction:
         return self.unconditional + scale * (self.conditional - self.unconditional)
 
 
+#: Kinds of priors by name, each a class that knows its own checkpoints.
+PRIORS: Registry[type[Prior]] = Registry("prior kind", __package__)
+
+
 class Prior(ABC):
     """A diffusion model as this project uses it. Subclasses say what conditions it and run its network.
+
+    One that is loaded from checkpoints is registered, ``@PRIORS.register("name")``, and says which are its own.
 
     Attributes:
         name: shown to users and kept in checkpoints' fingerprints.
@@ -216,10 +233,12 @@ class Prior(ABC):
         schedule: its noise schedule.
         modules: its frozen networks, by name ("unet" or "transformer", "vae", ...).
         small_encoder: optional distilled encoder (TAESD's layout) that stands in for the VAE's when gradients are taken.
+        precedence: of kinds whose checkpoints look alike, the one with the highest takes them.
         one_pass: predict with and without the condition in one batch (faster) or one after the other (less memory).
     """
 
     conditions: ClassVar[frozenset[str]] = frozenset()
+    precedence: ClassVar[int] = 0
 
     name: str
     identity: str = ""
@@ -231,6 +250,20 @@ class Prior(ABC):
     modules: dict[str, nn.Module]
     small_encoder: nn.Module | None = None
     one_pass: bool = True
+
+    @classmethod
+    def matches(cls, checkpoint: Checkpoint) -> bool:
+        """Whether a folder is a checkpoint of this kind."""
+        return False
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, device: str | torch.device, precision: Precision) -> Prior:
+        """The prior of a folder that :meth:`matches`.
+
+        Raises:
+            InputError: for files that are not what they should be.
+        """
+        raise NotImplementedError
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(filter(None, (repr(self.name), self.identity)))})"
@@ -244,7 +277,20 @@ class Prior(ABC):
         """Moves the networks; returns itself."""
         for module in (*self.modules.values(), *([self.small_encoder] if self.small_encoder is not None else [])):
             module.to(device)
+        self.graphs.passes.clear()
+        return self.arranged()
+
+    def arranged(self) -> Prior:
+        """Itself, with convolutions on a card laid out as its matrix units take them."""
+        for name, module in self.modules.items():
+            if name in ("unet", "vae") and self.device.type == "cuda":
+                module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         return self
+
+    @cached_property
+    def graphs(self) -> Graphs:
+        """Captured passes of its network, shared by its copies with other settings."""
+        return Graphs()
 
     #: Whether a host places and moves the networks as it sees fit, so that their memory is its concern.
     hosted: ClassVar[bool] = False
@@ -327,7 +373,7 @@ class Prior(ABC):
             InputError: for latents that are not finite, or missing viewpoints.
         """
         self.check(latents, views)
-        count, time = len(latents), self.schedule.model_time(t).to(latents.device)
+        count, time = len(latents), sent(self.schedule.model_time(t), latents.device)
 
         def rows(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return {k: v.expand(count, *v.shape[1:]) for k, v in inputs.items()}
@@ -353,14 +399,38 @@ class Prior(ABC):
         """
         if "cameras" in self.conditions and views is None:
             raise InputError(f"prior {self.name}: needs viewpoints, give the cameras of the pictures")
-        if not torch.isfinite(latents).all():
-            raise InputError(
-                f"prior {self.name}: the latents hold NaN or infinite numbers; lower the learning rate, "
-                "or load the prior with precision fp32"
-            )
+        self.require_finite(
+            latents, "the latents hold NaN or infinite numbers; lower the learning rate, or load the prior with precision fp32"
+        )
+
+    def require_finite(self, tensor: Tensor, what: str) -> None:
+        """Refuse a tensor that is not finite. On a card this is said as soon as it is known, not later than a step or so.
+
+        Raises:
+            InputError: with the prior's name.
+        """
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            return
+        self.finite.append((Flag(torch.isfinite(tensor).all()), what))
+        while self.finite and (self.finite[0][0].known or len(self.finite) > UNREAD):
+            flag, known = self.finite.pop(0)
+            if not flag:
+                self.finite.clear()
+                raise InputError(f"prior {self.name}: {known}")
+
+    @cached_property
+    def room(self) -> dict[Any, int]:
+        """Samples that a card's free memory holds, by what is done with them, shared by its copies with other settings."""
+        return {}
+
+    @cached_property
+    def finite(self) -> list[tuple[Flag, str]]:
+        """What is asked of the card and not yet read, shared by its copies with other settings."""
+        return []
 
     def with_settings(self, **settings: Any) -> Prior:
         """The same networks with other plain attributes (resolution, guidance, one_pass, ...)."""
+        assert None not in (self.graphs, self.room, self.finite)  # made before they are shared
         changed = copy.copy(self)
         for name, value in settings.items():
             setattr(changed, name, value)
@@ -368,4 +438,31 @@ class Prior(ABC):
 
 
 def _spread(values: Tensor, like: Tensor) -> Tensor:
-    return values.to(like.device).reshape(-1, *[1] * (like.ndim - 1))
+    return sent(values, like.device).reshape(-1, *[1] * (like.ndim - 1))
+
+
+class Role(Prior):
+    """Stands for a model in a method's settings, which are plain data, until the run puts the model there.
+
+    Args:
+        name: what the model is to the method: "prior", "views", "video", "images".
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name, self.modules = name, {}
+
+    def condition(self, *given: Any, **more: Any) -> Condition:
+        raise InputError(f"prior {self.name}: only its place is here; put a model there")
+
+    def _denoise(self, *given: Any) -> Tensor:
+        raise InputError(f"prior {self.name}: only its place is here; put a model there")
+
+
+@canonical.register
+def _(value: Prior) -> Any:
+    return {"prior": value.name, "identity": value.identity}
+
+
+@canonical.register
+def _(value: Role) -> Any:
+    return {"role": value.name}

@@ -173,13 +173,7 @@ class Checkpoint:
                 if single.is_file():
                     files = [single]
                 elif index.is_file():
-                    named = _read_json(index).get("weight_map")
-                    shards = sorted({str(shard) for shard in named.values()}) if isinstance(named, dict) else []
-                    if outside := [shard for shard in shards if not re.fullmatch(r"[\w-][\w. -]*\.safetensors", shard)]:
-                        raise InputError(
-                            f"{index}: it names {outside[0]!r}, not a file of this folder; get the checkpoint again"
-                        )
-                    files = [folder / shard for shard in shards]
+                    files = [folder / shard for shard in _shards(index)]
                     missing = [file.name for file in files if not file.is_file()]
                     if missing or not files:
                         names = ", ".join(missing) or "any shard"
@@ -345,6 +339,16 @@ def _check_header(path: Path) -> None:
             pass
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: cut short or not a safetensors file ({_line(error)}); get it again") from None
+
+
+def _shards(index: Path) -> list[str]:
+    """Names of the files that an index spreads weights over, each beside it."""
+    listed = _read_json(index).get("weight_map", {})
+    shards = set(listed.values()) if isinstance(listed, dict) and all(isinstance(v, str) for v in listed.values()) else {""}
+    for shard in shards:
+        if not re.fullmatch(r"[^/\\\0:]+\.safetensors", shard):
+            raise InputError(f"{index}: names {shard[:80]!r}, which is no safetensors file beside it; get the checkpoint again")
+    return sorted(shards)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from einops import rearrange
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -168,9 +169,13 @@ def _convert_file(path: Path) -> Path:
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    except (ValueError, KeyError, TypeError):
+        weights = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError(f"{index}: not an index of shards (no weight_map); get it again") from None
+    for shard in weights.values():
+        if not isinstance(shard, str) or not re.fullmatch(r"[^/\\\0:]+", shard) or shard in (".", ".."):
+            raise InputError(f"{index}: names {str(shard)[:80]!r}, which is no file beside it; get the checkpoint again")
+    return weights
 
 
 def _convert_index(index: Path) -> Path:
@@ -188,8 +193,11 @@ def _convert_index(index: Path) -> Path:
 
 
 def _save(state: dict[str, Tensor], target: Path) -> None:
-    with atomic_path(target) as temporary:
-        save_file(state, temporary, {"format": "pt"})
+    try:
+        with atomic_path(target) as temporary:
+            save_file(state, temporary, {"format": "pt"})
+    except SafetensorError as error:  # no OSError, where a disk is full
+        raise InputError(f"{target}: cannot be written ({error}), free space or choose another disk") from None
 
 
 def _zero123_folder(state: dict[str, Tensor], path: Path, configs: Mapping[str, dict[str, Any]] | None = None) -> Path:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from ..files import InputError
-from .base import Condition, NoiseSchedule, Prior, Viewpoints
+from .base import PRIORS, Condition, NoiseSchedule, Prior, Viewpoints
 from .checkpoints import Checkpoint, Precision, precision_dtypes
 from .text_to_video import prompts
 
@@ -190,6 +190,7 @@ def _tiled(encode: Callable[[Tensor], Tensor], pixels: Tensor, tile: int, cell: 
 # --- Wan ------------------------------------------------------------------------------------------------------------------
 
 
+@PRIORS.register("wan")
 class WanPrior(FlowVideoPrior):
     """Wan 2.1 T2V (Wan-AI/Wan2.1-T2V-1.3B-Diffusers, -14B-), Wan 2.2 T2V-A14B (two experts) and TI2V-5B.
 
@@ -300,6 +301,7 @@ class WanPrior(FlowVideoPrior):
 # --- LTX ------------------------------------------------------------------------------------------------------------------
 
 
+@PRIORS.register("ltx")
 class LTXPrior(FlowVideoPrior):
     """LTX-Video (Lightricks/LTX-Video, and 0.9.5 and later), told how many frames a second the clip shows.
 

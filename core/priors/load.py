@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +9,8 @@ import torch
 
 from .. import packages
 from ..files import InputError
-from .base import Prior
+from .base import PRIORS, Prior
 from .checkpoints import Checkpoint, Precision, precision_dtypes, readable
-
-#: Kind, module beside this one, class: asked in this order whether a checkpoint is theirs.
-ADAPTERS = (
-    ("zero123plus", "zero123plus", "Zero123Plus"),
-    ("stable-zero123", "zero123", "StableZero123"),
-    ("zero123", "zero123", "Zero123"),
-    ("stable-diffusion", "stable_diffusion", "StableDiffusion"),
-    ("stable-diffusion-xl", "stable_diffusion", "StableDiffusionXL"),
-    ("mvdream", "mvdream", "MVDream"),
-    ("imagedream", "mvdream", "ImageDream"),
-    ("text-to-video", "text_to_video", "TextToVideoPrior"),
-    ("wan", "flow_video", "WanPrior"),
-    ("ltx", "flow_video", "LTXPrior"),
-)
 
 TINY = Path(__file__).parent / "tiny"
 #: Without guidance, at half the cost: more of it saturates colours and mends no better (docs/benchmarks.md).
@@ -44,7 +29,7 @@ def load_prior(
 
     Args:
         source: "tiny" (the one that comes with the pack), a checkpoint folder, or a name or Hub id that ``models list`` knows.
-        kind: of :data:`ADAPTERS`; "auto" finds out from the folder.
+        kind: of :data:`~.base.PRIORS`; "auto" finds out from the folder.
         precision: of the network; the VAE's follows, see :func:`precision_dtypes`.
         small_encoder: folder (or name) of an AutoencoderTiny (TAESD) that encodes in the VAE's stead where gradients are taken.
 
@@ -55,28 +40,24 @@ def load_prior(
     if lacking := packages.problems("diffusers", "transformers", "accelerate"):
         raise InputError(f"prior {source}: {lacking}")
     checkpoint = Checkpoint(_locate(source))
-    if kind != "auto" and kind not in {row[0] for row in ADAPTERS}:
-        raise InputError(f"prior kind {kind!r}: choose auto or one of {', '.join(row[0] for row in ADAPTERS)}")
-    for name, module, attribute in ADAPTERS:
-        if kind not in ("auto", name):
-            continue
-        adapter: Any = getattr(import_module(f".{module}", __package__), attribute)
-        if kind == name or adapter.matches(checkpoint):
-            with readable(checkpoint.folder, name):
-                prior: Prior = adapter.load(checkpoint, device, precision)
-            break
+    if kind != "auto":
+        adapter = PRIORS.named(kind)
     else:
+        fitting = [adapter for adapter in PRIORS.values() if adapter.matches(checkpoint)]
+        adapter = max(fitting, key=lambda adapter: adapter.precedence, default=None)
+    if adapter is None:
         raise InputError(
-            f"{checkpoint.folder}: not a kind of prior that is known here ({', '.join(row[0] for row in ADAPTERS)}); "
-            f"{checkpoint.found()}"
+            f"{checkpoint.folder}: not a kind of prior that is known here ({', '.join(PRIORS)}); {checkpoint.found()}"
         )
+    with readable(checkpoint.folder, "a prior of its kind"):
+        prior = adapter.load(checkpoint, device, precision)
     if checkpoint.folder == TINY:
         prior.guidance = TINY_GUIDANCE
     prior.identity = f"{checkpoint.identity} {precision_name(prior)}"
     if small_encoder is not None:
         prior.small_encoder = _small_encoder(small_encoder, prior, device, precision)
         prior.identity += f", encoder {Checkpoint(_locate(small_encoder)).identity}"
-    return prior
+    return prior.arranged()
 
 
 def precision_name(prior: Prior) -> str:

@@ -155,12 +155,15 @@ def find(name: str) -> Path | None:
         name: in the registry, or a Hub id, or what :func:`folders_for` gives: a path below a models folder.
 
     Returns:
-        Its folder, or its file if it is a single one from elsewhere than the Hub; None if it is not here.
+        Its folder, or its file if it is a single one from elsewhere than the Hub; None if it is not here. Never anything
+        outside the models folders: an absolute path, or one that climbs out, is no name.
     """
     model = model_named(name)
     if model is not None and (found := model.found()):
         return found
-    inside = bool(name) and not Path(name).anchor and ".." not in Path(name).parts
+    inside = (
+        name and not Path(name).is_absolute() and not Path(name).drive and ".." not in Path(name).parts and "\0" not in name
+    )
     places = [folder / name for folder in models_folders()] if inside else []
     return next((place for place in places if place.exists()), None)
 

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..files import InputError
-from .base import Condition, NoiseSchedule, Prior, Viewpoints
+from .base import PRIORS, Condition, NoiseSchedule, Prior, Viewpoints
 from .checkpoints import Checkpoint, Precision, precision_dtypes
 from .multiview_unet import MultiViewUNet
 from .pictures import clip_pixels, resized, squared
 
 
+@PRIORS.register("mvdream")
 class MVDream(Prior):
     """Text to four views 256 pixels wide, usually a quarter turn apart; any number and any viewpoints may be asked for.
 
@@ -81,9 +82,11 @@ class MVDream(Prior):
 
     def _denoise(self, latents: Tensor, time: Tensor, inputs: dict[str, Tensor], views: Viewpoints | None) -> Tensor:
         assert views is not None
-        return self.modules["unet"](latents, time, camera_matrices(views).to(latents.device), inputs["text"])
+        unet = self.modules["unet"]
+        return self.graphs(unet, unet, latents, time, camera_matrices(views).to(latents.device), inputs["text"])
 
 
+@PRIORS.register("imagedream")
 class ImageDream(MVDream):
     """A picture (and a text, which may be empty) to four views 256 pixels wide.
 
@@ -160,7 +163,8 @@ class ImageDream(MVDream):
         assert views is not None
         latents = torch.cat([latents, inputs["latent"][:, None].to(latents)], 1)
         cameras = F.pad(camera_matrices(views).to(latents.device), (0, 0, 0, 1))
-        return self.modules["unet"](latents, time, cameras, inputs["text"], inputs["tokens"])[:, :-1]
+        unet = self.modules["unet"]
+        return self.graphs(unet, unet, latents, time, cameras, inputs["text"], inputs["tokens"])[:, :-1]
 
 
 def camera_matrices(views: Viewpoints) -> Tensor:  # (B, V, 16)

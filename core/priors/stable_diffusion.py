@@ -15,12 +15,13 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..files import InputError
-from .base import Condition, NoiseSchedule, Prior, Viewpoints
+from .base import PRIORS, Condition, NoiseSchedule, Prior, Viewpoints
 from .checkpoints import Checkpoint, Precision, precision_dtypes
 
 log = logging.getLogger(__name__)
 
 
+@PRIORS.register("stable-diffusion")
 class StableDiffusion(Prior):
     """Text-to-image with one text encoder: Stable Diffusion 1.x (4 x 64 x 64 latents) and 2.x.
 
@@ -141,7 +142,12 @@ class StableDiffusion(Prior):
 
     def _denoise(self, latents: Tensor, time: Tensor, inputs: dict[str, Tensor], views: Viewpoints | None) -> Tensor:
         unet, more = self._unet, self._more(inputs)
-        output = unet(latents[:, 0].to(unet.dtype), time, encoder_hidden_states=inputs["text"].to(unet.dtype), **more).sample
+
+        def plain(latents: Tensor, time: Tensor, text: Tensor) -> Tensor:
+            return unet(latents, time, encoder_hidden_states=text, **more).sample
+
+        noisy, text = latents[:, 0].to(unet.dtype), inputs["text"].to(unet.dtype)
+        output = plain(noisy, time, text) if more else self.graphs(unet, plain, noisy, time, text)
         return rearrange(output, "b c h w -> b 1 c h w")
 
     def _more(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
@@ -149,6 +155,7 @@ class StableDiffusion(Prior):
         return {}
 
 
+@PRIORS.register("stable-diffusion-xl")
 class StableDiffusionXL(StableDiffusion):
     """Stable Diffusion XL: two text encoders' penultimate states side by side, the second's pooled embedding, and the size.
 

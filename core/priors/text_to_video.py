@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..files import InputError
-from .base import Condition, NoiseSchedule, Prior, Viewpoints
+from .base import PRIORS, Condition, NoiseSchedule, Prior, Viewpoints
 from .checkpoints import Checkpoint, Precision, precision_dtypes
 
 #: The negative prompt of Align Your Gaussians, which steers away from clips that hardly move.
@@ -45,6 +45,7 @@ def prompts(
     return positive, against
 
 
+@PRIORS.register("text-to-video")
 class TextToVideoPrior(Prior):
     """ModelScope or Zeroscope.
 

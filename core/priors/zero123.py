@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..cameras import zero123_vector
 from ..files import InputError
-from .base import Condition, NoiseSchedule, Prior, Viewpoints
+from .base import PRIORS, Condition, NoiseSchedule, Prior, Viewpoints
 from .checkpoints import Checkpoint, Precision, precision_dtypes
 from .pictures import clip_pixels, squared
 
@@ -97,6 +97,7 @@ def attend_to_one_token(unet: Any) -> None:
     unet.set_attn_processor({name: OneToken() if "attn2" in name else SharedAttention() for name in unet.attn_processors})
 
 
+@PRIORS.register("zero123")
 class Zero123(Prior):
     """One picture of an object seen from one viewpoint, given another picture and the relative camera.
 
@@ -250,15 +251,25 @@ class Zero123(Prior):
         both = torch.cat([latents[:, 0], inputs["latent"]], 1).to(unet.dtype)
         mixed = {"fusion": (inputs["fusion"], inputs["source"])} if "fusion" in inputs else None
         tokens = rearrange(token, "b c -> b 1 c").to(unet.dtype)
-        output = unet(both, time, encoder_hidden_states=tokens, cross_attention_kwargs=mixed).sample
+
+        def plain(both: Tensor, time: Tensor, tokens: Tensor) -> Tensor:
+            return unet(both, time, encoder_hidden_states=tokens).sample
+
+        if mixed is None:
+            output = self.graphs(unet, plain, both, time, tokens)
+        else:
+            output = unet(both, time, encoder_hidden_states=tokens, cross_attention_kwargs=mixed).sample
         return rearrange(output, "b c h w -> b 1 c h w")
 
     def _config(self, module: str) -> Any:
         return self.modules[module].config
 
 
+@PRIORS.register("stable-zero123")
 class StableZero123(Zero123):
     """Stable Zero123: the same network, told the condition view's polar angle instead of a distance."""
+
+    precedence = 1
 
     slot4 = "polar"
 

@@ -25,7 +25,7 @@ from transformers import CLIPTextModel, CLIPVisionModelWithProjection
 
 from ..cameras import Cameras, orbit
 from ..files import InputError
-from .base import Condition, NoiseSchedule, Prior, Viewpoints
+from .base import PRIORS, Condition, NoiseSchedule, Prior, Viewpoints
 from .checkpoints import Checkpoint, Precision, precision_dtypes
 from .pictures import clip_pixels, resized, squared
 
@@ -80,6 +80,7 @@ class ReferenceAttention:
         return self.attend(attn, hidden_states, torch.cat([own, memory.tokens.pop(self.layer)], 1))
 
 
+@PRIORS.register("zero123plus")
 class Zero123Plus(Prior):
     """Zero123++ as a prior over six pictures: latents are ``(B, 6, 4, 40, 40)``, one tile a view.
 
@@ -99,6 +100,8 @@ class Zero123Plus(Prior):
         picture, clip: how the input picture is prepared for the VAE and for CLIP (preprocessor_config.json).
         version: "1.1" or "1.2": other elevations, fields of view and distances.
     """
+
+    precedence = 2
 
     conditions = frozenset({"image"})
     encodes_apart = False

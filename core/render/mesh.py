@@ -1,8 +1,8 @@
 """Rendering textured meshes: colour, alpha, depth and normal of a batch of cameras in one call, unlit, antialiased.
 
 A z-buffer finds the face under each sample, then only what is visible is shaded. A pixel has ``supersample``² samples on a
-regular grid; the covered ones are averaged in linear light, as a camera would. Two backends compute the same: PyTorch, on any
-device and the reference, and numba on the CPU.
+regular grid; the covered ones are averaged in linear light, as a camera would. Three backends compute the same: PyTorch, on
+any device and the reference, numba on the CPU, and our own kernels on graphics cards.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
 import torch
@@ -20,11 +20,16 @@ from ..cameras import Cameras
 from ..files import InputError
 from ..mesh import Mesh, decoded, linear_to_srgb, surface_light, surface_normal, texture_atlas
 from . import numba_support
+from .nvrtc import mesh_backend as nvrtc
 
 #: Nearer surface is not drawn, world units.
 NEAR = 0.01
 #: Candidate samples (a face's bounding rectangle each) that the PyTorch backend holds at a time.
 _CHUNK = 1 << 22
+
+
+#: Meshes that have been looked at.
+_finite: WeakSet[Mesh] = WeakSet()
 
 
 @dataclass(frozen=True)
@@ -58,10 +63,11 @@ def render_mesh(
     """Draws ``mesh`` from each camera, both sides of its faces, on the mesh's device.
 
     ``supersample``: samples per pixel side; 1 leaves hard edges. ``mipmaps``: textures finer than the samples are averaged
-    (nearer to the true picture at any number of samples) instead of hit at points. ``backend``: "auto", "numba" or "torch".
+    (nearer to the true picture at any number of samples) instead of hit at points. ``backend``: "auto", "nvrtc", "numba" or
+    "torch".
 
     Raises:
-        InputError: for an unknown backend, or numba where it cannot run.
+        InputError: for an unknown backend, or one that cannot run.
         ValueError: for cameras that are not one batch dimension, no samples, or values that are not finite.
     """
     if len(cameras.batch) != 1:
@@ -69,12 +75,19 @@ def render_mesh(
     if supersample < 1:
         raise ValueError(f"render_mesh: supersample must be at least 1, not {supersample}")
     device = mesh.vertices.device
-    cameras = cameras.to(device, torch.float32)
-    if not (cameras.world_to_camera.isfinite().all() and cameras.K.isfinite().all() and mesh.vertices.isfinite().all()):
-        raise ValueError("render_mesh: cameras and vertices must be finite numbers")
+    if device.type != "cuda" or mesh not in _finite:  # of a mesh on a card once, so that nobody waits for the card
+        cameras = cameras.to(device, torch.float32)
+        finite = [x.isfinite().all() for x in (cameras.world_to_camera, cameras.K, mesh.vertices)]
+        if not torch.stack(finite).all():
+            raise ValueError("render_mesh: cameras and vertices must be finite numbers")
+        _finite.add(mesh)
+    cameras = cameras.to(device).to(torch.float32)
     if background is not None:
         background = background.to(device, torch.float32).expand(len(cameras), 3)
-    if resolve_backend(backend, device) == "numba":
+    backend = resolve_backend(backend, device)
+    if backend == "nvrtc":
+        return MeshRender(*nvrtc.render(mesh, cameras, background, supersample, mipmaps, near, _face_texels))
+    if backend == "numba":
         return _render_numba(mesh, cameras, background, supersample, mipmaps, near)
     images = [_render_torch(mesh, cameras[i : i + 1], supersample, mipmaps, near) for i in range(len(cameras))]
     color, alpha, depth, normal = (torch.stack(x) for x in zip(*images))
@@ -84,21 +97,27 @@ def render_mesh(
 
 
 def resolve_backend(name: str, device: torch.device | str = "cpu") -> str:
-    """The backend that draws meshes on a device: "auto" is numba on a CPU that has it, else torch.
+    """The backend that draws meshes on a device: "auto" is nvrtc on a graphics card, numba on a CPU that has it, else torch.
 
     Raises:
-        InputError: for an unknown name, or numba where it cannot run.
+        InputError: for an unknown name, or a backend that cannot run there.
     """
-    if name not in ("auto", "numba", "torch"):
-        raise InputError(f"mesh renderer {name!r}: unknown, choose auto, numba or torch")
-    if name == "torch" or torch.device(device).type != "cpu":
-        problem = "draws on the CPU only"
-    else:
-        kernels = numba_support.load(_KERNELS)
-        problem = kernels if isinstance(kernels, str) else None
-    if name == "numba" and problem:
-        raise InputError(f"mesh renderer 'numba': {problem}, choose auto")
-    return "torch" if problem else "numba"
+    if name not in ("auto", "nvrtc", "numba", "torch"):
+        raise InputError(f"mesh renderer {name!r}: unknown, choose auto, nvrtc, numba or torch")
+    device = torch.device(device)
+    problems = {"nvrtc": lambda: nvrtc.why_not(device), "numba": lambda: _numba_problem(device), "torch": lambda: ""}
+    if name == "auto":
+        return next(x for x, problem in problems.items() if not problem())
+    if problem := problems[name]():
+        raise InputError(f"mesh renderer {name!r}: {problem}, choose auto")
+    return name
+
+
+def _numba_problem(device: torch.device) -> str:
+    if device.type != "cpu":
+        return "draws on the CPU only"
+    kernels = numba_support.load(_KERNELS)
+    return kernels if isinstance(kernels, str) else ""
 
 
 # --- numba --------------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from ..cameras import Cameras
 from ..files import InputError
 from ..gaussians import SH_C0, Gaussians
 from . import gsplat_backend, numba_backend, torch_backend
+from .nvrtc import backend as nvrtc_backend
 
 BACKENDS = ("auto", "gsplat", "nvrtc", "numba", "torch")
 
@@ -57,29 +58,29 @@ class ScreenStatistics:
 
 
 def available_backends(device: torch.device | str = "cpu") -> list[str]:
-    """Names of the backends that can draw on a device, fastest first."""
+    """Names of the backends that can draw on a device, the one to prefer first: fast, then the same bits every time."""
     kind = torch.device(device).type
-    found = ["gsplat"] if kind == "cuda" and gsplat_backend.available() else []
+    found = ["nvrtc"] if nvrtc_backend.available(device) else []
+    if kind == "cuda" and gsplat_backend.available():
+        found.append("gsplat")
     if kind == "cpu" and numba_backend.available():
         found.append("numba")
     return [*found, "torch"]
 
 
 def resolve_backend(name: str, device: torch.device | str = "cpu") -> str:
-    """The backend that a name means on a device: "auto" is the fastest present.
+    """The backend that a name means on a device: "auto" is the first of :func:`available_backends`.
 
     Raises:
         InputError: for an unknown name or a backend that cannot draw there.
     """
     if name not in BACKENDS:
         raise InputError(f"renderer {name!r}: unknown, choose one of {', '.join(BACKENDS)}")
-    if name == "nvrtc":
-        raise InputError("renderer 'nvrtc': reserved for a later release, choose auto")
     found = available_backends(device)
     if name == "auto":
         return found[0]
     if name not in found:
-        why = {"gsplat": gsplat_backend.why_not, "numba": numba_backend.why_not}[name]
+        why = {"gsplat": gsplat_backend.why_not, "nvrtc": nvrtc_backend.why_not, "numba": numba_backend.why_not}[name]
         raise InputError(f"renderer {name!r}: {why(torch.device(device))}; choose auto or one of {', '.join(found)}")
     return name
 
@@ -103,7 +104,7 @@ def rasterize(
         gaussians: float32, or float64 for the torch backend.
         cameras: OpenCV, one picture size.
         background: colour to composite over; None leaves the colour premultiplied.
-        backend: "auto", "gsplat", "numba" or "torch".
+        backend: "auto", "gsplat", "nvrtc", "numba" or "torch".
         statistics: filled for density control.
 
     Raises:
@@ -133,7 +134,8 @@ def rasterize(
         what = "gradients of the cameras" if differentiable_cameras else "float64"
         raise InputError(f"renderer {backend!r}: does not offer {what}, choose torch")
 
-    cameras = cameras.to(gaussians.means)
+    if cameras.K.device != gaussians.device or cameras.K.dtype != gaussians.means.dtype:
+        cameras = cameras.to(gaussians.means)
     if batch and len(cameras.batch) == 1:
         views = batch + cameras.batch
         cameras = cameras.__class__(
@@ -142,27 +144,34 @@ def rasterize(
     elif batch and cameras.batch[:-1] != batch:
         raise InputError(f"cameras: batch {cameras.batch} fits no Gaussians of batch {batch}, pass (C,) or {(*batch, 'C')}")
     views = cameras.batch
-    cameras = cameras.reshape(-1)
+    if len(views) > 1:
+        cameras = cameras.reshape(-1)
 
-    flat = {name: _flatten_batch(tensor, len(batch)) for name, tensor in tensors.items()}
-    draw = {"gsplat": gsplat_backend.draw, "numba": numba_backend.draw, "torch": torch_backend.draw}[backend]
-    color, alpha, depth = draw(
-        flat["means"],
-        flat["quats"],
-        flat["log_scales"],
-        flat["opacity_logits"],
-        _colors(flat["sh"], flat["means"], cameras),
-        cameras,
-        math.prod(batch),
-        statistics,
-    )
-    color, alpha, depth = (x.reshape(*views, *x.shape[1:]) for x in (color, alpha, depth))
+    constant = gaussians.sh.shape[-2] == 1
+    if batch or not (backend == "nvrtc" and constant):
+        flat = {name: _flatten_batch(tensor, len(batch)) for name, tensor in tensors.items()}
+    else:
+        flat = tensors
+    items, shape = math.prod(batch), (flat["means"], flat["quats"], flat["log_scales"], flat["opacity_logits"])
+    if backend == "nvrtc":
+        colors = flat["sh"] if constant else _colors(flat["sh"], flat["means"], cameras)
+        behind = None
+        if background is not None and not (torch.is_grad_enabled() and background.requires_grad):
+            behind = background.detach().to(colors).expand(*views, 3).reshape(-1, 3) if background.dim() > 1 else background
+            behind, background = behind.to(colors).contiguous(), None
+        drawn = nvrtc_backend.draw(*shape, colors, cameras, items, statistics, harmonics=constant, background=behind)
+    else:
+        draw = {"gsplat": gsplat_backend.draw, "numba": numba_backend.draw, "torch": torch_backend.draw}[backend]
+        drawn = draw(*shape, _colors(flat["sh"], flat["means"], cameras), cameras, items, statistics)
+    color, alpha, depth = drawn if len(views) == 1 else (x.reshape(*views, *x.shape[1:]) for x in drawn)
     if background is not None:
         color = color + (1 - alpha)[..., None] * background.to(color)[..., None, None, :]
     return Render(color, alpha, depth)
 
 
 def _flatten_batch(tensor: Tensor, dims: int) -> Tensor:  # (*batch, ...) -> (B, ...), or (1, ...) where all items share it
+    if dims == 0:
+        return tensor[None]
     if all(tensor.stride(i) == 0 or tensor.shape[i] == 1 for i in range(dims)):
         return tensor[(0,) * dims][None]
     return tensor.flatten(0, dims - 1)

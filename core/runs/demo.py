@@ -18,8 +18,9 @@ from ..io import contact_sheet, side_by_side, write_mp4
 from ..metrics import mean_scores, on_white, score
 from ..progress import Progress
 from ..scene.views import render_frames, scene_cameras
-from .run import Run, Settings, run_in_folder, write_json
+from .report import write_json
 from .sample import FPS, TEST_AZIMUTHS, write_sample
+from .session import Run, Settings, run_in_folder
 
 PRESET = "draft"
 #: The three unseen sides of the film.

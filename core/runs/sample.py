@@ -105,7 +105,7 @@ def sample_scene(count: int = 8000, frames: int = FRAMES) -> Scene4D:
 
     meshes = sample_meshes(frames)
     gaussians, faces = gaussians_on_mesh(meshes[0], count)
-    field = ControlNodes.build(gaussians, frames, mesh=meshes[0], faces=faces, loop=True)
+    field = ControlNodes.on_surface(gaussians, frames, mesh=meshes[0], faces=faces, loop=True)
     nearest = torch.cdist(field.node_positions, meshes[0].vertices).argmin(1)
     # The frame of a face at each node turns with its part.
     touching = torch.zeros(len(meshes[0].vertices), dtype=torch.long)

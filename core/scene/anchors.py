@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +15,8 @@ from einops import rearrange
 from torch import Tensor
 
 from ..cameras import Cameras, orbit
-from ..files import InputError, atomic_path
-from ..identity import fingerprint
+from ..files import InputError, write_tensors
+from ..identity import canonical, fingerprint
 
 #: Zero123++ v1.1's six views, which STAG4D's anchors are: degrees above the horizon.
 ELEVATIONS = (30.0, -20.0) * 3
@@ -129,13 +130,8 @@ class Anchors:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file."""
-        from safetensors.torch import save
-
         header = {"elevations": self.elevations, "distance": self.distance, "fovy": self.fovy}
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(
-                save({"images": self.images.cpu().contiguous()}, metadata={"anchor4d-anchors": json.dumps(header)})
-            )
+        write_tensors(path, {"images": self.images}, {"anchor4d-anchors": json.dumps(header)})
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Anchors:
@@ -162,3 +158,8 @@ def _heights(alpha: Tensor) -> Tensor:  # (A, H, W) -> (A,)
     first = torch.where(rows, index, torch.inf).amin(-1)
     last = torch.where(rows, index, -torch.inf).amax(-1)
     return (last - first + 1).clamp_min(0)
+
+
+@canonical.register
+def _(value: Anchors) -> Any:
+    return {"anchors": value.identity}

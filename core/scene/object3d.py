@@ -6,6 +6,7 @@ import logging
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch import Tensor
 from ..cameras import Cameras, quaternion_to_matrix
 from ..files import InputError
 from ..gaussians import Gaussians, half_turn
+from ..identity import canonical
 from ..mesh import Mesh, centring, turn_about_y
 from ..render import rasterize
 from ..render.mesh import MeshRender, render_mesh
@@ -230,3 +232,8 @@ def _solid(gaussians: Gaussians) -> Tensor:  # (N,) bool
     inside = ((points >= low - reach) & (points <= high + reach)).all(-1)
     visible = inside & (gaussians.opacities.cpu() >= VISIBLE)
     return (visible if bool(visible.any()) else inside).to(gaussians.device)
+
+
+@canonical.register
+def _(value: SplatObject) -> Any:
+    return canonical(value.gaussians.tensors())

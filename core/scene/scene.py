@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from ..cameras import Crop, FrontCamera
-from ..deformation import DeformationField, field_from_config
-from ..files import InputError, atomic_path
+from ..deformation import DeformationField, loaded_field
+from ..files import InputError, write_tensors
 from ..gaussians import Gaussians
 from ..mesh import Mesh, mesh_from_tensors, mesh_to_tensors
+from ..reading import regular_size
+from . import validation
 
 #: Identifies our files; the number grows when older programs could no longer read them.
 FORMAT = "anchor4d-scene"
@@ -93,8 +95,6 @@ class Scene4D:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the whole scene to one safetensors file (temporary name first, then renamed)."""
-        from safetensors.torch import save
-
         tensors = {f"gaussians.{k}": v for k, v in self.gaussians.tensors().items()}
         header: dict[str, Any] = {
             "format": FORMAT,
@@ -112,60 +112,74 @@ class Scene4D:
             tensors |= {f"field.{k}": v for k, v in self.field.state_dict().items()}
         if self.surface is not None:
             tensors |= {f"surface.{k}": v for k, v in mesh_to_tensors(self.surface).items()}
-        tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-        with atomic_path(path) as temporary:
-            # Not save_file: it leaves the file readable by its owner alone.
-            temporary.write_bytes(save(tensors, metadata={"anchor4d": json.dumps(header)}))
+        write_tensors(path, tensors, {"anchor4d": json.dumps(header)})
 
     @staticmethod
     def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Scene4D:
-        """Read a scene file.
+        """Read a scene file, every value checked, see :mod:`.validation`.
 
         Raises:
-            InputError: for a missing, foreign, truncated or newer file.
+            InputError: for a missing, foreign, truncated, garbled or newer file.
         """
-        from safetensors import SafetensorError, safe_open
-
-        path = Path(path)
-        if not path.is_file():
-            raise InputError(f"{path}: no such scene file")
-        try:
-            with safe_open(str(path), framework="pt", device="cpu") as handle:
-                header = json.loads((handle.metadata() or {}).get("anchor4d", "null"))
-                tensors = {key: handle.get_tensor(key) for key in handle.keys()}
-        except (SafetensorError, OSError, ValueError) as error:
-            raise InputError(
-                f"{path}: not a readable scene file, it is damaged, cut short or of another kind ({error})"
-            ) from None
-        if not isinstance(header, dict) or header.get("format") != FORMAT:
+        regular_size(path, "scene file")
+        tensors, header = _opened(Path(path))
+        if header.get("format") != FORMAT:
             raise InputError(
                 f"{path}: a safetensors file, but not an Anchor4D scene; choose a scene.safetensors that a fit wrote"
             )
-        if header.get("version", 0) > VERSION:
-            raise InputError(
-                f"{path}: scene format {header['version']} is newer than this program reads ({VERSION}), update Anchor4D"
-            )
+        version = header.get("version")
+        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+            raise InputError(f"{path}: scene format {str(version)[:20]!r} is not one; fit or export it again")
+        if version > VERSION:
+            raise InputError(f"{path}: scene format {version} is newer than this program reads ({VERSION}), update Anchor4D")
         try:
-            gaussians = Gaussians(**_part(tensors, "gaussians."))
-            deformation = None
-            if header["field"] is not None:
-                deformation = field_from_config(header["field"])
-                deformation.load_state_dict(_part(tensors, "field."))
-            surface = header.get("surface")
-            scene = Scene4D(
-                gaussians=gaussians,
-                field=deformation,
-                frames=int(header["frames"]),
-                fps=float(header["fps"]),
-                loop=bool(header["loop"]),
-                front=None if header["front"] is None else FrontCamera(**header["front"]),
-                crop=None if header["crop"] is None else Crop(**header["crop"]),
-                meta=header["meta"],
-                surface=None if surface is None else mesh_from_tensors(_part(tensors, "surface."), str(surface["name"])),
-            )
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"{path}: the scene file lacks or garbles a part ({error}); fit or export it again") from None
-        return scene.to(device)
+            return _described(header, tensors).to(device)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+        except (
+            KeyError, TypeError, ValueError, RuntimeError, OverflowError, AttributeError, IndexError, RecursionError,
+        ) as error:  # fmt: skip
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{path}: the scene file lacks or garbles a part ({reason}); fit or export it again") from None
+
+
+def _opened(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A scene file's tensors and header."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as handle:
+            header = json.loads((handle.metadata() or {}).get("anchor4d", "{}"))
+            tensors = {key: handle.get_tensor(key) for key in handle.keys()}
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: not a readable scene file, it is damaged, cut short or of another kind ({reason})") from None
+    return tensors, header if isinstance(header, dict) else {}
+
+
+def _described(header: dict[str, Any], tensors: dict[str, Tensor]) -> Scene4D:
+    """The scene that a header and its tensors make, every value checked."""
+    gaussians = validation.canonical(_part(tensors, "gaussians."))
+    field = None
+    if header["field"] is not None:
+        field = loaded_field(header["field"], _part(tensors, "field."), len(gaussians))
+    surface = header.get("surface")
+    if surface is not None:
+        parts = validation.surface_tensors(_part(tensors, "surface."))
+        surface = mesh_from_tensors(parts, Path(str(surface["name"])[:200]).name)
+    if not isinstance(header["loop"], bool) or not isinstance(header["meta"], dict):
+        raise ValueError("loop or meta are of a wrong type")
+    return Scene4D(
+        gaussians=gaussians,
+        field=field,
+        frames=validation.integer(header["frames"], "frames", 1, validation.MAX_FRAMES),
+        fps=validation.number(header["fps"], "fps", 0, validation.MAX_FPS, above=True),
+        loop=header["loop"],
+        front=None if header["front"] is None else validation.front_camera(header["front"]),
+        crop=None if header["crop"] is None else validation.crop_window(header["crop"]),
+        meta=header["meta"],
+        surface=surface,
+    )
 
 
 def frame_times(frames: int, loop: bool = False) -> Tensor:  # (frames,)

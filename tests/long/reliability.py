@@ -40,11 +40,10 @@ from test_mvdream import TINY, write_folder
 
 from anchor4d.core.fit import loop
 from anchor4d.core.io.export import Shot, export_scene
-from anchor4d.core.methods import ayg, pla4d
+from anchor4d.core.methods import ayg, dg4d, pla4d, stag4d
 from anchor4d.core.methods.stages import MethodConfig
 from anchor4d.core.priors.load import load_prior
-from anchor4d.core.runs.run import Settings, method_config, run_in_folder
-from anchor4d.core.runs.run_text import TextSettings, run_text_in_folder
+from anchor4d.core.runs.session import Settings, run_in_folder
 from anchor4d.core.runs.sample import write_sample
 from anchor4d.core.scene.scene import Scene4D
 from tests.test_align4d import tiny as tiny_align4d
@@ -93,9 +92,9 @@ def jobs_of(names: list[str], folder: Path, device: str) -> dict[str, Job]:
         if method == "align4d":
             config = shortened(tiny_align4d(prior))
         elif method.startswith("stag4d"):
-            config = tiny_stag4d(method_config(method, "draft", prior, views=prior))
+            config = tiny_stag4d(stag4d.preset("draft", prior, prior, method=method))
         elif method == "dg4d":
-            config = shortened(method_config(method, "draft", prior))
+            config = shortened(dg4d.preset("draft", prior))
         else:
             config = pla4d.v4(tiny_pla4d(16)) if method == "pla4d-v4" else tiny_pla4d(16)
         item = None if method.startswith("stag4d") else case / "mesh.glb"
@@ -103,9 +102,8 @@ def jobs_of(names: list[str], folder: Path, device: str) -> dict[str, Job]:
         run_in_folder(case / "front", item, out, settings, config=config, resume=resume, progress=silent)
 
     def from_text(out: Path, resume: bool) -> None:
-        run_text_in_folder(
-            "a dog running", out, TextSettings("draft", then=("",), device=device), config=text, resume=resume, progress=silent
-        )
+        settings = Settings("ayg", "draft", then=("",), device=device)
+        run_in_folder(None, None, out, settings, prompt="a dog", config=text, resume=resume, progress=silent)
 
     for name in names:
         if name == "ayg":

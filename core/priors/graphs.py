@@ -1,0 +1,79 @@
+"""A frozen network's passes as CUDA graphs: hundreds of launches become one, where a batch is too small to hide them.
+
+A pass is captured at its second call of a shape and replayed from then on, with the same kernels in the same order. What cannot
+be captured goes on as it was.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+#: Samples a batch up to which launches, not arithmetic, bound a pass.
+SMALL = 32
+#: Shapes that are kept captured, each with the memory of its activations.
+KEPT = 8
+
+
+class _Pass:
+    """One captured call: buffers for its inputs, the graph, and its output."""
+
+    def __init__(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:
+        self.inputs = tuple(x.clone() for x in inputs)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            function(*self.inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.output = function(*self.inputs)
+
+    def __call__(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        torch._foreach_copy_(self.inputs, inputs)
+        self.graph.replay()
+        return self.output.clone()
+
+
+class Graphs:
+    """Captured passes of one network by the shapes of their inputs."""
+
+    def __init__(self) -> None:
+        self.passes: dict[Any, _Pass | None] = {}
+
+    @torch.no_grad()
+    def __call__(self, module: nn.Module, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """``function(*inputs)``, which runs ``module`` and reads nothing else that changes; no gradient."""
+        first = next(module.parameters())
+        if first.device.type != "cuda" or len(inputs[0]) > SMALL or torch.cuda.is_current_stream_capturing():
+            return function(*inputs)
+        key = (first.data_ptr(), *((x.shape, x.dtype, x.device) for x in inputs))
+        if key not in self.passes:
+            if len(self.passes) >= KEPT:
+                self.passes.clear()
+            self.passes[key] = None
+            return function(*inputs)  # libraries choose their kernels now, and shapes of one call are not captured
+        found = self.passes[key]
+        if found is None:
+            try:
+                found = self.passes[key] = _Pass(function, inputs)
+            except RuntimeError as error:
+                log.info("a pass of %s is not captured: %s", type(module).__name__, str(error).splitlines()[0])
+                self.passes[key] = found = _Plain(function)
+        return found(inputs)
+
+
+class _Plain(_Pass):
+    """A pass that is called as it is."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        self.function = function
+
+    def __call__(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        return self.function(*inputs)
