@@ -561,15 +561,17 @@ def estimate(
     meshes: Sequence[Object3D] = (),
     fronts: Sequence[FrontCamera] = (),
     backend: str = "auto",
+    progress: Progress | None = None,
 ) -> FitEstimate:
     """What :func:`fit_static` or :func:`fit_motion` will cost, from a few steps of each pass; the scene may be unfitted."""
     inputs = _motion_inputs(video, scene, mesh, meshes, fronts, backend)
     if isinstance(config, StaticConfig):
         inputs = replace(inputs, taus=scene.taus[:1])
         passes = [Pass(config.objectives, config.schedule, "gaussians")] if config.objectives else []
-        return estimate_passes(passes, FitState(scene.gaussians), inputs)
+        return estimate_passes(passes, FitState(scene.gaussians), inputs, progress=progress)
     state = FitState(scene.gaussians, build_field(config, scene, mesh))
-    return estimate_passes([part for _, part in motion_passes(config, scene.frames)], state, inputs)
+    passes = [part for _, part in motion_passes(config, scene.frames)]
+    return estimate_passes(passes, state, inputs, progress=progress)
 
 
 def _rates(config: StaticConfig | MotionConfig) -> dict[str, float] | None:
