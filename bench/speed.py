@@ -320,7 +320,7 @@ class Speed:
             prior.modules[part].to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
         found = {
             "UNet of 16, launched": launched, "UNet of 16, one order": ordered, "UNet of 16, graph": captured,
-            "encoder of 8 there and back, launched": back, "encoder of 8, one order": ordered_back, "encoder of 8, graph": whole,
+            "encoder of 8 and back, launched": back, "encoder of 8, one order": ordered_back, "encoder of 8, graph": whole,
         }  # fmt: skip
         return [Row(f"{name}, {layout}", 1e3 * x, "ms") for name, x in found.items()]
 
