@@ -21,7 +21,7 @@ from PIL import Image
 from server import PromptServer
 from torch import Tensor
 
-from ..core.files import InputError
+from ..core.files import InputError, keep_last_used
 from ..core.gaussians import Gaussians
 from ..core.identity import fingerprint
 from ..core.io.film import to_uint8
@@ -48,8 +48,8 @@ Turns = io.Custom("A4D_TURNS")  # tuple of two ints, core.fit.loop.Schedule.turn
 PRESETS = ["standard", "draft", "paper"]
 #: Of a list of files: nothing chosen.
 NONE = "none"
-#: Seconds between live previews, and days that the checkpoint of a run nobody took up again is kept.
-PREVIEW_EVERY, CHECKPOINT_DAYS = 0.5, 14
+#: Seconds between live previews, and bytes of checkpoints that are kept of runs nobody took up again, the last used first.
+PREVIEW_EVERY, CHECKPOINT_BYTES = 0.5, 4 * 2**30
 
 
 def scene_input(
@@ -207,10 +207,8 @@ def checkpoint(stage: str, *inputs: Any) -> Iterator[Path]:
     """Where a fit of these inputs keeps its checkpoint: it stays when the fit is interrupted, so that the next run goes on."""
     folder = Path(folder_paths.get_user_directory()) / "anchor4d" / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.safetensors"):
-        if time.time() - old.stat().st_mtime > CHECKPOINT_DAYS * 86400:
-            old.unlink(missing_ok=True)
     name = f"{stage}-{fingerprint(*inputs)}"
+    keep_last_used(folder, CHECKPOINT_BYTES, but=name)
     yield folder / f"{name}.safetensors"
     for done in folder.glob(f"{name}*.safetensors"):
         done.unlink(missing_ok=True)

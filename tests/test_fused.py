@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from anchor4d.core.deformation import ControlNodes, fused
+from anchor4d.core.deformation import ControlNodes, HexPlane, fused
 from anchor4d.core.gaussians import Gaussians, random_gaussians
 from anchor4d.core.objectives import fused as images
 from anchor4d.core.objectives.front import image_loss
@@ -113,3 +113,35 @@ def test_places_are_the_transpose_of_a_gather() -> None:
     starts, entries = fused.places(table, 5)
     assert starts.tolist() == [0, 2, 2, 5, 6, 6]
     assert entries.tolist() == [1, 2, 0, 3, 5, 4]
+
+
+@pytest.mark.parametrize("multiscale", [(1,), (1, 2)])
+def test_planes_are_sampled_as_the_definition_says(place: str, multiscale: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    field = HexPlane(resolution=5, time_resolution=3, channels=3, width=8, multiscale=multiscale, bounds=1.2)
+    with torch.no_grad():
+        for plane in field.planes:
+            plane.add_(0.3 * torch.randn(plane.shape))
+    points = (3 * torch.rand(30, 3) - 1.5).requires_grad_()  # some outside
+    taus = torch.tensor([0.0, 0.35, 1.0])
+    features = field.features(points, taus)
+    expected = gradients([features], [points, *field.planes])
+    there, again = points.detach().to(place).requires_grad_(), field.to(place)
+    found = fused.plane_features(list(again.planes), there / again.bounds, 2 * taus.to(place) - 1)
+    assert_close([found], [features.detach()])
+    results = gradients([found], [there, *again.planes])
+    assert_close(results, expected)
+    once_more = gradients(
+        [found_again := fused.plane_features(list(again.planes), there / again.bounds, 2 * taus.to(place) - 1)],
+        [there, *again.planes],
+    )
+    assert torch.equal(found_again, found) and all(torch.equal(a, b) for a, b in zip(results, once_more, strict=True))
+
+
+@pytest.mark.parametrize("size", [0.0, float("nan"), float("inf")])
+def test_gradients_of_planes_are_nothing_or_no_numbers_where_the_loss_is(place: str, size: float) -> None:
+    torch.manual_seed(0)
+    field = HexPlane(resolution=4, time_resolution=3, channels=2, width=8).to(place)
+    features = fused.plane_features(list(field.planes), torch.rand(5, 3, device=place), torch.zeros(2, device=place))
+    for gradient in torch.autograd.grad(features, list(field.planes), torch.full_like(features, size)):
+        assert bool((gradient == 0).all()) if size == 0 else bool(gradient.isnan().all())

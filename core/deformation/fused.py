@@ -1,13 +1,14 @@
-"""Control nodes on the graphics card in a few launches: the kernels of ``control_nodes.cu`` with their derivatives.
+"""Fields on a card in a few launches: the kernels of ``control_nodes.cu`` and ``hexplane.cu`` with their derivatives.
 
-What they compute is what :mod:`.control_nodes` and :mod:`..objectives.rigidity` say in PyTorch, which stays the definition, the
-CPU's way, and the way on a card without the run-time compiler. Sums run in a fixed order.
+What they compute is what :mod:`.control_nodes`, :mod:`.hexplane` and :mod:`..objectives.rigidity` say in PyTorch, which stays
+the definition, the CPU's way, and the way on a card without the run-time compiler. The same input gives the same bits.
 """
 
 from __future__ import annotations
 
 import logging
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from torch.autograd.function import once_differentiable
 
 from ..gaussians import Gaussians
 from ..render.nvrtc.compiler import CompilerError, load, why_not
+from ..transfer import sent
 
 log = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_name("control_nodes.cu")
+SOURCE, PLANES = (Path(__file__).with_name(name) for name in ("control_nodes.cu", "hexplane.cu"))
 THREADS = 128
 LANES = 64  # as in the source
 
@@ -28,18 +30,18 @@ LANES = 64  # as in the source
 Lists = tuple[Tensor, Tensor]
 
 
-def available(device: torch.device) -> bool:
-    """Whether the kernels run on a device."""
-    return device.type == "cuda" and _compiles(torch.cuda.current_device() if device.index is None else device.index)
+def available(device: torch.device, source: Path = SOURCE) -> bool:
+    """Whether the kernels of a source run on a device."""
+    return device.type == "cuda" and _compiles(torch.cuda.current_device() if device.index is None else device.index, source)
 
 
 @cache
-def _compiles(index: int) -> bool:
+def _compiles(index: int, source: Path) -> bool:
     device = torch.device("cuda", index)
     try:
-        load(SOURCE, device)
+        load(source, device)
     except CompilerError as error:
-        log.info("control nodes: drawn by PyTorch's own kernels, %s", why_not(device) or error)
+        log.info("%s: by PyTorch's own kernels, %s", source.stem, why_not(device) or error)
         return False
     return True
 
@@ -94,6 +96,67 @@ def edge_strain(
 ) -> tuple[Tensor, Tensor]:
     """Strain and bend (B, E) as :func:`~..objectives.rigidity.edge_strain` has them; ``ends``: :func:`places` of the pairs."""
     return _Strain.apply(rest, positions, quats, pairs, *ends)  # pyright: ignore[reportReturnType]
+
+
+def plane_features(
+    planes: Sequence[Tensor],  # each (1, C, h, w), six a scale
+    points: Tensor,  # (N, 3) in [-1, 1]
+    times: Tensor,  # (B,) in [-1, 1]
+) -> Tensor:  # (B, N, scales C)
+    """Products of bilinear samples of six planes a scale: xy, xz, xt, yz, yt, zt. Differentiable in all but the times."""
+    scales = len(planes) // 6
+    sizes = [
+        [planes[6 * s].shape[3], planes[6 * s].shape[2], planes[6 * s + 1].shape[2], planes[6 * s + 2].shape[2]]
+        for s in range(scales)
+    ]
+    return _Planes.apply(points, times.detach(), sizes, *planes)  # pyright: ignore[reportReturnType]
+
+
+@lru_cache(maxsize=64)
+def _layout(sizes: tuple[tuple[int, ...], ...], counts: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where planes of some sizes begin in one row of numbers, and the sizes, on a device."""
+    begins = [sum(counts[:i]) for i in range(len(counts))]
+    whole = torch.tensor([*begins, *(n for scale in sizes for n in scale)], dtype=torch.int32)
+    there = sent(whole, device)
+    return there[: len(begins)], there[len(begins) :]
+
+
+class _Planes(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, points: Tensor, times: Tensor, sizes: list[list[int]], *planes: Tensor) -> Tensor:
+        scales, channels = len(sizes), planes[0].shape[1]
+        counts = tuple(plane.numel() for plane in planes)
+        begins, extents = _layout(tuple(map(tuple, sizes)), counts, points.device)
+        table = torch.cat([plane.reshape(-1) for plane in planes])
+        shape = len(times), len(points), scales, channels
+        features = points.new_empty(len(times), len(points), scales * channels)
+        inputs = table, begins, extents, points.contiguous(), times.contiguous()
+        load(PLANES, points.device).launch("planes_forward", _grid(features.numel()), (THREADS,), (*inputs, *shape, features))
+        ctx.save_for_backward(*inputs)
+        ctx.shape, ctx.counts, ctx.planes = shape, counts, [plane.shape for plane in planes]
+        return features
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        table, begins, sizes, points, times = ctx.saved_tensors
+        _, count, scales, _ = ctx.shape
+        gradient = gradient.contiguous()
+        bound = torch.stack([gradient.abs().amax(), table.abs().amax()])
+        d_table = torch.zeros(len(table), dtype=torch.int64, device=points.device)
+        moving = ctx.needs_input_grad[0]
+        d_points = torch.zeros(scales, count, 3, dtype=torch.int64, device=points.device) if moving else None
+        module = load(PLANES, points.device)
+        given = table, begins, sizes, points, times, gradient, bound
+        module.launch("planes_backward", _grid(gradient.numel()), (THREADS,), (*given, *ctx.shape, d_table, d_points))
+        out, out_points = torch.empty_like(table), torch.empty_like(points) if moving else None
+        threads = max(len(table), 3 * count)
+        module.launch(
+            "planes_finish", _grid(threads), (THREADS,),
+            (d_table, d_points, sizes, bound, len(table), count, scales, out, out_points),
+        )  # fmt: skip
+        planes = [part.reshape(shape) for part, shape in zip(out.split(ctx.counts), ctx.planes, strict=True)]
+        return out_points, None, None, *planes
 
 
 def _grid(count: int) -> tuple[int]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..gaussians import Gaussians
 from ..mesh import Mesh
 from ..optimiser import Group
+from . import fused
 from .base import DeformationField, StaticScene, apply_deltas, register_field, zero_linear
 
 
@@ -112,6 +113,8 @@ class HexPlane(DeformationField):
     def features(self, points: Tensor, tau: Tensor) -> Tensor:  # (N, 3), (B,) -> (B, N, C)
         """Plane features at canonical points and times in [0, 1]."""
         space = points / self.bounds
+        if fused.available(points.device, fused.PLANES) and points.dtype == torch.float32:
+            return fused.plane_features(list(self.planes), space, 2 * tau - 1)
         time = (2 * tau - 1)[:, None].expand(-1, len(points))
         scales: list[Tensor] = []
         for first in range(0, len(self.planes), 6):

@@ -188,7 +188,8 @@ def _waits() -> Iterator[list[str]]:
             yield found
         finally:
             torch.cuda.set_sync_debug_mode(mode)
-    found += ["an answer of the card" for w in caught if "synchronizing" in str(w.message)]
+    waited = (w for w in caught if "called a synchronizing" in str(w.message))
+    found += [f"an answer of the card ({w.filename}:{w.lineno})" for w in waited]
 
 
 @contextlib.contextmanager

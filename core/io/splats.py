@@ -183,10 +183,11 @@ def write_splat_sequence(
     text = json.dumps(manifest, indent=2) + "\n"
     with atomic_path(target) as temporary:
         if zipped:
-            with zipfile.ZipFile(temporary, "w", _METHOD[format]) as archive:
+            with zipfile.ZipFile(temporary, "w") as archive:
+                # Without the time of writing: the same scene gives the same bytes.
                 for file, content in _frames(scene, names, format, progress, options):
-                    archive.writestr(file, content)
-                archive.writestr("manifest.json", text)
+                    archive.writestr(zipfile.ZipInfo(file), content, _METHOD[format])
+                archive.writestr(zipfile.ZipInfo("manifest.json"), text, _METHOD[format])
         else:
             temporary.mkdir()
             for file, content in _frames(scene, names, format, progress, options):

@@ -21,6 +21,7 @@ from ..scene.object3d import Object3D, SplatObject, render_object
 from ..schedules import Weight, linear
 from .base import OBJECTIVES, FitStep, Objective
 from .front import image_loss
+from .through import shown_through
 
 #: Side of the window around the unit object that random cameras frame.
 FRAMING = 1.3
@@ -42,6 +43,8 @@ class MeshMatch(Objective):
         depth: squared error of depth (the object's longest side is 1) relative to the colour term; for meshes whose colours
             say little about their shape, as those coloured from one frame.
         normals: the same for surface normals, drawn from the Gaussians' thin axes.
+        through: share of the light that comes from behind the surface (:func:`~.through.shown_through`), relative to the colour
+            term. Without it a fit thins Gaussians out until the far side shines through the gaps.
     """
 
     name: ClassVar[str] = "mesh"
@@ -56,6 +59,7 @@ class MeshMatch(Objective):
     levels: int = 1
     depth: float = 0.0
     normals: float = 0.0
+    through: float = 0.0
 
     def untextured(self) -> Self:
         return replace(self, depth=1.0, normals=0.3)
@@ -98,6 +102,10 @@ class MeshMatch(Objective):
             centre = step.fronts[0].distance
             difference = (render.depth - centre * render.alpha) - alpha * (depth - centre)
             loss = loss + weight * self.depth * difference.square().mean()
+        if self.through > 0:
+            behind = shown_through(shown, seen.reshape(self.views), depth.reshape(self.views, *depth.shape[-2:]),
+                                   backend=step.backend)  # fmt: skip
+            loss = loss + weight * self.through * behind.mean()
         if self.normals > 0 and not isinstance(step.meshes[0], SplatObject):
             # The thin axis of a Gaussian sampled on the surface starts as its outward normal and stays continuous.
             facing = quaternion_to_matrix(shown.quats)[..., 2] / 2
@@ -112,7 +120,10 @@ def _drawn(item: Object3D, cameras: Cameras, step: FitStep) -> MeshRender:
     device = step.canonical.device
     if not isinstance(item, SplatObject) and not mesh_backend.available(device):
         return render_object(item, cameras.to("cpu"), step.background.cpu())
-    kept = step.memo.setdefault(("object", id(item)), (item, item.to(device)))[1]
+    key = "object", id(item)
+    if key not in step.memo:
+        step.memo[key] = item, item.to(device)  # the item too, so that its id stays its own
+    kept = step.memo[key][1]
     if isinstance(item, SplatObject):
         return render_object(kept, cameras, step.background, supersample=1, backend=step.backend)
     return render_object(kept, cameras, step.background)

@@ -251,6 +251,9 @@ class Distillation:
         if pictures.is_cuda:
             # Of the ways to attend, the one whose gradients are summed in a fixed order; an encoder has one such layer.
             with sdpa_kernel(SDPBackend.MATH):
+                module = self.prior.small_encoder or self.prior.modules.get("vae")
+                if module is not None and pictures.requires_grad and not self.encode_batch and self.prior.encodes_apart:
+                    return self.prior.graphs.differentiable(module, self._encoded, pictures)
                 return self._encoded(pictures)
         return self._encoded(pictures)
 

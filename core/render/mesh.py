@@ -28,7 +28,7 @@ NEAR = 0.01
 _CHUNK = 1 << 22
 
 
-#: Meshes that have been looked at, and areas of their faces in texels, on a card.
+#: Meshes that have been looked at.
 _finite: WeakSet[Mesh] = WeakSet()
 
 

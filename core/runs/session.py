@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -18,6 +17,7 @@ from ..align import FocalAlignment
 from ..files import InputError
 from ..identity import canonical, file_identity, fingerprint
 from ..io import side_by_side
+from ..io.clip import natural
 from ..io.meshes import SUFFIXES
 from ..io.objects import load_object
 from ..io.video import Percent, Reading, load_video
@@ -375,4 +375,4 @@ def _mesh_files(path: Path) -> list[Path]:
     files = [p for p in path.iterdir() if p.suffix.lower() in SUFFIXES]
     if not files:
         raise InputError(f"{path}: no meshes in this folder, choose a file or put one mesh for each frame there")
-    return sorted(files, key=lambda p: [(0, int(s), "") if s.isdigit() else (1, 0, s) for s in re.split(r"(\d+)", p.name) if s])
+    return sorted(files, key=natural)
