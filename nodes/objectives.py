@@ -13,7 +13,7 @@ from ..core.objectives.base import Objective
 from ..core.objectives.first_frame import FirstFrame
 from ..core.objectives.front import ReferenceViewLoss
 from ..core.objectives.mesh import MeshMatch
-from ..core.objectives.multiview import MotionGeometry
+from ..core.objectives.multiview import AboutFrame, AboutStatic, MultiViewDistillation
 from ..core.objectives.novel_view import NovelView
 from ..core.objectives.reference import ReferenceRefinement, require_image
 from ..core.objectives.rigidity import Rigidity, Smoothness
@@ -422,7 +422,11 @@ def _distance_input() -> io.Input:
 
 
 #: Which of its two questions Motion and Geometry asks.
-QUESTIONS = {"motion and geometry": (True, True), "motion": (True, False), "geometry": (False, True)}
+QUESTIONS = {
+    "motion and geometry": (AboutFrame(), AboutStatic()),
+    "motion": (AboutFrame(),),
+    "geometry": (AboutStatic(),),
+}
 
 
 class Anchor4DMotionGeometry(io.ComfyNode):
@@ -465,18 +469,16 @@ class Anchor4DMotionGeometry(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         with host.work(cls):
             require_image(prior, "it")
-            motion, geometry = QUESTIONS[ask]
-            term = MotionGeometry(
+            term = MultiViewDistillation(
                 _distillation(prior, guidance, first_time, last_time, micro_batch),
                 _ramp(weight, end_weight),
                 views,
-                motion=motion,
-                geometry=geometry,
+                QUESTIONS[ask],
                 temporal=temporal,
                 distance=distance,
             )
             # In the place of another in the chain: bypassing this node then leaves that one, an ablation of Align4D's.
-            others = tuple(o for o in objectives if o.name != MotionGeometry.name)
+            others = tuple(o for o in objectives if o.name != term.name)
             if len(others) < len(objectives):
                 host.say("in place of the one in the chain")
             return io.NodeOutput((*others, term))
