@@ -71,7 +71,7 @@ class Watching(ExactPrior):
         negative: str | Sequence[str] | None = None,
         fps: float | None = None,
     ) -> Condition:
-        """A clip's frames are at their times; renders of the still object, of which there are more, are at 0."""
+        """A clip's frames are at their times; renders of the static object, of which there are more, are at 0."""
         assert image is not None
         self.shown.append(image)
         return self.at(frame_times(FRAMES)[:, None] if len(image) == FRAMES else torch.zeros(len(image), 1))

@@ -485,7 +485,7 @@ def test_a_run_without_an_object_interrupted_and_resumed(video: DrivingVideo, pr
         "anisotropy",
     }
     assert whole.report["anchors"]["of"].startswith("Anchors(6 views of 3 frames")
-    assert whole.report["object"]["name"] == "ball of points"
+    assert whole.report["object"]["name"] == "point cloud"
     again = fitted(video, prior)
     assert torch.equal(whole.scene.gaussians.means, again.scene.gaussians.means)
 
