@@ -1,6 +1,10 @@
 """python -m anchor4d"""
 
-from .cli import main
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    try:
+        from .cli import program
+
+        code = program()
+    except KeyboardInterrupt:  # before the command line catches it
+        code = 130
+    raise SystemExit(code)

@@ -10,25 +10,36 @@ import argparse
 import ast
 import io
 import logging
+import math
 import re
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
 from .core.files import InputError
+from .core.packages import problem
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 #: Seconds between preview pictures, and between progress lines where standard error is not a terminal.
 PREVIEW_SECONDS, LINE_SECONDS = 10.0, 10.0
+#: Seconds of silence after which a line says that work goes on, and within which a second Ctrl-C is part of the first.
+BEAT_SECONDS, SAME_SECONDS = 2.5, 1.0
+#: Exit code.
+INTERRUPTED = 130
+
+
+#: Packages that every command needs, see requirements.txt.
+REQUIRED = ("numpy", "torch", "PIL", "safetensors", "scipy", "einops", "trimesh", "av")
 #: Seconds that reading a file may take without a line.
 READ_SECONDS = 2.0
 
@@ -38,28 +49,46 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names that the terminal has no letters for
-    args = _parser().parse_args(argv)
     console = Console()
     handler = _ConsoleLog(console)
     log = logging.getLogger(__package__)
     log.addHandler(handler)
-    log.setLevel(logging.DEBUG if args.verbose else logging.INFO)
     try:
+        args = _parser().parse_args(argv)
+        log.setLevel(logging.DEBUG if args.verbose else logging.INFO)
         with console.interruptible():
-            return args.run(args, console)
-    except KeyboardInterrupt:
-        console.line("interrupted" + (f"; {args.again}" if hasattr(args, "again") else ""))
-        return 130
+            return _run(args, console)
     except (InputError, OSError) as error:
         return _refuse(console, " ".join(str(error).split()))
-    except ModuleNotFoundError as error:
-        package = (error.name or "").split(".")[0]
-        if package == __package__:
-            raise
-        install = f'python -m pip install -e "{Path(__file__).parent}[torch,cpu]"'
-        return _refuse(console, f"the Python package {package!r} is missing; run: {install}")
     finally:
         log.removeHandler(handler)
+
+
+def program() -> int:
+    """:func:`main` as a process: once it is interrupted, it ends without another word."""
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda raised: None if raised.exc_type is KeyboardInterrupt else hook(raised)
+    code = main()
+    if code == INTERRUPTED:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+    return code
+
+
+def _run(args: argparse.Namespace, console: Console) -> int:
+    try:
+        if broken := [f"{name} {reason}" for name in REQUIRED if (reason := problem(name))]:
+            install = f'python -m pip install -e "{Path(__file__).parent}[torch,cpu]"'
+            return _refuse(console, f"the Python package {'; '.join(broken)}; run: {install}")
+        with console.beating():
+            return args.run(args, console)
+    except BaseException as error:
+        # What an interruption meets may turn it into another error: an import, a callback of a library.
+        if not isinstance(error, KeyboardInterrupt) and not console.interrupted:
+            raise
+        console.interrupted = True
+        console.line("interrupted" + (f"; {args.again}" if hasattr(args, "again") else ""))
+        return INTERRUPTED
 
 
 def _refuse(console: Console, message: str) -> int:
@@ -86,6 +115,7 @@ def fit(args: argparse.Namespace, console: Console) -> int:
     method = METHODS.named(args.method)
     if args.up != "y" and args.object is None:
         raise InputError(f"--up {args.up}: turns the object of --object, give one or leave it out")
+    _check_unused(args, method.follows)
     if method.follows == "text":
         _check_text(args)
     elif all(getattr(args, name) is None for name in ("prompt", "image", "video", "object")):
@@ -150,6 +180,24 @@ def fit(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _check_unused(args: argparse.Namespace, follows: str) -> None:
+    """Refuse what would do nothing beside what else is given."""
+    unused: list[tuple[str, str]] = []
+    if follows == "video":
+        unused += [(f"{made}_model", made) for made in ("image", "video", "object") if getattr(args, made) is not None]
+        if args.video is not None and args.object is not None:
+            unused += [("image", "video"), ("image_model", "video")]
+    else:
+        unused += [("object_model", "method")]
+    if args.object is not None:
+        unused += [("views_model", "object")]
+    for name, given in unused:
+        if getattr(args, name) is not None:
+            raise InputError(f"--{name.replace('_', '-')}: is not asked, since --{given} is given; leave one of them out")
+    if follows == "text" and args.video_model is not None and args.prior != "auto":
+        raise InputError(f"--prior: of method {args.method} the same as --video-model; leave one of them out")
+
+
 def _check_text(args: argparse.Namespace) -> None:
     """Refuse what a method that follows a text does not take."""
     for name in ("video", "image"):
@@ -164,11 +212,6 @@ def _check_text(args: argparse.Namespace) -> None:
 
 
 def render(args: argparse.Namespace, console: Console) -> int:
-    azimuths = [_number("--azimuths", text) for text in args.azimuths]
-    if args.frames is not None and args.frames < 1:
-        raise InputError(f"--frames {args.frames}: choose at least 1")
-    if args.size is not None and not 1 <= args.size <= 8192:
-        raise InputError(f"--size {args.size}: choose 1 to 8192 pixels")
     from .core.io import write_frames
     from .core.io.export import composited
     from .core.io.sequence import open_scene
@@ -180,10 +223,10 @@ def render(args: argparse.Namespace, console: Console) -> int:
         _our_folder(args.out / text, r"\d+\.png")
     taus = scene.taus if args.frames is None else frame_times(args.frames, scene.loop)
     # One azimuth at a time bounds memory: a long clip at full size is gigabytes.
-    for text, azimuth in zip(args.azimuths, azimuths):
+    for text in args.azimuths:
         pictures = render_frames(
             scene,
-            scene_cameras(scene, azimuth, args.elevation, args.size),
+            scene_cameras(scene, float(text), args.elevation, args.size),
             taus,
             backend=args.renderer,
             progress=console.counting(f"azimuth {text}"),
@@ -203,19 +246,26 @@ def export(args: argparse.Namespace, console: Console) -> int:
     shot = None
     if form.kind == "film" or any(value is not None for value in asked):
         shot = Shot(
-            azimuths=[_number("--azimuths", text) for text in args.azimuths or ["0"]],
+            azimuths=[float(text) for text in args.azimuths or ["0"]],
             elevation=args.elevation,
             size=args.size,
             background=args.background or ("white" if args.format == "mp4" else "none"),
             loops=1 if args.loops is None else args.loops,
             trajectory=None if args.camera_path is None else Trajectory.load(args.camera_path),
         )
-    given: dict[Option, object] = {"frames": args.frames, "moment": args.time, "shot": shot, "film": args.video}
-    check_export(out, args.format, given | {"compare": args.compare})
+    given: dict[Option, object] = {
+        "frames": args.frames, "moment": args.time, "shot": shot, "film": args.video, "compare": args.compare,
+    }  # fmt: skip
+    check_export(out, args.format, given)
     if args.renderer != "auto" and form.kind != "film":
         raise InputError(f"--renderer {args.renderer}: nothing is drawn for the format {args.format}; leave it out")
     if form.folder and not out.suffix:
         _our_folder(out, form.folder)
+    for name, value in (("azimuths", args.azimuths), ("elevation", args.elevation)):
+        if value is not None and args.camera_path is not None:
+            raise InputError(f"--{name}: the camera follows --camera-path; leave one of them out")
+    if args.time is not None and args.frames is not None:
+        raise InputError("--frames: one moment is written, as --time asks; leave one of them out")
     film = None
     if args.video is not None:
         from .core.io.video import read_clip
@@ -239,6 +289,14 @@ def export(args: argparse.Namespace, console: Console) -> int:
 
 
 def bench(args: argparse.Namespace, console: Console) -> int:
+    if args.speed is not None:
+        from .bench.speed import run_speed
+        from .core.runs.session import resolve_device
+
+        print(run_speed(args.speed, resolve_device(args.device), args.only, args.out))
+        return 0
+    if args.cases is None:
+        raise InputError("bench: give --cases, a folder of cases, or --speed, one case")
     from .bench.cases import run_cases
     from .core.methods.registry import METHODS
 
@@ -246,13 +304,15 @@ def bench(args: argparse.Namespace, console: Console) -> int:
         others = ", ".join(name for name, method in METHODS.items() if method.follows == "video")
         raise InputError(f"method {args.method!r}: follows a text, and the cases are videos; choose one of {others}")
 
-    print(run_cases(args.cases, args.out, _settings(args), only=args.only, console=console))
+    print(run_cases(args.cases, args.out, _settings(args), only=args.only, console=console, alone=args.video_alone))
     return 0
 
 
 def models(args: argparse.Namespace, console: Console) -> int:
     from .core.priors.models import convert, download, model_named, table
 
+    if args.action == "list" and args.name is not None:
+        raise InputError(f"models list {args.name}: the list takes no name; leave it out")
     if args.action == "list":
         print(table())
     elif args.action == "convert":
@@ -268,14 +328,11 @@ def models(args: argparse.Namespace, console: Console) -> int:
 def _settings(args: argparse.Namespace) -> Any:
     from .core.runs.session import Settings
 
-    if args.frames is not None and args.frames < 2:
-        raise InputError(f"--frames {args.frames}: a moving object needs at least 2")
-    yaw = args.yaw if args.yaw == "auto" else _number("--yaw", args.yaw)
     return Settings(
         method=args.method,
         preset=args.preset,
         seed=args.seed,
-        yaw=yaw,
+        yaw=args.yaw,
         frames=args.frames,
         device=args.device,
         renderer=args.renderer,
@@ -291,16 +348,6 @@ def _settings(args: argparse.Namespace) -> Any:
         views=getattr(args, "views_model", None) or "auto",
         up=getattr(args, "up", "y"),
     )
-
-
-def _number(option: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not -1e6 < value < 1e6:
-        raise InputError(f"{option} {text}: not a number of degrees")
-    return value
 
 
 def _our_folder(folder: Path, pattern: str) -> None:
@@ -322,8 +369,9 @@ class Console:
         self.terminal = sys.stderr.isatty()
         self.shown = False
         self.stage, self.began, self.first, self.told = "", 0.0, 0, 0.0
-        self.fitting = self.stopping = False
+        self.fitting = self.stopping = self.interrupted = False
         self.notes: list[str] = []
+        self.lock, self.doing, self.wrote = threading.RLock(), "reading", time.monotonic()
 
     def note(self, text: str) -> None:
         """A line that waits until work begins: bad input is answered by its error alone."""
@@ -331,19 +379,52 @@ class Console:
 
     def line(self, text: str) -> None:
         """A line that stays."""
-        self._clear()
-        self._tell_notes()
-        print(text, file=sys.stderr, flush=True)
+        with self.lock:
+            self._clear()
+            self._tell_notes()
+            print(text, file=sys.stderr, flush=True)
+            self.wrote = time.monotonic()
 
     def update(self, text: str, last: bool = False) -> None:
         """A line that the next one replaces, unless it is the ``last`` of its kind."""
+        with self.lock:
+            if self.terminal:
+                width = shutil.get_terminal_size().columns - 1
+                print("\r" + text[:width].ljust(width), end="\n" if last else "", file=sys.stderr, flush=True)
+                self.shown = not last
+            elif last or time.monotonic() - self.told > LINE_SECONDS:
+                self.told = time.monotonic()
+                print(text, file=sys.stderr, flush=True)
+            else:
+                return
+            self.wrote, self.doing = time.monotonic(), "writing" if last else text
+
+    @contextmanager
+    def beating(self) -> Iterator[None]:
+        """Says that work goes on where nothing else does, on a terminal: what it was about and for how long."""
+        ended = threading.Event()
+
+        def beat() -> None:
+            while not ended.wait(BEAT_SECONDS / 5):
+                with self.lock:
+                    silent = time.monotonic() - self.wrote
+                    if silent > BEAT_SECONDS:
+                        width = shutil.get_terminal_size().columns - 1
+                        waited = f"  ({_clock(silent)})"
+                        text = self.doing[: max(width - len(waited), 0)] + waited
+                        print("\r" + text[:width].ljust(width), end="", file=sys.stderr, flush=True)
+                        self.shown = True
+
+        thread = threading.Thread(target=beat, daemon=True)
         if self.terminal:
-            width = shutil.get_terminal_size().columns - 1
-            print("\r" + text[:width].ljust(width), end="\n" if last else "", file=sys.stderr, flush=True)
-            self.shown = not last
-        elif last or time.monotonic() - self.told > LINE_SECONDS:
-            self.told = time.monotonic()
-            print(text, file=sys.stderr, flush=True)
+            thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            if self.terminal:
+                thread.join()
+                self._clear()
 
     def _tell_notes(self) -> None:
         notes, self.notes = self.notes, []
@@ -357,6 +438,8 @@ class Console:
 
     def step(self, stage: str, step: int, steps: int, note: str = "") -> None:
         """Progress of a stage, with the time left."""
+        if self.interrupted:  # and a library has swallowed it
+            raise KeyboardInterrupt
         now = time.monotonic()
         self._tell_notes()
         if stage != self.stage:
@@ -373,9 +456,11 @@ class Console:
 
     def reading(self, path: Path) -> Callable[[int, int], None]:
         """Progress of reading a file, once that takes long: bad input is answered by its error alone."""
-        began, stage = time.monotonic(), f"read {path.name}, %"
+        began, stage = 0.0, f"read {path.name}, %"
 
         def progress(done: int, of: int) -> None:
+            nonlocal began
+            began = began or time.monotonic()
             if time.monotonic() - began > READ_SECONDS:
                 if self.stage != stage:
                     self.line(f"reading {path}")
@@ -406,11 +491,17 @@ class Console:
     def interruptible(self) -> Iterator[None]:
         """Ctrl-C and SIGTERM end a fit between two steps, so that its checkpoint is exact; elsewhere, and again, at once."""
 
+        raised = 0.0
+
         def stop(number: int, frame: Any) -> None:
-            if not self.fitting or self.stopping:
+            nonlocal raised
+            if self.fitting and not self.stopping:
+                self.stopping = True
+                with suppress(RuntimeError):  # in the midst of another line
+                    self.line("stopping after this step")
+            elif not self.interrupted or time.monotonic() - raised > SAME_SECONDS:
+                self.interrupted, raised = True, time.monotonic()
                 raise KeyboardInterrupt
-            self.stopping = True
-            self.line("stopping after this step")
 
         try:
             before = [(number, signal.signal(number, stop)) for number in (signal.SIGINT, signal.SIGTERM)]
@@ -457,7 +548,53 @@ class _Formats:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    """Whole numbers of a range."""
+
+    def parse(text: str) -> int:
+        # Digits alone: int() also takes underscores, and thousands of digits slowly.
+        value = int(text) if re.fullmatch(r"\s*[+-]?[0-9]{1,30}\s*", text) else None
+        if value is None or not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text[:40]!r}: choose a whole number from {low} to {high}")
+        return value
+
+    return parse
+
+
+def _real(low: float, high: float, what: str = "a number") -> Callable[[str], float]:
+    """Finite numbers of a range."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text[:40]!r}: choose {what} from {low:g} to {high:g}")
+        return value
+
+    return parse
+
+
+_degrees = _real(-360, 360, "degrees")
+
+
+def _azimuth(text: str) -> str:
+    """Degrees as they are written: pictures go to a folder of this name."""
+    _degrees(text)
+    return text.strip()
+
+
+def _yaw(text: str) -> float | str:
+    return text if text == "auto" else _degrees(text)
+
+
+SEED, SIZE, FRAMES = _whole(0, 2**63 - 1), _whole(1, 8192), _whole(1, 100_000)
+ELEVATION = _real(-90, 90, "degrees")
+RENDERER = "what draws Gaussians: the fastest that is here, or one by name (default: %(default)s)"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -475,7 +612,7 @@ def _parser() -> argparse.ArgumentParser:
     renderers = ("auto", "gsplat", "nvrtc", "numba", "torch")
     made = command("demo", demo, "make the bundled sample, fit it with PLA4D and score it; no downloads")
     made.add_argument("--out", type=Path, default=Path("anchor4d-demo"), help="folder (default: %(default)s)")
-    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--seed", type=SEED, default=0, help="of every random choice (default: %(default)s)")
 
     made = command("fit", fit, "make a moving object from a video and a 3D model, or from a text, a picture or any of these")
     made.set_defaults(again="run the same command with --resume to go on")
@@ -485,7 +622,7 @@ def _parser() -> argparse.ArgumentParser:
         "--object",
         "--mesh",
         metavar="FILE|DIR",
-        help="mesh (.glb, .gltf, .obj, .ply, .stl) or splats (.ply, .spz, .splat, .ksplat, .sog); pla4d-v4: or a folder",
+        help="mesh (.glb, .gltf, .obj, .ply, .stl) or splats (.ply, .spz, .splat, .ksplat, .sog, .glb); pla4d-v4: or a folder",
     )
     made.add_argument(
         "--image", metavar="FILE", help="picture of the object: a missing video begins with it, an object is made of it"
@@ -496,13 +633,17 @@ def _parser() -> argparse.ArgumentParser:
     link = "folder, or name of models list, of the model that makes a missing"
     made.add_argument("--image-model", metavar="DIR|ID", help=f"{link} image of a text (default: sdxl)")
     made.add_argument("--video-model", metavar="DIR|ID", help=f"{link} video of an image, or of a text (default: svd)")
-    made.add_argument("--object-model", metavar="DIR|ID", help=f"{link} object: LGM or a Shap-E (default: lgm)")
-    made.add_argument("--views-model", metavar="DIR|ID", help="the ImageDream that draws LGM's views (default: imagedream)")
-    made.epilog = (
-        "ayg follows --prompt alone, or gives --object its motion. It asks models' scores: --video-model (or --prior; default: "
-        "modelscope, zeroscope, ltx-video or wan-1.3b, whichever is here), --image-model (sd21-base; none = without) and, "
-        "without --object, --views-model (mvdream)."
+    made.add_argument(
+        "--object-model",
+        metavar="DIR|ID",
+        help=f"{link} object: LGM or a Shap-E; inflate = its outline inflated (default: lgm where it is here, else inflate)",
     )
+    made.add_argument("--views-model", metavar="DIR|ID", help="the ImageDream that draws LGM's views (default: imagedream)")
+    made.epilog = f"""{made.epilog}
+
+ayg asks models' scores: --video-model (or --prior; default: modelscope, zeroscope, ltx-video or
+wan-1.3b, whichever is here), --image-model (sd21-base; none = without) and, without --object,
+--views-model (mvdream)."""
     made.add_argument(
         "--then",
         nargs="+",
@@ -517,9 +658,13 @@ def _parser() -> argparse.ArgumentParser:
         help="axis of --object's file that points up (default: %(default)s; z = from Blender's or a CAD program's axes)",
     )
     made.add_argument("--loop", action="store_true", help="ayg: the motion returns to its first frame")
-    made.add_argument("--start", type=float, default=0.0, metavar="S", help="second at which the video begins (default: 0)")
-    made.add_argument("--end", type=float, metavar="S", help="second at which it ends (default: its own end)")
-    made.add_argument("--every", type=int, default=1, metavar="N", help="take every N-th frame (default: 1, all)")
+    made.add_argument(
+        "--start", type=_real(0, 1e6), default=0.0, metavar="S", help="second at which the video begins (default: 0)"
+    )
+    made.add_argument("--end", type=_real(0, 1e6), metavar="S", help="second at which it ends (default: its own end)")
+    made.add_argument(
+        "--every", type=_whole(1, 100_000), default=1, metavar="N", help="take every N-th frame (default: 1, all)"
+    )
     made.add_argument(
         "--mask",
         metavar="DIR|FILE",
@@ -532,7 +677,7 @@ def _parser() -> argparse.ArgumentParser:
         help="how the object is found where there is neither alpha nor a mask: key = the backdrop has one colour, or this one "
         "(green, #00b140); rembg = a neural network; auto = key where the border is plain, else rembg",
     )
-    made.add_argument("--fps", type=float, help="frames a second (default: the video's own, else 12)")
+    made.add_argument("--fps", type=_real(0.01, 1000), help="frames a second (default: the video's own, else 12)")
     made.add_argument("--resume", action="store_true", help="go on where an interrupted run in OUT stopped, to the same result")
     made.add_argument(
         "--out",
@@ -543,38 +688,49 @@ def _parser() -> argparse.ArgumentParser:
 
     made = command("render", render, "draw a scene with alpha from the driving video's camera, turned to each azimuth")
     scene = "scene.safetensors, a splat file, or a folder or .zip of splat files, one a frame"
-    ups, up = ("y", "-y", "z", "-z", "x", "-x"), "splat files: the axis that points up (default: what the file states, else -y)"
+    ups, up = ("y", "-y", "z", "-z", "x", "-x"), "splats: axis that points up (default: y; -y = what stands on its head)"
     made.add_argument("scene", type=Path, metavar="SCENE", help=scene)
-    made.add_argument("--up", choices=ups, help=up)
+    made.add_argument("--up", choices=ups, default="y", help=up)
     made.add_argument(
-        "--azimuths", nargs="+", required=True, metavar="A", help="degrees; 0 = the driving video's view, 90 = +X"
+        "--azimuths",
+        nargs="+",
+        type=_azimuth,
+        required=True,
+        metavar="A",
+        help="degrees; 0 = the driving video's view, 90 = +X",
     )
-    made.add_argument("--elevation", type=float, metavar="E", help="degrees, positive = from above (default: the camera's)")
-    made.add_argument("--frames", type=int, metavar="N", help="spread the motion over N frames (default: the scene's own)")
-    made.add_argument("--size", type=int, metavar="PX", help="longer side of the pictures (default: the driving video's size)")
+    made.add_argument("--elevation", type=ELEVATION, metavar="E", help="degrees, positive = from above (default: the camera's)")
+    made.add_argument("--frames", type=FRAMES, metavar="N", help="spread the motion over N frames (default: the scene's own)")
+    made.add_argument("--size", type=SIZE, metavar="PX", help="longer side of the pictures (default: the driving video's size)")
     made.add_argument("--background", choices=("none", "white", "black"), default="none", help="none = transparent")
-    made.add_argument("--renderer", choices=renderers, default="auto")
+    made.add_argument("--renderer", choices=renderers, default="auto", help=RENDERER)
     made.add_argument("--out", type=Path, required=True, help="folder; pictures go to OUT/<azimuth>/NNN.png")
 
     made = command("export", export, "write a scene for other programs")
     made.add_argument("scene", type=Path, metavar="SCENE", help=scene)
-    made.add_argument("--up", choices=ups, help=up)
+    made.add_argument("--up", choices=ups, default="y", help=up)
     made.add_argument("--format", choices=_Formats(), required=True, metavar="F", help="%(choices)s; see docs/formats.md")
-    made.add_argument("--frames", type=int, metavar="N", help="spread the motion over N frames (default: the scene's own)")
+    made.add_argument("--frames", type=FRAMES, metavar="N", help="spread the motion over N frames (default: the scene's own)")
     made.add_argument(
-        "--time", type=float, metavar="TAU", help="splats: one moment in a single file, 0 to 1, in place of the clip"
+        "--time", type=_real(0, 1), metavar="TAU", help="splats: one moment in a single file, 0 to 1, in place of the clip"
     )
-    made.add_argument("--azimuths", nargs="+", metavar="A", help="films: degrees; several = side by side (default: 0)")
-    made.add_argument("--elevation", type=float, metavar="E", help="films: degrees, positive = from above")
-    made.add_argument("--size", type=int, metavar="PX", help="films: longer side of the pictures")
+    made.add_argument(
+        "--azimuths", nargs="+", type=_azimuth, metavar="A", help="films: degrees; several = side by side (default: 0)"
+    )
+    made.add_argument(
+        "--elevation", type=ELEVATION, metavar="E", help="films: degrees, positive = from above (default: the camera's)"
+    )
+    made.add_argument(
+        "--size", type=SIZE, metavar="PX", help="films: longer side of the pictures (default: the driving video's size)"
+    )
     made.add_argument("--background", choices=("none", "white", "black"), help="films: default white for mp4, else none")
-    made.add_argument("--loops", type=int, metavar="N", help="films: how often the clip plays (default: 1)")
+    made.add_argument("--loops", type=_whole(1, 1000), metavar="N", help="films: how often the clip plays (default: 1)")
     made.add_argument(
         "--camera-path", type=Path, metavar="FILE", help="films: .json of camera keys, as the player records them"
     )
     made.add_argument("--video", metavar="DIR|FILE", help="html, a4d: the driving video, shown beside the object")
     made.add_argument("--compare", type=Path, metavar="SCENE", help="html: a second scene, behind a wiper")
-    made.add_argument("--renderer", choices=renderers, default="auto")
+    made.add_argument("--renderer", choices=renderers, default="auto", help=RENDERER)
     made.add_argument(
         "--out",
         type=Path,
@@ -586,8 +742,16 @@ def _parser() -> argparse.ArgumentParser:
     made = command("bench", bench, "fit and score every case of a folder; goes on where it was stopped")
     made.set_defaults(again="run the same command to go on")
     _method(made, renderers)
-    made.add_argument("--cases", type=Path, required=True, metavar="DIR", help="folder of cases")
-    made.add_argument("--only", nargs="+", metavar="NAME", help="names of the cases to run (default: all)")
+    made.add_argument(
+        "--video-alone", action="store_true", help="leave the cases' meshes aside: the object is made of the video"
+    )
+    made.add_argument("--cases", type=Path, metavar="DIR", help="folder of cases")
+    made.add_argument(
+        "--speed", type=Path, metavar="CASE", help="instead: how fast fits, priors and renderers are, of one case"
+    )
+    made.add_argument(
+        "--only", nargs="+", metavar="NAME", help="names of the cases, or rows of the speed, to run (default: all)"
+    )
     made.add_argument("--out", type=Path, default=Path("anchor4d-bench"), help="folder (default: %(default)s)")
 
     made = command("models", models, "optional models: what is here, where each is expected, and fetching one")
@@ -612,8 +776,10 @@ def method_summaries() -> dict[str, str]:
 
 
 def _method(made: argparse.ArgumentParser, renderers: Sequence[str]) -> None:
-    methods = "; ".join(f"{name} = {summary}" for name, summary in method_summaries().items())
-    made.add_argument("--method", default="pla4d", metavar="NAME", help=f"{methods} (default: %(default)s)")
+    methods = method_summaries()
+    made.formatter_class = argparse.RawDescriptionHelpFormatter
+    made.epilog = "methods:\n" + "\n".join(f"  {name:12} {text}" for name, text in methods.items())
+    made.add_argument("--method", default="pla4d", metavar="NAME", help="see below (default: %(default)s)")
     for option, what in (("without", "leave out, as in its paper's ablations"), ("plus", "add of another method")):
         made.add_argument(
             f"--{option}", nargs="+", default=[], metavar="PART", help=f"parts of the method to {what}; a wrong name lists them"
@@ -631,9 +797,20 @@ def _method(made: argparse.ArgumentParser, renderers: Sequence[str]) -> None:
         help="diffusion prior: tiny comes with the pack; a checkpoint folder, or a name of models list (default: the method's "
         "own where it is here and there is a GPU, else tiny)",
     )
-    made.add_argument("--preset", choices=("draft", "standard", "paper"), default="standard")
-    made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
-    made.add_argument("--renderer", choices=renderers, default="auto")
-    made.add_argument("--frames", type=int, metavar="N", help="frames of the video to keep (default: all)")
-    made.add_argument("--yaw", default="auto", metavar="auto|DEG", help="turn about +Y that brings the object's front to +Z")
+    made.add_argument(
+        "--preset",
+        choices=("draft", "standard", "paper"),
+        default="standard",
+        help="draft: a quick look; standard: the best results here; paper: the paper's own settings (default: %(default)s)",
+    )
+    made.add_argument("--seed", type=SEED, default=0, help="of every random choice (default: %(default)s)")
+    made.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="(default: %(default)s)")
+    made.add_argument("--renderer", choices=renderers, default="auto", help=RENDERER)
+    made.add_argument("--frames", type=_whole(2, 100_000), metavar="N", help="frames of the video to keep (default: all)")
+    made.add_argument(
+        "--yaw",
+        type=_yaw,
+        default="auto",
+        metavar="auto|DEG",
+        help="turn about +Y that brings the object's front to +Z (default: %(default)s)",
+    )

@@ -1,10 +1,10 @@
 """The benchmark: every case of a folder through a method, scored from sides that its video never shows.
 
-    python -m anchor4d bench --cases DIR [--preset standard] [--only NAME ...] [--out DIR]
+    python -m anchor4d bench --cases DIR [--preset standard] [--only NAME ...] [--video-alone] [--out DIR]
 
 A case is a folder with ``case.json``, ``front/NNN.png``, ``mesh.glb`` and ``views/<azimuth>/NNN.png``. The method sees the
 video and the mesh; the true camera in ``case.json`` only measures what alignment found. A finished case is skipped, an
-interrupted one resumes.
+interrupted one resumes. With ``--video-alone`` the method sees no mesh; one that needs an object inflates the first frame.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from .. import __version__
 from ..core.files import InputError, atomic_path
+from ..core.generate.chain import INFLATE, Links, complete
 from ..core.identity import canonical, fingerprint
 from ..core.io import write_frames
+from ..core.methods.registry import METHODS
 from ..core.metrics import read_case, score_case
 from ..core.progress import Progress
 from ..core.runs.demo import comparison_sheet, read_pictures
@@ -65,8 +67,12 @@ def run_cases(
     *,
     console: Output,
     only: Sequence[str] | None = None,
+    alone: bool = False,
 ) -> str:
     """Fit and score each case in ``out/<case>``; returns the table, also left as ``results.md`` and ``results.json``.
+
+    Args:
+        alone: the cases' meshes are left aside.
 
     Raises:
         InputError: where there are no cases, or not those asked for.
@@ -80,7 +86,7 @@ def run_cases(
     settings = settings.resolved()
     rows, text = [], ""
     for name in only or folders:
-        rows.append(run_case(folders[name], Path(out) / name, settings, console))
+        rows.append(run_case(folders[name], Path(out) / name, settings, console, alone))
         text = table(rows)
         results = {"program": __version__, "settings": asdict(settings), "cases": rows, "mean": mean_row(rows)}
         write_json(Path(out) / "results.json", results)
@@ -89,19 +95,25 @@ def run_cases(
     return text
 
 
-def run_case(case: Path, out: Path, settings: Settings, console: Output) -> dict[str, Any]:
+def run_case(case: Path, out: Path, settings: Settings, console: Output, alone: bool = False) -> dict[str, Any]:
     """One case's row of the table; its scene, renders, ``scores.json`` and ``sheet.png`` are left in ``out``."""
     described = read_case(case)
     name, azimuths = described["name"], [str(azimuth) for azimuth in described["test_azimuths"]]
     config = settings.plain()
-    key = fingerprint(__version__, settings, config, {role: prior.identity for role, prior in settings.models().items()})
+    models = {role: prior.identity for role, prior in settings.models().items()}
+    key = fingerprint(__version__, settings, config, models, *(["video alone"] if alone else []))
     done = _read_json(out / SCORES)
     if done.get("key") == key:
         console.line(f"{name}: finished before")
         return done["row"]
+    item: Path | None = case / "mesh.glb"
+    if alone:
+        needs = METHODS.named(settings.method).needs_object
+        item = complete(out, video=case / "front", links=Links(object=INFLATE), make_object=needs).object
+        settings = replace(settings, yaw=0.0)
     run_in_folder(
         case / "front",
-        case / "mesh.glb",
+        item,
         out,
         settings,
         fps=described.get("fps"),

@@ -240,10 +240,14 @@ def condition_of(case: Case, prior: Prior) -> Condition:
 
 def networks(device: str, half: torch.dtype, vae: torch.dtype) -> Make:
     """Makes frozen networks on a device, the VAE in a type of its own; of fake tensors where the device is "none"."""
+    from ..core.priors.zero123 import PROJECTIONS
+
     where = FakeTensorMode(allow_non_fake_inputs=True) if device == "none" else torch.device(device)
 
     def make(cls: Any, settings: Any) -> nn.Module:
-        torch.set_default_dtype(vae if "Autoencoder" in cls.__name__ else half)  # fake modules cannot be moved
+        # As the loaders have it: projections stay in float32. Fake modules cannot be moved, so they are made in their type.
+        kept = cls in PROJECTIONS.values()
+        torch.set_default_dtype(vae if "Autoencoder" in cls.__name__ else torch.float32 if kept else half)
         try:
             with where:
                 module: nn.Module = cls(**settings) if isinstance(settings, dict) else cls(settings)

@@ -16,11 +16,12 @@ import torch
 
 from ..core.cameras import Cameras, orbit
 from ..core.gaussians import SH_C0, Gaussians
-from ..core.render import available_backends, rasterize, resolve_backend
+from ..core.render import Render, available_backends, rasterize, resolve_backend
 from ..core.render.nvrtc.backend import overflowed
-from ..core.render.torch_backend import project
+from ..core.render.torch_backend import EPS2D, NEAR, project
 
 CASES = ((20000, 7, 128), (20000, 7, 256), (20000, 7, 512), (20000, 1, 256), (5000, 7, 128), (5000, 7, 256), (100000, 7, 256))
+ITSELF = "gsplat itself"
 #: On a graphics card: numbers of Gaussians, views and sizes.
 CARD_CASES = tuple(
     (n, views, size) for n, sizes in ((20000, (128, 256, 512)), (100000, (256,))) for size in sizes for views in (1, 7, 32)
@@ -55,18 +56,25 @@ def tile_intersections(gaussians: Gaussians, cameras: Cameras, tile: int = 16) -
 
 
 def measure(gaussians: Gaussians, cameras: Cameras, backend: str, repeat: int) -> tuple[list[float], list[float], list[float]]:
-    """Seconds of the forward pass, of both passes, and of processor time of both, a number a repetition, after three more."""
+    """Seconds of the forward pass, of both passes, and of processor time of both, a number a repetition, after three more.
+
+    ``backend``: one of ours, or "gsplat itself", its own function as its users call it.
+    """
+
+    def draw() -> Render:
+        return gsplat_itself(gaussians, cameras) if backend == ITSELF else rasterize(gaussians, cameras, backend=backend)
+
     leaves = [x.requires_grad_() for x in gaussians.tensors().values()]
     forward, both, processor = [], [], []
     grads: list[torch.Tensor] = []
     for round_ in range(repeat + 3):
         begin, busy = time.perf_counter(), time.process_time()
-        render = rasterize(gaussians, cameras, backend=backend)
+        render = draw()
         if round_ == 0:
             generator = torch.Generator().manual_seed(0)
             grads = [torch.randn(x.shape, generator=generator).to(x) for x in (render.color, render.alpha, render.depth)]
             begin, busy = time.perf_counter(), time.process_time()
-            render = rasterize(gaussians, cameras, backend=backend)
+            render = draw()
         _wait(gaussians)
         middle = time.perf_counter()
         torch.autograd.grad([render.color, render.alpha, render.depth], leaves, grads)
@@ -75,6 +83,18 @@ def measure(gaussians: Gaussians, cameras: Cameras, backend: str, repeat: int) -
         both.append(time.perf_counter() - begin)
         processor.append(time.process_time() - busy)
     return forward[3:], both[3:], processor[3:]
+
+
+def gsplat_itself(gaussians: Gaussians, cameras: Cameras) -> Render:
+    """Pictures by gsplat's own rasterization, single precision throughout; the gsplat backend projects in double."""
+    from gsplat import rasterization  # pyright: ignore[reportMissingImports]
+
+    colors = (gaussians.sh[:, 0] * SH_C0 + 0.5).clamp_min(0)
+    picture, alpha, _ = rasterization(
+        gaussians.means, gaussians.quats, gaussians.log_scales.exp(), gaussians.opacities, colors, cameras.world_to_camera,
+        cameras.K, cameras.width, cameras.height, near_plane=NEAR, eps2d=EPS2D, packed=False, render_mode="RGB+D",
+    )  # fmt: skip
+    return Render(picture[..., :3], alpha[..., 0], picture[..., 3])
 
 
 def measure_graph(gaussians: Gaussians, cameras: Cameras, repeat: int) -> list[float]:
@@ -139,8 +159,10 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=30)
     arguments = parser.parse_args()
     if torch.device(arguments.device).type == "cuda":
-        names = available_backends(arguments.device)[:-1] if arguments.backend == "all" else arguments.backend.split(",")
-        return compare([resolve_backend(x, arguments.device) for x in names], torch.device(arguments.device), arguments.repeat)
+        here = available_backends(arguments.device)[:-1]
+        names = [*here, *([ITSELF] if "gsplat" in here else [])] if arguments.backend == "all" else arguments.backend.split(",")
+        names = [x if x == ITSELF else resolve_backend(x, arguments.device) for x in names]
+        return compare(names, torch.device(arguments.device), arguments.repeat)
     backend = resolve_backend(arguments.backend, arguments.device)
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     sys.stdout.write(f"{backend} on {arguments.device}, medians (minima) of {arguments.repeat} in ms{load}\n")

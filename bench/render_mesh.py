@@ -44,12 +44,14 @@ def bumpy_ball(side: int = 100, texture: int = 1024) -> Mesh:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m anchor4d.bench.render_mesh", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--backend", default="auto")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeat", type=int, default=30)
     parser.add_argument("--sizes", type=int, nargs="*", default=[128, 256, 512])
     parser.add_argument("--cases", type=Path)
     args = parser.parse_args(argv)
-    mesh, backend = bumpy_ball(), resolve_backend(args.backend)
-    cameras = orbit([0.0, 60, 120, 180, 240, 300], 10.0, 2.0, 40.0)
+    mesh, backend = bumpy_ball().to(args.device), resolve_backend(args.backend, args.device)
+    cameras = orbit([0.0, 60, 120, 180, 240, 300], 10.0, 2.0, 40.0).to(args.device)
+    wait = torch.cuda.synchronize if mesh.vertices.device.type == "cuda" else lambda: None
     begin = time.perf_counter()
     cover = float((render_mesh(mesh, cameras, backend=backend).alpha > 0).float().mean())
     first = time.perf_counter() - begin
@@ -61,11 +63,12 @@ def main(argv: list[str] | None = None) -> int:
             for _ in range(args.repeat):
                 begin, spent = time.perf_counter(), time.process_time()
                 render_mesh(mesh, cameras.resized(size, size), supersample=supersample, backend=backend)
+                wait()
                 wall.append((time.perf_counter() - begin) * 1e3)
                 processor.append((time.process_time() - spent) * 1e3)
             print(
-                f"{size:4d} px, {supersample**2} samples a pixel: median {statistics.median(wall):6.1f} ms, "
-                f"fastest {min(wall):6.1f} ms, least processor time of all threads {min(processor):6.1f} ms"
+                f"{size:4d} px, {supersample**2} samples a pixel: median {statistics.median(wall):6.2f} ms, "
+                f"fastest {min(wall):6.2f} ms, least processor time of all threads {min(processor):6.1f} ms"
             )
     for case in sorted(args.cases.glob("*/case.json")) if args.cases else ():
         compare(case, backend)

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .transfer import sent
+
 #: OpenGL (x right, y up, z back) to OpenCV (x right, y down, z forward), and back.
 GL_TO_CV = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0]))
 
@@ -66,6 +68,9 @@ class Cameras:
 
     def to(self, *args: Any, **kwargs: Any) -> Cameras:
         """Tensors moved as by ``Tensor.to``."""
+        where = args[0] if args else None
+        if len(args) == 1 and not kwargs and isinstance(where, (str, torch.device)):
+            return replace(self, world_to_camera=sent(self.world_to_camera, where), K=sent(self.K, where))
         return replace(self, world_to_camera=self.world_to_camera.to(*args, **kwargs), K=self.K.to(*args, **kwargs))
 
     def reshape(self, *batch: int) -> Cameras:

@@ -44,12 +44,14 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     The temporary name keeps the suffix, since writers choose the format by it. What was written is on the disk before it gets
     its name, so that a machine that stops leaves the old content or the new. An existing file is replaced in one step; an
-    existing folder is moved aside for the moment of the exchange, and back if that fails.
+    existing folder is moved aside for the moment of the exchange, and back if that fails. What a killed process left of the
+    same name is removed.
 
     Raises:
         InputError: where the place takes no file, or no more: a full or read-only disk, a quota.
     """
     path = Path(path)
+    remove_leftovers(path, dead_only=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,14 +126,56 @@ def _synchronise(handle: int) -> None:
             raise
 
 
-def remove_leftovers(path: str | os.PathLike[str]) -> None:
-    """Remove what killed processes left of :func:`atomic_path` for ``path``; nobody may be writing it."""
+def remove_leftovers(path: str | os.PathLike[str], dead_only: bool = False) -> None:
+    """Clear up what killed processes left of :func:`atomic_path` for ``path``; a folder that was moved aside comes back.
+
+    Args:
+        dead_only: leave alone what a process that still runs may be writing; on Windows, where that is not known, everything.
+    """
     path = Path(path)
-    for left in path.parent.glob(f".{glob.escape(path.stem)}.*.part{glob.escape(path.suffix)}"):
-        if left.is_dir():
+    parts, olds = f".{glob.escape(path.stem)}.*.part{glob.escape(path.suffix)}", f".{glob.escape(path.name)}.*.old"
+    for left in [*path.parent.glob(parts), *path.parent.glob(olds)]:
+        number = left.name.removesuffix(path.suffix).rsplit(".", 2)[-2] if left.match(parts) else left.name.rsplit(".", 2)[-2]
+        if not number.isdigit() or (dead_only and _runs(int(number))):
+            continue
+        if left.suffix == ".old" and not path.exists():
+            os.replace(left, path)
+        elif left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         else:
             left.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    """Whether there is a process of this number."""
+    if sys.platform == "win32":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
+def keep_last_used(folder: Path, most: int, but: str = "") -> None:
+    """Remove a folder's files, those that were written longest ago first, until they take at most so many bytes.
+
+    The order of writing counts, not the clock: one that is set back or jumps ahead removes nothing.
+
+    Args:
+        but: files whose names begin so stay, and count.
+    """
+    files = [path for path in folder.iterdir() if path.is_file()]
+    sizes = {path: path.stat().st_size for path in files}
+    total = sum(sizes.values())
+    for path in sorted(files, key=lambda path: path.stat().st_mtime_ns):
+        if total <= most:
+            return
+        if not (but and path.name.startswith(but)):
+            path.unlink(missing_ok=True)
+            total -= sizes[path]
 
 
 def private_cache_folder(name: str) -> Path | None:

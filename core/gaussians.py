@@ -103,7 +103,7 @@ class Gaussians:
         """
         linear = matrix[:3, :3]
         scale = float(torch.linalg.det(linear.double()).clamp_min(0) ** (1 / 3))
-        rotation = linear / max(scale, 1e-12)
+        rotation = linear / (scale or 1.0)
         eye = torch.eye(3, dtype=matrix.dtype, device=matrix.device)
         if scale <= 0 or not torch.allclose(rotation @ rotation.T, eye, atol=1e-4):
             raise ValueError("transform: only rotations, even scales and translations keep Gaussians Gaussian")

@@ -135,13 +135,15 @@ def centring(points: Tensor, name: str) -> Tensor:  # (N, 3) -> (4, 4) float64
     """The matrix that centres points on the origin and makes their bounding box's longest side 1.
 
     Raises:
-        InputError: for points of no extent.
+        InputError: for points of no extent, or one beyond single precision.
     """
     points = points.cpu().double()
     low, high = points.amin(0), points.amax(0)
     side = float((high - low).max())
     if not side > 0:
         raise InputError(f"{name}: all its points coincide, choose an object with an extent")
+    if not 1e-18 < side < 1e18:
+        raise InputError(f"{name}: is {side:.3g} across, beyond what can be drawn; scale it, or remove stray points")
     matrix = torch.eye(4, dtype=torch.float64)
     matrix[:3, :3] /= side
     matrix[:3, 3] = -(low + high) / 2 / side
@@ -343,6 +345,46 @@ def sample_surface(mesh: Mesh, count: int, generator: torch.Generator) -> Surfac
     raise InputError(f"{mesh.name}: its texture's alpha leaves almost nothing of the surface, choose an opaque material")
 
 
+def sample_evenly(mesh: Mesh, count: int, generator: torch.Generator) -> SurfaceSamples:
+    """``count`` points of which no two of one side are near each other: dart throwing among four times as many.
+
+    A point counts as away from another by how far their normals differ, too, so that the two sides of a thin part do not share
+    one's points. The order follows the faces.
+    """
+    from scipy.sparse import coo_matrix
+    from scipy.spatial import KDTree
+
+    many = sample_surface(mesh, 4 * count, generator)
+    a, b, c = mesh.vertices[mesh.faces].cpu().double().unbind(1)
+    radius = 0.8 * math.sqrt(float(torch.linalg.cross(b - a, c - a).norm(dim=-1).sum()) / 2 / count)
+    rank = torch.randperm(4 * count, generator=generator).numpy()
+    places, normals = many.points.cpu().double().numpy(), many.normals.cpu().double().numpy()
+
+    def thrown(radius: float) -> np.ndarray:
+        """Darts that land: in order of their rank, those that no earlier one lies within the radius of."""
+        pairs = KDTree(np.concatenate([places, 0.6 * radius * normals], 1)).query_pairs(radius, output_type="ndarray")
+        first, second = np.where(rank[pairs[:, 0]] < rank[pairs[:, 1]], pairs.T, pairs.T[::-1])
+        before: Any = coo_matrix((np.ones(len(first)), (second, first)), shape=(len(rank), len(rank))).tocsr()
+        landed, open_ = np.zeros(len(rank), bool), np.ones(len(rank), bool)
+        while open_.any():
+            now = open_ & ~((before @ open_.astype(float)) > 0)
+            landed |= now
+            open_ &= ~now & ~((before @ now.astype(float)) > 0)
+        return np.flatnonzero(landed)
+
+    chosen = thrown(radius)
+    for _ in range(6):
+        if count <= len(chosen) <= 1.02 * count:
+            break
+        radius *= math.sqrt(len(chosen) / count) * 0.995
+        chosen = thrown(radius)
+    if len(chosen) < count:
+        rest = np.setdiff1d(np.arange(len(rank)), chosen)
+        chosen = np.concatenate([chosen, rest[rank[rest].argsort()[: count - len(chosen)]]])
+    kept = torch.from_numpy(np.sort(chosen[rank[chosen].argsort()[:count]])).to(many.points.device)
+    return SurfaceSamples(**{f.name: getattr(many, f.name)[kept] for f in fields(many)})
+
+
 # --- reading ------------------------------------------------------------------------------------------------------------
 
 
@@ -409,7 +451,7 @@ def cleaned_mesh(
 
 def _has_area(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:  # (V, 3), (F, 3) -> (F,)
     a, b, c = (vertices[faces[:, i]] for i in range(3))
-    with np.errstate(over="ignore", invalid="ignore"):  # beyond the range of numbers there is no area either
+    with np.errstate(all="ignore"):  # beyond the range of numbers there is no area either
         area = np.abs(np.cross(b - a, c - a)).max(-1)
     return (area > 0) & np.isfinite(area)
 
@@ -541,3 +583,9 @@ def mesh_from_tensors(tensors: dict[str, Tensor], name: str = "mesh") -> Mesh:
 @canonical.register
 def _(value: Mesh) -> Any:
     return {name: canonical(part) for name, part in vars(value).items() if isinstance(part, (Tensor, tuple))}
+
+
+def __getattr__(name: str) -> Any:
+    from .former import found
+
+    return found("mesh", name)

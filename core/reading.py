@@ -9,6 +9,8 @@ One budget holds for every reader, and is checked before memory is taken. Each b
 | ``ANCHOR4D_MAX_MEMORY_MB`` | 2048 | bytes that the arrays of one file take once they are unpacked |
 | ``ANCHOR4D_MAX_PIXELS`` | 67108864 | pixels of all textures of one file |
 | ``ANCHOR4D_MAX_NODES`` | 200000 | nodes of one file, and copies of one part |
+| ``ANCHOR4D_MAX_VIDEO_PIXELS`` | 134217728 | frames times pixels of a video that are kept: 64 of 1920x1080 |
+| ``ANCHOR4D_MAX_DECODED_PIXELS`` | 17179869184 | those decoded on the way: 2 minutes of 1920x1080 at 60 frames a second |
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ class Limits:
     memory: int = 2048 << 20
     pixels: int = 1 << 26
     nodes: int = 200_000
+    video: int = 1 << 27
+    decoded: int = 1 << 34
 
 
 #: Environment variable and unit of each bound.
@@ -39,6 +43,8 @@ VARIABLES = {
     "memory": ("ANCHOR4D_MAX_MEMORY_MB", 1 << 20),
     "pixels": ("ANCHOR4D_MAX_PIXELS", 1),
     "nodes": ("ANCHOR4D_MAX_NODES", 1),
+    "video": ("ANCHOR4D_MAX_VIDEO_PIXELS", 1),
+    "decoded": ("ANCHOR4D_MAX_DECODED_PIXELS", 1),
 }
 
 

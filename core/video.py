@@ -149,3 +149,9 @@ def _(value: DrivingVideo) -> Any:
     # Pixels are computed, and need not be the same to the last bit on another number of threads: files name what they show.
     content = value.identity or [canonical(value.frames), canonical(value.masks)]
     return {"video": content, "frames": len(value), "resolution": value.resolution, "fps": value.fps}
+
+
+def __getattr__(name: str) -> Any:
+    from .former import found
+
+    return found("video", name)

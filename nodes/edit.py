@@ -175,12 +175,12 @@ class Anchor4DLoadSplats(io.ComfyNode):
         loop: str = "as saved",
         motion: Any = "auto",
         frames: int = 0,
-        up: str = "auto",
+        up: str = "y",
     ) -> io.NodeOutput:
         with host.work(cls):
             scene = open_scene(
                 host.chosen_path(file, path),
-                up=None if up == "auto" else up,
+                up=up,
                 fps=fps or None,
                 loop=None if loop == "as saved" else loop == "yes",
                 motion=motion,

@@ -128,7 +128,7 @@ def _say_objectives(objectives: Terms, standing: str) -> None:
 
 def _estimate(*fit: Any, **inputs: Any) -> str:
     """What the fit will cost on this machine, told before it starts and kept in sight while it runs."""
-    cost = f"estimate: {stages.estimate(*fit, **inputs)}"
+    cost = f"estimate: {stages.estimate(*fit, progress=host.Report().fit, **inputs)}"
     host.log.info(cost)
     host.say(cost)
     return cost

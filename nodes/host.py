@@ -21,7 +21,7 @@ from PIL import Image
 from server import PromptServer
 from torch import Tensor
 
-from ..core.files import InputError
+from ..core.files import InputError, keep_last_used
 from ..core.gaussians import Gaussians
 from ..core.identity import fingerprint
 from ..core.io.film import to_uint8
@@ -48,8 +48,8 @@ Turns = io.Custom("A4D_TURNS")  # tuple of two ints, core.fit.loop.Schedule.turn
 PRESETS = ["standard", "draft", "paper"]
 #: Of a list of files: nothing chosen.
 NONE = "none"
-#: Seconds between live previews, and days that the checkpoint of a run nobody took up again is kept.
-PREVIEW_EVERY, CHECKPOINT_DAYS = 0.5, 14
+#: Seconds between live previews, and bytes of checkpoints that are kept of runs nobody took up again, the last used first.
+PREVIEW_EVERY, CHECKPOINT_BYTES = 0.5, 4 * 2**30
 
 
 def scene_input(
@@ -76,12 +76,12 @@ def up_input() -> io.Input:
     """The input of every node that reads splat files: which way their content stands."""
     return io.Combo.Input(
         "up",
-        options=["auto", "y", "-y", "z", "-z", "x", "-x"],
-        default="auto",
+        options=["y", "-y", "z", "-z", "x", "-x"],
+        default="y",
         optional=True,
         advanced=True,
-        tooltip="Splat files: the axis that points up in the file. auto = what the file states, else -y, as most are. If the "
-        "object stands on its head choose y, if it lies on its side z or -z.",
+        tooltip="Splats: the axis that points up. y = as it should be, -y = for what stands on its head (some .spz), z = for "
+        "what lies on its back.",
     )
 
 
@@ -175,17 +175,17 @@ def device_inputs() -> list[io.Input]:
             default="auto",
             optional=True,
             advanced=True,
-            tooltip="Where to compute. auto = the GPU when gsplat is installed for it, otherwise the CPU when numba is "
+            tooltip="Where to compute. auto = an NVIDIA or AMD GPU where ComfyUI uses one, otherwise the CPU when numba is "
             "installed (fast), otherwise whatever ComfyUI uses.",
         ),
         io.Combo.Input(
             "renderer",
-            options=["auto", "gsplat", "numba", "torch"],
+            options=["auto", "nvrtc", "gsplat", "numba", "torch"],
             default="auto",
             optional=True,
             advanced=True,
-            tooltip="How Gaussians are drawn. auto = the fastest one installed. gsplat: NVIDIA GPU. numba: CPU. torch: "
-            "anywhere, slow.",
+            tooltip="How Gaussians are drawn. auto = the fastest one here. nvrtc: NVIDIA or AMD GPU, nothing to install. "
+            "gsplat: NVIDIA GPU, when installed. numba: CPU. torch: anywhere, slow.",
         ),
     ]
 
@@ -193,11 +193,11 @@ def device_inputs() -> list[io.Input]:
 def device_for(choice: str, renderer: str) -> torch.device:
     """The device that the two advanced inputs mean."""
     host = comfy.model_management.get_torch_device()
-    if choice == "gpu" or renderer == "gsplat":
+    if choice == "gpu" or renderer in ("nvrtc", "gsplat"):
         return host
     if choice == "cpu" or renderer == "numba":
         return torch.device("cpu")
-    if renderer == "torch" or "gsplat" in available_backends(host):
+    if renderer == "torch" or host.type == "cuda":
         return host
     return torch.device("cpu") if "numba" in available_backends("cpu") else host
 
@@ -207,10 +207,8 @@ def checkpoint(stage: str, *inputs: Any) -> Iterator[Path]:
     """Where a fit of these inputs keeps its checkpoint: it stays when the fit is interrupted, so that the next run goes on."""
     folder = Path(folder_paths.get_user_directory()) / "anchor4d" / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.safetensors"):
-        if time.time() - old.stat().st_mtime > CHECKPOINT_DAYS * 86400:
-            old.unlink(missing_ok=True)
     name = f"{stage}-{fingerprint(*inputs)}"
+    keep_last_used(folder, CHECKPOINT_BYTES, but=name)
     yield folder / f"{name}.safetensors"
     for done in folder.glob(f"{name}*.safetensors"):
         done.unlink(missing_ok=True)

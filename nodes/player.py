@@ -13,9 +13,10 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..core.cameras import Cameras, from_camera_info, to_camera_info
-from ..core.files import InputError, atomic_path
+from ..core.files import atomic_path
 from ..core.identity import fingerprint
 from ..core.io.stream import write_stream
+from ..core.io.view import read_view
 from ..core.scene.scene import Scene4D
 from ..core.scene.trajectory import Trajectory
 from ..core.scene.views import object_cameras, render_frames
@@ -104,7 +105,7 @@ class Anchor4DPlayScene(io.ComfyNode):
         renderer: str = "auto",
     ) -> io.NodeOutput:
         with host.work(cls):
-            scene, shown = host.scene_of(scene), _view(view)
+            scene, shown = host.scene_of(scene), read_view(view)
             clips = [(scene, video)] if compare is None else [(scene, video), (host.scene_of(compare), None)]
             files = [_stream(clip, frames or None, film) for clip, film in clips]
             info = shown.get("camera") or to_camera_info(object_cameras(scene, size))
@@ -115,19 +116,6 @@ class Anchor4DPlayScene(io.ComfyNode):
             image = rgba[..., :3] * rgba[..., 3:] + behind * (1 - rgba[..., 3:])
             widget = {"a4d_clips": files, "a4d_filmed": [_filmed(scene, video)]}
             return io.NodeOutput(scene, image, rgba[..., 3], info, _trajectory(shown, info), ui=widget)
-
-
-def _view(text: str) -> dict[str, Any]:
-    """The player's JSON; nothing where the player has not been used yet."""
-    if not text.strip():
-        return {}
-    try:
-        view = json.loads(text)
-    except ValueError:
-        view = None
-    if not isinstance(view, dict):
-        raise InputError("view: not readable, right-click the node and choose Reset the view")
-    return view
 
 
 def _number(value: Any, low: float, high: float) -> float:
@@ -178,14 +166,9 @@ def _camera(info: dict[str, Any], size: int) -> Cameras:  # (1,)
     """The player's camera with its picture's shape; ``principal``: its principal point in shares of the picture."""
     aspect = _number(info.get("aspect", 1.0), 0.05, 20.0)
     width, height = max(1, round(size * min(1.0, aspect))), max(1, round(size / max(1.0, aspect)))
-    try:
-        camera = from_camera_info(info, width, height)
-        x, y = info.get("principal") or (0.5, 0.5)
-        camera.K[:, 0, 2], camera.K[:, 1, 2] = width * float(x), height * float(y)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"view: the camera lacks or garbles a part ({error}), right-click the node and choose Reset the view"
-        ) from None
+    camera = from_camera_info(info, width, height)
+    x, y = info.get("principal") or (0.5, 0.5)
+    camera.K[:, 0, 2], camera.K[:, 1, 2] = width * float(x), height * float(y)
     return camera
 
 

@@ -208,7 +208,7 @@ class Anchor4DLoadVideo(io.ComfyNode):
         base = Path(folder_paths.get_input_directory())
         files = [p.name for p in base.iterdir() if p.is_file()] if base.is_dir() else []
         films = set(folder_paths.filter_files_content_types(files, ["video"])) | {
-            name for name in files if Path(name).suffix.lower() in ANIMATIONS - PICTURES | {".webp"}
+            name for name in files if Path(name).suffix.lower() in ANIMATIONS - PICTURES | {".webp", ".avif"}
         }
         folders = {p.name for p in base.iterdir() if p.is_dir() and any(q.suffix.lower() in PICTURES for q in p.iterdir())}
         return io.Schema(
@@ -238,7 +238,7 @@ class Anchor4DLoadVideo(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="Masks of the object, white on black: a video or folder with one for each frame, or one picture. "
-                    "Used where the video has no transparency.",
+                    "Used where the video has no transparency." + host.TYPED_PATH,
                 ),
             ],
             outputs=_video_outputs(),

@@ -347,9 +347,9 @@ class Anchor4DLoadScene(io.ComfyNode):
         return host.changed(host.chosen_path(file, path))
 
     @classmethod
-    def execute(cls, file: str, path: str = "", up: str = "auto") -> io.NodeOutput:
+    def execute(cls, file: str, path: str = "", up: str = "y") -> io.NodeOutput:
         with host.work(cls):
-            scene = open_scene(host.chosen_path(file, path), up=None if up == "auto" else up)
+            scene = open_scene(host.chosen_path(file, path), up=up)
             motion = "still" if scene.field is None else f"moved by {scene.field.name}"
             host.say(f"{len(scene.gaussians)} Gaussians, {motion}, {scene.frames} frames at {scene.fps:g} fps")
             return io.NodeOutput(scene)

@@ -54,3 +54,13 @@ def comfyui(comfyui_source: Path) -> ComfyUI:
     if found.returncode:
         pytest.skip(f"ComfyUI's Python lacks a requirement of the pack: {found.stderr.strip().splitlines()[-1]}")
     return ComfyUI(path, python)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    """The CPU, and the graphics card where there is one."""
+    import torch
+
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA or ROCm device")
+    return request.param

@@ -20,11 +20,12 @@ from anchor4d.core.align import (
     literal_search,
     robust_search,
 )
+from anchor4d.core.align.up import better_up
 from anchor4d.core.cameras import Crop, FrontCamera
 from anchor4d.core.files import InputError
 from anchor4d.core.io.meshes import load_mesh
 from anchor4d.core.io.video import load_video
-from anchor4d.core.mesh import Mesh
+from anchor4d.core.mesh import Mesh, up_matrix
 from anchor4d.core.render.mesh import render_mesh
 from anchor4d.core.runs.sample import CAMERA, sample_meshes
 from anchor4d.core.video import DrivingVideo
@@ -101,6 +102,23 @@ def test_size_survives_a_frame_that_differs_from_the_mesh(character: Mesh) -> No
     frames[:, 70:86, 84:100] = 0.2
     found = align_camera(character, replace(video, frames=frames, masks=masks), yaw=0.0).front
     assert found.extent == pytest.approx(front.extent, rel=1e-2)
+
+
+@pytest.mark.parametrize("up", ["z", "-y"])
+def test_another_axis_that_fits_the_frame_far_better_is_named(
+    character: Mesh, up: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    front = FrontCamera(fovy=36.0, distance=2.3, width=SIZE, height=SIZE)
+    video = filmed(character, front)
+    lying = replace(character.transformed(torch.linalg.inv(up_matrix(up))), name="a.obj")
+    found = align_camera(lying, video, yaw=0.0)
+    assert found.report["better_up"] == up
+    assert f"a.obj: its {up} axis up" in caplog.text and f"--up {up}" in caplog.text
+    caplog.clear()
+    upright = align_camera(lying.transformed(up_matrix(up)), video, yaw=0.0)
+    assert upright.report["better_up"] is None and upright.report["overlap"] > 0.95
+    assert better_up(character, Target.of(video), 0.5) is None  # nothing fits better than what is right
+    assert not caplog.text
 
 
 def test_a_mesh_without_colour_is_aligned_by_its_mask(character: Mesh) -> None:

@@ -505,7 +505,7 @@ def test_the_command_line_refuses_in_one_line(
         (["--image", inputs["image"]], "models get svd && python -m anchor4d models get lgm && "),
         (["--object", inputs["object"], "--video-model", "ltx-video"], "get it with: python -m anchor4d models get ltx-video"),
         (["--prompt", PROMPT, "--prior", "no-such-prior"], "no-such-prior"),
-        (["--prompt", PROMPT, "--yaw", "left"], "not a number"),
+        (["--prompt", PROMPT, "--yaw", "left"], "choose degrees"),
     ):
         assert cli.main(["fit", *(str(a) for a in argv), "--out", str(tmp_path / "out")]) == 2
         lines = capsys.readouterr().err.splitlines()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +24,7 @@ from transformers import CLIPVisionModelWithProjection
 
 from anchor4d.core.files import InputError
 from anchor4d.core.priors import load_prior
-from anchor4d.core.priors.checkpoints import Checkpoint, precision_dtypes
+from anchor4d.core.priors.checkpoints import Checkpoint, precision_dtypes, readable
 
 UNET = Path("unet", "diffusion_pytorch_model.safetensors")
 TOWER = Path("image_encoder", "model.safetensors")
@@ -233,8 +235,76 @@ def test_classes_of_our_own(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.layer.weight, model.layer.weight.half())
     assert not any(p.requires_grad for p in loaded.parameters())
     tiny.write_json(tmp_path / "part" / "config.json", {"sides": 3})
-    with pytest.raises(InputError, match="its config does not describe a Own"):
+    with pytest.raises(InputError, match="cannot be read as a Own, which its config should describe"):
         Checkpoint(tmp_path).load(Own, "part")
+
+
+ODD = (None, True, -1, 0, 2, 7, 10**9, 10**30, 1e308, float("nan"), "", "8", "../x", [], [0], [8] * 5000, {}, {"x": 1})
+
+
+def test_configs_of_odd_values_are_refused_or_read(folder: Path) -> None:
+    """Every file of a checkpoint with a value after another replaced or left out; no other error than one line."""
+    draw, refusals = random.Random(1), []
+    files = sorted(folder.rglob("*.json"))
+    for number in range(120):
+        file = files[number % len(files)]
+        text = file.read_text()
+        values = json.loads(text)
+        key = draw.choice(sorted(values))
+        kind = draw.randrange(8)
+        if kind == 0:
+            del values[key]
+        elif kind == 1 and isinstance(values[key], list) and values[key]:
+            values[key][draw.randrange(len(values[key]))] = draw.choice(ODD)
+        else:
+            values[key] = draw.choice(ODD)
+        file.write_text(json.dumps(values))
+        try:
+            load_prior(folder)
+        except InputError as error:
+            refusals.append(str(error))
+        finally:
+            file.write_text(text)
+    assert len(refusals) > 30
+    assert not [line for line in refusals if "\n" in line or len(line) > 700]
+    load_prior(folder)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "[1]", "{", '{"_class_name": ["x"]}', '{"architectures": {"x": 1}, "_class_name": null}']
+)
+def test_jsons_of_odd_shapes(folder: Path, text: str) -> None:
+    for file in sorted(folder.rglob("*.json")):
+        kept = file.read_text()
+        file.write_text(text)
+        with contextlib.suppress(InputError):
+            load_prior(folder)
+        file.write_text(kept)
+
+
+def test_shards_stay_in_their_folder(folder: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside.safetensors"
+    weights = next((folder / "unet").glob("*.safetensors"))
+    outside.write_bytes(weights.read_bytes())
+    weights.unlink()
+    for name in (str(outside), "../../outside.safetensors", "a/b.safetensors", "..", "", 7):
+        index = {"weight_map": {"x": name}}
+        (folder / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+        assert "not a file of this folder" in refused(folder)
+    for other in ("[]", '{"weight_map": 3}'):
+        (folder / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(other)
+        assert "get the checkpoint again" in refused(folder) or "get it again" in refused(folder)
+
+
+def test_lack_of_memory_is_no_bad_file() -> None:
+    for lack in (MemoryError("x"), torch.OutOfMemoryError("x"), KeyboardInterrupt()):
+        with pytest.raises(type(lack)), readable("unet", "a network"):
+            raise lack
+    with (
+        pytest.raises(InputError, match=r"^unet: cannot be read as a network \(division by zero\)$"),
+        readable("unet", "a network"),
+    ):
+        _ = 1 / 0
 
 
 def test_packages_that_are_not_installed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

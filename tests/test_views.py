@@ -6,13 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from anchor4d.core.cameras import FrontCamera, orbit, quaternion_to_matrix
+from anchor4d.core.cameras import Cameras, FrontCamera, orbit, quaternion_to_matrix
 from anchor4d.core.deformation import DeformationField
 from anchor4d.core.gaussians import Gaussians, from_points
 from anchor4d.core.render import rasterize
 from anchor4d.core.scene.scene import Scene4D
+from anchor4d.core.scene.sequence import scene_from_gaussians
 from anchor4d.core.scene.views import (
     depth_film,
+    film_cameras,
     object_cameras,
     render_film,
     render_frames,
@@ -148,3 +150,30 @@ def test_scenes_of_other_programs_are_framed_wherever_they_lie() -> None:
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0.12)
     placed = Scene4D(far.gaussians, front=FRONT)
     assert torch.equal(object_cameras(placed, 48).world_to_camera, FRONT.centred(48).world_to_camera)
+
+
+def test_films_show_the_object_whole_and_large_enough() -> None:
+    def shares(scene: Scene4D) -> tuple[Cameras, list[float]]:
+        cameras = film_cameras(scene, [0.0, 90.0])
+        taus = torch.zeros(1) if scene.field is None else torch.tensor([0.0, 0.5, 1.0])
+        alpha = render_frames(scene, cameras, taus)[..., 3] > 0.5
+        seen = alpha.any(1)  # over the clip
+        assert not (seen[:, 0] | seen[:, -1]).any() and not (seen[:, :, 0] | seen[:, :, -1]).any()
+        assert (cameras.width, cameras.height) == (60, 48)
+        sides = [torch.stack([s.any(0).sum() / 60, s.any(1).sum() / 48]).max().item() for s in seen]
+        return cameras, sides
+
+    near = FrontCamera(40.0, 2.0, 60, 48)
+    cameras, sides = shares(Scene4D(ball(False, count=600), front=near))
+    assert torch.equal(cameras.K, near.cameras([0.0, 90.0]).K), "the driving video's framing will do"
+    cameras, sides = shares(Scene4D(ball(False, count=600), front=FrontCamera(40.0, 9.0, 60, 48)))
+    assert all(0.75 < side < 0.95 for side in sides), sides
+    assert torch.equal(cameras.world_to_camera, FrontCamera(40.0, 9.0, 60, 48).cameras([0.0, 90.0]).world_to_camera)
+    # Cut by the picture in the driving video: drawn smaller.
+    _, sides = shares(Scene4D(ball(False, count=600), front=FrontCamera(25.0, 1.6, 60, 48)))
+    assert all(0.75 < side < 0.95 for side in sides), sides
+    # Walking out of its place: the whole way is shown.
+    small = ball(False, 0.2, 300)
+    ways = [replace(small, means=small.means + torch.tensor([x, 0.0, 0.0])) for x in (0.0, 0.4, 0.8)]
+    _, sides = shares(replace(scene_from_gaussians(ways), front=near))
+    assert sides[0] > 0.75 and sides[1] < sides[0]

@@ -26,7 +26,7 @@ def silhouette_overlap(mesh: Object3D, front: FrontCamera, target: Target, resol
 
 
 def better_up(
-    mesh: Object3D, target: Target, overlap: float, *, step: float = 15.0, distance: float = 2.0, elevation: float = 0.0
+    mesh: Object3D, target: Target, overlap: float, *, step: float = 30.0, distance: float = 2.0, elevation: float = 0.0
 ) -> str | None:
     """The axis of the object that fits the frame far better as the one that points up, if there is one.
 

@@ -39,10 +39,12 @@ class Handles:
     Args:
         positions: at rest, (M, 3).
         pairs: neighbours among them, (E, 2) int64.
+        ends: where each handle occurs in the pairs, see :func:`~.fused.places`; None where no kernel wants it.
     """
 
     positions: Tensor
     pairs: Tensor
+    ends: tuple[Tensor, Tensor] | None = None
 
 
 class DeformationField(nn.Module):

@@ -18,6 +18,7 @@ from ..cameras import quaternion_multiply, quaternion_to_matrix
 from ..gaussians import Gaussians
 from ..mesh import Mesh
 from ..optimiser import Group
+from . import fused
 from .base import DeformationField, Handles, StaticScene, register_field
 from .graph import graph_from_mesh, graph_from_points, spaced_binding
 
@@ -86,6 +87,7 @@ class ControlNodes(DeformationField):
         self.register_buffer("bind_weight", torch.zeros(points, neighbours))
         self.register_buffer("pairs", torch.zeros(edges, 2, dtype=torch.int64))
         self._blend: tuple[Any, tuple[Tensor, Tensor], tuple[Tensor, Tensor], Tensor] | None = None
+        self._places: tuple[fused.Lists, fused.Lists] | None = None
 
     @classmethod
     def build(cls, scene: StaticScene, mesh: Mesh | None = None, **settings: Any) -> Self:
@@ -186,9 +188,12 @@ class ControlNodes(DeformationField):
         return torch.tensordot(weights[:, 1:], parameter[1:], 1) if self.anchored else torch.tensordot(weights, parameter, 1)
 
     def handles(self) -> Handles:
-        return Handles(self.node_positions, self.pairs)
+        ends = self._lists()[1] if fused.available(self.pairs.device) else None
+        return Handles(self.node_positions, self.pairs, ends)
 
     def motion_of_handles(self, tau: Tensor) -> tuple[Tensor, Tensor]:  # (B,) -> (B, M, 3), (B, M, 4)
+        if fused.available(tau.device):
+            return self._motion(tau)[:2]
         weights = self.key_weights(tau)
         return (
             self.node_positions + self._keyed(self.translations, weights),
@@ -200,6 +205,9 @@ class ControlNodes(DeformationField):
             raise ValueError(
                 f"control nodes were bound to {self.bind_index.shape[0]} Gaussians, not {len(gaussians)}; build the field again"
             )
+        if fused.available(tau.device) and gaussians.means.dtype == torch.float32:
+            bound = self._lists()[0]
+            return fused.deform(gaussians, self.bind_index, self.bind_weight, bound, self.node_positions, self._motion(tau))
         weights = self.key_weights(tau)
         batch, nodes = len(tau), len(self.node_positions)
         positions = self.node_positions + self._keyed(self.translations, weights)
@@ -233,6 +241,20 @@ class ControlNodes(DeformationField):
             sh=gaussians.sh.expand(batch, *gaussians.sh.shape),
         )
 
+    def _motion(self, tau: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """All that the nodes do at given times, by the graphics card's own kernels."""
+        return fused.node_motion(
+            tau, self.node_positions, self.translations, self.rotations, self.log_scales, self.opacity_logits, self.loop,
+            self.anchored,
+        )  # fmt: skip
+
+    def _lists(self) -> tuple[fused.Lists, fused.Lists]:
+        """Where each node occurs in the binding and in the pairs."""
+        if self._places is None:
+            nodes = len(self.node_positions)
+            self._places = fused.places(self.bind_index, nodes), fused.places(self.pairs, nodes)
+        return self._places
+
     def _blend_matrices(self, means: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """The binding as sparse matrices with their transposes: (N, 4 M) with homogeneous positions folded in, and (N, M)."""
         key = (means.data_ptr(), means._version, means.device)
@@ -253,11 +275,16 @@ class ControlNodes(DeformationField):
         return self._blend[1], self._blend[2]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self._blend = None
+        self._blend = self._places = None
         return super()._apply(fn, recurse)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy makes its own matrices: those of a GPU cannot be copied (sparse storage), and the address they are known by
+        # is that of other Gaussians.
+        return {**self.__dict__, "_blend": None, "_places": None}
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        self._blend = None
+        self._blend = self._places = None
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def parameter_groups(self, whole_clip: bool = True, smoothing: float = 1.0) -> list[Group]:

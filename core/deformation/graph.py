@@ -70,7 +70,7 @@ def graph_from_mesh(mesh: Mesh, spacing: float = 0.02) -> tuple[SurfaceGraph, np
     """The welded mesh with edges split below ``spacing`` (longest side 1), and the component of each original face."""
     import trimesh
 
-    vertices, faces = mesh.vertices.numpy().astype(np.float64), mesh.faces.numpy()
+    vertices, faces = mesh.vertices.cpu().numpy().astype(np.float64), mesh.faces.cpu().numpy()
     size = float(np.ptp(vertices, axis=0).max())
     _, first, weld = np.unique(
         np.round(vertices / (1e-5 * size)).astype(np.int64), axis=0, return_index=True, return_inverse=True
@@ -191,4 +191,7 @@ def spaced_binding(
 
 
 def _straight(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # (A, 3), (B, 3) -> (A, B)
-    return np.linalg.norm(a[:, None] - b[None], axis=-1)
+    x, y, z = (
+        np.subtract.outer(a[:, i], b[:, i]) for i in range(3)
+    )  # a plane a coordinate: far faster than a norm over triples
+    return np.sqrt(x * x + y * y + z * z)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..gaussians import Gaussians
 from ..mesh import Mesh
 from ..optimiser import Group
+from . import fused
 from .base import DeformationField, StaticScene, apply_deltas, register_field, zero_linear
 
 
@@ -112,18 +113,18 @@ class HexPlane(DeformationField):
     def features(self, points: Tensor, tau: Tensor) -> Tensor:  # (N, 3), (B,) -> (B, N, C)
         """Plane features at canonical points and times in [0, 1]."""
         space = points / self.bounds
+        if fused.available(points.device, fused.PLANES) and points.dtype == torch.float32:
+            return fused.plane_features(list(self.planes), space, 2 * tau - 1)
         time = (2 * tau - 1)[:, None].expand(-1, len(points))
         scales: list[Tensor] = []
         for first in range(0, len(self.planes), 6):
             spatial, temporal = None, None
             for plane, (a, b) in zip(self.planes[first : first + 6], combinations(range(4), 2)):
                 if b < 3:
-                    grid = torch.stack([space[:, a], space[:, b]], -1)[None, None]
-                    value = F.grid_sample(plane, grid, align_corners=True, padding_mode="border")[0, :, 0].T  # (N, C)
+                    value = sampled(plane, space[:, a], space[:, b])  # (N, C)
                     spatial = value if spatial is None else spatial * value
                 else:
-                    grid = torch.stack([space[:, a].expand_as(time), time], -1)[None]
-                    value = F.grid_sample(plane, grid, align_corners=True, padding_mode="border")[0].movedim(0, -1)
+                    value = sampled(plane, space[:, a].expand_as(time), time)  # (B, N, C)
                     temporal = value if temporal is None else temporal * value
             assert spatial is not None and temporal is not None
             scales.append(spatial * temporal)
@@ -141,3 +142,35 @@ class HexPlane(DeformationField):
         planes = [Group(f"planes.{i}", plane, self.grid_lr, final=final) for i, plane in enumerate(self.planes)]
         layers = [(n, p) for n, p in self.named_parameters() if not n.startswith("planes.")]
         return planes + [Group(name, parameter, self.mlp_lr, final=final) for name, parameter in layers]
+
+
+def sampled(plane: Tensor, x: Tensor, y: Tensor) -> Tensor:  # (1, C, h, w), (...), (...) -> (..., C)
+    """Bilinear features of a plane at places in [-1, 1], the corners' centres at the ends; held outside.
+
+    On a graphics card by gathers whose gradients are added in one order, which those of ``grid_sample`` there are not.
+    """
+    if not plane.is_cuda:
+        grid = torch.stack([x, y], -1).reshape(1, -1, x.shape[-1], 2)
+        value = F.grid_sample(plane, grid, align_corners=True, padding_mode="border")[0].movedim(0, -1)  # (B, N, C)
+        return value if x.dim() > 1 else value[0]
+    return gathered(plane, x, y)
+
+
+def gathered(plane: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """:func:`sampled` by gathers."""
+    height, width = plane.shape[2:]
+    table = plane[0].flatten(1).T.contiguous()  # (h w, C)
+    sides = []
+    for place, size in ((x, width), (y, height)):
+        at = ((place + 1) / 2 * (size - 1)).clamp(0, size - 1)
+        low = at.detach().floor().clamp_max(max(size - 2, 0))
+        sides.append((low.long(), (at - low)[..., None], min(1, size - 1)))
+    (column, right, across), (row, down, along) = sides
+    first = row * width + column
+
+    def at(step: int) -> Tensor:
+        return F.embedding(first + step, table)
+
+    upper = torch.lerp(at(0), at(across), right)
+    lower = torch.lerp(at(along * width), at(along * width + across), right)
+    return torch.lerp(upper, lower, down)

@@ -257,6 +257,9 @@ class Placed(Wrapper):
         self._canonical = None
         return super()._apply(fn, recurse)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_canonical": None}  # known by the address of Gaussians that a copy does not have
+
 
 @register_field
 class Faded(Wrapper):

@@ -1,16 +1,19 @@
 """The training loop: a sum of objectives, a schedule, and what every long fit owes its user.
 
-Progress with a preview, interruption at any step, checkpoints, and a resumed run equal to an uninterrupted one.
+Progress with a preview, interruption at any step, checkpoints, and a resumed run equal to an uninterrupted one. On a graphics
+card the host never waits within a step: what changes from step to step is sent in one piece, and answers are read every ten.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import gc
 import logging
+import math
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,11 +27,13 @@ from ..gaussians import Gaussians
 from ..objectives.base import FitStep, Objective, check_objectives, identified
 from ..optimiser import Adam, Group
 from ..progress import Progress
-from ..render import ScreenStatistics
+from ..render.nvrtc.backend import overflowed
 from ..scene.object3d import Object3D
 from ..video import DrivingVideo
 from .checkpoint import load_checkpoint, save_checkpoint
 from .density import DensityControl, DensityState
+from .device_adam import DeviceAdam
+from .replay import Numbers, Replays, undisturbed, unpacked
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +128,10 @@ class Inputs:
 GAUSSIAN_LR = {"means": 1e-3, "sh": 1e-2, "opacity_logits": 5e-2, "log_scales": 5e-3, "quats": 5e-3}
 
 
+#: What a card holds of a field's activations at once: frames are moved in slices that fit.
+FIELD_BYTES = 2 << 30
+
+
 def run_fit(
     stage: str,
     state: FitState,
@@ -141,6 +150,10 @@ def run_fit(
 ) -> FitState:
     """Minimise the sum of the objectives.
 
+    Every ten steps the losses are read and the state is looked at. Where something is not finite, the fit goes back to where it
+    was last sound, once, with half the learning rates. On a graphics card, steps that are alike are captured as CUDA graphs;
+    where memory runs out, the frames are moved in smaller slices.
+
     Args:
         stage: its name, shown in progress and kept in checkpoints.
         state: where to start; not changed.
@@ -154,6 +167,7 @@ def run_fit(
 
     Raises:
         InputError: where the fit lacks what an objective needs, or a field cannot follow density control.
+        FloatingPointError: where it diverges again after it went back; nothing that is not finite is written.
         whatever ``progress`` raises to interrupt, after the checkpoint is written.
     """
     if not objectives:
@@ -163,152 +177,389 @@ def run_fit(
         raise InputError(
             f"{stage}: a {state.field.name} field moves a fixed number of Gaussians; choose another, or no density control"
         )
-    named = identified(objectives)
-    generator = torch.Generator().manual_seed(seed)
-    gaussians, deformation = state.gaussians.detach().clone(), state.field
-    losses: dict[str, list[float]] = {}
-    factors: dict[str, float] = {}  # of objectives that are scaled to a share of the others
-    memory = {id: dict(kept) for id, kept in state.memory.items()}
-    memo: dict[Any, Any] = {}
-    grown = DensityState()
-    rates = GAUSSIAN_LR if gaussian_lr is None else gaussian_lr
-
-    if train != "gaussians" and deformation is None:
+    if train != "gaussians" and state.field is None:
         raise ValueError(f"{stage}: there is no deformation field to train")
-
-    def optimisers_for(gaussians: Gaussians) -> dict[str, Adam]:
-        made = {}
-        if train != "gaussians":
-            assert deformation is not None
-            made["field"] = Adam(deformation.parameter_groups(schedule.one_by_one == 0, schedule.smoothing))
-        if train != "field":
-            falls = {"means": (schedule.means_final, schedule.means_until)}
-            groups = [Group(n, t, rates[n], None, *falls.get(n, (1.0, 1.0))) for n, t in gaussians.tensors().items()]
-            made["gaussians"] = Adam([group for group in groups if group.lr > 0])
-        return made
-
+    rates = GAUSSIAN_LR if gaussian_lr is None else gaussian_lr
+    fit = _Fit(stage, state, identified(objectives), schedule, inputs, train, seed, density, rates, key)
     path = None if checkpoint is None else Path(checkpoint)
-    first, resumed = 0, None
     if path is not None and path.is_file():
         tensors, header = load_checkpoint(path)
         if header["stage"] == stage and header["key"] == key:
-            first, resumed, losses = header["step"], tensors, header["losses"]
-            factors = header.get("factors", {})
-            gaussians = Gaussians(**{k: tensors[f"gaussians.{k}"] for k in gaussians.tensors()}).to(gaussians.device)
-            if deformation is not None:
-                deformation.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("field.")})
-                deformation.check(len(gaussians))
-            generator.set_state(tensors["generator"])
-            kept = {name: tensor.to(gaussians.device) for name, tensor in tensors.items()}
-            grown = DensityState(**{name[8:]: tensor for name, tensor in kept.items() if name.startswith("density.")})
-            for name in [name for name in kept if name.startswith("memory.")]:
-                id, _, part = name[7:].rpartition(".")
-                memory.setdefault(id, {})[part] = kept[name]
-            log.info("%s: resumed at step %d of %d", stage, first, schedule.steps)
-    optimisers = optimisers_for(gaussians)
-    if resumed is not None:
-        for part, optimiser in optimisers.items():
-            optimiser.load({k.removeprefix(f"{part} "): v for k, v in resumed.items() if k.startswith(f"{part} ")})
+            fit.restore(tensors, header)
+            log.info("%s: resumed at step %d of %d", stage, fit.done, schedule.steps)
+    first, saved = fit.done, time.monotonic()
 
-    def save(step: int) -> None:
-        if path is None:
-            return
-        tensors = {f"gaussians.{k}": v for k, v in gaussians.tensors().items()}
-        for part, optimiser in optimisers.items():
+    def save() -> None:
+        if path is not None:
+            save_checkpoint(path, *(fit.snapshot() if fit.sound() else fit.last_sound))
+
+    with undisturbed(fit.device, networks=fit.field is not None and fit.field.handles() is None):
+        fit.keep()
+        try:
+            while fit.done < schedule.steps:
+                fit.advance()
+                if progress is not None:
+                    progress(stage, fit.done, schedule.steps, {k: v[-1] for k, v in fit.losses.items()}, fit.preview)
+                if path is not None and time.monotonic() - saved > checkpoint_seconds:
+                    save()
+                    saved = time.monotonic()
+        except FloatingPointError:
+            raise
+        except BaseException:
+            # A step cut short has moved the generator and perhaps half the parameters: the last checkpoint is the one to keep.
+            if fit.between_steps:
+                save()
+            raise
+        if fit.done > first:
+            # The finished stage is kept too: a run that is interrupted in a later stage resumes behind this one.
+            save()
+    return FitState(fit.gaussians.detach(), fit.field, fit.losses, fit.memory)
+
+
+class _Fit:
+    """A fit under way: all that changes from step to step, and how a step is taken.
+
+    Attributes:
+        done: steps taken.
+        losses: every ten steps, by the objectives' ids.
+        factors: of objectives that are scaled to a share of the others.
+        calm: factor on all learning rates, below 1 behind a divergence.
+        between_steps: whether the state is that of a whole number of steps.
+        last_sound: a snapshot in which everything is finite.
+    """
+
+    def __init__(
+        self, stage: str, state: FitState, objectives: dict[str, Objective], schedule: Schedule, inputs: Inputs, train: Train,
+        seed: int, density: DensityControl | None, rates: Mapping[str, float], key: str,
+    ) -> None:  # fmt: skip
+        self.stage, self.objectives, self.schedule, self.inputs, self.train = stage, objectives, schedule, inputs, train
+        self.density, self.rates, self.key, self.still = density, rates, key, state.gaussians
+        self.gaussians, self.field = state.gaussians.detach().clone(), state.field
+        self.device = self.gaussians.device
+        self.generator = torch.Generator().manual_seed(seed)
+        self.losses: dict[str, list[float]] = {}
+        self.factors: dict[str, float] = {}
+        self.memory = {id: dict(kept) for id, kept in state.memory.items()}
+        self.grown = DensityState()
+        self.calm, self.done, self.between_steps = 1.0, 0, True
+        self.order = tracking_order(len(inputs.taus), inputs.loop) if schedule.one_by_one else []
+        self.memo: dict[Any, Any] = {}
+        self.times = inputs.taus.to(self.device)
+        self.slice = 0
+        self.numbers = Numbers(self.device) if self.device.type == "cuda" else None
+        varying = {"frames", "tracking"} if self.order else {"frames"} if schedule.frames else set[str]()
+        self.replays = Replays(self.device, frozenset(varying))
+        self.captured: dict[tuple[str, str], Tensor] = {}
+        self.optimisers = self._optimisers()
+        self.step: FitStep | None = None
+        if self.device.type == "cuda" and self.field is not None and self.field.handles() is None:
+            self.slice = self._first_slice(self.field)
+        self.last_sound: tuple[dict[str, Tensor], dict[str, Any]] = {}, {}
+
+    # --- state ----------------------------------------------------------------------------------------------------------
+
+    def _optimisers(self) -> dict[str, Adam]:
+        adam = DeviceAdam if self.device.type == "cuda" else Adam
+        made: dict[str, Adam] = {}
+        if self.train != "gaussians":
+            assert self.field is not None
+            made["field"] = adam(self.field.parameter_groups(self.schedule.one_by_one == 0, self.schedule.smoothing))
+        if self.train != "field":
+            falls = {"means": (self.schedule.means_final, self.schedule.means_until)}
+            groups = [Group(n, t, self.rates[n], None, *falls.get(n, (1.0, 1.0))) for n, t in self.gaussians.tensors().items()]
+            made["gaussians"] = adam([group for group in groups if group.lr > 0])
+        return made
+
+    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors, each its own, and numbers: what a checkpoint holds."""
+        tensors = {f"gaussians.{k}": v for k, v in self.gaussians.tensors().items()}
+        for part, optimiser in self.optimisers.items():
             tensors |= {f"{part} {k}": v for k, v in optimiser.state().items()}
-        tensors["generator"] = generator.get_state()
-        if deformation is not None:
-            tensors |= {f"field.{k}": v for k, v in deformation.state_dict().items()}
-        if density is not None:
-            tensors |= {f"density.{k}": v for k, v in grown.tensors().items()}
-        tensors |= {f"memory.{id}.{part}": tensor for id, kept in memory.items() for part, tensor in kept.items()}
-        save_checkpoint(path, tensors, {"stage": stage, "key": key, "step": step, "losses": losses, "factors": factors})
+        if self.field is not None:
+            tensors |= {f"field.{k}": v for k, v in self.field.state_dict().items()}
+        if self.density is not None:
+            tensors |= {f"density.{k}": v for k, v in self.grown.tensors().items()}
+        tensors |= {f"memory.{id}.{part}": tensor for id, kept in self.memory.items() for part, tensor in kept.items()}
+        tensors = {k: v.detach().clone() for k, v in tensors.items()} | {"generator": self.generator.get_state()}
+        losses = {id: list(values) for id, values in self.losses.items()}
+        header = {"stage": self.stage, "key": self.key, "step": self.done, "losses": losses, "factors": dict(self.factors)}
+        return tensors, header | ({"calm": self.calm} if self.calm != 1 else {})
 
-    count = len(inputs.taus)
-    order = tracking_order(count, inputs.loop) if schedule.one_by_one else []
-    device = gaussians.device
-    saved = time.monotonic()
-    done, between_steps = first, True
-    try:
-        for index in range(first, schedule.steps):
-            between_steps = False
-            rows, turn = None, 0
-            turns = schedule.trained(index, train)
-            for part, optimiser in optimisers.items():
-                optimiser.requires_grad(part in turns)
-            if schedule.one_by_one:
-                turn, within = divmod(index, schedule.one_by_one)
-                frame, source, before = order[turn]
-                rows = torch.tensor([frame])
-                if within == 0 and deformation is not None:
-                    deformation.continue_motion(frame, source, before, schedule.momentum)
-                    for optimiser in optimisers.values():
-                        optimiser.reset()
-                factor = schedule.lr * schedule.lr_final ** (within / schedule.one_by_one)
-                frames = rows
-            else:
-                factor = schedule.lr * schedule.lr_final ** (index / schedule.steps)
-                frames = torch.arange(count)
-                if schedule.frames:
-                    frames = torch.randperm(count, generator=generator)[: schedule.frames].sort().values
-            background = torch.rand(3, generator=generator) if schedule.background == "random" else torch.ones(3)
-            statistics: list[ScreenStatistics] | None = [] if density is not None else None
-            step = FitStep(
-                index=index, total=schedule.steps, canonical=gaussians, field=deformation, frames=inputs.first + frames,
-                taus=inputs.taus[frames].to(device), driving=inputs.video, times=inputs.taus.to(device), fronts=inputs.fronts,
-                resolution=schedule.resolution(index / schedule.steps), background=background.to(device), generator=generator,
-                still=state.gaussians, meshes=inputs.meshes, loop=inputs.loop,
-                tracking=order[turn] if order else None, stiffness=schedule.stiffness, backend=inputs.backend,
-                statistics=statistics, memo=memo,
+    def restore(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+        """Takes back what :meth:`snapshot` gave."""
+        self.replays.forget()
+        self.captured.clear()
+        self.step = None
+        self.done, self.calm, self.factors = header["step"], header.get("calm", 1.0), dict(header.get("factors", {}))
+        self.losses = {id: list(values) for id, values in header["losses"].items()}
+        self.generator.set_state(tensors["generator"].cpu())
+        there = {name: tensor.to(self.device, copy=True) for name, tensor in tensors.items() if name != "generator"}
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {name.removeprefix(prefix): tensor for name, tensor in there.items() if name.startswith(prefix)}
+
+        self.gaussians = Gaussians(**part("gaussians."))
+        if self.field is not None:
+            self.field.load_state_dict(part("field."))
+            self.field.check(len(self.gaussians))
+        self.grown = DensityState(**part("density."))
+        self.memory = {}
+        for name, tensor in part("memory.").items():
+            id, _, key = name.rpartition(".")
+            self.memory.setdefault(id, {})[key] = tensor
+        self.optimisers = self._optimisers()
+        for name, optimiser in self.optimisers.items():
+            optimiser.load(part(f"{name} "))
+
+    def sound(self) -> bool:
+        """Whether everything that is trained is finite. Waits for the card."""
+        trained = [group.parameter.detach() for optimiser in self.optimisers.values() for group in optimiser.groups]
+        return not trained or bool(torch.stack([tensor.isfinite().all() for tensor in trained]).all())
+
+    def keep(self) -> None:
+        """Remembers the present state as one to go back to."""
+        self.last_sound = self.snapshot()
+
+    # --- a step ---------------------------------------------------------------------------------------------------------
+
+    def advance(self) -> None:
+        """One step; every ten the losses are read, and the state is kept or, where it is not sound, the last one taken back."""
+        self.between_steps = False
+        index = self.done
+        try:
+            terms = self._take(index)
+        except torch.cuda.OutOfMemoryError:
+            self._halve()
+            return
+        except InputError as error:
+            if self.sound():
+                raise
+            self._go_back(index, str(error))
+            return
+        self.done, self.between_steps = index + 1, True
+        if index % 10 == 0 or self.done == self.schedule.steps:
+            self._look(index, terms)
+
+    def _take(self, index: int) -> Tensor:
+        """The step's terms (n,), in the objectives' order."""
+        schedule, inputs = self.schedule, self.inputs
+        turns = schedule.trained(index, self.train)
+        for part, optimiser in self.optimisers.items():
+            optimiser.requires_grad(part in turns)
+        rows, tracking, rho = None, None, index / schedule.steps
+        if schedule.one_by_one:
+            turn, within = divmod(index, schedule.one_by_one)
+            tracking = self.order[turn]
+            rows = frames = torch.tensor([tracking[0]])
+            if within == 0 and self.field is not None:
+                self.field.continue_motion(*tracking, schedule.momentum)
+                for optimiser in self.optimisers.values():
+                    optimiser.reset()
+            factor = schedule.lr * schedule.lr_final ** (within / schedule.one_by_one)
+        else:
+            factor = schedule.lr * schedule.lr_final**rho
+            frames = torch.arange(len(inputs.taus))
+            if schedule.frames:
+                frames = torch.randperm(len(inputs.taus), generator=self.generator)[: schedule.frames].sort().values
+        if self.calm != 1:
+            factor *= self.calm
+        background = torch.rand(3, generator=self.generator) if schedule.background == "random" else torch.ones(3)
+        resolution = schedule.resolution(rho)
+
+        def make(kind: type[FitStep], **where: Any) -> FitStep:
+            made = kind(
+                index=index, total=schedule.steps, canonical=self.gaussians, field=self.field, frames=inputs.first + frames,
+                driving=inputs.video, times=self.times, fronts=inputs.fronts, resolution=resolution,
+                generator=self.generator, still=self.still, meshes=inputs.meshes, loop=inputs.loop, tracking=tracking,
+                stiffness=schedule.stiffness, backend=inputs.backend, statistics=[] if self.density is not None else None,
+                memo=self.memo, slice=self.slice, **where,
             )  # fmt: skip
-            terms: dict[str, Tensor] = {}
-            for id, objective in named.items():
-                step.memory = memory.setdefault(id, {})
-                terms[id] = objective.weighted(step, objective.weight_at(step))
-            trained = [group.parameter for part in turns for group in optimisers[part].groups]
-            # What waits for its share of the gradient counts nothing until then.
-            waiting = {id: o for id, o in named.items() if o.share > 0 and id not in factors}
-            for id, objective in waiting.items():
-                if index >= objective.share_step:
-                    step.memory = memory[id]
-                    own = objective.probe(step)
-                    factors |= _shared(id, objective.share, terms[id] if own is None else own, terms, trained)
-            scale = dict.fromkeys(waiting, 0.0) | factors
-            terms = {name: scale.get(name, 1.0) * term for name, term in terms.items()}
-            total = torch.stack([term for term in terms.values()]).sum()
-            if total.requires_grad:
-                total.backward()
+            self.step = made
+            return made
+
+        if self.numbers is None:
+            step = make(FitStep, taus=inputs.taus[frames].to(self.device), background=background.to(self.device))
+            weights = {id: objective.weight_at(step) for id, objective in self.objectives.items()}
+            terms = self._backward(step, weights, turns)
             for part in turns:
-                optimisers[part].step(factor, rows, index / schedule.steps)
-            if density is not None and statistics is not None and "gaussians" in turns:
-                adam = optimisers["gaussians"]
-                gaussians = density.update(grown, index, schedule.steps, gaussians, adam, statistics, generator)
-            done, between_steps = index + 1, True
-            if index % 10 == 0 or done == schedule.steps:
-                values = {name: float(term.detach()) for name, term in terms.items()}
-                for name, value in values.items():
-                    losses.setdefault(name, []).append(value)
-                if not all(map(_finite, values.values())):
-                    worst = next(name for name, value in values.items() if not _finite(value))
-                    raise FloatingPointError(
-                        f"{stage}: the loss {worst!r} is not finite at step {index}; lower its weight or the learning rate"
-                    )
-            if progress is not None:
-                progress(stage, done, schedule.steps, {k: v[-1] for k, v in losses.items()}, lambda: _preview(step))  # noqa: B023
-            if path is not None and time.monotonic() - saved > checkpoint_seconds:
-                save(done)
-                saved = time.monotonic()
-    except FloatingPointError:
-        raise
-    except BaseException:
-        # A step cut short has moved the generator and perhaps half the parameters: the last checkpoint is the one to keep.
-        if between_steps:
-            save(done)
-        raise
-    if done > first:
-        # The finished stage is kept too: a run that is interrupted in a later stage resumes behind this one.
-        save(done)
-    return FitState(gaussians.detach(), deformation, losses, memory)
+                self.optimisers[part].step(factor, rows, rho)
+        else:
+            step, terms = self._take_on_card(make, turns, factor, rho, frames, background, tracking, resolution)
+        if self.density is not None and step.statistics is not None and "gaussians" in turns:
+            before = len(self.gaussians)
+            adam = self.optimisers["gaussians"]
+            self.gaussians = self.density.update(
+                self.grown, index, schedule.steps, self.gaussians, adam, step.statistics, self.generator
+            )
+            if len(self.gaussians) != before or self.gaussians is not step.canonical:
+                self.replays.forget()
+        return terms
+
+    def _backward(
+        self, step: FitStep, weights: Mapping[str, float | Tensor], turns: Sequence[str],
+        drawn: Mapping[str, Mapping[str, Tensor]] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The terms (n,) of a step; gradients of their sum are left on what is trained."""
+        terms: dict[str, Tensor] = {}
+        for id, objective in self.objectives.items():
+            step.memory = self.memory.setdefault(id, {})
+            step.drawn = None if drawn is None else drawn[id]
+            terms[id] = objective.weighted(step, weights[id])
+        # What waits for its share of the gradient counts nothing until then.
+        waiting = {id: o for id, o in self.objectives.items() if o.share > 0 and id not in self.factors}
+        if waiting:
+            trained = [group.parameter for part in turns for group in self.optimisers[part].groups]
+            for id, objective in waiting.items():
+                if step.index >= objective.share_step:
+                    step.memory, step.drawn = self.memory[id], None
+                    own = objective.probe(step)
+                    self.factors |= _shared(id, objective.share, terms[id] if own is None else own, terms, trained)
+        scale = dict.fromkeys(waiting, 0.0) | self.factors
+        terms = {id: scale.get(id, 1.0) * term for id, term in terms.items()}
+        stacked = torch.stack([term for term in terms.values()])
+        total = stacked.sum()
+        if total.requires_grad:
+            total.backward()
+        return stacked.detach()
+
+    def _take_on_card(
+        self, make: Any, turns: tuple[str, ...], factor: float, rho: float, frames: Tensor, background: Tensor,
+        tracking: tuple[int, int, int] | None, resolution: int,
+    ) -> tuple[FitStep, Tensor]:  # fmt: skip
+        """As on the CPU, with all that changes from step to step sent to the card in one piece."""
+        assert self.numbers is not None
+        index, count, inputs = self.done, len(frames), self.inputs
+        plain = make(FitStep, taus=self.times, background=self.times)  # for its weights alone
+        weights = [objective.weight_at(plain) for objective in self.objectives.values()]
+        drawn = {id: objective.draw(plain) for id, objective in self.objectives.items()}
+        span = max(plain.frame_count - (0 if inputs.loop else 1), 1)
+        values = [*background.tolist(), *weights, *((t / span for t in tracking) if tracking else ())]
+        values += [*(inputs.first + frames).tolist(), *frames.tolist(), *inputs.taus[frames].tolist()]
+        for part in turns:
+            adam = self.optimisers[part]
+            assert isinstance(adam, DeviceAdam)
+            values += adam.advance(factor, rho)
+        values += [x for tensors in drawn.values() for tensor in tensors.values() for x in tensor.flatten().tolist()]
+        sent, after = self.numbers.send(values), 3 + len(weights)
+        times = after + (3 if tracking else 0)
+        waiting = any(o.share > 0 and id not in self.factors for id, o in self.objectives.items())
+        key = (resolution, turns, count, tracking is None, len(self.gaussians), self.slice, tuple(self.factors.items()))
+
+        def take(step: FitStep) -> tuple[FitStep, Tensor]:
+            given = weights if self.replays.plain(key) else sent[3:after].unbind()
+            terms = self._backward(step, dict(zip(self.objectives, given, strict=True)), turns, unpacked(drawn, sent))
+            rest, row = sent[times + 3 * count :], sent[times + count : times + count + 1].long() if tracking else None
+            for part in turns:
+                adam = self.optimisers[part]
+                assert isinstance(adam, DeviceAdam)
+                adam.apply(rest[: 1 + len(adam.schedules)], row)
+                rest = rest[1 + len(adam.schedules) :]
+            return step, terms
+
+        def stepped(kind: type[FitStep]) -> FitStep:
+            return make(
+                kind, taus=sent[times + 2 * count : times + 3 * count], background=sent[:3],
+                rows=sent[times : times + count].long(), tracked_taus=sent[after:times] if tracking else None,
+            )  # fmt: skip
+
+        self.step = None
+        if waiting:
+            taken = take(stepped(FitStep))
+        else:
+            taken = self.replays.run(key, index, stepped, take, self.memory)
+        self._settle()
+        self.step = plain
+        return taken
+
+    def _settle(self) -> None:
+        """What objectives have renewed goes where the graphs read it."""
+        for id, kept in self.memory.items():
+            for name, tensor in kept.items():
+                there = self.captured.setdefault((id, name), tensor)
+                if there is tensor:
+                    continue
+                if there.shape == tensor.shape and there.dtype == tensor.dtype:
+                    kept[name] = there.copy_(tensor)
+                else:
+                    self.captured[id, name] = tensor
+                    self.replays.forget()
+
+    # --- what may go wrong ----------------------------------------------------------------------------------------------
+
+    def _look(self, index: int, terms: Tensor) -> None:
+        values = dict(zip(self.objectives, terms.tolist(), strict=True))
+        worst = next((id for id, value in values.items() if not math.isfinite(value)), None)
+        if worst is not None or not self.sound():
+            what = f"the loss {worst!r}" if worst is not None else f"what is trained ({self._unsound()})"
+            self._go_back(index, f"{what} is not finite")
+            return
+        if self.device.type == "cuda" and overflowed(self.device):
+            log.debug(
+                "%s: the lists of a captured step were too short, back to step %d", self.stage, self.last_sound[1]["step"]
+            )
+            self.restore(*self.last_sound)
+            return
+        for id, value in values.items():
+            self.losses.setdefault(id, []).append(value)
+        if self.device.type == "cuda":
+            gc.collect(0)
+        self.keep()
+
+    def _unsound(self) -> str:
+        groups = [group for optimiser in self.optimisers.values() for group in optimiser.groups]
+        return next(group.name for group in groups if not group.parameter.isfinite().all())
+
+    def _go_back(self, index: int, why: str) -> None:
+        """To the last sound state, once, with half the learning rates.
+
+        Raises:
+            FloatingPointError: the second time.
+        """
+        message = f"{self.stage}: {why} at step {index}"
+        if self.calm != 1:
+            raise FloatingPointError(f"{message}, also with half the learning rates; lower its weight or the learning rate")
+        tensors, header = self.last_sound
+        log.warning("%s; going back to step %d with half the learning rates", message, header["step"])
+        self.restore(tensors, header | {"calm": 0.5})
+        self.between_steps = True
+        self.keep()
+
+    def _halve(self) -> None:
+        """Back to the last sound state, with frames moved in slices half as large.
+
+        Raises:
+            torch.cuda.OutOfMemoryError: where a slice is a single frame already.
+        """
+        frames = self.schedule.frames or len(self.inputs.taus)
+        held = min(self.slice or frames, frames)
+        if self.order or self.field is None or held == 1:
+            raise
+        self.slice = -(-held // 2)
+        log.warning("%s: the card's memory does not hold %d frames, going on with %d at once", self.stage, held, self.slice)
+        self.restore(*self.last_sound)
+        torch.cuda.empty_cache()
+        self.between_steps = True
+
+    def _first_slice(self, field: DeformationField) -> int:
+        """Frames whose activations fit :data:`FIELD_BYTES`, from those of one; 0 where all do."""
+        frames = self.schedule.frames or len(self.inputs.taus)
+        before = torch.cuda.memory_allocated(self.device)
+        moved = field(self.gaussians, self.times[:1])
+        taken = torch.cuda.memory_allocated(self.device) - before
+        del moved
+        free = torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device) - before
+        size = max(1, int(min(FIELD_BYTES, 0.4 * free) / max(taken, 1)))
+        return 0 if size >= frames else size
+
+    def preview(self) -> Tensor:
+        """Target and render of one frame side by side, (H, 2 W, 3); without a video, the first and last frame of the step."""
+        step = self.step
+        assert step is not None
+        if self.numbers is not None:
+            step = replace(step, taus=self.inputs.taus[step.frames - self.inputs.first].to(self.device), rows=None)
+            step.background = torch.ones(3, device=self.device)
+            step.statistics = None
+        return _preview(step)
 
 
 def tracking_order(frames: int, loop: bool) -> list[tuple[int, int, int]]:
@@ -339,10 +590,6 @@ def _shared(name: str, share: float, own: Tensor, terms: dict[str, Tensor], trai
 
     mine, rest = size(own), size(sum((term for other, term in terms.items() if other != name), torch.zeros(())))
     return {name: share * rest / mine} if mine > 0 and rest > 0 else {}
-
-
-def _finite(value: float) -> bool:
-    return value == value and abs(value) != float("inf")
 
 
 @torch.no_grad()

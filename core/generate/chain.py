@@ -45,6 +45,12 @@ log = logging.getLogger(__name__)
 FOLDER, LIST = "made", "made.json"
 #: Share of a picture's side that the object takes, as DreamGaussian4D has it, and the most pixels of that side.
 FILL, SIDE = 0.8, 1024
+#: The object link that needs no model, and what is said of it.
+INFLATE = "inflate"
+INFLATED = (
+    "object: the outline of the first picture, inflated; back and depth are guesses. An image-to-3D model knows sides: give "
+    f"its mesh as the object, or {COMMAND} get lgm && {COMMAND} get imagedream"
+)
 #: How an object is drawn for its film.
 FRONT = FrontCamera(fovy=49.1, distance=1.5, width=768, height=768)
 
@@ -58,13 +64,14 @@ class Links:
     Args:
         image: text to image.
         video: image to video; or text to video, for which a text needs no image.
-        object: LGM, or a Shap-E of either kind.
+        object: LGM, or a Shap-E of either kind; "inflate" blows the outline up, without any model; "auto" is LGM where it and
+            its ImageDream are here, else "inflate".
         views: the ImageDream that draws LGM's views.
     """
 
     image: str = "sdxl"
     video: str = "svd"
-    object: str = "lgm"
+    object: str = "auto"
     views: str = "imagedream"
 
 
@@ -212,8 +219,11 @@ def complete(
                 "%s: made of the %s by %s%s", paths[task.what], task.of, task.title, " in an earlier run" if reused else ""
             )
             steps.append(Step(task.what, task.of, task.by, paths[task.what], reused))
+            if task.kind == INFLATE:
+                log.info(INFLATED)
     made_fps = made["video"]["fps"] if video is None else None
-    return Made(paths["video"], paths.get("object"), made_fps, turn if drawn else None, tuple(steps))
+    inflated = any(task.kind == INFLATE for task in tasks)  # shows its front to +Z
+    return Made(paths["video"], paths.get("object"), made_fps, turn if drawn else 0.0 if inflated else None, tuple(steps))
 
 
 # The plan
@@ -251,7 +261,12 @@ def _plan(given: set[str], links: Links, make_object: bool = True) -> list[_Task
     """
     if {"video", "object"} <= given or ("video" in given and not make_object):
         return []
-    if lacking := packages.problems("diffusers", "transformers", "accelerate"):
+    lacking = packages.problems("diffusers", "transformers", "accelerate")
+    thing = links.object
+    if thing == "auto":
+        here = not lacking and find("lgm") is not None and find(links.views) is not None
+        thing = "lgm" if here else INFLATE
+    if lacking and ("video" not in given or thing != INFLATE):
         raise InputError(f"making what is missing: {lacking}")
     tasks: list[_Task] = []
     pictured = "image" in given
@@ -274,14 +289,14 @@ def _plan(given: set[str], links: Links, make_object: bool = True) -> list[_Task
             pictured = True
             tasks.append(_Task("video", "image-to-video", "image", model, starts["image"]))
     if "object" not in given and make_object:
-        model = _models("object", links.object)
-        kind = _object_kind(links.object, model[links.object])
+        model = {} if thing == INFLATE else _models("object", thing)
+        kind = thing if thing == INFLATE else _object_kind(thing, model[thing])
         if kind == "text-to-mesh" and "prompt" not in given:
-            raise InputError(f"{links.object}: this object model starts from text; give a prompt too, or choose {Links.object}")
+            raise InputError(f"{thing}: this object model starts from text; give a prompt too, or choose lgm")
         if kind == "image-to-gaussians":
             model |= _models("views", links.views)
         of = "prompt" if kind == "text-to-mesh" else "image" if pictured else "video"
-        tasks.append(_Task("object", kind, of, model, takes_text=kind != "image-to-mesh"))
+        tasks.append(_Task("object", kind, of, model, takes_text=kind not in ("image-to-mesh", INFLATE)))
     if absent := [name for task in tasks for name, place in task.models.items() if place is None]:
         raise _all_missing(list(dict.fromkeys(absent)))
     for task in tasks:
@@ -415,6 +430,13 @@ def _make(
         made = image_to_gaussians(lgm, views, _rgba(_cut(source, task.of, reading)), text=text, **options)
         write_ply(folder / "object.ply", made.gaussians)
         return {"file": "object.ply"}
+    if task.kind == INFLATE:
+        from .inflate import inflate
+
+        assert source is not None
+        chosen = {name: options[name] for name in ("depth", "nearer", "cells") if name in options}
+        write_glb(folder / "object.glb", inflate(_rgba(_cut(source, task.of, reading)), **chosen, name=source.name))
+        return {"file": "object.glb"}
     from .mesh import image_to_mesh, text_to_mesh
 
     if source is None:

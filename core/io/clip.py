@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..files import InputError
 from ..pictures import open_picture, readable, upright_pixels, upright_size
-from ..reading import regular_size
+from ..reading import VARIABLES, limits, regular_size
 
 PICTURES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".tga"}
 #: Pictures that may hold a whole animation, read with Pillow; every other single file goes to PyAV.
@@ -27,10 +27,6 @@ CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,obu,ivf,flv,asf,ogg,gif,apng,mjpeg,nut,mxf,dv,"
     "yuv4mpegpipe"
 )
-#: Frames times pixels kept at once: 64 frames of 1920x1080, about 2 GiB while they are cut out.
-MAX_PIXELS = 2**27
-#: Frames times pixels decoded on the way to those: 2 minutes of 1920x1080 at 60 frames a second.
-MAX_DECODED = 2**34
 #: Frames that a source may count.
 MAX_FRAMES = 2**20
 #: Frame rate of a folder of pictures or of tensors where none is given; that of Scene4D.
@@ -249,10 +245,14 @@ def _picks(source: str | Path, timeline: Timeline, part: Part, width: int, heigh
     if len(span) < 2:
         raise InputError(f"{source}: {len(span)} frames in the part that was asked for, a moving object needs at least 2")
     count = part.frames or len(span)
-    if count * width * height > MAX_PIXELS:
-        most = MAX_PIXELS // (width * height)
+    budget = limits().video
+    if count * width * height > budget:
+        most = budget // (width * height)
         remedy = f"choose at most {most} frames" if most > 1 else "make the pictures smaller"
-        raise InputError(f"{source}: {count} frames of {width}x{height} are too large to read at once, {remedy}")
+        raise InputError(
+            f"{source}: {count} frames of {width}x{height} are too large to read at once, {remedy}, or raise "
+            f"{VARIABLES['video'][0]}"
+        )
     ticks = [span[i] for i in pick_frames(len(span), part.frames)]
     picks = np.searchsorted(timeline.ticks, ticks, side="right") - 1
     return picks.tolist(), float(rate / part.every * count / len(span))
@@ -335,7 +335,7 @@ def _read_folder(path: Path, choose: _Choose, progress: Percent) -> tuple[np.nda
 
 
 def _read_animation(path: Path, choose: _Choose, progress: Percent) -> tuple[np.ndarray, int]:
-    size, seconds, pictures, kept = (0, 0), [], {}, True
+    size, seconds, pictures, kept, budget = (0, 0), [], {}, True, 4 * limits().video
     for index, (picture, milliseconds) in enumerate(_animation_frames(path)):
         progress(min(50, index), 100)  # how many there are only the end shows
         size = size if index else picture.shape[1::-1]
@@ -344,7 +344,7 @@ def _read_animation(path: Path, choose: _Choose, progress: Percent) -> tuple[np.
             raise InputError(f"{path}: frame {index} has {odd} pixels where frame 0 has {first}, give all frames one size")
         _check_decoded(path, index + 1, *size)
         seconds.append(milliseconds / 1000)
-        kept = kept and (index + 1) * picture.size <= 4 * MAX_PIXELS
+        kept = kept and (index + 1) * picture.size <= budget
         pictures[index] = picture if kept else None
     count, last = len(seconds), seconds[-1]
     timed = sum(seconds) > 0
@@ -383,10 +383,11 @@ def _animation_frames(path: Path) -> Iterator[tuple[np.ndarray, float]]:
 
 
 def _check_decoded(path: Path, count: int, width: int, height: int) -> None:
-    if count > MAX_FRAMES or count * width * height > MAX_DECODED:
+    most = min(MAX_FRAMES, limits().decoded // (width * height))
+    if count > most:
         raise InputError(
-            f"{path}: more than {min(MAX_FRAMES, MAX_DECODED // (width * height))} frames of {width}x{height} to go through, "
-            "cut the part you need out of it, or make it smaller"
+            f"{path}: more than {most} frames of {width}x{height} to go through, cut the part you need out of it, make it "
+            f"smaller, or raise {VARIABLES['decoded'][0]}"
         )
 
 
@@ -431,9 +432,10 @@ def _film(path: Path) -> Iterator[tuple[Any, Any]]:
     import av
     from av.error import FFmpegError
 
+    # Of the container alone: PyAV 14.2 crashes on streams that are found late (FLV) where it gives options to each.
     options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
     try:
-        with av.open(f"file:{path}", options=options, metadata_errors="replace") as container:
+        with av.open(f"file:{path}", container_options=options, metadata_errors="replace") as container:
             stream = container.streams.best("video")
             if stream is None:
                 raise InputError(f"{path}: holds no pictures, choose a video")
@@ -441,7 +443,7 @@ def _film(path: Path) -> Iterator[tuple[Any, Any]]:
             if decoder is None or not (decoder.width and decoder.height):
                 raise InputError(f"{path}: its pictures are of a kind that cannot be decoded here, convert it to mp4")
             # A header may say little and the stream then bring pictures of gigabytes.
-            decoder.options = {"max_pixels": str(MAX_PIXELS // 2)}
+            decoder.options = {"max_pixels": str(limits().video // 2)}
             yield container, stream
     except (FFmpegError, OSError) as error:
         raise InputError(f"{path}: not a readable video, it is damaged or of another kind ({_one_line(error)})") from None
@@ -458,7 +460,7 @@ def _display_size(path: Path, stream: Any) -> tuple[int, int]:
             width = round(width * aspect)
         else:
             height = round(height / aspect)
-    if width * height > MAX_PIXELS // 2:
+    if width * height > limits().video // 2:
         raise InputError(f"{path}: frames of {width}x{height} are too large to read, make them smaller")
     return width, height
 

@@ -64,11 +64,8 @@ def encode(gaussians: Gaussians, *, order: Tensor | None = None) -> bytes:
     return "\n".join([*header, "end_header", ""]).encode("ascii") + b"".join(content)
 
 
-def decode(data: bytes, name: str, *, up: str | None = None) -> Gaussians:
+def decode(data: bytes, name: str) -> Gaussians:
     """Gaussians (N, ...) of a compressed .ply's content, in our frame; ``name`` is for messages.
-
-    Args:
-        up: the file's axis that points up, of :data:`.ply.UPS`; None takes -y.
 
     Raises:
         InputError: for a foreign, truncated or damaged file.
@@ -104,7 +101,6 @@ def decode(data: bytes, name: str, *, up: str | None = None) -> Gaussians:
             between(_unpack(vertex["packed_scale"]), 1),
             opacity_of((word & 255).astype(np.uint8)),
             sh,
-            up=up or "-y",
         )
 
 

@@ -20,7 +20,7 @@ from ..render import Render
 from ..scene.scene import Scene4D, frame_times
 from ..scene.trajectory import Trajectory
 from ..scene.validation import MAX_FRAMES
-from ..scene.views import DEFAULT_FRONT, FrameProgress, renders, scene_cameras, straight_alpha
+from ..scene.views import DEFAULT_FRONT, FrameProgress, film_cameras, renders, straight_alpha
 from .film import contact_sheet, write_film
 
 log = logging.getLogger(__name__)
@@ -361,7 +361,7 @@ def _write_film(
     count = scene.frames if frames is None else frames
     taus, fps, loops = frame_times(count, scene.loop), scene.fps * count / scene.frames, shot.loops
     if shot.trajectory is None:
-        cameras = scene_cameras(scene, list(shot.azimuths), shot.elevation, shot.size)
+        cameras = film_cameras(scene, list(shot.azimuths), shot.elevation, shot.size)
         views = [f"{azimuth:g}" for azimuth in shot.azimuths]
     else:
         # The camera goes its way once while the clip plays as often as it is asked to.

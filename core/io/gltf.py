@@ -196,6 +196,8 @@ class Entry:
 
     def extension(self, *names: str) -> Entry | None:
         """The first of these extensions that the object carries."""
+        if "extensions" not in self.value:
+            return None
         extensions = self.entry("extensions")
         return next((extensions.entry(name) for name in names if name in extensions), None)
 
@@ -467,9 +469,19 @@ def local_matrix(node: Entry) -> np.ndarray:  # (4, 4) float64
     """A node's place in its parent (3.5.2)."""
     if "matrix" in node:
         return np.array(node.numbers("matrix", [0.0] * 16)).reshape(4, 4).T
-    rotation = np.array(node.numbers("rotation", [0.0, 0.0, 0.0, 1.0]))
-    scale, translation = node.numbers("scale", [1.0] * 3), node.numbers("translation", [0.0] * 3)
-    return trs_matrices(np.array([translation]), rotation[None], np.array([scale]))[0]
+    x, y, z, w = node.numbers("rotation", [0.0, 0.0, 0.0, 1.0])
+    square = x * x + y * y + z * z + w * w
+    k = 2 / square if 0 < square < math.inf else 0.0
+    a, b, c = node.numbers("scale", [1.0, 1.0, 1.0])
+    t, u, v = node.numbers("translation", [0.0, 0.0, 0.0])
+    return np.array(
+        [
+            [a * (1 - k * (y * y + z * z)), b * k * (x * y - z * w), c * k * (x * z + y * w), t],
+            [a * k * (x * y + z * w), b * (1 - k * (x * x + z * z)), c * k * (y * z - x * w), u],
+            [a * k * (x * z - y * w), b * k * (y * z + x * w), c * (1 - k * (x * x + y * y)), v],
+            [0, 0, 0, 1],
+        ]
+    )
 
 
 def trs_matrices(translation: np.ndarray, rotation: np.ndarray, scale: np.ndarray) -> np.ndarray:  # -> (N, 4, 4) float64

@@ -33,11 +33,8 @@ _PART = np.dtype(
 _LEVELS = {0: ("<f4", "<f4", "<f4", 1), 1: ("<u2", "<f2", "<f2", 32767), 2: ("<u2", "<f2", "u1", 32767)}
 
 
-def decode(data: bytes, name: str, *, up: str | None = None) -> Gaussians:
+def decode(data: bytes, name: str) -> Gaussians:
     """Gaussians (N, ...) of a .ksplat's content, in our frame; ``name`` is for messages.
-
-    Args:
-        up: the file's axis that points up, of :data:`.ply.UPS`; None takes -y.
 
     Raises:
         InputError: for a foreign, truncated or damaged file.
@@ -68,7 +65,7 @@ def decode(data: bytes, name: str, *, up: str | None = None) -> Gaussians:
     for part in parts:
         part[4] = np.pad(part[4], ((0, 0), (0, coefficients - part[4].shape[1]), (0, 0)))
     means, quats, log_scales, opacity_logits, sh = (np.concatenate([part[i] for part in parts]) for i in range(5))
-    return from_file(name, means, quats, log_scales, opacity_logits, sh, up=up or "-y")
+    return from_file(name, means, quats, log_scales, opacity_logits, sh)
 
 
 def _record(level: int, degree: int) -> np.dtype:

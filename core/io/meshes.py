@@ -64,15 +64,16 @@ def load_mesh(path: str | os.PathLike[str], up: str = "y") -> Mesh:
         way = f" ({_CONVERTERS[suffix]})" if suffix in _CONVERTERS else ""
         raise InputError(f"{path}: not a mesh format that is read here, convert it to one of {', '.join(SUFFIXES)}{way}")
     try:
-        if suffix in (".glb", ".gltf"):
-            parts = gltf_parts(Gltf(path))
-        elif suffix == ".obj":
-            parts = obj_parts(path)
-        elif suffix == ".stl":
-            parts = stl_parts(path)
-        else:
-            parts = _ply_parts(path)
-        mesh = joined(parts, path)
+        with np.errstate(all="ignore"):  # what is beyond numbers is refused once the parts are joined
+            if suffix in (".glb", ".gltf"):
+                parts = gltf_parts(Gltf(path))
+            elif suffix == ".obj":
+                parts = obj_parts(path)
+            elif suffix == ".stl":
+                parts = stl_parts(path)
+            else:
+                parts = _ply_parts(path)
+            mesh = joined(parts, path)
     except MemoryError:
         raise InputError(f"{path}: takes more memory than there is, reduce the mesh") from None
     return mesh if up == "y" else mesh.transformed(turn)

@@ -14,7 +14,7 @@ from .gltf_splats import read_splat_glb
 from .meshes import SUFFIXES as MESH_SUFFIXES
 from .meshes import load_mesh
 from .ply import is_splat_ply
-from .splats import SPLAT_SUFFIXES, read_splats
+from .splats import SPLAT_SUFFIXES, read_splats, turned
 
 log = logging.getLogger(__name__)
 
@@ -33,11 +33,12 @@ def load_object(path: str | os.PathLike[str], up: str = "y") -> Object3D:
         InputError: for a missing, damaged or foreign file.
     """
     path = Path(path)
-    suffix, turn = path.suffix.lower(), up_matrix(up)
+    suffix = path.suffix.lower()
+    up_matrix(up)
     if suffix in SPLAT_SUFFIXES and (suffix != ".ply" or (path.is_file() and is_splat_ply(path))):
-        gaussians = read_splats(path)
+        gaussians = read_splats(path, up=up)
     elif suffix in (".glb", ".gltf") and has_splats(Gltf(path)):
-        gaussians = read_splat_glb(path)
+        gaussians = turned(read_splat_glb(path), up)
     else:
         return load_mesh(path, up)
-    return SplatObject.of(gaussians if up == "y" else gaussians.transformed(turn), str(path))
+    return SplatObject.of(gaussians, str(path))

@@ -5,7 +5,7 @@ Gaussians have two scales, and files with RGB in place of harmonics (Nerfstudio'
 
 Splat files keep the frame of the photogrammetry that 3DGS started from, Y down and Z forward. Ours is Y up: the two differ by
 half a turn about X, (x, y, z) -> (x, -y, -z), done here on positions, rotations and spherical harmonics. A file that was made
-upright or lies on its side says so by nothing: :data:`UPS` names what its reader may be asked for.
+otherwise says so by nothing: :func:`.splats.read_splats` can be asked to turn it.
 """
 
 from __future__ import annotations
@@ -25,18 +25,10 @@ from torch import Tensor
 from ..files import InputError, atomic_path
 from ..gaussians import SH_C0, Gaussians, half_turn
 from ..reading import read_bytes
+from ..scene.validation import MAX_EXTENT
 
 log = logging.getLogger(__name__)
 
-#: Axes of a file that may point up, and the rotation that each takes to +Y. Splat files' own is -y.
-UPS = {
-    "y": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
-    "-y": ((1, 0, 0), (0, -1, 0), (0, 0, -1)),
-    "z": ((1, 0, 0), (0, 0, 1), (0, -1, 0)),
-    "-z": ((1, 0, 0), (0, 0, -1), (0, 1, 0)),
-    "x": ((0, -1, 0), (1, 0, 0), (0, 0, 1)),
-    "-x": ((0, 1, 0), (-1, 0, 0), (0, 0, 1)),
-}
 #: Larger files are refused before they are read.
 MAX_BYTES = 1 << 32
 #: More Gaussians in one file are refused: nothing here could draw or fit them, and memory stays bounded.
@@ -85,7 +77,7 @@ def from_file(
     opacity_logits: np.ndarray,  # (N)
     sh: np.ndarray,  # (N, K, 3)
     *,
-    up: str = "-y",
+    turn: bool = True,
 ) -> Gaussians:
     """Gaussians of a file's values, in our frame; harmonics beyond degree 3 are left out.
 
@@ -93,7 +85,7 @@ def from_file(
     numbers stay as they are: :func:`sound` leaves their Gaussians out.
 
     Args:
-        up: the file's axis that points up, of :data:`UPS`.
+        turn: the file is +Y down, as nearly all are.
     """
     columns = (means, quats, log_scales, opacity_logits, sh[:, :16])
     gaussians = Gaussians(*(torch.from_numpy(np.require(column, np.float32, ["C", "W"])) for column in columns))
@@ -103,13 +95,7 @@ def from_file(
         log_scales=gaussians.log_scales.clamp(-1e30, 1e30),
         opacity_logits=gaussians.opacity_logits.clamp(-1e30, 1e30),
     )
-    if up == "-y":
-        return half_turn(gaussians)
-    if up == "y":
-        return gaussians
-    matrix = torch.eye(4)
-    matrix[:3, :3] = torch.tensor(UPS[up], dtype=torch.float32)
-    return gaussians.transformed(matrix)
+    return half_turn(gaussians) if turn else gaussians
 
 
 def sound(gaussians: Gaussians, name: str) -> Gaussians:
@@ -123,25 +109,18 @@ def sound(gaussians: Gaussians, name: str) -> Gaussians:
         return gaussians
     left, count = int(whole.sum()), len(whole)
     if not left:
-        raise InputError(f"{name}: all its Gaussians hold NaN or infinite values, repair or export it again")
-    log.warning("%s: %d of %d Gaussians hold NaN or infinite values and are left out", name, count - left, count)
+        raise InputError(f"{name}: all its Gaussians hold NaN, infinite or far too large values, repair or export it again")
+    log.warning("%s: %d of %d Gaussians hold NaN, infinite or far too large values and are left out", name, count - left, count)
     return gaussians.select(whole)
 
 
 def is_sound(gaussians: Gaussians) -> Tensor:  # (N) bool
-    """Which of the Gaussians (N, ...) hold finite numbers alone."""
-    rows = [value.reshape(len(gaussians), -1).isfinite().all(1) for value in gaussians.tensors().values()]
+    """Which of the Gaussians (N, ...) hold finite numbers alone, at places and of colours that arithmetic can bear."""
+    rows = []
+    for key, value in gaussians.tensors().items():
+        most = MAX_EXTENT if key in ("means", "sh") else 3e38
+        rows.append((value.reshape(len(gaussians), -1).abs() <= most).all(1))  # NaN is not
     return torch.stack(rows).all(0)
-
-
-def check_up(up: str | None) -> None:
-    """Refuses what is no axis.
-
-    Raises:
-        InputError: if so.
-    """
-    if up is not None and up not in UPS:
-        raise InputError(f"up {up!r}: choose one of {', '.join(UPS)}")
 
 
 def _normalized(quats: Tensor) -> Tensor:  # (N, 4)
@@ -149,7 +128,7 @@ def _normalized(quats: Tensor) -> Tensor:  # (N, 4)
     length = quats.abs().amax(-1, keepdim=True)
     identity = torch.tensor([1.0, 0.0, 0.0, 0.0])
     # Divided by the largest entry first: the squares of very large or small ones would leave float32.
-    return torch.nn.functional.normalize(torch.where(length > 0, quats / length.clamp_min(1e-38), identity), dim=-1)
+    return torch.nn.functional.normalize(torch.where(length == 0, identity, quats / length.clamp_min(1e-38)), dim=-1)
 
 
 def check_count(name: str, count: int) -> None:
@@ -229,21 +208,17 @@ def is_splat_ply(path: str | os.PathLike[str]) -> bool:
     return {b"opacity", b"scale_0"} <= names or b"packed_position" in names
 
 
-def read_ply(path: str | os.PathLike[str], *, up: str | None = None) -> Gaussians:
+def read_ply(path: str | os.PathLike[str]) -> Gaussians:
     """Read Gaussians (N, ...) into our Y-up frame; those that hold NaN are left out, with a note in the log.
-
-    Args:
-        up: the file's axis that points up, of :data:`UPS`; None takes -y, as nearly all have it.
 
     Raises:
         InputError: for a missing, truncated or foreign file.
     """
-    check_up(up)
     data = read_bytes(path, "splat .ply", MAX_BYTES)
-    return sound(decode(data, str(Path(path)), up=up), str(Path(path)))
+    return sound(decode(data, str(Path(path))), str(Path(path)))
 
 
-def decode(data: bytes, name: str, *, up: str | None = None) -> Gaussians:
+def decode(data: bytes, name: str) -> Gaussians:
     """:func:`read_ply` of a file's content, with Gaussians that hold NaN; ``name`` is for messages."""
     header = parse_header(data, name)
     foreign = f"{name}: a ply file, but not of 3D Gaussians"
@@ -256,8 +231,8 @@ def decode(data: bytes, name: str, *, up: str | None = None) -> Gaussians:
     lacking = [n for n in [*"xyz", *colors, *_SHAPE] if n not in names and not (flat and n == "scale_2")]
     if vertex is None or lacking:
         raise InputError(f"{foreign}: it has no {', '.join(lacking[:4])}; choose a splat .ply (a mesh is opened as an object)")
-    check_count(name, vertex.count)
     table = read_element(data, name, header, vertex)
+    check_count(name, vertex.count)
     rest = sorted((n for n in names if re.fullmatch(r"f_rest_\d{1,4}", n)), key=lambda n: int(n[7:]))
     coefficients = 1 + len(rest) // 3
     if len(rest) % 3 or math.isqrt(coefficients) ** 2 != coefficients:
@@ -287,7 +262,6 @@ def decode(data: bytes, name: str, *, up: str | None = None) -> Gaussians:
             scales,
             table["opacity"].astype(np.float32),
             sh,
-            up=up or "-y",
         )
 
 
@@ -422,13 +396,14 @@ def _read_text(data: bytes, name: str, header: Header, wanted: Element, before: 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", DeprecationWarning)  # NumPy's word for text that is no number
-            values = np.fromstring(data[start:].decode("ascii"), np.float64, wanted.count * width, sep=" ")
+            # All of them: of a count, it makes up those that are missing.
+            values = np.fromstring(data[start:].decode("ascii"), np.float64, sep=" ")
     except (ValueError, DeprecationWarning):
         values = np.empty(0)
     if len(values) < wanted.count * width:
         raise InputError(f"{name}: its text is cut short or holds what is no number, export it again")
     table = np.empty(wanted.count, _layout(wanted, "<"))
     with np.errstate(over="ignore", invalid="ignore"):
-        for column, entry in zip(values.reshape(wanted.count, width).T, wanted.properties):
+        for column, entry in zip(values[: wanted.count * width].reshape(wanted.count, width).T, wanted.properties):
             table[entry.name] = column
     return table

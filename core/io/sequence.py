@@ -15,15 +15,16 @@ import torch
 
 from ..files import InputError
 from ..gaussians import Gaussians
+from ..mesh import up_matrix
 from ..scene.scene import Scene4D
 from ..scene.sequence import FPS, Motion, scene_from_gaussians
 from ..scene.validation import MAX_FPS, MAX_FRAMES
 from ..scene.views import FrameProgress
 from .archives import member, opened_zip
 from .gltf_splats import read_splat_glb
-from .ply import MAX_BYTES, check_up, is_sound, sound
+from .ply import MAX_BYTES, is_sound, sound
 from .sog import META, is_folder
-from .splats import SPLAT_SUFFIXES, decode_raw, read_splats
+from .splats import SPLAT_SUFFIXES, decode_raw, read_splats, turned
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def read_sequence(
     loop: bool | None = None,
     motion: Motion = "auto",
     frames: int | None = None,
-    up: str | None = None,
+    up: str = "y",
     progress: FrameProgress | None = None,
 ) -> Scene4D:
     """A folder or .zip of splat files, one a frame, as a scene.
@@ -51,7 +52,7 @@ def read_sequence(
         fps, loop: in place of the manifest's; 12 and False where neither says.
         motion: see :func:`scene_from_gaussians`.
         frames: keep so many, evenly spaced over the same duration; all where None.
-        up: the files' axis that points up, see :func:`read_splats`.
+        up: the axis that points up, see :func:`read_splats`.
         progress: called with the number of files read and of all; it may raise to interrupt.
 
     Raises:
@@ -59,7 +60,7 @@ def read_sequence(
     """
     path = Path(path)
     _check_times(fps, frames)
-    check_up(up)
+    up_matrix(up)
     if path.is_dir():
         sizes = {file.name: file.stat().st_size for file in path.iterdir() if file.is_file()}
         return _read_sequence(path, sizes, lambda name: (path / name).read_bytes(), fps, loop, motion, frames, up, progress)
@@ -80,7 +81,7 @@ def _read_sequence(
     loop: bool | None,
     motion: Motion,
     frames: int | None,
-    up: str | None,
+    up: str,
     progress: FrameProgress | None,
 ) -> Scene4D:
     manifest, names = _frame_names(path, sizes, read)
@@ -95,7 +96,7 @@ def _read_sequence(
         raise InputError(f"{path}: {wrong} is larger than {MAX_BYTES >> 30} GiB, thin it out in a splat editor first")
     sets: list[Gaussians] = []
     for i, name in enumerate(names):
-        sets.append(decode_raw(read(name), str(path / name), up=up))
+        sets.append(decode_raw(read(name), str(path / name)))
         # Float32 in memory is at least as large as any file.
         needed = len(names) * max(len(s) * _bytes_each(s) for s in sets)
         if needed > MEMORY:
@@ -105,7 +106,7 @@ def _read_sequence(
             )
         if progress is not None:
             progress(i + 1, len(names))
-    sets = _sound(sets, str(path))
+    sets = [turned(s, up) for s in _sound(sets, str(path))]
     rate = fps if fps is not None else float(manifest.get("fps") or FPS) * len(names) / total
     scene = scene_from_gaussians(sets, fps=rate, loop=looping, motion=motion)
     return replace(scene, meta={**scene.meta, "source": path.name})
@@ -119,8 +120,15 @@ def _sound(sets: list[Gaussians], name: str) -> list[Gaussians]:
     if bool(whole.all()):
         return sets
     if not bool(whole.any()):
-        raise InputError(f"{name}: every Gaussian holds NaN or infinite values in some frame, repair or export it again")
-    log.warning("%s: %d of %d Gaussians hold NaN or infinite values and are left out", name, int((~whole).sum()), len(whole))
+        raise InputError(
+            f"{name}: every Gaussian holds NaN, infinite or far too large values in some frame, repair or export it again"
+        )
+    log.warning(
+        "%s: %d of %d Gaussians hold NaN, infinite or far too large values and are left out",
+        name,
+        int((~whole).sum()),
+        len(whole),
+    )
     return [s.select(whole) for s in sets]
 
 
@@ -183,7 +191,7 @@ def open_scene(
     loop: bool | None = None,
     motion: Motion = "auto",
     frames: int | None = None,
-    up: str | None = None,
+    up: str = "y",
     progress: FrameProgress | None = None,
 ) -> Scene4D:
     """A scene from anything that holds one: our scene file, a splat file (still), or a folder or .zip of splat files.
@@ -192,13 +200,14 @@ def open_scene(
 
     Args:
         fps, loop, motion, frames, progress: of sequences, see :func:`read_sequence`.
-        up: of splat files, the axis that points up: y, -y, z, -z, x or -x; None takes what the file states, else -y.
+        up: of splats, the axis that points up: "y" as it should be, "-y" for what stands on its head, "z" for what lies on its
+            back, also "-z", "x", "-x".
 
     Raises:
         InputError: for a missing, damaged or foreign file.
     """
     _check_times(fps, frames)
-    check_up(up)
+    up_matrix(up)
     sequence = {"fps": fps, "loop": loop, "motion": motion, "frames": frames, "up": up, "progress": progress}
     path = Path(path)
     if path.name == META:
@@ -213,14 +222,14 @@ def open_scene(
         return read_sequence(path, **sequence)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder, check the path")
-    if suffix in (".safetensors", ".glb") and up is not None:
-        raise InputError(f"up {up}: {suffix} files say themselves which way is up, leave it out")
     if suffix == ".safetensors":
+        if up != "y":
+            raise InputError(f"{path}: up {up} is for splats of other programs; turn a scene with Transform Scene")
         return Scene4D.load(path)
     if suffix == ".zip":
         return read_sequence(path, **sequence)
     if suffix in (*SPLAT_SUFFIXES, ".glb"):
-        gaussians = read_splat_glb(path) if suffix == ".glb" else read_splats(path, up=up)
+        gaussians = turned(read_splat_glb(path), up) if suffix == ".glb" else read_splats(path, up=up)
         return Scene4D(gaussians, meta={"source": path.name})
     raise InputError(
         f"{path}: no scene; choose a scene.safetensors, a splat file ({', '.join(SPLAT_SUFFIXES)}, .glb), or a folder or .zip "

@@ -3,7 +3,7 @@
 Positions are 16 bits an axis on a logarithmic scale between the set's bounds, rotations the largest entry's index and the other
 three a byte each, log scales and colours a byte an entry of 256 values chosen for the set, opacity a byte, harmonics above
 degree 0 an index into a palette of at most 65,536. Largest errors: positions 8e-6 of the span of log(1 + |x|), times 1 + |x|,
-rotations 0.6 degrees, opacity 1/510; the rest depends on the set. Version 2 is written, 1 (linear bounds in place of chosen
+rotations 0.8 degrees, opacity 1/510; the rest depends on the set. Version 2 is written, 1 (linear bounds in place of chosen
 values) and 2 read.
 
 Frame: the specification has Y up, but its own programs take the numbers as a .ply's, +Y down, and so do we.
@@ -98,11 +98,8 @@ def encode(gaussians: Gaussians, *, order: Tensor | None = None) -> bytes:
     return file.getvalue()
 
 
-def decode(data: bytes, name: str, *, up: str | None = None) -> Gaussians:
+def decode(data: bytes, name: str) -> Gaussians:
     """Gaussians (N, ...) of a .sog's content, in our frame; ``name`` is for messages.
-
-    Args:
-        up: the file's axis that points up, of :data:`.ply.UPS`; None takes -y.
 
     Raises:
         InputError: for a foreign or damaged file.
@@ -120,10 +117,10 @@ def decode(data: bytes, name: str, *, up: str | None = None) -> Gaussians:
                 raise InputError(f"{name}: lacks {entry[:80]}, which {META} names; copy or export it again")
             return member(archive, members[folder + entry], name)
 
-        return _decoded(content, name, up)
+        return _decoded(content, name)
 
 
-def read_folder(path: Path, *, up: str | None = None) -> Gaussians:
+def read_folder(path: Path) -> Gaussians:
     """Gaussians (N, ...) of a folder that holds a ``meta.json`` and the pictures it names, see :func:`decode`.
 
     Raises:
@@ -136,7 +133,7 @@ def read_folder(path: Path, *, up: str | None = None) -> Gaussians:
             raise InputError(f"{path}: lacks {entry[:80]}, which {META} names; copy or export it again")
         return read_bytes(found, "picture")
 
-    return _decoded(content, str(path), up)
+    return _decoded(content, str(path))
 
 
 def is_folder(path: Path) -> bool:
@@ -145,7 +142,7 @@ def is_folder(path: Path) -> bool:
     return meta.is_file() and meta.stat().st_size <= _META_BYTES and b'"means"' in meta.read_bytes()
 
 
-def _decoded(content: Callable[[str], bytes], name: str, up: str | None) -> Gaussians:
+def _decoded(content: Callable[[str], bytes], name: str) -> Gaussians:
     try:
         text = content(META)
         if len(text) > _META_BYTES:
@@ -182,7 +179,7 @@ def _decoded(content: Callable[[str], bytes], name: str, up: str | None) -> Gaus
         quats = pixels("quats")
         if min(map(len, (steps, scales, sh0, quats))) < count:
             raise ValueError(f"pictures of fewer than {count} pixels")
-        return from_file(name, means, _unpacked(quats), log_scales, opacities, sh, up=up or "-y")
+        return from_file(name, means, _unpacked(quats), log_scales, opacities, sh)
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         if isinstance(error, InputError):
             raise

@@ -33,11 +33,8 @@ def encode(gaussians: Gaussians) -> bytes:
     return records.tobytes()
 
 
-def decode(data: bytes, name: str, *, up: str | None = None) -> Gaussians:
+def decode(data: bytes, name: str) -> Gaussians:
     """Gaussians (N, ...) of a .splat's content, in our frame; ``name`` is for messages.
-
-    Args:
-        up: the file's axis that points up, of :data:`.ply.UPS`; None takes -y.
 
     Raises:
         InputError: for a truncated or damaged file.
@@ -55,5 +52,4 @@ def decode(data: bytes, name: str, *, up: str | None = None) -> Gaussians:
         log_scales,
         opacity_of(records["opacity"]),
         color_of(records["color"])[:, None],
-        up=up or "-y",
     )

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from ..files import InputError, atomic_path
-from ..gaussians import Gaussians
+from ..gaussians import Gaussians, half_turn
+from ..mesh import up_matrix
 from ..reading import read_bytes
 from ..scene.scene import Scene4D, frame_times
 from ..scene.views import FrameProgress
@@ -34,25 +35,38 @@ _SORTED = ("compressed-ply", "sog")
 _METHOD = {format: zipfile.ZIP_DEFLATED if format in ("ply", "splat") else zipfile.ZIP_STORED for format in FORMATS}
 
 
-def read_splats(path: str | os.PathLike[str], *, up: str | None = None) -> Gaussians:
+def read_splats(path: str | os.PathLike[str], *, up: str = "y") -> Gaussians:
     """Gaussians (N, ...) of a .ply, compressed .ply, .spz, .splat, .ksplat or .sog, or the folder of a SOG, in our Y-up frame.
 
     Gaussians that hold NaN or infinite values are left out, with a note in the log.
 
     Args:
-        up: the file's axis that points up, of :data:`.ply.UPS`; None takes what the file states, else -y.
+        up: the axis that points up, with the frame that files of the kind usually have: "y" as it should be, "-y" for what
+            stands on its head, "z" for what lies on its back, also "-z", "x", "-x".
 
     Raises:
         InputError: for a missing, foreign, damaged or too large file.
     """
-    ply.check_up(up)
+    up_matrix(up)
     path = Path(path)
     if path.is_dir() and sog.is_folder(path):
-        return ply.sound(sog.read_folder(path, up=up), str(path))
+        return turned(ply.sound(sog.read_folder(path), str(path)), up)
     return decode_splats(read_bytes(path, "splat file", ply.MAX_BYTES), str(path), up=up)
 
 
-def decode_splats(data: bytes, name: str, *, up: str | None = None) -> Gaussians:
+def turned(gaussians: Gaussians, up: str) -> Gaussians:
+    """Gaussians (N, ...) whose axis ``up`` points up, turned so that +Y does.
+
+    Raises:
+        InputError: for what is no axis.
+    """
+    matrix = up_matrix(up)
+    if up in ("y", "-y"):  # exactly
+        return gaussians if up == "y" else half_turn(gaussians)
+    return gaussians.transformed(matrix)
+
+
+def decode_splats(data: bytes, name: str, *, up: str = "y") -> Gaussians:
     """:func:`read_splats` of a file's content, known by its first bytes, else by the ending of ``name``.
 
     Takes some 300 bytes of memory a Gaussian, 1.1 kB at degree 3, of which there are at most 2^24, and no more than the content
@@ -61,24 +75,24 @@ def decode_splats(data: bytes, name: str, *, up: str | None = None) -> Gaussians
     Raises:
         InputError: as there.
     """
-    return ply.sound(decode_raw(data, name, up=up), name)
+    return turned(ply.sound(decode_raw(data, name), name), up)
 
 
-def decode_raw(data: bytes, name: str, *, up: str | None = None) -> Gaussians:
-    """:func:`decode_splats` with the Gaussians that hold NaN, see :func:`.ply.is_sound`.
+def decode_raw(data: bytes, name: str) -> Gaussians:
+    """:func:`decode_splats` with the Gaussians that hold NaN, see :func:`.ply.is_sound`, and not turned.
 
     Raises:
         InputError: as there.
     """
     suffix = Path(name).suffix.lower()
     if data[:2] == b"\x1f\x8b" or data[:4] == b"NGSP":
-        return spz.decode(data, name, up=up)
+        return spz.decode(data, name)
     if data[:3] == b"ply" or suffix == ".ply":
         compressed = ply.parse_header(data, name).is_compressed
-        return (compressed_ply if compressed else ply).decode(data, name, up=up)
+        return (compressed_ply if compressed else ply).decode(data, name)
     for module, ending in ((spz, ".spz"), (splat, ".splat"), (ksplat, ".ksplat"), (sog, ".sog")):
         if suffix == ending:
-            return module.decode(data, name, up=up)
+            return module.decode(data, name)
     raise InputError(f"{name}: not a splat file that is read, save it as {', '.join(SPLAT_SUFFIXES)}")
 
 
@@ -169,10 +183,11 @@ def write_splat_sequence(
     text = json.dumps(manifest, indent=2) + "\n"
     with atomic_path(target) as temporary:
         if zipped:
-            with zipfile.ZipFile(temporary, "w", _METHOD[format]) as archive:
+            with zipfile.ZipFile(temporary, "w") as archive:
+                # Without the time of writing: the same scene gives the same bytes.
                 for file, content in _frames(scene, names, format, progress, options):
-                    archive.writestr(file, content)
-                archive.writestr("manifest.json", text)
+                    archive.writestr(zipfile.ZipInfo(file), content, _METHOD[format])
+                archive.writestr(zipfile.ZipInfo("manifest.json"), text, _METHOD[format])
         else:
             temporary.mkdir()
             for file, content in _frames(scene, names, format, progress, options):

@@ -11,9 +11,9 @@ SuperSplat 2 to 4; PlayCanvas's engine 4 alone. Hence 3 by default.
 
 Frame: the specification says Y up (RUB), but what reads and writes these files mostly takes them as they are, in the .ply's
 frame (RDF, Y down): Niantic's own converter, ComfyUI, Spark, three.js, SuperSplat. So that is what is written and, where a file
-does not state its axes, read; some writers follow the specification (splat-transform 2.7), hence ``up``. Version 4 states them,
-for readers that look (Niantic's library built with extensions); versions 2 and 3 cannot without confusing others.
-``axes="rub"`` writes what the specification says.
+does not state its axes, read; some writers follow the specification (splat-transform 2.7), hence the readers' option ``up``.
+Version 4 states them, for readers that look (Niantic's library built with extensions); versions 2 and 3 cannot without
+confusing others. ``axes="rub"`` writes what the specification says.
 
 Source: the specification and library at github.com/nianticlabs/spz.
 """
@@ -95,11 +95,8 @@ def encode(gaussians: Gaussians, *, version: int = 3, axes: str = "rdf") -> byte
     return header + stated + sizes + b"".join(stream for stream, _ in packed)
 
 
-def decode(data: bytes, name: str, *, up: str | None = None) -> Gaussians:
-    """Gaussians (N, ...) of a .spz's content, in our frame; ``name`` is for messages.
-
-    Args:
-        up: the file's axis that points up, of :data:`.ply.UPS`; None takes what the file states, else -y, with a note.
+def decode(data: bytes, name: str) -> Gaussians:
+    """Gaussians (N, ...) of a .spz's content, in our frame; ``name`` is for messages. Where no axes are stated, a note says so.
 
     Raises:
         InputError: for a foreign, truncated or damaged file, or one that unpacks to far more than it should.
@@ -121,13 +118,11 @@ def decode(data: bytes, name: str, *, up: str | None = None) -> Gaussians:
     dc = color_of(color.reshape(-1, 3), _COLOR_SCALE)[:, None]
     harmonics = (rest.reshape(count, -1, 3).astype(np.float32) - 128) / 128
     system = _stated_axes(extensions, name)
-    if system and system not in AXES.values() and up is None:
-        raise InputError(
-            f"{name}: stored in coordinate system {system}, which is not read; say which axis is up, or save a .ply"
-        )
-    if not system and up is None:
+    if system and system not in AXES.values():
+        raise InputError(f"{name}: stored in coordinate system {system}, which is not read; save it as .ply")
+    if not system:
         # What is written, by whom, is half the one and half the other: nothing in the file can tell.
-        log.info("%s: .spz does not say which way is up, read as -y like a .ply; if it stands on its head, ask for up y", name)
+        log.info("%s: .spz does not say which way is up, read as a .ply; if it stands on its head, ask for up -y", name)
     log.debug("%s: spz version %d, %d Gaussians of degree %d, coordinate system %d", name, version, count, degree, system)
     return from_file(
         name,
@@ -136,7 +131,7 @@ def decode(data: bytes, name: str, *, up: str | None = None) -> Gaussians:
         scale.reshape(-1, 3).astype(np.float32) / 16 - 10,
         opacity_of(opacity),
         np.concatenate([dc, harmonics], 1),
-        up=up or ("y" if system == AXES["rub"] else "-y"),
+        turn=system != AXES["rub"],
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
@@ -55,7 +56,7 @@ def write_usd(
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"{path}: not a name of a USD file, choose one that ends in {', '.join(SUFFIXES)}")
-    Usd, UsdGeom, UsdUtils, UsdVol = _modules(path)
+    Tf, Usd, UsdGeom, UsdUtils, UsdVol = _modules(path)
     if not len(scene.gaussians):
         raise InputError(f"{path}: the scene has no Gaussians, nothing to write")
     count = scene.frames if frames is None else frames
@@ -105,14 +106,19 @@ def write_usd(
             track.set(frame, value)
         if progress is not None:
             progress(frame + 1, count)
-    with atomic_path(path) as temporary:
-        if path.suffix.lower() == ".usdz":
-            with tempfile.TemporaryDirectory() as folder:
-                inner = Path(folder) / f"{path.stem}.usdc"
-                stage.GetRootLayer().Export(str(inner))
-                UsdUtils.CreateNewUsdzPackage(str(inner), str(temporary))
-        else:
-            stage.GetRootLayer().Export(str(temporary))
+    try:
+        with atomic_path(path) as temporary:
+            if path.suffix.lower() == ".usdz":
+                with tempfile.TemporaryDirectory() as folder:
+                    inner = Path(folder) / f"{path.stem}.usdc"
+                    stage.GetRootLayer().Export(str(inner))
+                    UsdUtils.CreateNewUsdzPackage(str(inner), str(temporary))
+            else:
+                stage.GetRootLayer().Export(str(temporary))
+    except Tf.ErrorException as error:  # a full disk among others, in lines upon lines
+        told = re.search(r"Error occurred writing file: ([^']*)", str(error))
+        reason = told[1].lower() if told else "the OpenUSD library gave up"
+        raise InputError(f"{path}: cannot be written ({reason}), free space or choose another place") from None
 
 
 class _Track:
@@ -144,14 +150,14 @@ class _Track:
             self.attribute.Set(array, frame + _HELD)
 
 
-def _modules(path: Path) -> tuple[Any, Any, Any, Any]:
+def _modules(path: Path) -> tuple[Any, Any, Any, Any, Any]:
     if reason := problem("pxr.UsdVol"):
         raise InputError(f"{path}: USD files take the package usd-core, which {reason}; run: pip install usd-core")
-    from pxr import Usd, UsdGeom, UsdUtils, UsdVol
+    from pxr import Tf, Usd, UsdGeom, UsdUtils, UsdVol
 
     if not hasattr(UsdVol, "ParticleField3DGaussianSplat"):
         raise InputError(f"{path}: this usd-core is older than 26.3 and knows no Gaussians; pip install --upgrade usd-core")
-    return Usd, UsdGeom, UsdUtils, UsdVol
+    return Tf, Usd, UsdGeom, UsdUtils, UsdVol
 
 
 def _array(attribute: Any, value: Tensor) -> Any:

@@ -229,7 +229,9 @@ class MethodRun:
         for config, times in fits:
             fronts = self.fronts if isinstance(config, MotionConfig) else []
             meshes = self.moving if isinstance(config, MotionConfig) else []
-            cost = stages.estimate(video, start, config, mesh=mesh, meshes=meshes, fronts=fronts, backend=self.backend)
+            cost = stages.estimate(
+                video, start, config, mesh=mesh, meshes=meshes, fronts=fronts, backend=self.backend, progress=self.clock
+            )
             cost = replace(cost, seconds=times * cost.seconds)
             self.foreseen = cost if self.foreseen is None else self.foreseen + cost
         log.info("estimate: %s", self.foreseen)

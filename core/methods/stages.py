@@ -25,11 +25,11 @@ from ..deformation import FIELDS, DeformationField
 from ..fit.density import DensityControl
 from ..fit.estimate import FitEstimate, Pass, estimate_passes
 from ..fit.loop import GAUSSIAN_LR, FitState, Inputs, Schedule, Train, run_fit
-from ..gaussians import Gaussians, from_points, neighbour_distances, random_gaussians
+from ..gaussians import Gaussians, from_points, neighbour_distances, neighbours, random_gaussians
 from ..generate.anchors import sample_anchors
 from ..generate.sampling import StepProgress
 from ..identity import fingerprint
-from ..mesh import Mesh, sample_surface
+from ..mesh import Mesh, sample_evenly
 from ..objectives.base import Objective
 from ..priors.base import Prior, Role
 from ..progress import Progress
@@ -43,6 +43,9 @@ from ..video import DrivingVideo, looks_looping
 #: paper searches, or DreamGaussian4D's fixed camera.
 Camera = Literal["focal", "focal-literal", "distance", "distance-literal", "fixed"]
 
+#: How far inside the surface the core lies, in units of the object's longest side.
+CORE = 0.025
+
 
 @dataclass(frozen=True)
 class StaticConfig:
@@ -52,6 +55,7 @@ class StaticConfig:
         gaussians: sampled on the mesh's surface; without a mesh, grey ones spread in a ball.
         schedule: of the fit.
         objectives: its terms.
+        core: Gaussians inside the surface beside those on it, as a share of them, see :func:`core_of_mesh`.
         density: clone, split and prune, or None.
         rates: learning rates of the Gaussians in place of :data:`~..fit.loop.GAUSSIAN_LR`.
         frame: which frame of the clip is fitted, "first" or "middle"; a given object shows the first.
@@ -63,6 +67,7 @@ class StaticConfig:
     density: DensityControl | None = None
     rates: Mapping[str, float] | None = None
     frame: Literal["first", "middle"] = "first"
+    core: float = 0.0
 
     def changed(self, change: Change) -> StaticConfig:
         """With its objectives changed; those that become None are left out."""
@@ -331,23 +336,45 @@ def without_object(video: DrivingVideo, *, distance: float, points: int, seed: i
     return FocalAlignment(front, ball, 0.0, [], 0.0, report)
 
 
+def core_of_mesh(mesh: Mesh, count: int, seed: int = 0) -> Gaussians:
+    """Opaque, overlapping discs a little inside the surface, each in the colour of the surface above it; at most ``count``.
+
+    Gaussians that a fit sharpens leave gaps between them. Through those the core is seen, and not the object's far side. Parts
+    as thin as twice :data:`CORE` have none.
+    """
+    samples = sample_evenly(mesh, count, torch.Generator().manual_seed(seed))
+    normals = F.normalize(samples.normals, dim=-1)
+    around = neighbours(samples.points, 24)
+    towards = samples.points[around] - samples.points[:, None]
+    # Another side that faces away, near along the way in: the part is thin there.
+    facing = (normals[around] * normals[:, None]).sum(-1) < -0.3
+    thin = (facing & (towards.norm(dim=-1) < 3 * CORE)).any(-1)
+    width = neighbour_distances(samples.points, 6).mean(-1).clamp_min(1e-4)
+    core = _discs(samples.points - CORE * normals, samples.colors, normals, width * 0.8, 0.99)
+    return core.select(~thin)
+
+
 def gaussians_on_mesh(mesh: Mesh, count: int, seed: int = 0) -> tuple[Gaussians, Tensor]:
     """Flat Gaussians on the surface, coloured from the texture, and the face that each lies on, (N,).
 
-    Each is a disc across the surface normal about as wide as its neighbours are apart, and nearly opaque.
+    Each is a disc across the surface normal, wide enough to overlap its neighbours so that nothing shows between them, and
+    nearly opaque.
     """
     generator = torch.Generator().manual_seed(seed)
-    samples = sample_surface(mesh, count, generator)
+    samples = sample_evenly(mesh, count, generator)
     normals = F.normalize(samples.normals, dim=-1)
     width = neighbour_distances(samples.points, 6).mean(-1).clamp_min(1e-4)
-    scales = width[:, None] * torch.tensor([0.55, 0.55, 0.12])
+    return _discs(samples.points, samples.colors, normals, 0.6 * width, 0.97), samples.face
+
+
+def _discs(points: Tensor, colors: Tensor, normals: Tensor, width: Tensor, opacity: float) -> Gaussians:
+    """Flat Gaussians across unit normals, a fifth as thick as wide."""
     # The shortest rotation from +Z, the discs' thin axis, to the normal.
     z = torch.tensor([0.0, 0.0, 1.0]).expand_as(normals)
     quats = torch.cat([1 + normals[:, 2:], torch.linalg.cross(z, normals)], -1)
     quats = torch.where(quats.norm(dim=-1, keepdim=True) < 1e-4, quats.new_tensor([0.0, 1.0, 0.0, 0.0]), quats)
-    return from_points(
-        samples.points, samples.colors, scales=scales, quats=F.normalize(quats, dim=-1), opacity=0.95
-    ), samples.face
+    scales = width[:, None] * torch.tensor([1.0, 1.0, 0.2])
+    return from_points(points, colors, scales=scales, quats=F.normalize(quats, dim=-1), opacity=opacity)
 
 
 def fit_static(
@@ -386,6 +413,8 @@ def fit_static(
         gaussians = mesh.thinned(config.gaussians, seed)
     else:
         gaussians, _ = gaussians_on_mesh(mesh, config.gaussians, seed)
+        if config.core:
+            gaussians = Gaussians.cat([gaussians, core_of_mesh(mesh, round(config.core * config.gaussians), seed)])
     state = FitState(gaussians.to(device if video is None else video.frames.device))
     stage = "frame to 3D" if video is not None else "to 3D" if start is None else "to 3D, fine"
     if config.objectives:
@@ -532,15 +561,17 @@ def estimate(
     meshes: Sequence[Object3D] = (),
     fronts: Sequence[FrontCamera] = (),
     backend: str = "auto",
+    progress: Progress | None = None,
 ) -> FitEstimate:
     """What :func:`fit_static` or :func:`fit_motion` will cost, from a few steps of each pass; the scene may be unfitted."""
     inputs = _motion_inputs(video, scene, mesh, meshes, fronts, backend)
     if isinstance(config, StaticConfig):
         inputs = replace(inputs, taus=scene.taus[:1])
         passes = [Pass(config.objectives, config.schedule, "gaussians")] if config.objectives else []
-        return estimate_passes(passes, FitState(scene.gaussians), inputs)
+        return estimate_passes(passes, FitState(scene.gaussians), inputs, progress=progress)
     state = FitState(scene.gaussians, build_field(config, scene, mesh))
-    return estimate_passes([part for _, part in motion_passes(config, scene.frames)], state, inputs)
+    passes = [part for _, part in motion_passes(config, scene.frames)]
+    return estimate_passes(passes, state, inputs, progress=progress)
 
 
 def _rates(config: StaticConfig | MotionConfig) -> dict[str, float] | None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ..cameras import Cameras, Crop, FrontCamera
 from ..files import InputError
@@ -20,6 +21,7 @@ from ..registry import Registry
 from ..render import Render, ScreenStatistics, rasterize
 from ..scene.object3d import Object3D
 from ..schedules import Weight
+from ..transfer import sent
 from ..video import DrivingVideo
 
 if TYPE_CHECKING:
@@ -64,6 +66,13 @@ class Objective:
     weight: Weight
     share: float = 0.0
     share_step: int = 0
+
+    def draw(self, step: FitStep) -> dict[str, Tensor]:
+        """What a step draws at random, tensors on the CPU from ``step.generator``; the loss reads them by ``step.given(self)``.
+
+        An objective that draws here and not in its loss can be captured on a graphics card, which makes its steps faster.
+        """
+        return {}
 
     def loss(self, step: FitStep) -> Tensor:
         """The loss of a step, a scalar, without its weight."""
@@ -206,6 +215,10 @@ class FitStep:
         statistics: one is added by every render of the step, for density control; None where nobody asks.
         memory: what the objective that is asked keeps from step to step; the loop sets it before it asks one.
         memo: what is the same in every step of a pass, made once.
+        rows: the frames (B,) int64 where the fit is; None: to be made of ``frames``.
+        tracked_taus: the times of ``tracking`` (3,) where the fit is; None: to be made of it.
+        drawn: what the objective that is asked draws at random, where the fit is; None: it is drawn when first asked for.
+        slice: frames that the field moves at once, each slice made again for its gradients; 0 = all, kept.
     """
 
     index: int
@@ -229,6 +242,31 @@ class FitStep:
     statistics: list[ScreenStatistics] | None = None
     memory: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     memo: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    rows: Tensor | None = None
+    tracked_taus: Tensor | None = None
+    drawn: Mapping[str, Tensor] | None = None
+    slice: int = 0
+
+    def given(self, objective: Objective) -> Mapping[str, Tensor]:
+        """What the objective drew for this step, where the fit is."""
+        if self.drawn is not None:
+            return self.drawn
+        return {name: sent(tensor, self.canonical.device) for name, tensor in objective.draw(self).items()}
+
+    def due(self, every: int) -> bool:
+        """Whether what an objective renews every so many steps is renewed in this one.
+
+        To be asked in place of ``index``: the steps in between are then the same to a graphics card, and so are faster.
+        """
+        return self.index % every == 0
+
+    @property
+    def tracked(self) -> Tensor | None:
+        """The times of ``tracking`` (3,); None where frames are not tracked one by one."""
+        if self.tracked_taus is None and self.tracking is not None:
+            span = max(self.frame_count - (0 if self.loop else 1), 1)
+            self.tracked_taus = torch.tensor([t / span for t in self.tracking]).to(self.canonical.device)
+        return self.tracked_taus
 
     @property
     def rho(self) -> float:
@@ -262,7 +300,21 @@ class FitStep:
         """The object at this step's frames, (B, N, ...)."""
         if self.field is None:
             return self.canonical.map(lambda t: t.expand(len(self.taus), *t.shape))
-        return self.field(self.canonical, self.taus)
+        if not 0 < self.slice < len(self.taus) or not torch.is_grad_enabled():
+            return self.field(self.canonical, self.taus)
+        field, canonical = self.field, self.canonical
+
+        def moved(*tensors: Tensor) -> tuple[Tensor, ...]:
+            *own, taus = tensors
+            return tuple(field(Gaussians(*own), taus).tensors().values())
+
+        parts = [
+            checkpoint(moved, *canonical.tensors().values(), taus, use_reentrant=False, preserve_rng_state=False)
+            for taus in self.taus.split(self.slice)
+        ]
+        shared = canonical.sh.expand(len(self.taus), *canonical.sh.shape)
+        whole = [torch.cat(tensors) for tensors in list(zip(*parts, strict=True))[:4]]  # pyright: ignore[reportArgumentType]
+        return Gaussians(*whole, shared if "sh" not in field.changes else torch.cat([part[4] for part in parts]))
 
     @cached_property
     def front_cameras(self) -> Cameras:
@@ -271,16 +323,20 @@ class FitStep:
         side = max(front.width, front.height)
         whole = Crop((front.width - side) / 2, (front.height - side) / 2, side, front.width, front.height)
         if len(self.fronts) == 1:
-            camera = front.cropped(whole if self.driving is None else self.driving.crop, self.resolution)
-            cameras = Cameras(
-                camera.world_to_camera.expand(len(self.frames), 4, 4),
-                camera.K.expand(len(self.frames), 3, 3),
-                camera.width,
-                camera.height,
-            )
+            crops = [whole if self.driving is None else self.driving.crop]
         else:
-            cameras = Cameras.cat([self.fronts[int(t)].cropped(self.video.crop, self.resolution) for t in self.frames])
-        return cameras.to(self.canonical.device).reshape(len(self.frames), 1)
+            crops = [self.video.crop] * len(self.fronts)
+        key = "front cameras", self.resolution
+        if key not in self.memo:
+            each = Cameras.cat([front.cropped(crop, self.resolution) for front, crop in zip(self.fronts, crops, strict=True)])
+            self.memo[key] = each.to(self.canonical.device)
+        cameras: Cameras = self.memo[key]
+        if len(self.fronts) == 1:
+            poses, lenses = (t.expand(len(self.taus), *t.shape[1:]) for t in (cameras.world_to_camera, cameras.K))
+        else:
+            index = self.frames if self.rows is None else self.rows
+            poses, lenses = cameras.world_to_camera[index], cameras.K[index]
+        return replace(cameras, world_to_camera=poses, K=lenses).reshape(len(self.taus), 1)
 
     def render(self, gaussians: Gaussians, cameras: Cameras, background: Tensor | None = None) -> Render:
         """:func:`rasterize` with this step's renderer and statistics, on its background or another."""
@@ -303,7 +359,8 @@ class FitStep:
         if key not in self.memo:
             self.memo[key] = resized_video(self.video, self.resolution)
         color, mask = self.memo[key]
-        color, mask = color[self.frames][:, None], mask[self.frames][:, None]
+        index = self.frames if self.rows is None else self.rows
+        color, mask = color[index][:, None], mask[index][:, None]
         return color + (1 - mask[..., None]) * self.background, mask
 
 

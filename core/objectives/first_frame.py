@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..cameras import Cameras
 from ..schedules import Weight, constant
 from .base import OBJECTIVES, FitStep, Objective
 from .mesh import framing_cameras
@@ -28,9 +29,13 @@ class FirstFrame(Objective):
     weight: Weight = constant(1e4)  # noqa: RUF009
     views: int = 1
 
+    def draw(self, step: FitStep) -> dict[str, Tensor]:
+        cameras = framing_cameras(step.fronts[0], self.views, step.resolution, step.generator)
+        return {"pose": cameras.world_to_camera, "K": cameras.K}
+
     def loss(self, step: FitStep) -> Tensor:
-        device = step.canonical.device
-        cameras = framing_cameras(step.fronts[0], self.views, step.resolution, step.generator).to(device)
+        device, drawn = step.canonical.device, step.given(self)
+        cameras = Cameras(drawn["pose"], drawn["K"], step.resolution, step.resolution)
         moved = step.moving(step.canonical, torch.zeros(1, device=device))
         with torch.no_grad():
             still = step.render(step.canonical, cameras)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from ..metrics.perceptual import perceptual_distance
+from ..metrics.perceptual import LPIPS, perceptual_distance
 from ..schedules import Weight, linear
+from . import fused
 from .base import OBJECTIVES, FitStep, Objective
+
+#: Pixels of which a card holds a perceptual network's activations at once: four pictures of 512 x 512, some 2 GB.
+PIXELS = 1 << 20
 
 
 def image_loss(
@@ -33,18 +39,34 @@ def image_loss(
     """
     color, target = color.reshape(-1, *color.shape[-3:]), target.reshape(-1, *target.shape[-3:])
     alpha, mask = alpha.reshape(-1, *alpha.shape[-2:]), mask.reshape(-1, *mask.shape[-2:])
-    difference = torch.cat([color - target, (alpha - mask)[..., None]], -1).movedim(-1, 1)
-    loss = color.new_zeros(())
-    for level in range(levels):
-        if level:
-            difference = F.avg_pool2d(difference, 2)
-        square = difference.square().mean((0, 2, 3))
-        loss = loss + min(2.0**level, 8.0) * (square[:3].mean() + mask_weight * square[3])
+    if fused.available(color.device) and levels <= fused.LEVELS:
+        loss = fused.pyramid_loss(color, alpha, target, mask, mask_weight, levels)
+    else:
+        difference = torch.cat([color - target, (alpha - mask)[..., None]], -1).movedim(-1, 1)
+        loss = color.new_zeros(())
+        for level in range(levels):
+            if level:
+                difference = F.avg_pool2d(difference, 2)
+            square = difference.square().mean((0, 2, 3))
+            loss = loss + min(2.0**level, 8.0) * (square[:3].mean() + mask_weight * square[3])
     loss = weight * loss
     if perceptual > 0:
         distance, _ = perceptual_distance(network, color.device.type)
-        loss = loss + perceptual * distance(color, target)
+        size = max(1, PIXELS // (color.shape[1] * color.shape[2]))
+        if color.is_cuda and len(color) > size and isinstance(distance, LPIPS):
+            loss = loss + perceptual * mean_over_slices(distance, color, target, size)
+        else:
+            loss = loss + perceptual * distance(color, target)
     return loss
+
+
+def mean_over_slices(distance: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor, size: int) -> Tensor:
+    """A mean distance of two batches, a few pictures at once; the activations of each are made again for its gradients."""
+    parts = [
+        len(x) * torch.as_tensor(checkpoint(distance, x, y, use_reentrant=False, preserve_rng_state=False))
+        for x, y in zip(a.split(size), b.split(size), strict=True)
+    ]
+    return torch.stack(parts).sum() / len(a)
 
 
 @OBJECTIVES.register("reference view")

@@ -16,10 +16,12 @@ from ..cameras import Cameras, FrontCamera, quaternion_to_matrix, sample_orbit
 from ..gaussians import SH_C0
 from ..render import rasterize
 from ..render.mesh import MeshRender
+from ..render.nvrtc import mesh_backend
 from ..scene.object3d import Object3D, SplatObject, render_object
 from ..schedules import Weight, linear
 from .base import OBJECTIVES, FitStep, Objective
 from .front import image_loss
+from .through import shown_through
 
 #: Side of the window around the unit object that random cameras frame.
 FRAMING = 1.3
@@ -41,6 +43,8 @@ class MeshMatch(Objective):
         depth: squared error of depth (the object's longest side is 1) relative to the colour term; for meshes whose colours
             say little about their shape, as those coloured from one frame.
         normals: the same for surface normals, drawn from the Gaussians' thin axes.
+        through: share of the light that comes from behind the surface (:func:`~.through.shown_through`), relative to the colour
+            term. Without it a fit thins Gaussians out until the far side shines through the gaps.
     """
 
     name: ClassVar[str] = "mesh"
@@ -55,6 +59,7 @@ class MeshMatch(Objective):
     levels: int = 1
     depth: float = 0.0
     normals: float = 0.0
+    through: float = 0.0
 
     def untextured(self) -> Self:
         return replace(self, depth=1.0, normals=0.3)
@@ -62,21 +67,27 @@ class MeshMatch(Objective):
     def perceptual_network(self) -> str | None:
         return self.network if self.perceptual > 0 else None
 
-    def weighted(self, step: FitStep, weight: float | Tensor) -> Tensor:
+    def draw(self, step: FitStep) -> dict[str, Tensor]:
         cameras = framing_cameras(step.fronts[0], self.views, step.resolution, step.generator, self.elevation, self.fovy_jitter)
-        device = step.canonical.device
+        drawn = {"pose": cameras.world_to_camera, "K": cameras.K}
+        if len(step.meshes) > 1:
+            drawn["moment"] = torch.randint(len(step.frames), (self.views,), generator=step.generator)
+        return drawn
+
+    def weighted(self, step: FitStep, weight: float | Tensor) -> Tensor:
+        device, drawn = step.canonical.device, step.given(self)
+        seen = Cameras(drawn["pose"], drawn["K"], step.resolution, step.resolution)
         if len(step.meshes) == 1:
             # One mesh stands for one moment, the first frame.
             shown = step.canonical
             if step.field is not None:
                 shown = step.field(shown, torch.zeros(1, device=device)).map(lambda t: t[0])
-            seen = cameras.to(device)
-            truth = [_drawn(step.meshes[0], cameras, step)]
+            truth = [_drawn(step.meshes[0], seen, step)]
         else:
-            pick = torch.randint(len(step.frames), (self.views,), generator=step.generator)
+            pick = drawn["moment"].long()
             shown = step.gaussians.map(lambda t: t[pick])
-            seen = cameras.reshape(self.views, 1).to(device)
-            truth = [_drawn(step.meshes[int(step.frames[p])], cameras[i : i + 1], step) for i, p in enumerate(pick)]
+            truth = [_drawn(step.meshes[int(step.frames[p])], seen[i : i + 1], step) for i, p in enumerate(pick.tolist())]
+            seen = seen.reshape(self.views, 1)
         color, alpha, depth, normal = (
             torch.cat([getattr(view, part) for view in truth]).to(device).unflatten(0, seen.batch)
             for part in ("color", "alpha", "depth", "normal")
@@ -91,6 +102,10 @@ class MeshMatch(Objective):
             centre = step.fronts[0].distance
             difference = (render.depth - centre * render.alpha) - alpha * (depth - centre)
             loss = loss + weight * self.depth * difference.square().mean()
+        if self.through > 0:
+            behind = shown_through(shown, seen.reshape(self.views), depth.reshape(self.views, *depth.shape[-2:]),
+                                   backend=step.backend)  # fmt: skip
+            loss = loss + weight * self.through * behind.mean()
         if self.normals > 0 and not isinstance(step.meshes[0], SplatObject):
             # The thin axis of a Gaussian sampled on the surface starts as its outward normal and stays continuous.
             facing = quaternion_to_matrix(shown.quats)[..., 2] / 2
@@ -101,11 +116,17 @@ class MeshMatch(Objective):
 
 
 def _drawn(item: Object3D, cameras: Cameras, step: FitStep) -> MeshRender:
-    """The target from cameras: a mesh from the CPU; Gaussians where the fit is and exactly as the fit draws its own."""
+    """The target: Gaussians exactly as the fit draws its own; a mesh by the card's own kernels, or else on the CPU."""
+    device = step.canonical.device
+    if not isinstance(item, SplatObject) and not mesh_backend.available(device):
+        return render_object(item, cameras.to("cpu"), step.background.cpu())
+    key = "object", id(item)
+    if key not in step.memo:
+        step.memo[key] = item, item.to(device)  # the item too, so that its id stays its own
+    kept = step.memo[key][1]
     if isinstance(item, SplatObject):
-        item = item.to(step.canonical.device)
-        return render_object(item, cameras, step.background, supersample=1, backend=step.backend)
-    return render_object(item, cameras, step.background.cpu())
+        return render_object(kept, cameras, step.background, supersample=1, backend=step.backend)
+    return render_object(kept, cameras, step.background)
 
 
 def framing_cameras(

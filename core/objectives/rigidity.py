@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..cameras import quaternion_multiply, quaternion_to_matrix
+from ..deformation import fused
 from ..gaussians import neighbours
 from ..schedules import Weight, constant
 from .base import OBJECTIVES, FitStep, Objective
@@ -43,8 +44,8 @@ class Rigidity(Objective):
         handles = step.moving.handles()
         if handles is not None:
             positions, quats = step.moving.motion_of_handles(step.taus)
-            strain, bend = edge_strain(handles.positions, positions, quats, handles.pairs)
-            if self.joints > 0 and len(step.frames) > 1 and step.index % 20 == 0:
+            strain, bend = edge_strain(handles.positions, positions, quats, handles.pairs, handles.ends)
+            if self.joints > 0 and len(step.taus) > 1 and step.due(20):
                 step.memory["edge_weight"] = softened(strain, self.joints)
             edge_weight = step.memory.get("edge_weight", torch.ones_like(strain[0]))
         else:
@@ -65,8 +66,15 @@ def edge_strain(
     positions: Tensor,  # (B, M, 3)
     quats: Tensor,  # (B, M, 4) wxyz
     pairs: Tensor,  # (E, 2)
+    ends: fused.Lists | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Squared relative strain of each edge (B, E), averaged over its ends, and squared difference of their rotations."""
+    """Squared relative strain of each edge (B, E), averaged over its ends, and squared difference of their rotations.
+
+    Args:
+        ends: as :attr:`Handles.ends` has them; the graphics card's own kernel then does it.
+    """
+    if ends is not None:
+        return fused.edge_strain(rest, positions, quats, pairs, ends)
     i, j = pairs.unbind(1)
     edge = rest[j] - rest[i]
     matrices = quaternion_to_matrix(quats)
@@ -80,7 +88,9 @@ def edge_strain(
 
 
 def picked(x: Tensor, index: Tensor) -> Tensor:  # (B, N, ...), (E,) int64 -> (B, E, ...)
-    """``x[:, index]``, with gradients that are added in one order, unlike indexing on several threads; and faster."""
+    """``x[:, index]``, with gradients added in one order; on the CPU, indexing on several threads has none, and is slower."""
+    if x.is_cuda:
+        return x[:, index]
     flat = x.flatten(2).transpose(1, 2)
     return flat.gather(2, index.expand(*flat.shape[:2], -1)).transpose(1, 2).unflatten(2, x.shape[2:])
 
@@ -116,11 +126,11 @@ class Smoothness(Objective):
 
     def loss(self, step: FitStep) -> Tensor:
         span = max(step.frame_count - (0 if step.loop else 1), 1)
-        if step.tracking is not None:
-            before, source, frame = (_positions(step, torch.tensor([t / span])) for t in reversed(step.tracking))
+        if step.tracked is not None:
+            before, source, frame = (_positions(step, tau) for tau in step.tracked.flip(0).split(1))
             acceleration = frame - 2 * source.detach() + before.detach()
             return acceleration.square().sum(-1).mean()
-        if len(step.frames) == step.frame_count:
+        if len(step.taus) == step.frame_count:
             positions = _positions(step, step.taus)
             if step.loop:
                 positions = torch.cat([positions[-1:], positions, positions[:1]])

@@ -14,6 +14,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -24,9 +25,14 @@ from ..cameras import Cameras, spherical
 from ..files import InputError
 from ..identity import canonical
 from ..registry import Registry
+from ..transfer import Flag, sent
+from .graphs import Graphs
 
 if TYPE_CHECKING:
     from .checkpoints import Checkpoint, Precision
+
+#: Answers of the card that may be outstanding.
+UNREAD = 8
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ class NoiseSchedule:
         """alpha and sigma at times ``t`` of any shape, float32."""
         if self.alphas_cumprod is None:
             return 1 - t.float(), t.float()
-        abar = self.alphas_cumprod.to(t.device)[self.index(t)]
+        abar = sent(self.alphas_cumprod, t.device)[self.index(t)]
         return abar.sqrt(), (1 - abar).sqrt()
 
     def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:  # (B, ...), (B, ...), (B,) -> (B, ...)
@@ -271,7 +277,20 @@ class Prior(ABC):
         """Moves the networks; returns itself."""
         for module in (*self.modules.values(), *([self.small_encoder] if self.small_encoder is not None else [])):
             module.to(device)
+        self.graphs.passes.clear()
+        return self.arranged()
+
+    def arranged(self) -> Prior:
+        """Itself, with convolutions on a card laid out as its matrix units take them."""
+        for name, module in self.modules.items():
+            if name in ("unet", "vae") and self.device.type == "cuda":
+                module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         return self
+
+    @cached_property
+    def graphs(self) -> Graphs:
+        """Captured passes of its network, shared by its copies with other settings."""
+        return Graphs()
 
     #: Whether a host places and moves the networks as it sees fit, so that their memory is its concern.
     hosted: ClassVar[bool] = False
@@ -354,7 +373,7 @@ class Prior(ABC):
             InputError: for latents that are not finite, or missing viewpoints.
         """
         self.check(latents, views)
-        count, time = len(latents), self.schedule.model_time(t).to(latents.device)
+        count, time = len(latents), sent(self.schedule.model_time(t), latents.device)
 
         def rows(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return {k: v.expand(count, *v.shape[1:]) for k, v in inputs.items()}
@@ -380,14 +399,38 @@ class Prior(ABC):
         """
         if "cameras" in self.conditions and views is None:
             raise InputError(f"prior {self.name}: needs viewpoints, give the cameras of the pictures")
-        if not torch.isfinite(latents).all():
-            raise InputError(
-                f"prior {self.name}: the latents hold NaN or infinite numbers; lower the learning rate, "
-                "or load the prior with precision fp32"
-            )
+        self.require_finite(
+            latents, "the latents hold NaN or infinite numbers; lower the learning rate, or load the prior with precision fp32"
+        )
+
+    def require_finite(self, tensor: Tensor, what: str) -> None:
+        """Refuse a tensor that is not finite. On a card this is said as soon as it is known, not later than a step or so.
+
+        Raises:
+            InputError: with the prior's name.
+        """
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            return
+        self.finite.append((Flag(torch.isfinite(tensor).all()), what))
+        while self.finite and (self.finite[0][0].known or len(self.finite) > UNREAD):
+            flag, known = self.finite.pop(0)
+            if not flag:
+                self.finite.clear()
+                raise InputError(f"prior {self.name}: {known}")
+
+    @cached_property
+    def room(self) -> dict[Any, int]:
+        """Samples that a card's free memory holds, by what is done with them, shared by its copies with other settings."""
+        return {}
+
+    @cached_property
+    def finite(self) -> list[tuple[Flag, str]]:
+        """What is asked of the card and not yet read, shared by its copies with other settings."""
+        return []
 
     def with_settings(self, **settings: Any) -> Prior:
         """The same networks with other plain attributes (resolution, guidance, one_pass, ...)."""
+        assert None not in (self.graphs, self.room, self.finite)  # made before they are shared
         changed = copy.copy(self)
         for name, value in settings.items():
             setattr(changed, name, value)
@@ -395,7 +438,7 @@ class Prior(ABC):
 
 
 def _spread(values: Tensor, like: Tensor) -> Tensor:
-    return values.to(like.device).reshape(-1, *[1] * (like.ndim - 1))
+    return sent(values, like.device).reshape(-1, *[1] * (like.ndim - 1))
 
 
 class Role(Prior):

@@ -28,6 +28,10 @@ STEMS = ("diffusion_pytorch_model", "model")
 PICKLES = (".bin", ".ckpt", ".pth", ".pt")
 CONFIGS = ("config.json", "scheduler_config.json", "preprocessor_config.json", "tokenizer_config.json")
 
+#: Largest number of a network's configuration, largest number of its layers, blocks and heads, and bytes of a json file.
+LARGEST, DEEPEST, LARGEST_JSON = 1e7, 1000, 64 << 20
+_DEPTH = re.compile("layers|blocks|depth|heads|num_(hidden|res)")
+
 # Buffers that old versions of the libraries wrote and today's make themselves.
 _HARMLESS = re.compile(r"(^|\.)(position_ids|num_batches_tracked)$")
 
@@ -116,12 +120,28 @@ class Checkpoint:
         """The diffusers scheduler that a subfolder describes."""
         import diffusers
 
-        config = self.config(sub)
+        config = self.numbers(sub)
         name = str(config.get("_class_name", "DDIMScheduler"))
         cls: Any = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
         if cls is None:
             raise InputError(f"{self.folder / sub}: scheduler class {name!r} is not known to diffusers")
-        return cls.from_config(config)
+        with readable(self.folder / sub, f"a {name}"):
+            return cls.from_config(config)
+
+    def numbers(self, sub: str) -> dict[str, Any]:
+        """:meth:`config` of a network or scheduler, its numbers within what any published one has.
+
+        Raises:
+            InputError: for a number that would take memory or time without end, or that is none.
+        """
+        config = self.config(sub)
+        for key, value in _flat(config):
+            most = DEEPEST if _DEPTH.search(key) else LARGEST
+            if isinstance(value, int | float) and not abs(value) <= most:
+                raise InputError(
+                    f"{self.folder / sub}: its config says {key} = {value:g}, at most {most:g} is read; get it again"
+                )
+        return config
 
     def tokenizer(self, sub: str = "tokenizer") -> Any:
         """The transformers tokenizer in a subfolder."""
@@ -133,10 +153,8 @@ class Checkpoint:
         if lacking and (self.folder / sub / "spiece.model").is_file() and not (self.folder / sub / "tokenizer.json").is_file():
             raise InputError(f"{self.folder / sub / 'spiece.model'}: to read it, run: pip install sentencepiece protobuf")
         with quiet():
-            try:
+            with readable(self.folder / sub, "a tokenizer of transformers"):
                 return AutoTokenizer.from_pretrained(self.folder / sub, local_files_only=True, trust_remote_code=False)
-            except (OSError, ValueError, KeyError) as error:
-                raise InputError(f"{self.folder / sub}: not a tokenizer that transformers can read ({_line(error)})") from None
 
     def weights(self, sub: str) -> tuple[list[Path], str | None]:
         """A subfolder's weight files, each with an intact header, and their variant ("fp16", ...; None for the plain one).
@@ -186,28 +204,29 @@ class Checkpoint:
             InputError: where the weights are not exactly those that the class and the configuration call for.
         """
         files, variant = self.weights(sub)
-        config, where, loader = self.config(sub), self.folder / sub, getattr(cls, "from_pretrained", None)
-        named = str(config.get("_class_name") or (config.get("architectures") or [cls.__name__])[0])
+        config, where, loader = self.numbers(sub), self.folder / sub, getattr(cls, "from_pretrained", None)
+        architectures = config.get("architectures")
+        named = str(
+            config.get("_class_name")
+            or (architectures[0] if isinstance(architectures, list) and architectures else cls.__name__)
+        )
         if loader is None:
             model, missing, unexpected, mismatched = _load_own(cls, config, files, dtype, where)
         else:
             if "_class_name" in config and named != cls.__name__:
                 raise InputError(f"{where}: holds a {named}, expected a {cls.__name__}")
             typed = {"torch_dtype": dtype} if cls.__module__.startswith("diffusers") else {"dtype": dtype}
-            with quiet():
-                try:
-                    model, info = loader(
-                        where,
-                        variant=variant,
-                        use_safetensors=True,
-                        local_files_only=True,
-                        low_cpu_mem_usage=True,
-                        ignore_mismatched_sizes=True,
-                        output_loading_info=True,
-                        **typed,
-                    )
-                except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
-                    raise InputError(f"{where}: cannot be read as a {cls.__name__} ({_line(error)})") from None
+            with quiet(), readable(where, f"a {cls.__name__}"):
+                model, info = loader(
+                    where,
+                    variant=variant,
+                    use_safetensors=True,
+                    local_files_only=True,
+                    low_cpu_mem_usage=True,
+                    ignore_mismatched_sizes=True,
+                    output_loading_info=True,
+                    **typed,
+                )
             missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
             mismatched = {(str(key), tuple(found), tuple(wanted)) for key, found, wanted in info["mismatched_keys"]}
             missing -= {key for key, _, _ in mismatched}
@@ -252,6 +271,22 @@ def precision_dtypes(
 
 
 @contextmanager
+def readable(where: str | Path, what: str) -> Iterator[None]:
+    """Whatever a library raises over a file's odd values, as an InputError; lack of memory stays what it is.
+
+    Args:
+        where: names the file.
+        what: it is read as.
+    """
+    try:
+        yield
+    except (InputError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise InputError(f"{where}: cannot be read as {what} ({_line(error)})") from None
+
+
+@contextmanager
 def quiet() -> Iterator[None]:
     """Without the progress bars and warnings of diffusers and transformers: what they would say is raised here."""
     from diffusers.utils import logging as diffusers_log
@@ -275,11 +310,8 @@ def _load_own(
 ) -> tuple[Module, set[str], set[str], set[tuple[str, tuple[int, ...], tuple[int, ...]]]]:
     from safetensors.torch import load_file
 
-    try:
-        with torch.device("meta"):
-            model = cls.from_config(config)  # pyright: ignore[reportAttributeAccessIssue]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{where}: its config does not describe a {cls.__name__} ({_line(error)})") from None
+    with readable(where, f"a {cls.__name__}, which its config should describe"), torch.device("meta"):
+        model = cls.from_config(config)  # pyright: ignore[reportAttributeAccessIssue]
     expected = model.state_dict()
     loaded = {key: value for file in files for key, value in load_file(file).items()}
     unexpected, missing = set(loaded) - set(expected), set(expected) - set(loaded)
@@ -321,12 +353,27 @@ def _shards(index: Path) -> list[str]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
+        if path.stat().st_size > LARGEST_JSON:
+            raise ValueError(f"{path.stat().st_size >> 20} MB")
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not readable as json ({_line(error)}); get it again") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a json object; get it again")
     return value
+
+
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of nested json with the name of its nearest object's key."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _flat(inner, name)
+    elif isinstance(value, list):
+        yield key, len(value)
+        for inner in value:
+            yield from _flat(inner, key)
+    else:
+        yield key, value
 
 
 def _line(error: BaseException) -> str:

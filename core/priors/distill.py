@@ -7,19 +7,31 @@ The networks are frozen: the gradient reaches the pictures through the encoder a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from functools import lru_cache
+from typing import Literal, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from ..files import InputError
 from ..schedules import Weight, constant, linear
+from ..transfer import sent
 from .base import Condition, Prior, Role, Viewpoints
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+#: Share of a card's free memory that a batch may take; what a sample takes relative to its encoder's activations; and the most
+#: samples in a batch, all questions counted: more are no faster.
+SHARE, TRANSIENT, MOST = 0.6, 2.0, 128
+MEGABYTE = 2**20
 
 
 class TimePolicy(Protocol):
@@ -87,7 +99,8 @@ class Distillation:
             over the clip is multiplied by it; 1 = off.
         normalise: scale the latent gradient of each step to unit RMS (before ``weight`` and amplification), so that priors of
             different size and noise can be weighed against each other.
-        micro_batch: samples shown to the network at once, 0 = all. Changes memory, not results.
+        micro_batch: samples shown to the network at once, 0 = all; on a card at least so many, as its free memory allows.
+            Changes memory, not results.
         encode_batch: pictures encoded at once, their activations made again when gradients are taken; 0 = all, kept.
             Changes memory, not results.
     """
@@ -136,21 +149,25 @@ class Distillation:
         """
         prior, count = self.prior, len(images)
         t = self.time(rho, count, generator)
-        noise = torch.randn(count, *prior.latent_shape(), generator=generator).to(prior.device)
-        step = self.micro_batch or count
+        noise = sent(torch.randn(count, *prior.latent_shape(), generator=generator), prior.device)
+        t = sent(t, prior.device)
         gradient, squares, cells = torch.zeros_like(images), 0.0, noise.numel()
-        for start in range(0, count, step):
-            rows = slice(start, start + step)
+
+        def distil(rows: slice) -> Tensor:
             picture = images[rows].detach().requires_grad_(True)
             with torch.enable_grad():
                 latents = self._encode(resampled(picture, prior.resolution))
-            pull = self._answer(latents.detach(), noise[rows], t[rows].to(noise.device), [q[rows] for q in questions])
+            pull = self._answer(latents.detach(), noise[rows], t[rows], [q[rows] for q in questions])
             (gradient[rows],) = torch.autograd.grad(latents, picture, pull)
             # What amplification adds is not normalised away again.
             plain = amplified(pull, 1 / self.amplification) if self.amplification > 0 else pull
-            squares = squares + (plain if self.normalise else pull).square().sum()
+            return (plain if self.normalise else pull).square().sum()
+
+        for square in in_batches(distil, count, self._batch(images, len(questions)), f"prior {prior.name}"):
+            squares = squares + square
         squares = torch.as_tensor(squares)
-        scale = self.weight(rho) * (1 / (squares / cells).sqrt().clamp_min(1e-12) if self.normalise else torch.ones(()))
+        ones = torch.ones((), device=squares.device)
+        scale = self.weight(rho) * (1 / (squares / cells).sqrt().clamp_min(1e-12) if self.normalise else ones)
         gradient = gradient * scale.to(gradient)
         value = (0.5 * scale * squares).to(images)
         # The value is half the squared latent gradient, as of the usual surrogate; the gradient is the one computed above.
@@ -159,20 +176,45 @@ class Distillation:
     @torch.no_grad()
     def condition(self, pictures: Tensor) -> Condition:  # (B, H, W, 3)
         """What the prior makes of pictures, as many at once as it is asked about."""
-        parts = [self.prior.condition(image=part) for part in pictures.split(self.micro_batch or len(pictures))]
+        size = self._batch(pictures[:, None], 0)
+        parts = list(in_batches(lambda rows: self.prior.condition(image=pictures[rows]), len(pictures), size, self.prior.name))
         return parts[0] if len(parts) == 1 else Condition.cat(parts)
+
+    def _batch(self, images: Tensor, questions: int) -> int:  # (B, V, H, W, 3)
+        """Samples shown to the network at once: ``micro_batch``, or on a card as many more, twofold, as its free memory holds.
+
+        What a sample takes is measured once: by encoding one with gradient, by far the most of it.
+        """
+        prior, count = self.prior, len(images)
+        rows = min(self.micro_batch or count, count)
+        if rows == count or prior.device.type != "cuda" or prior.hosted:
+            return rows
+        key = (prior.device, prior.resolution, prior.pictures, questions > 0)
+        if key not in prior.room:
+            picture = torch.zeros(1, prior.pictures, *prior.resolution, 3, device=prior.device).requires_grad_(questions > 0)
+            before = torch.cuda.memory_allocated(prior.device)
+            with torch.set_grad_enabled(questions > 0):
+                latents = self._encode(picture)
+            taken = torch.cuda.memory_allocated(prior.device) - before
+            del latents
+            free = torch.cuda.mem_get_info(prior.device)[0] + torch.cuda.memory_reserved(prior.device)
+            free -= torch.cuda.memory_allocated(prior.device)
+            prior.room[key] = int(SHARE * free / max(TRANSIENT * taken, MEGABYTE))
+        while 2 * rows <= min(prior.room[key], MOST // max(questions, 1)) and rows < count:
+            rows *= 2
+        return min(rows, count)
 
     def _answer(self, latents: Tensor, noise: Tensor, t: Tensor, questions: Sequence[Question]) -> Tensor:
         """The questions' latent gradients, added by their shares."""
         count, rows = len(questions), len(latents)
-        views = [q.views.map(lambda v: v.to(noise.device)) for q in questions if q.views is not None]
+        views = [q.views.map(lambda v: sent(v, noise.device)) for q in questions if q.views is not None]
         conditions = [q.condition.map(lambda v: v.expand(rows, *v.shape[1:])) for q in questions]
         pulls = self.latent_gradient(
             latents.repeat(count, 1, 1, 1, 1), noise.repeat(count, 1, 1, 1, 1), t.repeat(count),
             questions[0].condition if count == 1 else Condition.cat(conditions),
             Viewpoints.cat(views) if views else None,
         ).chunk(count)  # fmt: skip
-        shares = [1.0 if q.share is None else q.share.to(noise).reshape(-1, 1, 1, 1, 1) for q in questions]
+        shares = [1.0 if q.share is None else sent(q.share, noise.device).to(noise).reshape(-1, 1, 1, 1, 1) for q in questions]
         return torch.stack([share * pull for share, pull in zip(shares, pulls)]).sum(0)
 
     def latent_gradient(
@@ -199,20 +241,46 @@ class Distillation:
             residual = scale * classifier
             if self.form == "sds":
                 residual = residual + (predicted.unconditional - schedule.target(latents, noise))
-        if not torch.isfinite(residual).all():
-            raise InputError(f"prior {self.prior.name}: its prediction is not finite; load it with precision fp32")
+        self.prior.require_finite(residual, "its prediction is not finite; load it with precision fp32")
         if self.weighting == "uniform":
             return residual
         sigma = schedule.coefficients(t)[1]
         return sigma.square().to(residual).reshape(-1, 1, 1, 1, 1) * residual
 
     def _encode(self, pictures: Tensor) -> Tensor:
+        if pictures.is_cuda:
+            # Of the ways to attend, the one whose gradients are summed in a fixed order; an encoder has one such layer.
+            with sdpa_kernel(SDPBackend.MATH):
+                module = self.prior.small_encoder or self.prior.modules.get("vae")
+                if module is not None and pictures.requires_grad and not self.encode_batch and self.prior.encodes_apart:
+                    return self.prior.graphs.differentiable(module, self._encoded, pictures)
+                return self._encoded(pictures)
+        return self._encoded(pictures)
+
+    def _encoded(self, pictures: Tensor) -> Tensor:
         prior, size = self.prior, self.encode_batch
         if not size or not prior.encodes_apart or pictures.shape[0] * pictures.shape[1] <= size:
             return prior.encode(pictures)
         flat = rearrange(pictures, "b v h w c -> (b v) 1 h w c").split(size)
         latents = torch.cat([torch.as_tensor(checkpoint(prior.encode, part, use_reentrant=False)) for part in flat])
         return rearrange(latents, "(b v) 1 c h w -> b v c h w", b=len(pictures))
+
+
+def in_batches(function: Callable[[slice], T], count: int, size: int, what: str) -> Iterator[T]:
+    """A function of each batch of rows; where a card's memory does not hold one, halves of it, and so on to the end."""
+    start = 0
+    while start < count:
+        try:
+            result = function(slice(start, start + size))
+        except torch.cuda.OutOfMemoryError:
+            if size == 1:
+                raise
+            size = -(-size // 2)
+            torch.cuda.empty_cache()
+            log.warning("%s: the card's memory does not hold the batch, going on with %d at once", what, size)
+            continue
+        yield result
+        start += size
 
 
 class _WithGradient(torch.autograd.Function):
@@ -243,9 +311,20 @@ def resampled(images: Tensor, size: tuple[int, int]) -> Tensor:  # (B, V, H, W, 
     """Pictures at another (height, width), antialiased, with gradient."""
     if images.shape[2:4] == size:
         return images
+    if images.is_cuda:  # the same as two products: their gradients are summed in one order, and faster
+        rows, columns = (_resampling(a, b, images.device) for a, b in zip(images.shape[2:4], size, strict=True))
+        return torch.einsum("ph,bvhqc->bvpqc", rows, torch.einsum("qw,bvhwc->bvhqc", columns, images))
     flat = rearrange(images, "b v h w c -> (b v) c h w")
     flat = F.interpolate(flat, size=size, mode="bilinear", antialias=True, align_corners=False)
     return rearrange(flat, "(b v) c h w -> b v h w c", b=len(images))
+
+
+@lru_cache(maxsize=16)
+def _resampling(old: int, new: int, device: torch.device) -> Tensor:  # (new, old)
+    """The weights of antialiased resampling along one side."""
+    eye = torch.eye(old)[None, None]
+    weights = F.interpolate(eye, size=(new, old), mode="bilinear", antialias=True, align_corners=False)
+    return weights[0, 0].to(device)
 
 
 def central(images: Tensor, size: tuple[int, int]) -> Tensor:  # (B, V, H, W, 3) -> (B, V, h, w, 3)

@@ -26,6 +26,8 @@ from ..files import InputError
 #: Bytes read at a time, seconds without an answer that count as a broken connection, how often a broken one is taken up again
 #: with nothing received in between, and the seconds before each of these attempts.
 BLOCK, TIMEOUT, ATTEMPTS, PAUSE = 1 << 20, 30.0, 5, 2.0
+#: Bytes of the Hub's list of a model's files at most.
+LISTING = 64 << 20
 
 PICKLES = (".bin", ".ckpt", ".pth", ".pt")
 #: What a model's folder holds beside its weights. Python files are never fetched.
@@ -43,12 +45,14 @@ class RemoteFile:
         path: below the folder that it goes to, with "/".
         size: bytes, None if not known.
         digest: kind ("sha256", "md5", or "git": SHA-1 as git names files) and hex digits, or as many as are known.
+        most: bytes that are taken at most where the size is not known.
     """
 
     url: str
     path: str
     size: int | None
     digest: tuple[str, str]
+    most: int = 1 << 40
 
 
 def hub_files(
@@ -71,15 +75,17 @@ def hub_files(
     address = f"{endpoint}/api/models/{repository}/revision/{quote(revision, safe='')}?blobs=true"
     try:
         with _open(address, repository) as answer:
-            listed = json.load(answer)
+            text = answer.read(LISTING)
     except _BROKEN as error:
         raise InputError(f"{endpoint}: cannot be reached ({_reason(error)}); check the connection and try again") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    try:
+        listed = json.loads(text)
+    except (ValueError, RecursionError):
         listed = {}
     try:
         commit = str(listed["sha"])
-        entries = {str(entry["rfilename"]): entry for entry in listed["siblings"]}
-    except (KeyError, TypeError):
+        entries = {str(entry["rfilename"]): _described(entry) for entry in listed["siblings"]}
+    except (KeyError, TypeError, ValueError):
         raise InputError(f"{address}: the answer is not the Hub's description of a model; try again") from None
     # What a server names must stay below the folder that it goes to, on every system.
     entries = {n: e for n, e in entries.items() if re.fullmatch(r"[\w.+ -]+(/[\w.+ -]+)*", n) and ".." not in n.split("/")}
@@ -103,12 +109,23 @@ def hub_files(
         RemoteFile(
             f"{endpoint}/{repository}/resolve/{commit}/{quote(source)}",
             path,
-            entry["lfs"]["size"] if entry.get("lfs") else entry.get("size"),
-            ("sha256", entry["lfs"]["sha256"]) if entry.get("lfs") else ("git", entry["blobId"]),
+            *entries[source],
         )
         for path, source in wanted.items()
-        for entry in [entries[source]]
     ]
+
+
+def _described(entry: dict[str, Any]) -> tuple[int | None, tuple[str, str]]:
+    """A file's size and digest in the Hub's list.
+
+    Raises:
+        KeyError, TypeError, ValueError: for an entry without them.
+    """
+    lfs = entry.get("lfs") or {}
+    kind, digits, size = ("sha256", lfs["sha256"], lfs["size"]) if lfs else ("git", entry["blobId"], entry.get("size"))
+    if not re.fullmatch(r"[0-9a-fA-F]{40,64}", digits) or not (size is None or (type(size) is int and 0 <= size < 1 << 50)):
+        raise ValueError(entry)
+    return size, (kind, digits)
 
 
 def chosen(names: list[str]) -> dict[str, str]:
@@ -170,16 +187,18 @@ def fetch(file: RemoteFile, folder: Path, progress: Callable[[int, int | None], 
                 if done and answer.status != 206:  # from the beginning again
                     progress(-done, size)
                     digest, done = _digest(file), 0
-                if size is None and answer.headers["Content-Length"] and answer.status != 416:
+                if size is None and answer.status != 416 and re.fullmatch(r"\d{1,15}", answer.headers["Content-Length"] or ""):
                     size = done + int(answer.headers["Content-Length"])
+                most = min(file.most if size is None else size, file.most)
                 with open(part, "ab" if done else "wb") as out:
-                    while answer.status != 416 and (block := answer.read(BLOCK)):
+                    # A byte more than there should be shows that it is another file; no more of it is taken.
+                    while answer.status != 416 and done <= most and (block := answer.read(min(BLOCK, most + 1 - done))):
                         out.write(block)
                         digest.update(block)
                         done += len(block)
                         progress(len(block), size)
                 reason = f"the connection ends after {done} bytes" + (f" of {size}" if size else "")
-                if size is None and answer.status != 416:
+                if (size is None and answer.status != 416) or done > most:
                     break
         except _BROKEN as error:
             reason = _reason(error)
@@ -190,7 +209,7 @@ def fetch(file: RemoteFile, folder: Path, progress: Callable[[int, int | None], 
                     f"{file.url}: cannot be fetched ({reason}); run the same command again to go on, or put it at {target}"
                 )
             time.sleep(PAUSE * failures)
-    if done != (size or done) or not digest.hexdigest().startswith(file.digest[1].lower()):
+    if done != (size or done) or done > file.most or not digest.hexdigest().startswith(file.digest[1].lower()):
         part.unlink(missing_ok=True)
         raise InputError(
             f"{file.url}: not the file its makers describe ({file.digest[0]} differs); it was not kept, run the command again"
@@ -247,7 +266,10 @@ def _open(url: str, name: str, start: int = 0) -> Any:
         InputError: where the server refuses, for good.
         OSError: of :data:`_BROKEN`, where another attempt may help.
     """
-    request = Request(url, headers={"User-Agent": "anchor4d"})
+    try:
+        request = Request(url, headers={"User-Agent": "anchor4d"})
+    except ValueError:
+        raise InputError(f"{url}: not an address; HF_ENDPOINT is one such as https://huggingface.co") from None
     if start:
         request.add_header("Range", f"bytes={start}-")
     if url.startswith(hub() + "/") and (token := _token()):
@@ -284,8 +306,10 @@ def _reason(error: BaseException) -> str:
 
 def _token() -> str | None:
     """The user's access token for the Hub, where the Hub's own programs keep it."""
-    if token := os.environ.get("HF_TOKEN"):
-        return token.strip()
-    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    path = home / "token"
-    return path.read_text().strip() or None if path.is_file() else None
+    path, where = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "token", "HF_TOKEN"
+    token = os.environ.get("HF_TOKEN", "").strip()
+    if not token and path.is_file():
+        token, where = path.read_text(encoding="utf-8", errors="replace").strip(), str(path)
+    if not re.fullmatch(r"[!-~]*", token):
+        raise InputError(f"{where}: not an access token, it holds a space, a line break or other signs; set it again")
+    return token or None

@@ -10,7 +10,7 @@ import torch
 from .. import packages
 from ..files import InputError
 from .base import PRIORS, Prior
-from .checkpoints import Checkpoint, Precision, precision_dtypes
+from .checkpoints import Checkpoint, Precision, precision_dtypes, readable
 
 TINY = Path(__file__).parent / "tiny"
 #: Without guidance, at half the cost: more of it saturates colours and mends no better (docs/benchmarks.md).
@@ -49,14 +49,15 @@ def load_prior(
         raise InputError(
             f"{checkpoint.folder}: not a kind of prior that is known here ({', '.join(PRIORS)}); {checkpoint.found()}"
         )
-    prior = adapter.load(checkpoint, device, precision)
+    with readable(checkpoint.folder, "a prior of its kind"):
+        prior = adapter.load(checkpoint, device, precision)
     if checkpoint.folder == TINY:
         prior.guidance = TINY_GUIDANCE
     prior.identity = f"{checkpoint.identity} {precision_name(prior)}"
     if small_encoder is not None:
         prior.small_encoder = _small_encoder(small_encoder, prior, device, precision)
         prior.identity += f", encoder {Checkpoint(_locate(small_encoder)).identity}"
-    return prior
+    return prior.arranged()
 
 
 def precision_name(prior: Prior) -> str:

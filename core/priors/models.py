@@ -141,7 +141,7 @@ def known_models() -> tuple[Model, ...]:
 def model_named(name: str) -> Model | None:
     """The model of a name or Hub id; one that the registry lacks is made up for an id, owner/name."""
     for model in known_models():
-        if name in (model.name, model.hub):
+        if name and name in (model.name, model.hub):
             return model
     if len(parts := name.split("/")) == 2 and all(part and part not in (".", "..") for part in parts) and "\\" not in name:
         return Model(name, (), f"diffusers/{name.replace('/', '--')}", hub=name)
@@ -261,7 +261,7 @@ def download(name: str | None, progress: Callable[[int, int], None] | None = Non
     model = model_named(name or "")
     if model is None:
         names = ", ".join(model.name for model in known_models())
-        raise InputError(f"models get {name or ''}: choose one of {names}, or the id of a model on the Hub, owner/name")
+        raise InputError(f"models get {name or 'NAME'}: choose one of {names}, or the id of a model on the Hub, owner/name")
     if found := model.found():
         return found
     target = model.expected
@@ -272,7 +272,8 @@ def download(name: str | None, progress: Callable[[int, int], None] | None = Non
         folder = target.with_name(target.name + ".part")
     else:
         digest = ("sha256", model.sha256) if model.sha256 else ("md5", model.md5)
-        files, folder = [RemoteFile(model.url, model.file, None, digest)], target.parent
+        most = round(1.2e9 * model.size) + 10**6 if model.size else 1 << 40
+        files, folder = [RemoteFile(model.url, model.file, None, digest, most)], target.parent
     total, done = sum(file.size or 0 for file in files), 0
     _require_space(total - _fetched(folder), folder)
 

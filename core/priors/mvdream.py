@@ -82,7 +82,8 @@ class MVDream(Prior):
 
     def _denoise(self, latents: Tensor, time: Tensor, inputs: dict[str, Tensor], views: Viewpoints | None) -> Tensor:
         assert views is not None
-        return self.modules["unet"](latents, time, camera_matrices(views).to(latents.device), inputs["text"])
+        unet = self.modules["unet"]
+        return self.graphs(unet, unet, latents, time, camera_matrices(views).to(latents.device), inputs["text"])
 
 
 @PRIORS.register("imagedream")
@@ -162,7 +163,8 @@ class ImageDream(MVDream):
         assert views is not None
         latents = torch.cat([latents, inputs["latent"][:, None].to(latents)], 1)
         cameras = F.pad(camera_matrices(views).to(latents.device), (0, 0, 0, 1))
-        return self.modules["unet"](latents, time, cameras, inputs["text"], inputs["tokens"])[:, :-1]
+        unet = self.modules["unet"]
+        return self.graphs(unet, unet, latents, time, cameras, inputs["text"], inputs["tokens"])[:, :-1]
 
 
 def camera_matrices(views: Viewpoints) -> Tensor:  # (B, V, 16)

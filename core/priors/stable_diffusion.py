@@ -142,7 +142,12 @@ class StableDiffusion(Prior):
 
     def _denoise(self, latents: Tensor, time: Tensor, inputs: dict[str, Tensor], views: Viewpoints | None) -> Tensor:
         unet, more = self._unet, self._more(inputs)
-        output = unet(latents[:, 0].to(unet.dtype), time, encoder_hidden_states=inputs["text"].to(unet.dtype), **more).sample
+
+        def plain(latents: Tensor, time: Tensor, text: Tensor) -> Tensor:
+            return unet(latents, time, encoder_hidden_states=text, **more).sample
+
+        noisy, text = latents[:, 0].to(unet.dtype), inputs["text"].to(unet.dtype)
+        output = plain(noisy, time, text) if more else self.graphs(unet, plain, noisy, time, text)
         return rearrange(output, "b c h w -> b 1 c h w")
 
     def _more(self, inputs: dict[str, Tensor]) -> dict[str, Any]:

@@ -197,9 +197,9 @@ class Zero123(Prior):
         encoder: Any = self.modules["image_encoder"]
         pixels = rearrange(picture, "b h w c -> b c h w").to(vae.dtype) * 2 - 1
         # The mode, not scaled: as the model was trained, unlike the noisy latent beside it.
-        latent = vae.encode(pixels).latent_dist.mode().float()
+        latent = self.graphs(vae, lambda pixels: vae.encode(pixels).latent_dist.mode(), pixels).float()
         clip = clip_pixels(picture, int(encoder.config.image_size), self.extractor)
-        embedding = encoder(clip.to(encoder.dtype)).image_embeds.float()
+        embedding = self.graphs(encoder, lambda clip: encoder(clip).image_embeds, clip.to(encoder.dtype)).float()
         positive = {"clip": embedding, "latent": latent, "known": embedding.new_ones(len(embedding), 1)}
         # Without the condition the token itself is zero, which no embedding makes the projection give.
         return Condition(positive, {k: torch.zeros_like(v[:1]) for k, v in positive.items()})
@@ -251,7 +251,14 @@ class Zero123(Prior):
         both = torch.cat([latents[:, 0], inputs["latent"]], 1).to(unet.dtype)
         mixed = {"fusion": (inputs["fusion"], inputs["source"])} if "fusion" in inputs else None
         tokens = rearrange(token, "b c -> b 1 c").to(unet.dtype)
-        output = unet(both, time, encoder_hidden_states=tokens, cross_attention_kwargs=mixed).sample
+
+        def plain(both: Tensor, time: Tensor, tokens: Tensor) -> Tensor:
+            return unet(both, time, encoder_hidden_states=tokens).sample
+
+        if mixed is None:
+            output = self.graphs(unet, plain, both, time, tokens)
+        else:
+            output = unet(both, time, encoder_hidden_states=tokens, cross_attention_kwargs=mixed).sample
         return rearrange(output, "b c h w -> b 1 c h w")
 
     def _config(self, module: str) -> Any:

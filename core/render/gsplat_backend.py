@@ -15,10 +15,13 @@ import torch
 from torch import Tensor
 
 from ..cameras import Cameras
-from .torch_backend import EPS2D, NEAR
+from .torch_backend import ALPHA_MIN, project
 
 if TYPE_CHECKING:
     from .rasterize import ScreenStatistics
+
+
+_TILE = 16
 
 
 @cache
@@ -56,43 +59,45 @@ def draw(
     statistics: ScreenStatistics | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As :func:`torch_backend.draw`."""
-    from gsplat import rasterization  # pyright: ignore[reportMissingImports]
+    from gsplat import isect_offset_encode, isect_tiles, rasterize_to_pixels  # pyright: ignore[reportMissingImports]
 
-    views, (height, width) = len(cameras), (cameras.height, cameras.width)
-    if means.shape[1] == 0:
+    views, count, (height, width) = len(cameras), means.shape[1], (cameras.height, cameras.width)
+    if count == 0:
         empty = means.new_zeros(views, height, width)
         if statistics is not None:
             statistics.radii = means.new_zeros(views, 0)
             statistics.visible = statistics.radii.bool()
         return means.new_zeros(views, height, width, 3), empty, empty
 
-    def spread(x: Tensor) -> Tensor:
-        return x.expand(items, *x.shape[1:]).contiguous()
+    def spread(x: Tensor) -> Tensor:  # (B or 1 or V, N, ...) -> (V, N, ...)
+        return x if len(x) == views else x[:, None].expand(-1, views // len(x), *x.shape[1:]).flatten(0, 1)
 
-    by_view = len(colors) not in (1, items)
-    picture, alpha, meta = rasterization(
-        spread(means),
-        spread(quats),
-        spread(log_scales).exp(),
-        spread(opacity_logits).sigmoid(),
-        colors.unflatten(0, (items, -1)) if by_view else spread(colors),
-        cameras.world_to_camera.unflatten(0, (items, -1)),
-        cameras.K.unflatten(0, (items, -1)),
-        width,
-        height,
-        near_plane=NEAR,
-        eps2d=EPS2D,
-        packed=False,
-        render_mode="RGB+D",
+    # gsplat's own projection loses needles' short side to cancellation, and with it the turn's gradient; in double precision
+    # nothing is lost on the way to the conics.
+    double = cameras.__class__(cameras.world_to_camera.double(), cameras.K.double(), width, height)
+    centers, depths, covariances, determinant, inside = project(
+        spread(means).double(), spread(quats).double(), spread(log_scales).double(), double
     )
+    a, b, c = covariances.unbind(-1)
+    conics = (torch.stack([c, -b, a], -1) / determinant[..., None]).to(means.dtype)
+    centers, depths = centers.to(means.dtype), depths.to(means.dtype)
+    opacities = spread(opacity_logits).sigmoid()
+    with torch.no_grad():
+        reach = (2 * (opacities / ALPHA_MIN).log()).clamp_min(0).sqrt()
+        extents = (reach[..., None] * torch.stack([a, c], -1).sqrt()).to(means.dtype)
+        size = means.new_tensor([width, height])
+        inside = inside & (opacities >= ALPHA_MIN) & ((centers + extents > 0) & (centers - extents < size)).all(-1)
+        radii = torch.where(inside[..., None], extents.ceil().clamp_max(1e9), 0).int()
+        tiles = -(-width // _TILE), -(-height // _TILE)
+        _, ids, members = isect_tiles(centers.contiguous(), radii, depths.contiguous(), _TILE, *tiles)
+        starts = isect_offset_encode(ids, views, *tiles)
     if statistics is not None:
-        radii = meta["radii"].reshape(views, means.shape[1], -1)
-        visible = (radii > 0).all(-1)
-        statistics.visible, statistics.radii = visible, torch.where(visible, radii.amax(-1), 0).to(means.dtype)
-        half = means.new_tensor([width / 2, height / 2])
-        if meta["means2d"].requires_grad:
-            meta["means2d"].register_hook(
-                lambda grad: setattr(statistics, "gradient", (grad.reshape(views, -1, 2) * half).norm(dim=-1))
-            )
-    picture = picture.flatten(0, 1)
-    return picture[..., :3], alpha.flatten(0, 1)[..., 0], picture[..., 3]
+        statistics.visible, statistics.radii = inside, radii.amax(-1).to(means.dtype)
+        if centers.requires_grad:
+            centers.register_hook(lambda grad: setattr(statistics, "gradient", (grad * (size / 2)).norm(dim=-1)))
+    features = torch.cat([spread(colors).expand(views, -1, -1), depths[..., None]], -1)
+    picture, alpha = rasterize_to_pixels(
+        centers.contiguous(), conics.contiguous(), features, opacities.expand(views, -1).contiguous(), width, height, _TILE,
+        starts, members,
+    )  # fmt: skip
+    return picture[..., :3], alpha[..., 0], picture[..., 3]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
 import torch
@@ -26,6 +26,10 @@ from .nvrtc import mesh_backend as nvrtc
 NEAR = 0.01
 #: Candidate samples (a face's bounding rectangle each) that the PyTorch backend holds at a time.
 _CHUNK = 1 << 22
+
+
+#: Meshes that have been looked at.
+_finite: WeakSet[Mesh] = WeakSet()
 
 
 @dataclass(frozen=True)
@@ -71,15 +75,18 @@ def render_mesh(
     if supersample < 1:
         raise ValueError(f"render_mesh: supersample must be at least 1, not {supersample}")
     device = mesh.vertices.device
-    cameras = cameras.to(device, torch.float32)
-    finite = [x.isfinite().all() for x in (cameras.world_to_camera, cameras.K, mesh.vertices)]
-    if not torch.stack(finite).all():
-        raise ValueError("render_mesh: cameras and vertices must be finite numbers")
+    if device.type != "cuda" or mesh not in _finite:  # of a mesh on a card once, so that nobody waits for the card
+        cameras = cameras.to(device, torch.float32)
+        finite = [x.isfinite().all() for x in (cameras.world_to_camera, cameras.K, mesh.vertices)]
+        if not torch.stack(finite).all():
+            raise ValueError("render_mesh: cameras and vertices must be finite numbers")
+        _finite.add(mesh)
+    cameras = cameras.to(device).to(torch.float32)
     if background is not None:
         background = background.to(device, torch.float32).expand(len(cameras), 3)
     backend = resolve_backend(backend, device)
     if backend == "nvrtc":
-        return MeshRender(*nvrtc.render(mesh, cameras, background, supersample, mipmaps, near, _face_texels(mesh)))
+        return MeshRender(*nvrtc.render(mesh, cameras, background, supersample, mipmaps, near, _face_texels))
     if backend == "numba":
         return _render_numba(mesh, cameras, background, supersample, mipmaps, near)
     images = [_render_torch(mesh, cameras[i : i + 1], supersample, mipmaps, near) for i in range(len(cameras))]

@@ -134,7 +134,8 @@ def rasterize(
         what = "gradients of the cameras" if differentiable_cameras else "float64"
         raise InputError(f"renderer {backend!r}: does not offer {what}, choose torch")
 
-    cameras = cameras.to(gaussians.means)
+    if cameras.K.device != gaussians.device or cameras.K.dtype != gaussians.means.dtype:
+        cameras = cameras.to(gaussians.means)
     if batch and len(cameras.batch) == 1:
         views = batch + cameras.batch
         cameras = cameras.__class__(
@@ -143,13 +144,17 @@ def rasterize(
     elif batch and cameras.batch[:-1] != batch:
         raise InputError(f"cameras: batch {cameras.batch} fits no Gaussians of batch {batch}, pass (C,) or {(*batch, 'C')}")
     views = cameras.batch
-    cameras = cameras.reshape(-1)
+    if len(views) > 1:
+        cameras = cameras.reshape(-1)
 
-    flat = {name: _flatten_batch(tensor, len(batch)) for name, tensor in tensors.items()}
+    constant = gaussians.sh.shape[-2] == 1
+    if batch or not (backend == "nvrtc" and constant):
+        flat = {name: _flatten_batch(tensor, len(batch)) for name, tensor in tensors.items()}
+    else:
+        flat = tensors
     items, shape = math.prod(batch), (flat["means"], flat["quats"], flat["log_scales"], flat["opacity_logits"])
     if backend == "nvrtc":
-        constant = flat["sh"].shape[-2] == 1
-        colors = flat["sh"][..., 0, :] if constant else _colors(flat["sh"], flat["means"], cameras)
+        colors = flat["sh"] if constant else _colors(flat["sh"], flat["means"], cameras)
         behind = None
         if background is not None and not (torch.is_grad_enabled() and background.requires_grad):
             behind = background.detach().to(colors).expand(*views, 3).reshape(-1, 3) if background.dim() > 1 else background
@@ -158,13 +163,15 @@ def rasterize(
     else:
         draw = {"gsplat": gsplat_backend.draw, "numba": numba_backend.draw, "torch": torch_backend.draw}[backend]
         drawn = draw(*shape, _colors(flat["sh"], flat["means"], cameras), cameras, items, statistics)
-    color, alpha, depth = (x.reshape(*views, *x.shape[1:]) for x in drawn)
+    color, alpha, depth = drawn if len(views) == 1 else (x.reshape(*views, *x.shape[1:]) for x in drawn)
     if background is not None:
         color = color + (1 - alpha)[..., None] * background.to(color)[..., None, None, :]
     return Render(color, alpha, depth)
 
 
 def _flatten_batch(tensor: Tensor, dims: int) -> Tensor:  # (*batch, ...) -> (B, ...), or (1, ...) where all items share it
+    if dims == 0:
+        return tensor[None]
     if all(tensor.stride(i) == 0 or tensor.shape[i] == 1 for i in range(dims)):
         return tensor[(0,) * dims][None]
     return tensor.flatten(0, dims - 1)

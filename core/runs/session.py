@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -18,6 +17,7 @@ from ..align import FocalAlignment
 from ..files import InputError
 from ..identity import canonical, file_identity, fingerprint
 from ..io import side_by_side
+from ..io.clip import natural
 from ..io.meshes import SUFFIXES
 from ..io.objects import load_object
 from ..io.video import Percent, Reading, load_video
@@ -26,7 +26,7 @@ from ..methods.registry import METHODS, Choice, Method, ModelRole
 from ..priors.base import Prior
 from ..priors.models import COMMAND, find, model_named
 from ..progress import Progress
-from ..render import available_backends, resolve_backend
+from ..render import resolve_backend
 from ..scene.anchors import Anchors
 from ..scene.object3d import Object3D
 from ..scene.scene import Scene4D
@@ -173,14 +173,14 @@ class Run:
 
 
 def resolve_device(name: str) -> str:
-    """The device that a name means here. "auto" is CUDA where a renderer made for it is installed, else the CPU.
+    """The device that a name means here. "auto" is the graphics card where there is one (CUDA or ROCm), else the CPU.
 
     Raises:
         InputError: for a device that this machine or this PyTorch lacks.
     """
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
-        return "cuda" if there["cuda"] and available_backends("cuda")[0] != "torch" else "cpu"
+        return "cuda" if there["cuda"] else "cpu"
     if name not in there:
         raise InputError(f"device {name!r}: unknown, choose one of auto, {', '.join(there)}")
     if not there[name]:
@@ -354,7 +354,7 @@ def run_in_folder(
 def preview_film(run: Run, backend: str = "auto", *, height: int = 256) -> Any:  # (T, H, W, 3) uint8
     """The driving video beside the object from its camera, or its front and right; and a camera that circles it, on white."""
     scene, video = run.scene, run.video
-    backend = "auto" if backend == "gsplat" else backend  # the scene is on the CPU by now
+    backend = "auto" if backend in ("gsplat", "nvrtc") else backend  # the scene is on the CPU by now
     if video is not None and run.alignment is not None:
         video, turns = video.resized(min(height, video.resolution)), 4
         size = video.resolution
@@ -375,4 +375,4 @@ def _mesh_files(path: Path) -> list[Path]:
     files = [p for p in path.iterdir() if p.suffix.lower() in SUFFIXES]
     if not files:
         raise InputError(f"{path}: no meshes in this folder, choose a file or put one mesh for each frame there")
-    return sorted(files, key=lambda p: [(0, int(s), "") if s.isdigit() else (1, 0, s) for s in re.split(r"(\d+)", p.name) if s])
+    return sorted(files, key=natural)

@@ -24,6 +24,11 @@ DEFAULT_FRONT = FrontCamera(fovy=49.1, distance=2.0, width=512, height=512)
 #: How many frames are drawn at once: at most so many, of at most so many pixels together.
 CHUNK_FRAMES, CHUNK_PIXELS = 8, 2**22
 
+#: Share of a film's longer side that the object takes at least in the driving video's framing, and that it gets elsewhere.
+SHOWN, FILM_FILL = 0.5, 0.8
+#: Times at which an object is looked at to frame it.
+FILM_TIMES = 9
+
 #: Gaussians whose shortest axis is typically so many times shorter than the next are flat.
 FLAT = 2.0
 #: By how many powers of e the nearest counts more than the farthest in a map of depth.
@@ -54,6 +59,45 @@ def scene_cameras(
         return cameras
     scale = size / max(cameras.width, cameras.height)
     return cameras.resized(max(1, round(cameras.width * scale)), max(1, round(cameras.height * scale)))
+
+
+@torch.no_grad()
+def film_cameras(
+    scene: Scene4D,
+    azimuths: Tensor | float | Sequence[float] = 0.0,  # (C,) degrees
+    elevation: float | None = None,
+    size: int | None = None,
+) -> Cameras:
+    """:func:`scene_cameras` for films to look at: the object is whole and large enough, over its whole motion.
+
+    The driving video's framing is kept where the object takes at least :data:`SHOWN` of a side of every picture and lies inside
+    all of them. Elsewhere the pictures are enlarged, all alike, and centred so that it takes :data:`FILM_FILL`; the cameras
+    stand where they stood.
+    """
+    cameras = scene_cameras(scene, azimuths, elevation, size)
+    moved = scene.at(torch.linspace(0, 1, FILM_TIMES) if scene.field is not None else torch.zeros(1))
+    opaque = moved.opacities > 0.1
+    step = max(1, int(opaque.sum()) // 2**14)
+    points, scales = (values[opaque][::step].float().cpu() for values in (moved.means, moved.scales))
+    if not len(points):
+        return cameras
+    local = torch.einsum("cij,nj->cni", cameras.world_to_camera[:, :3, :3], points) + cameras.world_to_camera[:, None, :3, 3]
+    if bool((local[..., 2] < NEAR).any()):
+        return cameras
+    pixels = torch.einsum("cij,cnj->cni", cameras.K, local)
+    pixels = pixels[..., :2] / pixels[..., 2:]
+    # A Gaussian is seen for about one and a half standard deviations.
+    reach = 1.5 * scales.amax(-1)[None, :, None] * cameras.K[:, None, [0, 1], [0, 1]] / local[..., 2:]
+    low, high = (pixels - reach).quantile(0.002, 1), (pixels + reach).quantile(0.998, 1)  # (C, 2)
+    picture = torch.tensor([cameras.width, cameras.height], dtype=low.dtype)
+    shares = ((high - low) / picture).amax(1)
+    if bool((shares >= SHOWN).all() and (low >= 0).all() and (high <= picture).all()):
+        return cameras
+    zoom = FILM_FILL / float(shares.amax())
+    K = cameras.K.clone()
+    K[:, :2] *= zoom
+    K[:, :2, 2] += picture / 2 - zoom * (low + high) / 2
+    return replace(cameras, K=K)
 
 
 def object_cameras(

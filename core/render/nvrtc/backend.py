@@ -13,6 +13,7 @@ import logging
 import sys
 from collections.abc import Callable
 from functools import cache
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 SOURCE = "rasterize.cu"
 _TILE, _WARPS, _SORTERS, _SLOT = 8, 4, 128, 12  # as in the source
+_COUNTERS = 12  # four-byte numbers before the tiles' counts; the source's five of eight bytes and some room
 _MEANS, _QUATS, _SCALES, _LOGITS, _COLORS, _COLORS_OF_VIEWS, _COLORS_OF_HARMONICS = (1 << i for i in range(7))
 #: List entries and gradient slots that calls of one kind get: (device, views, height, width) -> (entries, slots).
 _capacities: dict[tuple[Any, ...], tuple[int, int]] = {}
@@ -63,11 +65,27 @@ def draw(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As :func:`torch_backend.draw`; within a CUDA graph's capture, input is not checked.
 
+    Attributes without a first dimension are those of all items: a view of them would cost a step of autograd each.
+
     Args:
-        harmonics: colors are the coefficients of the constant spherical harmonic.
+        harmonics: colors are the coefficients of the constant spherical harmonic, ``(B or 1, N, 1, 3)``.
         background: composited behind the colour; not differentiated.
     """
-    arguments = (means, quats, log_scales, opacity_logits, colors, cameras, items, statistics, harmonics, background)
+    shared = 0
+    for x, dims, bit in (
+        (means, 2, _MEANS),
+        (quats, 2, _QUATS),
+        (log_scales, 2, _SCALES),
+        (opacity_logits, 1, _LOGITS),
+        (colors, 3 if harmonics else 2, _COLORS),
+    ):
+        if x.dim() == dims or len(x) == 1:
+            shared |= bit
+    if harmonics:
+        shared |= _COLORS_OF_HARMONICS
+    elif len(colors) == len(cameras) and colors.dim() == 3:
+        shared |= _COLORS_OF_VIEWS
+    arguments = (means, quats, log_scales, opacity_logits, colors, cameras, items, statistics, shared, background)
     if means.device.type == "cuda" and means.device.index != torch.cuda.current_device():
         with torch.cuda.device(means.device):
             return _Draw.apply(*arguments)  # pyright: ignore[reportReturnType]
@@ -101,34 +119,33 @@ class _Draw(torch.autograd.Function):
         cameras: Cameras,
         items: int,
         statistics: ScreenStatistics | None,
-        harmonics: bool,
+        shared: int,
         background: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        views, count, width, height = len(cameras), means.shape[1], cameras.width, cameras.height
+        views, count, width, height = len(cameras), means.shape[-2], cameras.width, cameras.height
         inputs = [x.contiguous() for x in (means, quats, log_scales, opacity_logits, colors)]
-        shared = sum(bit for x, bit in zip(inputs, (_MEANS, _QUATS, _SCALES, _LOGITS, _COLORS), strict=True) if len(x) == 1)
-        shared |= _COLORS_OF_VIEWS if len(colors) == views else 0
-        shared |= _COLORS_OF_HARMONICS if harmonics else 0
         lens = cameras.world_to_camera.contiguous(), cameras.K.contiguous()
         size = (shared, count, items, views // items, width, height)
-        tiles = views * -(-width // _TILE) * -(-height // _TILE)
+        tiles, splats = views * -(-width // _TILE) * -(-height // _TILE), views * count
+        # By the shape alone: how sums are cut decides their last bits.
+        segment = 64 if views * width * height <= 1 << 21 else 128
         device = means.device
         module = compiler.load(SOURCE, device)
         capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
-        zeros = torch.zeros(8 + tiles, dtype=torch.int32, device=device)
-        counters, tile_count = zeros[:8], zeros[8:]
-        records = torch.empty(views * count * 20, dtype=torch.float32, device=device)
-        record, shapes = records[: views * count * 12], records[views * count * 12 :]
-        begin, end, needed = torch.empty(3, tiles, dtype=torch.int32, device=device)
+        counters = torch.zeros(_COUNTERS + tiles, dtype=torch.int32, device=device)
+        work = torch.empty(20 * splats + 4 * tiles, dtype=torch.int32, device=device)
+        record, shapes, begin, end, needed, more = _addresses(work, 12 * splats, 8 * splats, tiles, tiles, tiles, tiles)
         radii = visible = None
         if statistics is not None:
             radii = torch.empty(views, count, dtype=torch.float32, device=device)
             visible = torch.empty(views, count, dtype=torch.bool, device=device)
-        each = (-(-count // 256), views)
+        each, counts = (-(-count // 256), views), counters.data_ptr()
         arguments = (*inputs, *lens, shared, count, views // items, width, height)
-        module.launch("project", each, (256,), (*arguments, record, shapes, tile_count, counters, radii, visible))
-        module.launch("allocate", (-(-tiles // 256),), (256,), (tile_count, tiles, begin, end, counters))
+        arguments = (*arguments, record, shapes, counts + 4 * _COUNTERS, counts, radii, visible)
+        module.launch("project", each, (256,), arguments)
+        arguments = (counts + 4 * _COUNTERS, tiles, segment, begin, end, more, counts)
+        module.launch("allocate", (-(-tiles // 256),), (256,), arguments)
         counted = None if capturing else _Counted(counters)
 
         kind = (device, views, height, width)
@@ -140,18 +157,21 @@ class _Draw(torch.autograd.Function):
                 )
             capacity = _room(kind, *counted.wait()[:2])
         color = torch.empty(views, height, width, 3, dtype=torch.float32, device=device)
-        alpha, depth = torch.empty(2, views, height, width, dtype=torch.float32, device=device)
+        alpha = torch.empty(views, height, width, dtype=torch.float32, device=device)
+        depth = torch.empty(views, height, width, dtype=torch.float32, device=device)
         stride = 3 if background is not None and background.dim() > 1 else 0
         while True:
+            most = capacity[0] // segment
             keys = torch.empty(capacity[0], dtype=torch.int64, device=device)
-            members = torch.empty(capacity[0], dtype=torch.int32, device=device)
-            module.launch("emit", each, (256,), (record, shapes, count, width, height, end, keys, capacity[0], counters))
+            lists = torch.empty(321 * most + capacity[0], dtype=torch.int32, device=device)
+            state, members, owner = _addresses(lists, 320 * most, capacity[0], most)
+            module.launch("emit", each, (256,), (record, shapes, count, width, height, end, keys, capacity[0], counts))
             module.launch("sort_tiles", (tiles,), (_SORTERS,), (keys, begin, end, capacity[0], members))
-            lists = (record, members, begin, end, tiles, count, width, height, capacity[0])
-            pictures = (background, stride, color, alpha, depth)
-            module.launch("draw", (-(-tiles // _WARPS),), (32 * _WARPS,), (*lists, *pictures, needed))
+            arguments = (record, members, begin, end, tiles, count, width, height, capacity[0])
+            arguments = (*arguments, background, stride, color, alpha, depth, needed, segment, more, most, owner, state)
+            module.launch("draw", (-(-tiles // _WARPS),), (32 * _WARPS,), arguments)
             if counted is None:
-                _overflow[device].bitwise_or_(counters[6:])
+                _overflow[device].bitwise_or_(counters[6:8])
                 break
             entries, slots, bad = counted.wait()
             if bad or max(entries, slots) > 2**31 - 1:
@@ -160,16 +180,17 @@ class _Draw(torch.autograd.Function):
                 )
                 raise InputError("gaussians: too large and too many for one call, draw fewer views at once or check the scales")
             if entries <= capacity[0]:
+                most = entries // segment
                 if slots > capacity[1] or 3 * (entries + 4096) < capacity[0]:
                     capacity = capacity[0], _room(kind, entries, slots)[1]
                 break
             capacity = _room(kind, entries, slots)
-            end.copy_(begin)
-            counters[6:].zero_()
+            work[20 * splats + tiles : 20 * splats + 2 * tiles] = work[20 * splats : 20 * splats + tiles]  # begin to end
+            counters[6:8].zero_()
         if statistics is not None:
             statistics.radii, statistics.visible = radii, visible
-        ctx.save_for_backward(*inputs, *lens, records, members, begin, end, needed, counters, color, alpha, depth, background)
-        ctx.rest = size, tiles, *capacity, stride, statistics
+        ctx.save_for_backward(*inputs, *lens, work, lists, counters, color, alpha, depth, background)
+        ctx.rest = size, tiles, capacity, segment, most, (members, owner, state), stride, statistics
         ctx.set_materialize_grads(False)
         return color, alpha, depth
 
@@ -178,26 +199,33 @@ class _Draw(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grads: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        size, tiles, capacity, slots, stride, statistics = ctx.rest
+        size, tiles, (capacity, slots), segment, most, (members, owner, state), stride, statistics = ctx.rest
         shared, count, items, views_an_item, width, height = size
-        *inputs, poses, K, records, members, begin, end, needed, counters, color, alpha, depth, background = ctx.saved_tensors
-        views, device = items * views_an_item, records.device
-        record, shapes = records[: views * count * 12], records[views * count * 12 :]
+        *inputs, poses, K, work, _, counters, color, alpha, depth, background = ctx.saved_tensors
+        views, device = items * views_an_item, work.device
+        splats = views * count
+        record, shapes, begin, end, needed, more = _addresses(work, 12 * splats, 8 * splats, tiles, tiles, tiles, tiles)
         incoming = [None if g is None else g.contiguous() for g in grads]
         module = compiler.load(SOURCE, device)
         partial = torch.empty(slots * _SLOT, dtype=torch.float32, device=device)
-        lists = (record, members, begin, end, needed, tiles, count, width, height, capacity)
-        pictures = (background, stride, color, alpha, depth, *incoming)
-        module.launch("draw_back", (-(-tiles // _WARPS),), (32 * _WARPS,), (*lists, *pictures, partial, slots, counters))
+        arguments = (record, members, begin, end, needed, tiles, count, width, height, capacity)
+        arguments = (*arguments, background, stride, color, alpha, depth, *incoming, partial, slots, counters)
+        arguments = (*arguments, segment, more, most, owner, state)
+        module.launch("draw_back", (-(-(tiles + most) // _WARPS),), (32 * _WARPS,), arguments)
         results = [torch.empty_like(x) for x in inputs]
         screen = None if statistics is None else torch.empty(views, count, dtype=torch.float32, device=device)
         arguments = (*inputs, poses, K, shared, count, items, views_an_item, width, height, record, shapes, partial, slots)
         module.launch("pull_back", (-(-count // 32),), (256,), (*arguments, *results, screen))
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            _overflow[device].bitwise_or_(counters[6:])
+            _overflow[device].bitwise_or_(counters[6:8])
         if statistics is not None:
             statistics.gradient = screen
         return (*results, None, None, None, None, None)
+
+
+def _addresses(buffer: Tensor, *sizes: int) -> list[int]:
+    """Where arrays of four-byte numbers begin that lie in a buffer one after the other."""
+    return [buffer.data_ptr() + 4 * x for x in accumulate(sizes[:-1], initial=0)]
 
 
 class _Counted:
@@ -210,8 +238,10 @@ class _Counted:
         if counters.device.type == "cuda":
             if counters.device not in _overflow:
                 _overflow[counters.device] = torch.zeros(2, dtype=torch.int32, device=counters.device)
-            self.held = self.idle.pop() if self.idle else torch.empty(8, dtype=torch.int32, device="cpu", pin_memory=True)
-            self.held.copy_(counters, non_blocking=True)
+            self.held = (
+                self.idle.pop() if self.idle else torch.empty(_COUNTERS, dtype=torch.int32, device="cpu", pin_memory=True)
+            )
+            self.held.copy_(counters[:_COUNTERS], non_blocking=True)
             self.event = torch.cuda.Event()
             self.event.record()
 
@@ -220,7 +250,7 @@ class _Counted:
         if self.found is None:
             if self.event is not None:
                 self.event.synchronize()
-            slots, entries, bad, _ = self.held.view(torch.int64).tolist()
+            slots, entries, bad = self.held[:6].view(torch.int64).tolist()
             self.found = entries, slots, bad
             if self.event is not None:
                 self.idle.append(self.held)
@@ -247,12 +277,12 @@ def tested(source: str, device: torch.device, test: Callable[[torch.device], str
         if compiler.remembered(key) is not None:
             return ""
         problem = test(device)
+        if not problem:
+            compiler.remember(key, b"passed")
     except (compiler.CompilerError, InputError, OSError, RuntimeError) as error:
         problem = " ".join(str(error).split())[:300]
     if problem:
         log.warning("%s: %s; another renderer takes its place", torch.cuda.get_device_name(device), problem)
-    else:
-        compiler.remember(key, b"passed")
     return problem
 
 

@@ -16,7 +16,6 @@ import hashlib
 import logging
 import os
 import re
-import stat
 import struct
 import sys
 import tempfile
@@ -28,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+
+from ...files import private_cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -238,28 +238,10 @@ def compile_source(name: str | Path, target: str, options: Sequence[str] = ()) -
         call("DestroyProgram", ctypes.byref(program))
 
 
+@cache
 def cache_folder() -> Path | None:
-    """A folder for compiled kernels that only this user can write to, or None where there is none."""
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA")
-    elif sys.platform == "darwin":
-        base = str(Path.home() / "Library" / "Caches")
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    if not base or not Path(base).is_absolute():
-        return None
-    folder = Path(base) / "anchor4d" / "kernels"
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if sys.platform != "win32":  # there, a user's local application data is private
-            facts = folder.lstat()
-            if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid() or facts.st_mode & 0o022:
-                log.warning("%s: others own it or can write to it, compiled kernels are not kept", folder)
-                return None
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError:
-        return None
-    return folder
+    """Where compiled kernels are kept; None, and compiled anew in each process, without a folder of the user's own."""
+    return private_cache_folder("kernels")
 
 
 def remembered(key: str) -> bytes | None:
@@ -390,19 +372,21 @@ class Module:
         values = list(args)
         for i in k.pointers:
             value = values[i]
-            values[i] = value.data_ptr() if isinstance(value, Tensor) else value or 0
+            if value.__class__ is not int:
+                values[i] = 0 if value is None else value.data_ptr()
         gx, gy, gz = grid if len(grid) == 3 else (*grid, 1, 1)[:3]
         bx, by, bz = block if len(block) == 3 else (*block, 1, 1)[:3]
         if not (gx and gy and gz):
             return
-        if self._current() != self.index:
-            with torch.cuda.device(self.index):
+        index = self.index
+        if self._current() != index:
+            with torch.cuda.device(index):
                 return self.launch(kernel, grid, block, args, shared)
+        stream = self._stream(index)
         with k.lock:
             if shared > k.shared:
                 self._allow_shared(k, shared)
             k.packing.pack_into(k.values, 0, *values)
-            stream = self._stream(self.index)
             code = self._launch(k.function, gx, gy, gz, bx, by, bz, shared, stream, k.slots, None)
             if code == _INVALID_CONTEXT and not _is_hip():  # a thread that has not called CUDA before
                 _driver().cuCtxSetCurrent(self._context)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from weakref import WeakKeyDictionary
 
@@ -37,7 +38,7 @@ def render(
     supersample: int,
     mipmaps: bool,
     near: float,
-    face_texels: Tensor,  # (F,)
+    face_texels: Callable[[Mesh], Tensor],  # area in texels that each face's edges span, (F,)
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # (C, H, W, 3), (C, H, W), (C, H, W), (C, H, W, 3)
     """Colour over the background (or premultiplied), alpha, depth and normal, as :class:`MeshRender` has them."""
     device = mesh.vertices.device
@@ -71,7 +72,7 @@ def render(
     return color, alpha, depth, normal
 
 
-def _surface(mesh: Mesh, face_texels: Tensor) -> list[Tensor | None]:
+def _surface(mesh: Mesh, face_texels: Callable[[Mesh], Tensor]) -> list[Tensor | None]:
     """What the kernels read of a mesh beside its vertices, made once: see Surface in the source, and the cutoffs."""
     found = _surfaces.get(mesh)
     if found is None:
@@ -84,7 +85,7 @@ def _surface(mesh: Mesh, face_texels: Tensor) -> list[Tensor | None]:
             None if mesh.vertex_colors is None else decoded(mesh.vertex_colors),
             decoded(mesh.face_color),
             mesh.face_texture.int(),
-            face_texels,
+            face_texels(mesh),
             atlas.texels.to(device),
             atlas.table.to(device),
             atlas.levels.to(device),
@@ -128,8 +129,7 @@ def self_test(device: torch.device) -> str:
     mesh, cameras = scene(torch.device("cpu"))
     expected = render_mesh(mesh, cameras, mipmaps=False, backend="torch")
     mesh, cameras = scene(device)
-    texels = torch.zeros(60, device=device)
-    found = render(mesh, cameras, None, 2, False, 0.01, texels)
+    found = render(mesh, cameras, None, 2, False, 0.01, lambda mesh: torch.zeros(60, device=device))
     for name, x in zip(("color", "alpha", "depth", "normal"), found, strict=True):
         error = float((x.cpu() - getattr(expected, name)).abs().mean())
         if not error < 1e-4:

@@ -6,8 +6,8 @@
 //   allocate    one thread a tile: where its list begins
 //   emit        one thread a (view, Gaussian): its key (depth, index) into the list of each tile that it may touch
 //   sort_tiles  one block a tile: its list, nearest first
-//   draw        one warp a tile
-//   draw_back   one warp a tile: the gradient of each list entry by centre, conic, opacity, colour and depth into its slot
+//   draw        one warp a tile; where long lists are cut into segments it leaves its pixels' state
+//   draw_back   one warp a segment: the gradient of each list entry by centre, conic, opacity, colour and depth into its slot
 //   pull_back   one thread a Gaussian and share of the views: sums its slots and pulls them back through the projection
 //
 // Integer atomics decide where lists and slots lie, which differs from run to run; no sum depends on it. Keys are unique, so that
@@ -221,7 +221,8 @@ static __device__ int scan_block(int x, int* total) {
     return before + sum - x;
 }
 
-// counters: slots taken, list entries, bits of attributes that are not finite, and whether entries or slots had no room.
+// counters: slots taken, list entries, bits of attributes that are not finite, whether entries or slots had no room, and
+// segments beyond the first of their tiles.
 extern "C" __global__ void __launch_bounds__(256) project(
     const float* means,        // (B or 1, N, 3)
     const float* quats,        // (B or 1, N, 4)
@@ -234,7 +235,7 @@ extern "C" __global__ void __launch_bounds__(256) project(
     float4* record,            // (V N, 3) mx, my, kw, ku; kx, opacity, red, green; blue, depth, slot of tile (0, 0), slots a row
     float4* shapes,            // (V N, 2) the rest of a Region; last 1 where drawn, else 0
     int* tile_count,           // (V tiles) of zeros
-    u64* counters,             // (4) of zeros
+    u64* counters,             // (5) of zeros
     float* radii,              // (V, N) or none
     unsigned char* visible     // (V, N) or none
 ) {
@@ -299,16 +300,22 @@ extern "C" __global__ void __launch_bounds__(256) project(
 }
 
 extern "C" __global__ void __launch_bounds__(256) allocate(
-    const int* tile_count, int tiles,
+    const int* tile_count, int tiles, int segment,
     int* begin, int* end,  // end is where emit goes on, from begin
+    int* more,             // segments beyond the first come from here
     u64* counters
 ) {
-    __shared__ u64 origin;
+    __shared__ u64 origin[2];
     int tile = blockIdx.x * blockDim.x + threadIdx.x;
     int own = tile < tiles ? tile_count[tile] : 0, total, before = scan_block(own, &total);
-    if (threadIdx.x == 0) origin = total ? atomicAdd(&counters[1], (u64)total) : 0;
     __syncthreads();
-    if (tile < tiles) begin[tile] = end[tile] = (int)(origin + before);
+    int extra = own > 0 ? (own - 1) / segment : 0, extras, before_extra = scan_block(extra, &extras);
+    if (threadIdx.x == 0) {
+        origin[0] = total ? atomicAdd(&counters[1], (u64)total) : 0;
+        origin[1] = extras ? atomicAdd(&counters[4], (u64)extras) : 0;
+    }
+    __syncthreads();
+    if (tile < tiles) begin[tile] = end[tile] = (int)(origin[0] + before), more[tile] = (int)(origin[1] + before_extra);
 }
 
 extern "C" __global__ void __launch_bounds__(256) emit(
@@ -341,6 +348,7 @@ static __device__ void compare(u64* keys, int low, int high, int size) {
 // Steps of a bitonic sort with all comparisons ascending, of distances from `distance` down to `last`, powers of two.
 static __device__ void bitonic_steps(u64* keys, int size, int half, int distance, int last) {
     for (; distance >= last; distance /= 2) {
+#pragma unroll 1
         for (int i = threadIdx.x; i < half; i += SORTERS) {
             int low = 2 * i - (i & (distance - 1));
             compare(keys, low, low + distance, size);
@@ -350,6 +358,7 @@ static __device__ void bitonic_steps(u64* keys, int size, int half, int distance
 }
 
 static __device__ void bitonic_flip(u64* keys, int size, int half, int width) {
+#pragma unroll 1
     for (int i = threadIdx.x; i < half; i += SORTERS) {
         int offset = i & (width / 2 - 1), low = 2 * i - offset;
         compare(keys, low, low + width - 1 - 2 * offset, size);
@@ -440,7 +449,10 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) draw(
     const float* background,  // (3) or (V, 3) or none
     int background_stride,    // 0 or 3
     float* color, float* alpha, float* depth,  // (V, H, W, 3), (V, H, W), (V, H, W)
-    int* needed               // one past the last member of each list that a pixel takes
+    int* needed,              // one past the last member of each list that a pixel takes
+    int segment, const int* more, int most,
+    int* owner,               // (most) tile of each segment beyond its first
+    float* state              // (most, 5, 64) transmittance (-1 where the pixel takes no more), colour and depth before it
 ) {
     __shared__ float4 batches[WARPS][3][32];
     int warp = threadIdx.x >> 5, tile = blockIdx.x * WARPS + warp;
@@ -453,7 +465,19 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) draw(
     if (first < 0 || last > capacity) last = first;
     float T[2] = {1, 1}, red[2] = {0, 0}, green[2] = {0, 0}, blue[2] = {0, 0}, far[2] = {0, 0};
     bool going[2] = {p.at[0] >= 0, p.at[1] >= 0};
+    int lane = threadIdx.x & 31, extra = more[tile] - 1;
+    for (int i = first + segment * (1 + lane); i < last; i += segment * 32) {
+        int at = extra + (i - first) / segment;
+        if (at < most) owner[at] = tile;
+    }
     for (int start = first; start < last && any(going[0] || going[1]); start += 32) {
+        if (start > first && (start - first) % segment == 0) {
+            int at = extra + (start - first) / segment;
+            for (int i = 0; i < 2 && at < most; i++) {
+                float* to = state + (long long)at * 320 + 32 * i + lane;
+                to[0] = going[i] ? T[i] : -1, to[64] = red[i], to[128] = green[i], to[192] = blue[i], to[256] = far[i];
+            }
+        }
         gather(batch, members, start, last, own);
         int part = min(32, last - start);
         for (int j = 0; j < part; j++) {
@@ -477,7 +501,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) draw(
         }
     }
     for (int step = 16; step > 0; step /= 2) used = max(used, shuffle_xor(used, step));
-    if ((threadIdx.x & 31) == 0) needed[tile] = used;
+    if (lane == 0) needed[tile] = used;
     for (int i = 0; i < 2; i++) {
         int at = p.at[i];
         if (at < 0) continue;
@@ -492,8 +516,12 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) draw(
     }
 }
 
-// Sums of the values over the warp: on lanes with an even number, sums[place] of value `place` is returned. 12 shuffles for 10.
-static __device__ __forceinline__ float sum_warp(float* value, int& place) {
+// Sums of ten values over the warp in twelve shuffles: each lane returns that of value field_of(lane), or nothing of use.
+static __device__ __forceinline__ int field_of(int lane) {
+    return (lane & 16 ? 1 : 0) | (lane & 8 ? 2 : 0) | (lane & 4 ? 4 : 0) | (lane & 2 ? 8 : 0);
+}
+
+static __device__ __forceinline__ float sum_warp(float* value) {
     int lane = threadIdx.x & 31;
     int have = 10;
 #pragma unroll
@@ -510,7 +538,6 @@ static __device__ __forceinline__ float sum_warp(float* value, int& place) {
         }
         have = pairs;
     }
-    place = (lane & 16 ? 1 : 0) | (lane & 8 ? 2 : 0) | (lane & 4 ? 4 : 0) | (lane & 2 ? 8 : 0);
     return value[0] + shuffle_xor(value[0], 1);
 }
 
@@ -522,18 +549,25 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) draw_back(
     const float* g_color, const float* g_alpha, const float* g_depth,  // or none
     float* slots,  // (slot capacity, SLOT)
     int slot_capacity,
-    u64* counters
+    u64* counters,
+    int segment, const int* more, int most, const int* owner, const float* state
 ) {
     __shared__ float4 batches[WARPS][3][32];
-    int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, tile = blockIdx.x * WARPS + warp;
-    if (tile >= tiles) return;
+    int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, tile = blockIdx.x * WARPS + warp, extra = tile - tiles, place = 0;
+    if (extra >= 0) {
+        if (extra >= most || extra >= (long long)counters[4]) return;
+        tile = owner[extra];
+        place = extra - more[tile] + 1;
+    }
     float4 (*batch)[32] = batches[warp];
     int columns = (width + TILE - 1) / TILE, rows = (height + TILE - 1) / TILE;
     int column = tile % columns, row = tile / columns % rows, view = tile / (columns * rows);
     const float4* own = record + (long long)view * count * 3;
     Pixels p = pixels_of(tile, width, height);
     int first = begin[tile], last = end[tile], stop = needed[tile];
-    if (first < 0 || last > capacity) last = first;
+    if (first < 0 || last > capacity) return;
+    first += place * segment;
+    last = min(last, first + segment);
     stop = min(stop, last);
     float T[2] = {1, 1}, rest[2] = {0, 0}, gr[2] = {0, 0}, gg[2] = {0, 0}, gb[2] = {0, 0}, gd[2] = {0, 0}, ga[2] = {0, 0};
     bool going[2] = {p.at[0] >= 0, p.at[1] >= 0};
@@ -553,7 +587,14 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) draw_back(
             }
         }
         rest[i] += gd[i] * depth[at] + ga[i] * alpha[at];
+        if (extra >= 0 && first < stop) {  // else nobody has left a state
+            const float* from = state + extra * 320ll + 32 * i + lane;
+            T[i] = from[0];
+            going[i] = T[i] >= 0;
+            rest[i] -= gr[i] * from[64] + gg[i] * from[128] + gb[i] * from[192] + gd[i] * from[256] + ga[i] * (1 - T[i]);
+        }
     }
+    int field = field_of(lane);
     for (int start = first; start < stop; start += 32) {
         gather(batch, members, start, stop, own);
         int part = min(32, stop - start);
@@ -583,15 +624,14 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) draw_back(
                     }
                 }
             }
-            int place = (lane & 16 ? 1 : 0) | (lane & 8 ? 2 : 0) | (lane & 4 ? 4 : 0) | (lane & 2 ? 8 : 0);
             float sum = 0;
-            if (any(touched)) sum = sum_warp(value, place);
+            if (any(touched)) sum = sum_warp(value);
             int slot = __float_as_int(tail.z) + row * __float_as_int(tail.w) + column;
             if ((unsigned)slot >= (unsigned)slot_capacity) counters[3] = 1;
-            else if (!(lane & 1) && place < SLOT) slots[(long long)slot * SLOT + place] = place < 10 ? sum : 0;
+            else if (!(lane & 1) && field < SLOT) slots[(long long)slot * SLOT + field] = field < 10 ? sum : 0;
         }
     }
-    for (int i = stop + lane; i < last; i += 32) {
+    for (int i = max(first, stop) + lane; i < last; i += 32) {
         float4 tail = own[members[i] * 3 + 2];
         int slot = __float_as_int(tail.z) + row * __float_as_int(tail.w) + column;
         if ((unsigned)slot >= (unsigned)slot_capacity) {

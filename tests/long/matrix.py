@@ -1,10 +1,10 @@
 """Which versions work together: each cell of Python, PyTorch and NumPy in an environment of its own, on the CPU.
 
-    python -m anchor4d.bench.matrix [--cells 3.12/2.5.1/1.26 ...] [--out DIR] [--tests FILE ...] [--keep]
+    python tests/long/matrix.py [--cells 3.12/2.5.1/1.26 ...] [--out DIR] [--tests FILE ...] [--keep]
 
-A cell "PYTHON/TORCH/NUMPY" names versions, each as exact as it is given. It makes a virtual environment, installs them with
-the pack's requirements, imports every module, and runs a small fit and a part of the tests. A cell whose wheels are missing is
-reported as such. Results: ``results.json`` and ``results.md`` in OUT, and a log a cell.
+A cell "PYTHON/TORCH/NUMPY", or with "/DIFFUSERS" behind it, names versions, each as exact as it is given. It makes a virtual
+environment, installs them with the pack's requirements, imports every module, and runs a small fit and a part of the tests. A
+cell whose wheels are not to be had is reported as such. Results: ``results.json`` and ``results.md`` in OUT, and a log a cell.
 """
 
 from __future__ import annotations
@@ -19,10 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..core.files import InputError, atomic_path
-
-ROOT = Path(__file__).parent.parent
-CELLS = ("3.11/2.5/1.26", "3.11/2/2", "3.12/2.5/1.26", "3.12/2/2", "3.13/2.6/2", "3.13/2/2")
+ROOT = Path(__file__).parents[2]
+CELLS = ("3.11/2.5/1.26/0.36", "3.11/2/2", "3.12/2.5/1.26/0.36", "3.12/2/2", "3.13/2.6/2", "3.13/2/2")
 TESTS = (
     "tests/test_cameras.py",
     "tests/test_scene.py",
@@ -37,11 +35,10 @@ import anchor4d
 for module in pkgutil.walk_packages(anchor4d.__path__, "anchor4d."):
     if module.name.split(".")[1] in ("core", "cli", "bench"):
         importlib.import_module(module.name)
-import numpy, torch
-from anchor4d.core.packages import problem
+import diffusers, numpy, torch
 from anchor4d.core.render import available_backends
-print(json.dumps({"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__,
-                  "renderers": available_backends("cpu")}))
+versions = {"torch": torch.__version__, "numpy": numpy.__version__, "diffusers": diffusers.__version__}
+print(json.dumps({"python": platform.python_version(), **versions, "renderers": available_backends("cpu")}))
 """
 
 
@@ -68,7 +65,7 @@ def try_cell(cell: str, folder: Path, tests: list[str], keep: bool) -> dict[str,
     """One cell's row: versions as installed, and what came of it."""
     row: dict[str, Any] = {"cell": cell, "result": "", "seconds": 0.0}
     began = time.monotonic()
-    python, torch, numpy = cell.split("/")
+    python, torch, numpy, *diffusers = cell.split("/")
     environment, log = folder / cell.replace("/", "-"), folder / f"{cell.replace('/', '-')}.log"
 
     def step(name: str, *argv: str | os.PathLike[str]) -> str | None:
@@ -94,6 +91,7 @@ def try_cell(cell: str, folder: Path, tests: list[str], keep: bool) -> dict[str,
         wanted = [
             requirement("torch", torch),
             requirement("numpy", numpy),
+            *(requirement("diffusers", version) for version in diffusers),
             "numba>=0.61",
             "pytest",
             "-r",
@@ -122,32 +120,32 @@ def try_cell(cell: str, folder: Path, tests: list[str], keep: bool) -> dict[str,
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Rows as markdown."""
-    lines = ["| Asked | Python | PyTorch | NumPy | Renderers | Result |", "|---|---|---|---|---|---|"]
+    lines = ["| Asked | Python | PyTorch | NumPy | diffusers | Renderers | Result |", "|---|---|---|---|---|---|---|"]
     for row in rows:
-        facts = [row.get(name, "") for name in ("python", "torch", "numpy")]
+        facts = [row.get(name, "") for name in ("python", "torch", "numpy", "diffusers")]
         lines.append(f"| {row['cell']} | {' | '.join(facts)} | {', '.join(row.get('renderers', []))} | {row['result']} |")
     return "\n".join(lines) + "\n"
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m anchor4d.bench.matrix", description=__doc__.split("\n")[0])
-    parser.add_argument("--cells", nargs="+", default=list(CELLS), metavar="PYTHON/TORCH/NUMPY", help="default: %(default)s")
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--cells", nargs="+", default=list(CELLS), metavar="PYTHON/TORCH/NUMPY[/DIFFUSERS]", help="default: %(default)s"
+    )
     parser.add_argument("--tests", nargs="+", default=list(TESTS), metavar="FILE", help="tests of each cell (default: a part)")
     parser.add_argument("--out", type=Path, default=Path("anchor4d-matrix"), help="folder (default: %(default)s)")
     parser.add_argument("--keep", action="store_true", help="keep the environments")
     args = parser.parse_args(argv)
     for cell in args.cells:
-        if not re.fullmatch(r"\d+\.\d+/\d+(\.\d+){0,2}/\d+(\.\d+){0,2}", cell):
-            raise InputError(f"cell {cell!r}: not PYTHON/TORCH/NUMPY, such as 3.12/2.5.1/1.26")
+        if not re.fullmatch(r"\d+\.\d+(/\d+(\.\d+){0,2}){2,3}", cell):
+            raise SystemExit(f"error: cell {cell!r}: not PYTHON/TORCH/NUMPY, such as 3.12/2.5.1/1.26")
     args.out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for cell in args.cells:
         rows.append(try_cell(cell, args.out.absolute(), args.tests, args.keep))
         print(table(rows[-1:]).splitlines()[-1], flush=True)
-        with atomic_path(args.out / "results.json") as temporary:
-            temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-        with atomic_path(args.out / "results.md") as temporary:
-            temporary.write_text(table(rows), encoding="utf-8")
+        (args.out / "results.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        (args.out / "results.md").write_text(table(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,297 @@
+"""Kills runs and exports at random moments, resumes them, and compares with what nobody killed.
+
+    python tests/long/reliability.py --kills 200 --seed 0 [--jobs pla4d export-ply ...] [--device cuda] [--out results.json]
+
+A job is a method at a tiny size from files to files, or the export of its scene in a format. Each trial starts it, kills it
+(SIGKILL) after a random part of the time that it takes, goes on from what it left, sometimes kills it again, and holds when
+
+- the scene of a run has the same bytes as the uninterrupted one's, and its folder holds nothing else than that one's;
+- an export's path held nothing, the old file or the whole new one after every kill, and holds the new one alone in the end.
+
+Jobs run in forks of one process on the CPU, with one thread: a start costs next to nothing, so that kills fall on work. On a
+card, where a process cannot be forked, each is a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import tiny_models
+import tiny_videos
+import torch
+from test_mvdream import TINY, write_folder
+
+from anchor4d.core.fit import loop
+from anchor4d.core.io.export import Shot, export_scene
+from anchor4d.core.methods import ayg, dg4d, pla4d, stag4d
+from anchor4d.core.methods.stages import MethodConfig
+from anchor4d.core.priors.load import load_prior
+from anchor4d.core.runs.sample import write_sample
+from anchor4d.core.runs.session import Settings, run_in_folder
+from anchor4d.core.scene.scene import Scene4D
+from tests.test_align4d import tiny as tiny_align4d
+from tests.test_ayg import config_of as tiny_ayg
+from tests.test_cli import tiny as tiny_pla4d
+from tests.test_stag4d import small as tiny_stag4d
+
+SCENE = "scene.safetensors"
+METHODS = ("pla4d", "pla4d-v4", "align4d", "dg4d", "stag4d", "stag4d-code", "ayg")
+EXPORTS = {
+    "ply": "",
+    "zip": ".zip",
+    "spz": ".spz",
+    "glb": ".glb",
+    "html": ".html",
+    "a4d": ".a4d",
+    "scene": ".safetensors",
+    "mp4": ".mp4",
+}
+#: Seconds between checkpoints, a hundredth of a tiny run, and how often a resumed run is killed once more.
+CHECKPOINT_SECONDS, AGAIN = 0.02, 0.6
+
+Job = Callable[[Path, bool], None]
+
+
+def silent(*_: Any) -> None:
+    """Progress as a command takes it, so that the estimate is part of the run."""
+
+
+def shortened(config: MethodConfig) -> MethodConfig:
+    """A method of a few small steps."""
+    small = ((1.0, 32),)
+    static, motion = config.static, config.motion
+    static = replace(static, gaussians=200, schedule=replace(static.schedule, steps=4, resolutions=small))
+    motion = replace(motion, schedule=replace(motion.schedule, steps=8, resolutions=small))
+    return replace(config, resolution=64, static=static, motion=motion)
+
+
+def jobs_of(names: list[str], folder: Path, device: str) -> dict[str, Job]:
+    """Each job as a function of where it writes and whether it resumes; the inputs are those of :func:`prepare`."""
+    case = folder / "case"
+    prior = load_prior(folder / "zero123", device=device)
+    made: dict[str, Job] = {}
+
+    def from_video(method: str, out: Path, resume: bool) -> None:
+        if method == "align4d":
+            config = shortened(tiny_align4d(prior))
+        elif method.startswith("stag4d"):
+            config = tiny_stag4d(stag4d.preset("draft", prior, prior, method=method))
+        elif method == "dg4d":
+            config = shortened(dg4d.preset("draft", prior))
+        else:
+            config = pla4d.v4(tiny_pla4d(16)) if method == "pla4d-v4" else tiny_pla4d(16)
+        item = None if method.startswith("stag4d") else case / "mesh.glb"
+        settings = Settings(method, "draft", yaw=0.0, device=device, prior="tiny")
+        run_in_folder(case / "front", item, out, settings, config=config, resume=resume, progress=silent)
+
+    def from_text(out: Path, resume: bool) -> None:
+        settings = Settings("ayg", "draft", then=("",), device=device)
+        run_in_folder(None, None, out, settings, prompt="a dog", config=text, resume=resume, progress=silent)
+
+    for name in names:
+        if name == "ayg":
+            loaded = {n: load_prior(folder / n, device=device) for n in ("views", "images", "modelscope")}
+            models = {n: p.with_settings(resolution=(16, 16)) for n, p in loaded.items()}
+            text: ayg.TextConfig = tiny_ayg(models | {"modelscope": models["modelscope"].with_settings(pictures=5)})
+            made[name] = from_text
+        elif name in METHODS:
+            made[name] = partial(from_video, name)
+        else:
+            made[name] = partial(export, folder / "exported.safetensors", name.removeprefix("export-"))
+    return made
+
+
+def prepare(folder: Path, out: Path, resume: bool) -> None:
+    """The jobs' inputs. A job too: the process that forks must not have drawn or computed on threads, which forks lack."""
+    write_sample(folder / "case", 3, 64)
+    tiny_models.write_zero123(folder / "zero123")
+    write_folder(folder / "views", TINY)
+    tiny_models.write_stable_diffusion(folder / "images")
+    tiny_videos.write_modelscope(folder / "modelscope")
+    jobs_of(["pla4d"], folder, "cpu")["pla4d"](folder / "to-export", False)
+    (folder / "to-export" / SCENE).rename(folder / "exported.safetensors")
+
+
+def export(scene: Path, name: str, out: Path, resume: bool) -> None:
+    form = "ply" if name == "zip" else name
+    shot = Shot(size=48) if name == "mp4" else None
+    export_scene(Scene4D.load(scene), out / f"clip{EXPORTS[name]}", form, shot=shot)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Files below a folder; of those that say when or how they were made, only that they are there."""
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file()] if folder.is_dir() else []
+    return {
+        p.relative_to(folder).as_posix(): b"" if p.name in ("report.json", "preview.mp4") else p.read_bytes() for p in files
+    }
+
+
+class Child:
+    """A job in a process of its own."""
+
+    def __init__(self, name: str, job: Job, out: Path, resume: bool, command: list[str] | None) -> None:
+        self.log = out.with_suffix(".log")
+        if command is not None:
+            with open(self.log, "wb") as log:
+                argv = [*command, "--job", name, str(out), *(["--resume"] if resume else [])]
+                self.pid = subprocess.Popen(argv, stdout=log, stderr=log).pid
+            return
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                descriptor = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+                os.dup2(descriptor, 1)
+                os.dup2(descriptor, 2)
+                job(out, resume)
+                code = 0
+            except BaseException:
+                logging.exception("%s failed", name)
+            finally:
+                os._exit(code)
+
+    def wait(self, seconds: float) -> int | None:
+        """The exit status, or None where it still runs after so long."""
+        deadline = time.monotonic() + seconds
+        while True:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                return os.waitstatus_to_exitcode(status)
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(0.001)
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
+    def finish(self) -> str:
+        """Runs to its end; why it failed, or nothing."""
+        code = self.wait(600)
+        if code is None:
+            self.kill()
+            return "did not end within 600 s"
+        return "" if code == 0 else f"ended with {code}: {self.log.read_text(errors='replace').strip()[-300:]}"
+
+
+def trial(
+    name: str, start: Callable[[bool], Child], out: Path, whole: dict[str, bytes], seconds: float, draw: random.Random
+) -> tuple[int, str]:
+    """Kills of one trial that found the job at work, and what did not hold."""
+    kills, resume = 0, False
+    before = {} if draw.random() < 0.5 or not name.startswith("export-") else whole
+    for path, data in before.items():  # an export over an older one
+        (out / path).parent.mkdir(parents=True, exist_ok=True)
+        (out / path).write_bytes(data + b" ")
+    old = contents(out)
+    while True:
+        child = start(resume)
+        if child.wait(draw.random() * seconds) is not None:
+            break
+        child.kill()
+        kills, resume = kills + 1, True
+        if name.startswith("export-"):
+            found = {path: data for path, data in contents(out).items() if not path.startswith(".")}
+            between = bool(old) and not found and any(p.name.endswith(".old") for p in out.iterdir())
+            if found not in (old, whole) and not between:
+                return kills, f"half an export: {sorted(found)}"
+        if draw.random() > AGAIN:
+            break
+    if failed := start(True).finish():
+        return kills, failed
+    found = contents(out)
+    if found.keys() != whole.keys():
+        return kills, f"left {sorted(found.keys() ^ whole.keys())}"
+    different = [path for path in whole if found[path] != whole[path]]
+    return kills, f"{different[0]} differs" if different else ""
+
+
+def result(rows: dict[str, dict[str, Any]], failures: list[str], args: argparse.Namespace) -> dict[str, Any]:
+    jobs = {job: {key: value for key, value in row.items() if key != "whole"} for job, row in rows.items()}
+    kills = sum(row["kills"] for row in rows.values())
+    return {"kills": kills, "seed": args.seed, "device": args.device, "jobs": jobs, "failures": failures}
+
+
+def main(argv: list[str] | None = None) -> int:
+    everything = [*METHODS, *(f"export-{name}" for name in EXPORTS)]
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--kills", type=int, default=200, help="that find a job at work (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", nargs="+", choices=everything, default=everything, metavar="JOB", help="default: all")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--out", type=Path, help="results as JSON")
+    parser.add_argument("--job", nargs=2, metavar=("JOB", "DIR"), help=argparse.SUPPRESS)
+    parser.add_argument("--resume", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    loop.run_fit.__kwdefaults__["checkpoint_seconds"] = CHECKPOINT_SECONDS
+    if args.job:
+        jobs_of([args.job[0]], args.folder, args.device)[args.job[0]](Path(args.job[1]), args.resume)
+        return 0
+    draw, failures, began = random.Random(args.seed), [], time.monotonic()
+    rows: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory(prefix="anchor4d-reliability-") as name:
+        folder = Path(name)
+        if failed := Child("prepare", partial(prepare, folder), folder / "inputs", False, None).finish():
+            print(f"inputs: {failed}")
+            return 1
+        jobs = jobs_of(args.jobs, folder, args.device)
+        command = None
+        if args.device != "cpu":
+            command = [sys.executable, __file__, "--device", args.device, "--folder", str(folder)]
+        for job in args.jobs:
+            out = folder / f"whole-{job}"
+            started = time.monotonic()
+            if failed := Child(job, jobs[job], out, False, command).finish():
+                print(f"{job}: {failed}")
+                return 1
+            rows[job] = {"kills": 0, "trials": 0, "failures": 0, "seconds": round(time.monotonic() - started, 2)}
+            rows[job]["whole"] = contents(out)
+        number = 0
+        while sum(row["kills"] for row in rows.values()) < args.kills:
+            job = args.jobs[number % len(args.jobs)]
+            row, out = rows[job], folder / f"trial-{number}"
+            start = partial(lambda resume, job, out: Child(job, jobs[job], out, resume, command), job=job, out=out)
+            kills, failed = trial(job, start, out, row["whole"], row["seconds"], draw)
+            row["kills"], row["trials"], row["failures"] = (
+                row["kills"] + kills,
+                row["trials"] + 1,
+                row["failures"] + bool(failed),
+            )
+            if failed:
+                failures.append(f"trial {number}, {job}: {failed}")
+                print(failures[-1], flush=True)
+            number += 1
+            if args.out:  # what is known so far, should this be stopped
+                args.out.write_text(json.dumps(result(rows, failures, args), indent=1) + "\n", encoding="utf-8")
+    found = result(rows, failures, args)
+    for job, row in found["jobs"].items():
+        print(
+            f"{job:14} {row['kills']:4} kills in {row['trials']:4} trials, {row['failures']} failed  (a run {row['seconds']} s)"
+        )
+    print(
+        f"{found['kills']} kills, seed {args.seed}, {args.device}: {len(failures)} failed  ({time.monotonic() - began:.0f} s)"
+    )
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
