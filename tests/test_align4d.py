@@ -316,7 +316,7 @@ def test_dreamgaussian4ds_numbers() -> None:
     front, views = paper.motion.objectives
     assert isinstance(front, ReferenceViewLoss) and isinstance(views, MultiView)
     schedule = paper.motion.schedule
-    assert (paper.camera, paper.motion.field, paper.motion.train, paper.motion.opacity) == ("fixed", "hexplane", "both", False)
+    assert (paper.camera, paper.motion.field, paper.motion.train, paper.motion.fields) == ("fixed", "hexplane", "both", {})
     assert (schedule.steps, schedule.lr_final, schedule.turns) == (500, 1.0, (0, 0))
     assert GAUSSIAN_LR["means"] * schedule.means_final ** (100 / 500) == pytest.approx(4.57e-4, rel=1e-3)
     assert {k: v for k, v in GAUSSIAN_LR.items() if k != "means"} == {
