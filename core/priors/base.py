@@ -284,7 +284,9 @@ class Prior(ABC):
         """Itself, with convolutions on a card laid out as its matrix units take them."""
         for name, module in self.modules.items():
             if name in ("unet", "vae") and self.device.type == "cuda":
-                module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+                for parameter in module.parameters():
+                    if parameter.dim() == 4:  # those of clips have five
+                        parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         return self
 
     @cached_property
