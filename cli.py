@@ -242,6 +242,15 @@ def export(args: argparse.Namespace, console: Console) -> int:
     from .core.scene.trajectory import Trajectory
 
     out, form = args.out, FORMATS[args.format]
+    if args.camera_path is not None and form.kind != "film":
+        raise InputError(f"--camera-path: {args.format} is no film; leave it out")
+    if args.time is not None and not form.moment:
+        raise InputError(f"--time: {args.format} holds the whole clip; leave it out")
+    for name, value in (("azimuths", args.azimuths), ("elevation", args.elevation)):
+        if value is not None and args.camera_path is not None:
+            raise InputError(f"--{name}: the camera follows --camera-path; leave one of them out")
+    if args.time is not None and args.frames is not None:
+        raise InputError("--frames: one moment is written, as --time asks; leave one of them out")
     asked = (args.azimuths, args.elevation, args.size, args.background, args.loops, args.camera_path)
     shot = None
     if form.kind == "film" or any(value is not None for value in asked):
@@ -261,11 +270,6 @@ def export(args: argparse.Namespace, console: Console) -> int:
         raise InputError(f"--renderer {args.renderer}: nothing is drawn for the format {args.format}; leave it out")
     if form.folder and not out.suffix:
         _our_folder(out, form.folder)
-    for name, value in (("azimuths", args.azimuths), ("elevation", args.elevation)):
-        if value is not None and args.camera_path is not None:
-            raise InputError(f"--{name}: the camera follows --camera-path; leave one of them out")
-    if args.time is not None and args.frames is not None:
-        raise InputError("--frames: one moment is written, as --time asks; leave one of them out")
     film = None
     if args.video is not None:
         from .core.io.video import read_clip

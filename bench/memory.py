@@ -200,7 +200,7 @@ PUBLISHED = (
 )
 #: Methods that ask several priors in one step, one after the other.
 TOGETHER = (
-    ("AYG, still object", ("mvdream", "sd21-base")),
+    ("AYG, static object", ("mvdream", "sd21-base")),
     ("AYG, motion", ("modelscope", "sd21-base")),
     ("AYG, motion, larger clips", ("zeroscope", "sd21-base")),
     ("AYG, motion, told the frame rate", ("ltx-video", "sd21-base")),

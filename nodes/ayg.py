@@ -273,7 +273,7 @@ class Anchor4DStayInPlace(io.ComfyNode):
             node_id="Anchor4DStayInPlace",
             display_name="Position Regulariser (JSD)",
             category=OBJECTIVES,
-            description="Objective for motion: the object's centre and extent stay near those of the still object, so that it "
+            description="Objective for motion: the object's centre and extent stay near those of the static object, so that it "
             "moves its limbs instead of sliding away (Align Your Gaussians' JSD term).",
             search_aliases=["jsd", "jensen-shannon", "drift", "regulariser", "objective", "loss", "ayg"],
             inputs=[
@@ -315,8 +315,8 @@ class Anchor4DTogetherness(io.ComfyNode):
             node_id="Anchor4DTogetherness",
             display_name="Local Rigidity (kNN)",
             category=OBJECTIVES,
-            description="Objective for motion: Gaussians that are near each other in the still object move alike (the rigidity "
-            "of Align Your Gaussians, whose motion has no rotations).",
+            description="Objective for motion: Gaussians that are near each other in the static object move alike (the "
+            "rigidity of Align Your Gaussians, whose motion has no rotations).",
             search_aliases=["rigidity", "knn", "neighbours", "regulariser", "objective", "loss", "ayg"],
             inputs=[
                 _more(),
@@ -346,8 +346,8 @@ class Anchor4DTextToGaussians(io.ComfyNode):
             node_id="Anchor4DTextToGaussians",
             display_name="Fit Gaussians to Text",
             category=CATEGORY,
-            description="Text to 3D: grows a still object from a ball of grey Gaussians until models find it to suit a text. "
-            "With an object connected, takes that instead.",
+            description="Text to 3D: grows a static object from a point cloud of grey Gaussians until models find it to suit a "
+            "text. With an object connected, takes that instead.",
             search_aliases=["text to 3d", "static", "gaussian splatting", "mvdream", "ayg", "align your gaussians", "train"],
             inputs=[
                 host.Objectives.Input(
@@ -387,7 +387,7 @@ class Anchor4DTextToGaussians(io.ComfyNode):
                 _steps(),
                 *host.device_inputs(),
             ],
-            outputs=[host.Scene.Output("scene", tooltip="The still object, for Fit Motion to Text.")],
+            outputs=[host.Scene.Output("scene", tooltip="The static object, for Fit Motion to Text.")],
             has_intermediate_output=True,
         )
 
@@ -439,10 +439,11 @@ class Anchor4DTextMotion(io.ComfyNode):
             node_id="Anchor4DTextMotion",
             display_name="Fit Motion to Text",
             category=CATEGORY,
-            description="3D to 4D without a driving video: finds a motion of the still object that models find to suit a text.",
+            description="3D to 4D without a driving video: finds a motion of the static object that models find to suit "
+            "a text.",
             search_aliases=["text to 4d", "animate", "deformation", "ayg", "align your gaussians", "4dgs", "train"],
             inputs=[
-                host.scene_input(tooltip="The still object: from Fit Gaussians to Text, or any scene or splats, facing +Z."),
+                host.scene_input(tooltip="The static object: from Fit Gaussians to Text, or any scene or splats, facing +Z."),
                 host.Objectives.Input(
                     "objectives", tooltip="Text to 4D Scores, and in a chain Position Regulariser and Local Rigidity."
                 ),

@@ -183,7 +183,7 @@ class Anchor4DFitGaussians(io.ComfyNode):
                 *host.device_inputs(),
                 _method("steps and number of Gaussians"),
             ],
-            outputs=[host.Scene.Output("scene", tooltip="The still object, with the clip's timing and camera.")],
+            outputs=[host.Scene.Output("scene", tooltip="The static object, with the clip's timing and camera.")],
             has_intermediate_output=True,
         )
 
@@ -241,7 +241,7 @@ class Anchor4DMotionAlignment(io.ComfyNode):
             search_aliases=["3d to 4d", "video to 4d", "animate", "deformation", "pla4d", "align4d", "dg4d", "4dgs", "train"],
             inputs=[
                 host.Video.Input("driving_video", tooltip="The same clip that the scene was fitted to."),
-                host.Scene.Input("scene", tooltip="The still object, from Fit Gaussians to Mesh and Frame."),
+                host.Scene.Input("scene", tooltip="The static object, from Fit Gaussians to Mesh and Frame."),
                 host.Alignment.Input(
                     "alignment",
                     optional=True,
@@ -310,7 +310,7 @@ class Anchor4DMotionAlignment(io.ComfyNode):
                     options=["preset", *TRAINED],
                     default="preset",
                     optional=True,
-                    tooltip="deformation = the motion alone, the still object stays as it is. both = the still object's "
+                    tooltip="deformation = the motion alone, the static object stays as it is. both = the static object's "
                     "Gaussians too. preset = the method's: deformation for pla4d, both for align4d and dg4d.",
                 ),
                 host.Turns.Input(

@@ -13,7 +13,7 @@ from ..core.objectives.base import Objective
 from ..core.objectives.first_frame import FirstFrame
 from ..core.objectives.front import ReferenceViewLoss
 from ..core.objectives.mesh import MeshMatch
-from ..core.objectives.multiview import MotionGeometry
+from ..core.objectives.multiview import AboutFrame, AboutStatic, MultiViewDistillation
 from ..core.objectives.novel_view import NovelView
 from ..core.objectives.reference import ReferenceRefinement, require_image
 from ..core.objectives.rigidity import Rigidity, Smoothness
@@ -209,7 +209,7 @@ class Anchor4DFirstFrame(io.ComfyNode):
             node_id="Anchor4DFirstFrame",
             display_name="First Frame",
             category=CATEGORY,
-            description="Objective for motion: at the first frame, the moving object must equal the still one from every "
+            description="Objective for motion: at the first frame, the moving object must equal the static one from every "
             "side (PLA4D Eq. 10).",
             search_aliases=["anchor", "static", "objective", "loss", "pla4d"],
             inputs=[
@@ -357,7 +357,7 @@ class Anchor4DReferenceRefinement(io.ComfyNode):
             node_id="Anchor4DReferenceRefinement",
             display_name="Reference Refinement",
             category=CATEGORY,
-            description="Objective for motion: a diffusion prior, shown the still object from the same side, mends tears and "
+            description="Objective for motion: a diffusion prior, shown the static object from the same side, mends tears and "
             "holes where the video does not look (PLA4D Eq. 11).",
             search_aliases=["sds", "score distillation", "zero123", "prior", "refine", "objective", "loss", "pla4d"],
             inputs=[
@@ -422,7 +422,11 @@ def _distance_input() -> io.Input:
 
 
 #: Which of its two questions Motion and Geometry asks.
-QUESTIONS = {"motion and geometry": (True, True), "motion": (True, False), "geometry": (False, True)}
+QUESTIONS = {
+    "motion and geometry": (AboutFrame(), AboutStatic()),
+    "motion": (AboutFrame(),),
+    "geometry": (AboutStatic(),),
+}
 
 
 class Anchor4DMotionGeometry(io.ComfyNode):
@@ -433,7 +437,7 @@ class Anchor4DMotionGeometry(io.ComfyNode):
             display_name="Motion and Geometry",
             category=CATEGORY,
             description="Objective for motion: every frame's object, seen from random sides, must suit the video's frame of "
-            "that time and the still object, as a diffusion prior judges (Align4D's joint alignment, Eq. 7-9).",
+            "that time and the static object, as a diffusion prior judges (Align4D's joint alignment, Eq. 7-9).",
             search_aliases=["mgja", "joint alignment", "sds", "score distillation", "zero123", "objective", "align4d", "dg4d"],
             inputs=[
                 *_distillation_inputs(align4d.LAMBDA, -1.0, 2, "every step, of each frame", (0.98, 0.02), dg4d.MICRO_BATCH),
@@ -441,7 +445,7 @@ class Anchor4DMotionGeometry(io.ComfyNode):
                     "ask",
                     options=list(QUESTIONS),
                     default="motion and geometry",
-                    tooltip="What the prior is shown. motion = the video's frame of that time. geometry = the still object "
+                    tooltip="What the prior is shown. motion = the video's frame of that time. geometry = the static object "
                     "from the same side. motion alone = DreamGaussian4D's distillation.",
                 ),
                 io.Boolean.Input(
@@ -449,7 +453,7 @@ class Anchor4DMotionGeometry(io.ComfyNode):
                     default=True,
                     optional=True,
                     advanced=True,
-                    tooltip="Early frames obey the still object, late ones the video (Eq. 9). Off = both count alike in every "
+                    tooltip="Early frames obey the static object, late ones the video (Eq. 9). Off = both count alike in every "
                     "frame.",
                 ),
                 _distance_input(),
@@ -465,18 +469,16 @@ class Anchor4DMotionGeometry(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         with host.work(cls):
             require_image(prior, "it")
-            motion, geometry = QUESTIONS[ask]
-            term = MotionGeometry(
+            term = MultiViewDistillation(
                 _distillation(prior, guidance, first_time, last_time, micro_batch),
                 _ramp(weight, end_weight),
                 views,
-                motion=motion,
-                geometry=geometry,
+                QUESTIONS[ask],
                 temporal=temporal,
                 distance=distance,
             )
             # In the place of another in the chain: bypassing this node then leaves that one, an ablation of Align4D's.
-            others = tuple(o for o in objectives if o.name != MotionGeometry.name)
+            others = tuple(o for o in objectives if o.name != term.name)
             if len(others) < len(objectives):
                 host.say("in place of the one in the chain")
             return io.NodeOutput((*others, term))
@@ -510,7 +512,7 @@ class Anchor4DPLA4DObjectives3D(io.ComfyNode):
             node_id="Anchor4DPLA4DObjectives3D",
             display_name="PLA4D Objectives (Frame to 3D)",
             category=CATEGORY,
-            description="PLA4D's objectives for the still object: Reference View Loss and Mesh Match with a preset's weights.",
+            description="PLA4D's objectives for the static object: Reference View Loss and Mesh Match with a preset's weights.",
             search_aliases=["losses", "preset", "gs-mesh", "static", "pla4d"],
             inputs=[_preset_input(), _more()],
             outputs=[_output()],

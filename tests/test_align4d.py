@@ -29,7 +29,8 @@ from anchor4d.core.methods.registry import method_config
 from anchor4d.core.methods.stages import MethodConfig, gaussians_on_mesh
 from anchor4d.core.objectives.base import FitStep, check_objectives
 from anchor4d.core.objectives.front import ReferenceViewLoss
-from anchor4d.core.objectives.multiview import CELLS, MotionGeometry
+from anchor4d.core.objectives.multiview import CELLS, AboutFrame, AboutStatic
+from anchor4d.core.objectives.multiview import MultiViewDistillation as MultiView
 from anchor4d.core.priors import Condition, Distillation, Prior, Viewpoints
 from anchor4d.core.priors.distill import Annealed, Question
 from anchor4d.core.priors.exact import ExactPrior
@@ -70,7 +71,7 @@ class Watching(ExactPrior):
         negative: str | Sequence[str] | None = None,
         fps: float | None = None,
     ) -> Condition:
-        """A clip's frames are at their times; renders of the still object, of which there are more, are at 0."""
+        """A clip's frames are at their times; renders of the static object, of which there are more, are at 0."""
         assert image is not None
         self.shown.append(image)
         return self.at(frame_times(FRAMES)[:, None] if len(image) == FRAMES else torch.zeros(len(image), 1))
@@ -121,7 +122,7 @@ def test_motion_asks_about_the_frame_and_geometry_about_the_still_object_from_th
 ) -> None:
     prior = Watching(gaussians, field)
     step = step_of(gaussians, field)
-    MotionGeometry(Distillation(prior), views=2)(step)
+    MultiView(Distillation(prior), views=2)(step)
     (views, taus), count = prior.asked[0], 2 * FRAMES
     assert len(prior.asked) == 1  # one batch for both
     assert len(views) == 2 * count
@@ -147,7 +148,7 @@ def test_motion_asks_about_the_frame_and_geometry_about_the_still_object_from_th
 
 def test_frames_are_shown_to_the_prior_once_for_a_camera(gaussians: Gaussians, field: HexPlane) -> None:
     prior = Watching(gaussians, field)
-    objective, step = MotionGeometry(Distillation(prior), geometry=False), step_of(gaussians, field)
+    objective, step = MultiView(Distillation(prior), asks=(AboutFrame(),)), step_of(gaussians, field)
     for _ in range(2):
         objective(replace(step))
     assert len(prior.shown) == 1
@@ -166,12 +167,12 @@ def test_early_frames_obey_the_3d_and_late_ones_the_video(gaussians: Gaussians, 
             asked.append(questions)
             return super().joint(images, questions, rho, generator)
 
-    MotionGeometry(Spy(Watching(gaussians, field)), views=1)(step_of(gaussians, field))
+    MultiView(Spy(Watching(gaussians, field)), views=1)(step_of(gaussians, field))
     motion, geometry = asked[0]
     assert motion.share is not None and geometry.share is not None
     torch.testing.assert_close(motion.share, torch.tensor([1 / 3, 2 / 3, 1.0]))
     torch.testing.assert_close(geometry.share, torch.tensor([2 / 3, 1 / 3, 0.0]))
-    MotionGeometry(Spy(Watching(gaussians, field)), views=1, temporal=False)(step_of(gaussians, field))
+    MultiView(Spy(Watching(gaussians, field)), views=1, temporal=False)(step_of(gaussians, field))
     assert [q.share for q in asked[1]] == [None, None]
 
 
@@ -200,7 +201,7 @@ def test_the_weight_counts_alike_for_priors_of_any_size(gaussians: Gaussians, fi
     """1 is the sum over Zero123's cells, mean over pictures: ours has 3 x 32 x 32."""
     prior = Watching(gaussians)
     step = step_of(gaussians, field)
-    one = MotionGeometry(Distillation(prior), constant(2.0), views=1, geometry=False)(step)
+    one = MultiView(Distillation(prior), constant(2.0), views=1, asks=(AboutFrame(),))(step)
     camera = prior.asked[0][0]
     rasters = rasterize(
         field(gaussians, frame_times(FRAMES)),
@@ -214,22 +215,22 @@ def test_the_weight_counts_alike_for_priors_of_any_size(gaussians: Gaussians, fi
 
 
 def test_a_moving_object_that_is_right_is_left_alone(gaussians: Gaussians, field: HexPlane) -> None:
-    right = MotionGeometry(Distillation(Watching(gaussians, field)), geometry=False)(step_of(gaussians, field))
-    wrong = MotionGeometry(Distillation(Watching(gaussians)), geometry=False)(step_of(gaussians, field))
+    right = MultiView(Distillation(Watching(gaussians, field)), asks=(AboutFrame(),))(step_of(gaussians, field))
+    wrong = MultiView(Distillation(Watching(gaussians)), asks=(AboutFrame(),))(step_of(gaussians, field))
     assert float(right) < 1e-5 * float(wrong)
 
 
 def test_views_are_drawn_and_told_as_the_distance_means(gaussians: Gaussians, field: HexPlane) -> None:
     prior = Watching(gaussians, field)
     distance = ObjectDistance(visual=1.6, model=1.4, meaning="delta")
-    loss = MotionGeometry(Distillation(prior), views=1, geometry=False, distance=distance)(step_of(gaussians, field))
+    loss = MultiView(Distillation(prior), views=1, asks=(AboutFrame(),), distance=distance)(step_of(gaussians, field))
     views = prior.asked[0][0]
     assert views.reference is not None
     torch.testing.assert_close(views.distance, torch.full_like(views.distance, 1.4))
     torch.testing.assert_close(views.reference.distance, torch.full_like(views.distance, 1.6))
     # It is drawn from as far as it is told: an object that is right at 1.4 has nothing to mend.
     literal = replace(distance, meaning="literal")  # drawn at 1.6, told 1.4
-    other = MotionGeometry(Distillation(prior), views=1, geometry=False, distance=literal)(step_of(gaussians, field))
+    other = MultiView(Distillation(prior), views=1, asks=(AboutFrame(),), distance=literal)(step_of(gaussians, field))
     assert float(loss) < 1e-4 * float(other)
 
 
@@ -242,7 +243,7 @@ def test_samples_of_several_pictures_stand_around_the_object(gaussians: Gaussian
 
     prior = ExactPrior(truth, SIDE)
     prior.pictures = 4
-    loss = MotionGeometry(Distillation(prior), views=3)(step_of(gaussians, field))
+    loss = MultiView(Distillation(prior), views=3)(step_of(gaussians, field))
     views = seen[0]
     assert views.azimuth.shape == (2 * FRAMES, 4)
     torch.testing.assert_close(views.azimuth[:, 1:] - views.azimuth[:, :-1], torch.full((2 * FRAMES, 3), 90.0))
@@ -254,8 +255,8 @@ def test_samples_of_several_pictures_stand_around_the_object(gaussians: Gaussian
 def test_a_prior_without_pictures_is_refused(gaussians: Gaussians, field: HexPlane) -> None:
     prior = Watching(gaussians)
     prior.conditions = frozenset({"text"})  # pyright: ignore[reportAttributeAccessIssue]
-    with pytest.raises(InputError, match="Motion and Geometry: prior exact is not conditioned on a picture"):
-        check_objectives("motion", [MotionGeometry(Distillation(prior))], video=video_of(gaussians), field=field, meshes=[])
+    with pytest.raises(InputError, match="multi-view distillation: prior exact is not conditioned on a picture"):
+        check_objectives("motion", [MultiView(Distillation(prior))], video=video_of(gaussians), field=field, meshes=[])
 
 
 # Who trains when
@@ -313,9 +314,9 @@ def test_dreamgaussian4ds_numbers() -> None:
     prior = load_prior("tiny")
     paper = dg4d.preset("paper", prior)
     front, views = paper.motion.objectives
-    assert isinstance(front, ReferenceViewLoss) and isinstance(views, MotionGeometry)
+    assert isinstance(front, ReferenceViewLoss) and isinstance(views, MultiView)
     schedule = paper.motion.schedule
-    assert (paper.camera, paper.motion.field, paper.motion.train, paper.motion.opacity) == ("fixed", "hexplane", "both", False)
+    assert (paper.camera, paper.motion.field, paper.motion.train, paper.motion.fields) == ("fixed", "hexplane", "both", {})
     assert (schedule.steps, schedule.lr_final, schedule.turns) == (500, 1.0, (0, 0))
     assert GAUSSIAN_LR["means"] * schedule.means_final ** (100 / 500) == pytest.approx(4.57e-4, rel=1e-3)
     assert {k: v for k, v in GAUSSIAN_LR.items() if k != "means"} == {
@@ -325,15 +326,15 @@ def test_dreamgaussian4ds_numbers() -> None:
     assert (front.weight(0.25), front.weight(0.25) * front.mask, front.perceptual) == (2500, 250, 0)
     times = [float(views.distillation.time(rho, 1, torch.Generator())) for rho in (0.0, 0.5, 1.0)]
     assert times == pytest.approx([0.98, 0.5, 0.02])
-    assert (views.views, views.weight(0.7), views.motion, views.geometry) == (4, 1.0, True, False)
+    assert (views.views, views.weight(0.7), views.asks) == (4, 1.0, (AboutFrame(),))
     assert views.elevation == (-30.0, 30.0)
     assert views.sizes == ((0.3, 0.5), (0.6, 1.0), (1.0, 2.0))
 
 
 def parts_of(config: MethodConfig) -> tuple[object, ...]:
     views = config.motion.objectives[1]
-    assert isinstance(views, MotionGeometry)
-    return config.camera, config.model_distance, views.geometry, config.motion.schedule.turns
+    assert isinstance(views, MultiView)
+    return config.camera, config.model_distance, AboutStatic() in views.asks, config.motion.schedule.turns
 
 
 def test_align4d_changes_four_things_and_each_can_be_left_out() -> None:
@@ -348,7 +349,7 @@ def test_align4d_changes_four_things_and_each_can_be_left_out() -> None:
     # All else is DreamGaussian4D's.
     base = dg4d.preset("paper", prior)
     assert (paper.static, paper.resolution) == (base.static, base.resolution)
-    views = replace(paper.motion.objectives[1], geometry=False)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    views = replace(paper.motion.objectives[1], asks=(AboutFrame(),))  # pyright: ignore[reportArgumentType, reportCallIssue]
     assert views.weight(0.5) == 1.0  # pyright: ignore[reportAttributeAccessIssue]
     restored = replace(paper.motion, objectives=base.motion.objectives, schedule=replace(paper.motion.schedule, turns=(0, 0)))
     assert restored == base.motion
@@ -372,7 +373,7 @@ PRESET = align4d.preset
 def tiny(prior: Prior | None, without: Sequence[str] = ("maod",)) -> MethodConfig:
     """Align4D at a size that takes a second; the search for the prior's distance takes seven."""
     config = PRESET("draft", prior, without)
-    objectives = tuple(replace(o, views=1) if isinstance(o, MotionGeometry) else o for o in config.motion.objectives)
+    objectives = tuple(replace(o, views=1) if isinstance(o, MultiView) else o for o in config.motion.objectives)
     return replace(
         config,
         static=replace(config.static, gaussians=800, schedule=Schedule(steps=6, resolutions=((1.0, 48),))),
@@ -407,7 +408,7 @@ def same(a: Run, b: Run) -> bool:
 def test_the_object_moves_and_its_gaussians_learn(whole: Run) -> None:
     report = json.loads(json.dumps(whole.report))
     assert (report["method"], report["prior"], report["distance"]) == ("align4d", "tiny", None)
-    assert set(report["losses"]["3D to 4D"]) == {"reference view", "motion and geometry"}
+    assert set(report["losses"]["3D to 4D"]) == {"reference view", "multi-view"}
     assert isinstance(whole.scene.field, HexPlane)
     with torch.no_grad():
         assert float((whole.scene.at(1.0).means - whole.scene.at(0.0).means).abs().max()) > 1e-4

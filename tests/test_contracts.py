@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,15 +11,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from anchor4d.core.cameras import FrontCamera
+from anchor4d import cli
+from anchor4d.core.cameras import Crop, FrontCamera
 from anchor4d.core.deformation import FIELDS, ControlNodes, DeformationField, DeformationMLP, HexPlane, field_from_config
 from anchor4d.core.files import InputError
 from anchor4d.core.fit.density import DensityControl
 from anchor4d.core.fit.loop import FitState, Inputs, Schedule, run_fit
 from anchor4d.core.gaussians import Gaussians, random_gaussians
+from anchor4d.core.identity import canonical_json, file_identity, fingerprint
+from anchor4d.core.io.export import FORMATS
+from anchor4d.core.io.meshes import load_mesh, write_glb
+from anchor4d.core.methods.registry import METHODS, PRESETS, Choice, method_config
 from anchor4d.core.objectives.base import OBJECTIVES, FitStep, Objective, identified
 from anchor4d.core.objectives.rigidity import Rigidity
+from anchor4d.core.priors.base import PRIORS, Prior, Role
+from anchor4d.core.priors.exact import ExactPrior
 from anchor4d.core.registry import Registry
+from anchor4d.core.runs.sample import sample_meshes, write_sample
+from anchor4d.core.runs.session import Settings, run_in_folder
+from anchor4d.core.scene.object3d import SplatObject
 from anchor4d.core.scene.scene import Scene4D, frame_times
 from anchor4d.core.schedules import Weight, constant, linear
 from anchor4d.core.video import DrivingVideo
@@ -180,6 +190,109 @@ def test_a_scene_of_version_0_1_loads(scene: Scene4D, tmp_path: Path) -> None:
     again = Scene4D.load(tmp_path / "old.safetensors")
     assert isinstance(again.field, ControlNodes) and torch.equal(again.field.pairs, field.pairs)
     assert "pair_weight" not in again.field.state_dict()
+
+
+# Methods
+
+
+def priors_in(value: Any) -> list[Prior]:
+    if isinstance(value, Prior):
+        return [value]
+    parts = vars(value).values() if is_dataclass(value) else value.values() if isinstance(value, dict) else ()
+    return [p for part in (value if isinstance(value, (list, tuple)) else parts) for p in priors_in(part)]
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_every_method_s_settings_are_plain_data_and_its_words_are_told(name: str) -> None:
+    method = METHODS[name]
+    roles = frozenset(role.name for role in method.roles)
+    keys = set()
+    for preset in PRESETS:
+        for without in [(), *((part,) for part in method.without)]:
+            settings = method.settings(Choice(preset, without=without, prompt="a dog", models=roles))
+            assert all(isinstance(prior, Role) and prior.name in roles for prior in priors_in(settings))
+            keys.add(canonical_json(settings))
+            assert settings.motion.field in FIELDS
+            for fit in (settings.static, settings.motion):
+                for objective in fit.objectives:
+                    assert OBJECTIVES[objective.name] is type(objective)
+    assert len(keys) == len(PRESETS) * (1 + len(method.without))  # every part changes something
+    for part in method.plus:
+        more = method.settings(Choice("draft", plus=(part,), models=roles))
+        assert canonical_json(more) not in keys
+    assert cli.method_summaries()[name] == method.summary
+    text = (Path(__file__).parent.parent / "docs" / "command-line.md").read_text()
+    assert all(f"`{word}`" in text for word in (name, *method.without, *method.plus))
+
+
+def test_models_are_put_in_the_places_of_their_roles() -> None:
+    prior = ExactPrior(lambda views, taus: torch.zeros(len(taus), 1, 8, 8, 3), 8)
+    bound = method_config("stag4d", "draft", {"prior": prior})
+    assert {p.name for o in bound.motion.objectives for p in o.priors()} == {"exact"}
+    assert bound.anchors is None and bound.with_object is not None
+    with pytest.raises(InputError, match="method 'stag5d': unknown, choose one of align4d, ayg, dg4d, pla4d"):
+        method_config("stag5d")
+
+
+# What names a run
+
+
+def test_colours_and_textures_are_part_of_an_object_s_identity() -> None:
+    mesh = sample_meshes(1)[0]
+    assert fingerprint(mesh) == fingerprint(replace(mesh, name="elsewhere"))
+    repainted = replace(mesh, textures=(1 - mesh.textures[0],))
+    assert fingerprint(mesh) != fingerprint(repainted)
+    splats = SplatObject.of(random_gaussians(5, torch.Generator().manual_seed(0)))
+    other = replace(splats, gaussians=replace(splats.gaussians, sh=-splats.gaussians.sh - 0.1))
+    assert fingerprint(splats) != fingerprint(other)
+
+
+def test_a_repainted_object_or_another_rate_is_another_run(tmp_path: Path) -> None:
+    from test_cli import tiny
+
+    case = write_sample(tmp_path / "case", 3, 32)
+    settings, config = Settings(seed=1, yaw=0.0, prior="none"), tiny()
+
+    def again(**changes: Any) -> Any:
+        return run_in_folder(
+            case / "front", case / "mesh.glb", tmp_path / "out", settings, config=config, resume=True, **changes
+        )
+
+    assert again() is not None
+    assert again() is None
+    assert again(fps=30.0) is not None
+    mesh = load_mesh(case / "mesh.glb")
+    write_glb(case / "mesh.glb", replace(mesh, textures=(1 - mesh.textures[0],)))
+    assert again(fps=30.0) is not None
+
+
+def test_a_video_s_identity_is_that_of_its_files_whatever_its_pixels(tmp_path: Path) -> None:
+    case = write_sample(tmp_path / "case", 2, 16)
+    name = file_identity(case / "front")
+    assert name == file_identity(case.rename(tmp_path / "moved") / "front")
+    video = DrivingVideo(torch.zeros(2, 8, 8, 3), torch.ones(2, 8, 8), 12.0, Crop(0, 0, 8, 8, 8), identity=name)
+    assert fingerprint(video) == fingerprint(replace(video, frames=video.frames + 1e-7))
+    assert fingerprint(video) != fingerprint(replace(video, identity=""))
+    with pytest.raises(TypeError, match="settings hold a function"):
+        fingerprint(lambda rho: rho)
+
+
+# Priors and formats
+
+
+def test_every_kind_of_prior_knows_its_own_checkpoints(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    for name, kind in PRIORS.items():
+        assert issubclass(kind, Prior) and kind.__doc__, name
+        assert kind.load.__func__ is not Prior.load.__func__ and kind.conditions, name
+    assert PRIORS["stable-zero123"].precedence > PRIORS["zero123"].precedence
+
+
+def test_every_format_says_what_it_is_for() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "formats.md").read_text()
+    for name, form in FORMATS.items():
+        assert form.suffixes and form.text and form.kind, name
+        assert f"`{name}`" in text, name
 
 
 # Registries

@@ -480,11 +480,15 @@ def test_arrays_without_data_and_small_files_of_large_promises(tmp_path: Path, m
     position = file.add("accessors", componentType=5126, count=15_000_000, type="VEC3")
     indices = file.add("accessors", componentType=5125, count=60_000_000, type="SCALAR")
     file.node([{"attributes": {"POSITION": position}, "indices": indices}])
-    refused(file.write(tmp_path / "a.glb"), "ANCHOR4D_MAX_MEMORY_MB")
+    refused(file.write(tmp_path / "a.glb"), "have no data")
+    plain = file.accessor(POINTS)
+    file.header["meshes"][0]["primitives"] *= 4
+    for primitive in file.header["meshes"][0]["primitives"]:
+        primitive["attributes"]["POSITION"] = plain
+    refused(file.write(tmp_path / "a.glb"), "ANCHOR4D_MAX")
     monkeypatch.setenv("ANCHOR4D_MAX_MEMORY_MB", "1")
     file = GltfFile()
-    position = file.add("accessors", componentType=5126, count=30_000, type="VEC3")
-    file.node([{"attributes": {"POSITION": position}} for _ in range(100)])
+    file.node([{"attributes": {"POSITION": file.accessor(np.zeros((3_000, 3), "<f4"))}} for _ in range(100)])
     refused(file.write(tmp_path / "b.glb"), "over 1 MB")
 
 

@@ -58,7 +58,7 @@ def test_files_that_the_program_reads_are_installed(project: dict[str, dict[str,
     packed = project["tool"]["setuptools"]["package-data"]
     folders = {name: ROOT.joinpath(*name.split(".")[1:]) for name in packed}
     found = {path for name, globs in packed.items() for glob in globs for path in folders[name].glob(glob)}
-    assert {ROOT / "core" / "models.toml", ROOT / "core" / "priors" / "tiny" / "model_index.json"} <= found
+    assert {ROOT / "core" / "priors" / "models.toml", ROOT / "core" / "priors" / "tiny" / "model_index.json"} <= found
     assert {ROOT / "web" / "player" / name for name in ("page.html", "player.mjs", "renderer.mjs")} <= found
 
 

@@ -198,7 +198,7 @@ def test_the_other_fields_fit_too(inputs: tuple[DrivingVideo, Mesh], whole: Run,
     still = replace(whole.scene, field=None)
     config = MotionConfig(
         field=field,  # pyright: ignore[reportArgumentType]
-        opacity=True,
+        fields={field: {"opacity": True}},
         schedule=Schedule(steps=6, resolutions=((1.0, 32),)),
         objectives=(ReferenceViewLoss(weight=constant(1e4), perceptual=0.0), FirstFrame(weight=constant(1e4))),
     )

@@ -31,7 +31,7 @@ from anchor4d.core.methods.stages import MethodConfig
 from anchor4d.core.objectives.anchors import AnchorMatch
 from anchor4d.core.objectives.base import FitStep, check_objectives
 from anchor4d.core.objectives.front import ReferenceViewLoss
-from anchor4d.core.objectives.multiview import MotionGeometry
+from anchor4d.core.objectives.multiview import AboutAnchor, AboutStatic, MultiViewDistillation
 from anchor4d.core.objectives.planes import AnisotropyRegulariser, PlaneSmoothness
 from anchor4d.core.optimiser import Adam, Group
 from anchor4d.core.priors import Condition, Distillation, Prior
@@ -221,7 +221,8 @@ class Telling(ExactPrior):
 
 def questions(step: FitStep, anchors: Anchors, **settings: Any) -> tuple[Tensor, list[Question]]:
     asked = Asked(Telling())
-    MotionGeometry(asked, geometry=False, temporal=False, anchors=anchors, **settings)(step)
+    about = AboutAnchor(anchors, **{key: settings.pop(key) for key in ("share", "both") if key in settings})
+    MultiViewDistillation(asked, asks=(about,), temporal=False, **settings)(step)
     return asked.__dict__["kept"]
 
 
@@ -232,7 +233,7 @@ def test_far_views_are_given_their_anchor_near_ones_the_frame(gaussians: Gaussia
     images[..., 3] = 0.5
     images[..., :3] = (torch.arange(FRAMES * 6).reshape(FRAMES, 6) / 40)[..., None, None, None]
     anchors = replace(anchors, images=images)
-    _, (question,) = questions(step_of(gaussians, video), anchors, views=40, anchored=1.0)
+    _, (question,) = questions(step_of(gaussians, video), anchors, views=40, share=1.0)
     views, told = question.views, question.condition.positive["mean"]
     assert views is not None and views.reference is not None
     at = torch.arange(FRAMES).repeat_interleave(40)
@@ -260,7 +261,7 @@ def test_the_share_of_anchored_views_is_the_published_one(gaussians: Gaussians, 
 
 
 def test_equation_6_asks_about_frame_and_anchor_at_once(gaussians: Gaussians, video: DrivingVideo) -> None:
-    _, (frame, anchor) = questions(step_of(gaussians, video), anchors_of(gaussians), views=20, both=True, anchored=0.5)
+    _, (frame, anchor) = questions(step_of(gaussians, video), anchors_of(gaussians), views=20, both=True, share=0.5)
     assert frame.views is not None and anchor.views is not None and frame.share is not None and anchor.share is not None
     assert frame.views.reference is not None and (frame.views.reference.azimuth == 0).all()
     far = (frame.views.azimuth.abs() >= 30)[:, 0]
@@ -403,11 +404,11 @@ def test_paper_numbers() -> None:
     assert weights(code) == pytest.approx((0, 7e3, 7e3, 2e4))
     for config, steps, both in ((paper, 1000, True), (code, 700, False)):
         assert config.motion.fields["hexplane"]["multiscale"] == (1, 2, 4, 8) and config.static.frame == "middle"
-        term = next(o for o in config.motion.objectives if isinstance(o, MotionGeometry))
-        assert term.both is both and not term.geometry
+        term = next(o for o in config.motion.objectives if isinstance(o, MultiViewDistillation))
+        assert isinstance(term.asks[0], AboutAnchor) and term.asks[0].both is both and len(term.asks) == 1
         window: Any = term.distillation.time
         assert (window.low(1), window.high(1)) == pytest.approx((0.02, 0.5))
-        still: Any = next(o for o in config.static.objectives if isinstance(o, MotionGeometry)).distillation.time
+        still: Any = next(o for o in config.static.objectives if isinstance(o, MultiViewDistillation)).distillation.time
         assert (still.low(0), still.high(0), still.low(1)) == pytest.approx((0.5, 0.95, window.low(0)))
         density = config.motion.density
         assert density is not None and density.top == 0.025 and density.start + steps == 1200
@@ -426,8 +427,8 @@ def test_parts_of_align4d_are_added_by_name() -> None:
     plain, more = stag4d.preset("draft", exact), stag4d.preset("draft", exact, plus=("oda", "mgja", "ao"))
     assert plain.model_distance is None and more.model_distance == "delta"
     assert plain.motion.schedule.turns == (0, 0) and more.motion.schedule.turns == (8, 2)
-    asked = [next(o for o in c.motion.objectives if isinstance(o, MotionGeometry)).geometry for c in (plain, more)]
-    assert asked == [False, True]
+    asked = [next(o for o in c.motion.objectives if isinstance(o, MultiViewDistillation)).asks for c in (plain, more)]
+    assert asked == [(AboutAnchor(),), (AboutAnchor(), AboutStatic())]
     with pytest.raises(InputError, match="plus 'vaod'"):
         method_config("stag4d", "draft", plus=("vaod",))
 
@@ -479,12 +480,12 @@ def test_a_run_without_an_object_interrupted_and_resumed(video: DrivingVideo, pr
     assert set(whole.report["losses"]["3D to 4D"]) == {
         "reference view",
         "anchors",
-        "motion and geometry",
+        "multi-view",
         "planes",
         "anisotropy",
     }
     assert whole.report["anchors"]["of"].startswith("Anchors(6 views of 3 frames")
-    assert whole.report["object"]["name"] == "ball of points"
+    assert whole.report["object"]["name"] == "point cloud"
     again = fitted(video, prior)
     assert torch.equal(whole.scene.gaussians.means, again.scene.gaussians.means)
 

@@ -28,7 +28,7 @@ class ClipChain(DeformationField):
     Args:
         fields: fields that move nothing at time 0, or their descriptions.
         overlap: part of a clip that it shares with the next, in (0, 0.5].
-        closed: the last clip's end is blended the same way into the still object, where the first began.
+        closed: the last clip's end is blended the same way into the static object, where the first began.
     """
 
     name = "clip-chain"
@@ -92,7 +92,7 @@ class ClipChain(DeformationField):
         return u * u * (3 - 2 * u)
 
     def ending(self, tau: Tensor) -> Tensor:  # (B,) -> (B,)
-        """How much of what is shown is the still object again: 0 where the chain is not closed."""
+        """How much of what is shown is the static object again: 0 where the chain is not closed."""
         u = ((tau * self.length - (self.length - self.overlap)) / self.overlap).clamp(0, 1) * self.closed
         return u * u * (3 - 2 * u)
 
@@ -123,7 +123,7 @@ class ClipChain(DeformationField):
     def seam(self, gaussians: Gaussians, tau: Tensor) -> Tensor:
         """L_interpol, the mean over Gaussians and over the times at which the last clip is blended of |Delta_1 - Delta_12|^2.
 
-        Delta_1 is the clip before; where the chain closes, the still object.
+        Delta_1 is the clip before; where the chain closes, the static object.
         """
         index, since = self.moments(tau)
         share, ending = self.share(index, since), self.ending(tau)

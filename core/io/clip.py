@@ -434,8 +434,10 @@ def _film(path: Path) -> Iterator[tuple[Any, Any]]:
 
     # Of the container alone: PyAV 14.2 crashes on streams that are found late (FLV) where it gives options to each.
     options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
+    # PyAV 19 keeps what is no text in metadata by itself, and no longer takes the argument.
+    more: dict[str, Any] = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
     try:
-        with av.open(f"file:{path}", container_options=options, metadata_errors="replace") as container:
+        with av.open(f"file:{path}", container_options=options, **more) as container:
             stream = container.streams.best("video")
             if stream is None:
                 raise InputError(f"{path}: holds no pictures, choose a video")

@@ -118,6 +118,9 @@ def _read_primitive(gltf: Gltf, primitive: Entry, weights: Sequence[float], copi
     unpacked = None if packed is None else _draco(gltf, primitive, packed)
     arrays = _Attributes(gltf, primitive, weights, unpacked)
     count = arrays.count
+    positions = gltf.item("accessors", arrays.index("POSITION"))
+    if unpacked is None and not {"bufferView", "sparse"} & set(positions.value):
+        raise gltf.damaged(f"the positions of {primitive.place} have no data")
     if unpacked is not None:
         corners = unpacked.faces.reshape(-1)
     elif "indices" in primitive:

@@ -6,7 +6,7 @@ What the paper changes of DreamGaussian4D, whose settings it keeps otherwise:
 
 - object-distance alignment (ODA): the camera stands where the object looks as large as in the video (VAOD, Eq. 2-4), and the
   prior is told the distance it prefers (MAOD, Eq. 5): :mod:`..align.distance`;
-- motion-geometry joint alignment (MGJA, Eq. 6-10): :class:`~..objectives.multiview.MotionGeometry`;
+- motion-geometry joint alignment (MGJA, Eq. 6-10): :class:`~..objectives.multiview.MultiViewDistillation`;
 - asynchronous optimisation (AO): field and Gaussians take turns, :attr:`~..fit.loop.Schedule.turns`.
 """
 
@@ -16,7 +16,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from ..align.distance import Meaning
-from ..objectives.multiview import MotionGeometry
+from ..objectives.multiview import AboutFrame, AboutStatic, MultiViewDistillation
 from ..priors.base import Prior
 from ..scene.scene import Scene4D
 from ..schedules import constant
@@ -58,8 +58,9 @@ def plan(run: MethodRun) -> Scene4D:
 def preset(name: str, prior: Prior | None = None, without: Collection[str] = ()) -> MethodConfig:
     """ "paper", "standard" or "draft"; of the parts that ``without`` names, DreamGaussian4D's counterpart."""
     base, paper = dg4d.preset(name, prior), name == "paper"
-    joint = {"weight": constant(PAPER_LAMBDA if paper else LAMBDA), "geometry": "mgja" not in without}
-    terms = tuple(replace(o, **joint) if isinstance(o, MotionGeometry) else o for o in base.motion.objectives)
+    asks = (AboutFrame(),) if "mgja" in without else (AboutFrame(), AboutStatic())
+    joint = {"weight": constant(PAPER_LAMBDA if paper else LAMBDA), "asks": asks}
+    terms = tuple(replace(o, **joint) if isinstance(o, MultiViewDistillation) else o for o in base.motion.objectives)
     turns = (0, 0) if "ao" in without else PAPER_TURNS if paper else TURNS
     aligned = "oda" not in without
     meaning = PAPER_MEANING if paper else MEANING

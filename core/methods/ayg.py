@@ -1,6 +1,6 @@
 """Align Your Gaussians: text to 4D by composed scores. Ling et al., arXiv 2312.13763, CVPR 2024. First open implementation.
 
-A text becomes a still object by the scores of a multi-view and a text-to-image model (4.1), or the object is given. A
+A text becomes a static object by the scores of a multi-view and a text-to-image model (4.1), or the object is given. A
 deformation field is then fitted to the scores of a text-to-video and a text-to-image model (4.2), with regularisers and motion
 amplification (4.3), and prolonged clip by clip (4.4). The stages are those of :mod:`.stages` with the settings here.
 
@@ -56,7 +56,7 @@ ENCODE_BATCH = 1
 AROUND: dict[str, Any] = {"resolutions": ((1.0, 256),), "background": "random"}
 #: Which screen gradients of scores are large is open: a tenth of the set, the strongest, grows each time.
 GROWTH = DensityControl(every=100, start=100, stop=0.7, threshold=0.0, share=0.1, budget=50_000, min_opacity=0.02)
-#: Steps of the still object, its finer second stage, the motion, and each further clip.
+#: Steps of the static object, its finer second stage, the motion, and each further clip.
 STEPS = {"paper": (10_000, 2000, 10_000, 10_000), "standard": (3000, 0, 4000, 3000), "draft": (600, 0, 800, 600)}
 
 
@@ -240,7 +240,7 @@ def preset(name: str, prompt: str = "", models: Models = Models(), without: Coll
 
 
 def detail(name: str, objectives: Sequence[Objective]) -> StaticConfig | None:
-    """A preset's second pass over the still object; None where it has none, or no text-to-image model is among the objectives.
+    """A preset's second pass over the static object; None where it has none, or no text-to-image model is among the objectives.
 
     "A further 3D fine-tune gives about 150 K Gaussians": its losses are open, the text-to-image model alone is ours.
     """
@@ -262,7 +262,7 @@ def text_to_3d(
     checkpoint: str | Path | None = None,
     identity: str = "",
 ) -> Scene4D:
-    """The still object: of the text, or Gaussians of a given one (then facing +Z, centred, its longest side 1).
+    """The static object: of the text, or Gaussians of a given one (then facing +Z, centred, its longest side 1).
 
     Returns:
         a scene with the configuration's front camera and clip length, in which nothing moves.

@@ -13,7 +13,7 @@ from ..fit.loop import Schedule
 from ..objectives.base import Objective
 from ..objectives.front import ReferenceViewLoss
 from ..objectives.mesh import MeshMatch
-from ..objectives.multiview import MotionGeometry
+from ..objectives.multiview import AboutFrame, MultiViewDistillation
 from ..priors.base import Prior
 from ..priors.distill import Annealed, Distillation
 from ..scene.scene import Scene4D
@@ -70,7 +70,7 @@ def preset(name: str, prior: Prior | None = None) -> MethodConfig:
     objectives: tuple[Objective, ...] = (ReferenceViewLoss(linear(0.0, 1.0, 1e4), mask=0.1, perceptual=0.0),)
     if prior is not None:
         distillation = Distillation(prior, time=Annealed(1.0, 0.0), micro_batch=MICRO_BATCH)
-        objectives += (MotionGeometry(distillation, views=views, geometry=False, sizes=sizes),)
+        objectives += (MultiViewDistillation(distillation, views=views, asks=(AboutFrame(),), sizes=sizes),)
     return MethodConfig(
         name=name,
         camera="fixed",

@@ -4,7 +4,7 @@ From the parts that the other methods share:
 
 - anchors, six temporally consistent views of every frame: :mod:`..generate.anchors`;
 - a canonical stage on the middle frame, from points in a ball, then a HexPlane at four scales with the Gaussians, all by
-  distillation that shows the prior the frame or the nearest anchor: :class:`~..objectives.multiview.MotionGeometry`;
+  distillation that shows the prior the frame or the nearest anchor: :class:`~..objectives.multiview.MultiViewDistillation`;
 - regularisers of planes and scales: :mod:`..objectives.planes`; adaptive densification: :mod:`..fit.density`.
 
 ``paper`` is the paper's text, the variant ``stag4d-code`` its released code. ``draft`` and ``standard`` are ours: there the
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Any
 
 from ..fit.density import DensityControl
 from ..fit.loop import Schedule
@@ -26,7 +25,7 @@ from ..objectives.anchors import AnchorMatch
 from ..objectives.base import Objective
 from ..objectives.front import ReferenceViewLoss
 from ..objectives.mesh import MeshMatch
-from ..objectives.multiview import MotionGeometry
+from ..objectives.multiview import AboutAnchor, AboutStatic, MultiViewDistillation
 from ..objectives.planes import AnisotropyRegulariser, PlaneSmoothness
 from ..priors.base import Prior
 from ..priors.distill import Distillation, UniformWindow
@@ -152,8 +151,11 @@ def _added(config: MethodConfig, name: str, views: Prior | None, plus: Collectio
         anchors = AnchorConfig(views, gamma, STEPS, plus_steps=draws, plus_guidance=PLUS_GUIDANCE)
     paper, motion = name == "paper", config.motion
     if "mgja" in plus:
-        weight = {"geometry": True} | ({} if paper else {"weight": constant(align4d.LAMBDA)})
-        terms = (replace(o, **weight) if isinstance(o, MotionGeometry) else o for o in motion.objectives)
+        weight = {} if paper else {"weight": constant(align4d.LAMBDA)}
+        terms = (
+            replace(o, asks=(*o.asks, AboutStatic()), **weight) if isinstance(o, MultiViewDistillation) else o
+            for o in motion.objectives
+        )
         motion = replace(motion, objectives=tuple(terms))
     if "ao" in plus:
         turns = align4d.PAPER_TURNS if paper else align4d.TURNS
@@ -165,7 +167,7 @@ def _added(config: MethodConfig, name: str, views: Prior | None, plus: Collectio
 def _published(of: _Published, prior: Prior | None) -> MethodConfig:
     still, moving = of.still, of.whole - of.still
     needles = AnisotropyRegulariser(constant(1.0), logarithmic=of.logarithmic)
-    common: dict[str, Any] = {"both": of.both, "anchored": of.anchored, "dark": of.dark}
+    asks = (AboutAnchor(share=of.anchored, both=of.both),)
     density = DensityControl(
         every=100, start=1200 - still, stop=(6000 - still) / moving, top=0.025, large=0.1, min_opacity=0.01, largest=0.1,
         smallest=0.001, share=1.0, budget=200_000,
@@ -187,8 +189,8 @@ def _published(of: _Published, prior: Prior | None) -> MethodConfig:
             Ramp(0.5 - 0.48 * early, 0.5 - 0.48 * late, closes), Ramp(0.95 - 0.45 * early, 0.95 - 0.45 * late, closes)
         )
         distillation = Distillation(prior, time=window, guidance=5.0, micro_batch=BATCH)
-        return front, MotionGeometry(
-            distillation, constant(BATCH), views, geometry=False, temporal=False, sizes=sizes, **common
+        return front, MultiViewDistillation(
+            distillation, constant(BATCH), views, asks, temporal=False, sizes=sizes, dark=of.dark
         )  # fmt: skip
 
     # The prior's pictures have 128 pixels to step 600, 256 to step 1200, then 512, where the prior has 256.
@@ -250,8 +252,8 @@ def _ours(name: str, prior: Prior | None) -> MethodConfig:
             window = UniformWindow(Ramp(early, 0.02), Ramp(early + 0.4, 0.4))
             distillation = Distillation(prior, time=window, micro_batch=BATCH)
             terms += (
-                MotionGeometry(
-                    distillation, constant(PRIOR_WEIGHT), 2 if views > 2 else 1, geometry=False, temporal=False
+                MultiViewDistillation(
+                    distillation, constant(PRIOR_WEIGHT), 2 if views > 2 else 1, (AboutAnchor(),), temporal=False
                 ),
             )  # fmt: skip
         return terms

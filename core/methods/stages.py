@@ -312,14 +312,14 @@ def match_anchors(anchors: Anchors, still: Gaussians, frame: int, *, backend: st
 
 
 def without_object(video: DrivingVideo, *, distance: float, points: int, seed: int = 0) -> FocalAlignment:
-    """A ball of grey points in place of an object, and the camera under which the video's object is about 1 large.
+    """Point-cloud initialisation in place of an object, and the camera under which the video's object is about 1 large.
 
     The longest side of its outline, in the frame where it is largest, counts as 1, and the centre of the video's crop as the
     origin.
 
     Args:
         distance: of the camera from the origin.
-        points: in the ball, whose diameter is 1.
+        points: in a ball whose diameter is 1.
     """
     started = time.perf_counter()
     crop = video.crop
@@ -331,7 +331,7 @@ def without_object(video: DrivingVideo, *, distance: float, points: int, seed: i
         2 * math.degrees(math.atan(crop.height / 2 / focal)), distance, crop.width, crop.height,
         cx=crop.x + crop.size / 2, cy=crop.y + crop.size / 2,
     )  # fmt: skip
-    ball = SplatObject.of(random_gaussians(points, torch.Generator().manual_seed(seed)), "ball of points")
+    ball = SplatObject.of(random_gaussians(points, torch.Generator().manual_seed(seed)), "point cloud")
     report = {"mode": "none", "share": share, "seconds": time.perf_counter() - started}
     return FocalAlignment(front, ball, 0.0, [], 0.0, report)
 
@@ -403,7 +403,7 @@ def fit_static(
         identity: of all inputs, where the caller knows it; else their content is theirs.
 
     Returns:
-        a scene of one still object with the video's timing, else of a single frame.
+        a scene of one static object with the video's timing, else of a single frame.
     """
     if start is not None:
         gaussians = start
@@ -469,7 +469,7 @@ def fit_motion(
 
     Args:
         video: driving video; None where the objectives compare with none.
-        scene: a still object with its aligned camera, see :func:`fit_static`.
+        scene: a static object with its aligned camera, see :func:`fit_static`.
         mesh: the aligned mesh: the surface for control nodes, and the target of mesh objectives.
         meshes: one aligned mesh a frame instead (variant v4).
         fronts: one camera a frame instead of the scene's (variant v4).

@@ -17,7 +17,7 @@ from .rigidity import near, picked
 @OBJECTIVES.register("position")
 @dataclass(frozen=True)
 class PositionRegulariser(Objective):
-    """The object's centre and extent stay near those of the still object: the Jensen-Shannon term, its mean over times.
+    """The object's centre and extent stay near those of the static object: the Jensen-Shannon term, its mean over times.
 
     A text-to-video model takes an object that slides for one that moves; without this term sliding is what it gets.
 
@@ -42,7 +42,7 @@ class PositionRegulariser(Objective):
         return divergence(step.canonical.means, step.gaussians.means).mean()
 
     def probe(self, step: FitStep) -> Tensor:
-        """The term for the still object slid along x, with the gradient that it has on the field."""
+        """The term for the static object slid along x, with the gradient that it has on the field."""
         means = step.gaussians.means
         slid = step.canonical.means + means.new_tensor([self.slide, 0, 0])
         return self.weight_at(step) * divergence(step.canonical.means, means + (slid - means).detach()).mean()
@@ -64,7 +64,7 @@ def divergence(rest: Tensor, moved: Tensor) -> Tensor:  # (N, 3), (B, N, 3) -> (
 @OBJECTIVES.register("local rigidity")
 @dataclass(frozen=True)
 class LocalRigidity(Objective):
-    """Neighbours in the still object are displaced alike: ``mean_i sum_j |Delta_i - Delta_j|^2`` over i's k nearest j.
+    """Neighbours in the static object are displaced alike: ``mean_i sum_j |Delta_i - Delta_j|^2`` over i's k nearest j.
 
     The paper's own formula is not public; this is Comp4D's, a follower's. It says nothing of rotations, which positions alone
     do not have: turning costs as bending does. The Gaussians of each step are a random part.

@@ -1,11 +1,14 @@
-"""Multi-view distillation: Align4D's motion-geometry joint alignment, and DreamGaussian4D's and STAG4D's, which ask less or
-show the prior other pictures."""
+"""Multi-view distillation: every frame's object, seen from random sides, must suit what a prior is shown of it.
+
+One objective over questions: DreamGaussian4D asks about the frame, Align4D's motion-geometry joint alignment about the frame
+and the static object, STAG4D about the frame or the nearest anchor.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Protocol, Self
 
 import torch
 from einops import rearrange
@@ -29,48 +32,182 @@ FRONTAL = 30.0
 CELLS = 4 * 32 * 32
 
 
-@OBJECTIVES.register("motion and geometry")
 @dataclass(frozen=True)
-class MotionGeometry(Objective):
-    """Unknown views of Align4D (Eq. 7-9): every frame's object, seen from random sides, must suit both video and 3D.
+class Views:
+    """The views of a step, B samples of V pictures.
 
-    A prior is asked twice about the same noisy renders, in one batch: given that time's frame and the relative pose (motion,
-    Eq. 7), and given the still object from the same camera and no relative pose (geometry, Eq. 8). Of T frames, the t-th, from
-    1, weighs motion by t / T and geometry by (T - t) / T (Eq. 9): early frames obey the 3D, late ones the video. Motion alone,
-    with ``temporal`` off and no distance, is the distillation of DreamGaussian4D; with anchors, that of STAG4D: of the views
-    more than 30 degrees from the front, some are asked about given the nearest anchor of that time instead of its frame.
+    Args:
+        step, distillation: that ask.
+        distance: how far the object is seen from, and what the prior is told of it.
+        azimuth, elevation: degrees, (B, V).
+        frames: of each sample, (B,).
+        late: t / T of the t-th of T frames, from 1, (B,); None where all questions count alike.
+        background: the prior's, (3,).
+        conditions, anchored: what the prior made of the frames and of anchors, kept by the objective.
+    """
+
+    step: FitStep
+    distillation: Distillation
+    distance: ObjectDistance
+    azimuth: Tensor
+    elevation: Tensor
+    frames: Tensor
+    late: Tensor | None
+    background: Tensor
+    conditions: FrameConditions
+    anchored: dict[str, Condition]
+
+    @property
+    def prior(self) -> Prior:
+        return self.distillation.prior
+
+    def of_frames(self) -> tuple[Condition, Viewpoints]:
+        """The condition of every frame of the video, and the views as told from the front."""
+        front = self.step.fronts[0]
+        seen = self.distance.cameras(0.0, front.elevation, self.prior.resolution[0], self.distance.visual)
+        told = self.distance.told(self.azimuth, self.elevation, 0.0, front.elevation)
+        return self.conditions(self.step, self.distillation, seen, self.background), told
+
+
+class Ask(Protocol):
+    """What a prior is asked about views."""
+
+    def questions(self, views: Views) -> list[Question]: ...
+
+    def lens(self) -> ObjectDistance | None:
+        """Where it needs the views' lens to stand; None where it does not matter."""
+        ...
+
+    def with_anchors(self, anchors: Anchors) -> Ask: ...
+
+
+@dataclass(frozen=True)
+class AboutFrame:
+    """Given that time's frame and the relative pose: motion (Align4D Eq. 7, DreamGaussian4D). Counts more in late frames."""
+
+    def questions(self, views: Views) -> list[Question]:
+        shown, told = views.of_frames()
+        return [Question(shown[views.frames.to(views.prior.device)], told, views.late)]
+
+    def lens(self) -> ObjectDistance | None:
+        return None
+
+    def with_anchors(self, anchors: Anchors) -> Ask:
+        return self
+
+
+@dataclass(frozen=True)
+class AboutStatic:
+    """Given the static object from the same camera, no relative pose: geometry (Align4D Eq. 8). Counts more in early frames."""
+
+    def questions(self, views: Views) -> list[Question]:
+        step, distance, first = views.step, views.distance, (views.azimuth[:, :1], views.elevation[:, :1])
+        with torch.no_grad():
+            cameras = distance.cameras(first[0][:, 0], first[1][:, 0], views.prior.resolution[0], distance.visual)
+            same = cameras.to(step.canonical.device)
+            still = rasterize(step.still, same, views.background, backend=step.backend).color
+        condition = views.distillation.condition(still.clamp(0, 1))
+        told = distance.told(views.azimuth, views.elevation, *first)
+        return [Question(condition, told, None if views.late is None else 1 - views.late)]
+
+    def lens(self) -> ObjectDistance | None:
+        return None
+
+    def with_anchors(self, anchors: Anchors) -> Ask:
+        return self
+
+
+@dataclass(frozen=True)
+class AboutAnchor:
+    """Given that time's frame or, of views more than 30 degrees from the front, the nearest anchor (STAG4D Eq. 6 and its code).
+
+    Args:
+        anchors: views of every frame; without them, only the frames are shown.
+        share: which share of the views off the front are given their anchor (STAG4D's code: 0.4).
+        both: those are all given the frame and the anchor, weighed ``1 - share`` and ``share`` (STAG4D Eq. 6).
+    """
+
+    anchors: Anchors | None = None
+    share: float = 0.4
+    both: bool = False
+
+    def lens(self) -> ObjectDistance | None:
+        lens = self.anchors
+        return None if lens is None else ObjectDistance(lens.distance, lens.distance, "zero", lens.fovy)
+
+    def with_anchors(self, anchors: Anchors) -> Ask:
+        return replace(self, anchors=anchors)
+
+    def questions(self, views: Views) -> list[Question]:
+        anchors, prior, step = self.anchors, views.prior, views.step
+        frames, told = views.of_frames()
+        at, late = views.frames, views.late
+        if anchors is None:
+            return [Question(frames[at.to(prior.device)], told, late)]
+        if prior.pictures > 1:
+            raise InputError(f"anchors: prior {prior.name} draws several pictures at once, choose one of single pictures")
+        if len(anchors) != step.frame_count:
+            raise InputError(f"anchors: of {len(anchors)} frames where the video has {step.frame_count}; sample them again")
+        assert told.reference is not None
+        count = len(anchors.elevations)
+        azimuth = (told.azimuth[:, 0] + 180) % 360 - 180
+        nearest = anchors.nearest(azimuth)
+        off = ~(azimuth.abs() < FRONTAL) & anchors.valid.cpu()[at, nearest]
+        chance = torch.rand(len(azimuth), generator=step.generator)
+        if anchors.identity not in views.anchored:
+            behind = torch.tensor(prior.background)
+            views.anchored[anchors.identity] = views.distillation.condition(anchors.composited(behind).flatten(0, 1))
+        drawn = views.anchored[anchors.identity]
+        azimuths, elevations = torch.tensor(anchors.azimuths), torch.tensor(anchors.elevations)
+        seen = Viewpoints(azimuths[nearest][:, None], elevations[nearest][:, None], told.reference.distance)
+
+        def question(by_anchor: Tensor, share: Tensor | None) -> Question:
+            # Rows of the frames, then of the anchors, frame by frame.
+            rows = torch.where(by_anchor, step.frame_count + at * count + nearest, at).to(prior.device)
+            reference = _chosen(by_anchor[:, None], seen, told.reference)
+            view = Viewpoints(told.azimuth, told.elevation, told.distance, reference)
+            return Question(Condition.cat([frames, drawn])[rows], view, share)
+
+        if not self.both:
+            return [question(off & (chance < self.share), late)]
+        weight = torch.where(off, self.share, 0.0)
+        weights = [1 - weight, weight] if late is None else [late * (1 - weight), late * weight]
+        return [question(torch.zeros_like(off), weights[0]), question(off, weights[1])]
+
+
+@OBJECTIVES.register("multi-view")
+@dataclass(frozen=True)
+class MultiViewDistillation(Objective):
+    """A prior's opinion of renders from random sides, by questions that are asked about the same noisy pictures in one batch.
+
+    Of T frames, the t-th, from 1, weighs what is asked about the frame by t / T and about the static object by (T - t) / T
+    (Align4D Eq. 9): early frames obey the 3D, late ones the video. A single question weighs 1.
 
     Args:
         distillation: an image-conditioned prior with cameras, and how it is distilled.
         weight: lambda, of the mean over pictures of the sum over Zero123's latent cells, as a function of rho.
         views: random cameras for each frame; of priors of several pictures a sample, rounded up to whole samples, whose
             pictures are spread evenly around the object.
-        motion, geometry: whether the prior is asked so.
-        temporal: Eq. 9's coefficients; else both weigh 1, as either alone does.
-        distance: how far the object is seen from and what the prior is told of it; None: as far as the video, and nothing.
+        asks: the questions, in the order in which they draw random numbers.
+        temporal: Eq. 9's coefficients; else all questions weigh 1.
+        distance: how far the object is seen from and what the prior is told of it; None: where the anchors' lens stands, else
+            as far as the video shows it, and nothing.
         elevation: range of the random elevations, degrees, relative to the driving video's.
         sizes: pairs (until rho, factor on the prior's resolution) of the renders.
-        anchors: views of every frame; None: only the video's frames are shown.
-        anchored: which share of the views off the front are given their anchor (STAG4D's code: 0.4).
-        both: those are all given the frame and the anchor, weighed ``1 - anchored`` and ``anchored`` (STAG4D Eq. 6).
         dark: share of the views drawn on black although what the prior is shown is not (STAG4D's code: 0.5).
     """
 
-    name: ClassVar[str] = "motion and geometry"
+    name: ClassVar[str] = "multi-view"
     needs: ClassVar[frozenset[str]] = frozenset({"video"})
-    takes: ClassVar[frozenset[str]] = frozenset({"distance", "anchors"})
+    takes: ClassVar[frozenset[str]] = frozenset({"distance"})
     distillation: Distillation
     weight: Weight = constant(1.0)  # noqa: RUF009
     views: int = 4
-    motion: bool = True
-    geometry: bool = True
+    asks: tuple[Ask, ...] = (AboutFrame(), AboutStatic())
     temporal: bool = True
     distance: ObjectDistance | None = None
     elevation: tuple[float, float] = (-30.0, 30.0)
     sizes: tuple[tuple[float, float], ...] = ((1.0, 1.0),)
-    anchors: Anchors | None = None
-    anchored: float = 0.4
-    both: bool = False
     dark: float = 0.0
     _conditions: FrameConditions = field(default_factory=FrameConditions, init=False, repr=False, compare=False)
     _anchored: dict[str, Condition] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -79,13 +216,14 @@ class MotionGeometry(Objective):
         return (self.distillation.prior,)
 
     def check(self) -> None:
-        require_image(self.distillation.prior, "Motion and Geometry")
+        require_image(self.distillation.prior, "multi-view distillation")
+
+    def with_anchors(self, anchors: Anchors) -> Self:
+        return replace(self, asks=tuple(ask.with_anchors(anchors) for ask in self.asks))
 
     def weighted(self, step: FitStep, weight: float | Tensor) -> Tensor:
         prior, front = self.distillation.prior, step.fronts[0]
-        distance = self.distance
-        if distance is None and self.anchors is not None:
-            distance = ObjectDistance(self.anchors.distance, self.anchors.distance, "zero", self.anchors.fovy)
+        distance = self.distance or next((lens for ask in self.asks if (lens := ask.lens()) is not None), None)
         if distance is None:
             aligned = visual_distance(front, step.video.crop)
             distance = ObjectDistance(aligned, aligned, "zero")
@@ -106,65 +244,12 @@ class MotionGeometry(Objective):
         images = rearrange(images, "t (s v) h w c -> (t s) v h w c", v=around)
 
         at = step.frames.repeat_interleave(samples)
-        late = (at + 1) / step.frame_count if self.temporal and self.motion and self.geometry else None
-        questions = []
-        if self.motion:
-            told = distance.told(azimuth, elevation, 0.0, front.elevation)
-            seen = distance.cameras(0.0, front.elevation, prior.resolution[0], distance.visual)
-            shown = self._conditions(step, self.distillation, seen, background)
-            if self.anchors is None:
-                questions.append(Question(shown[at.to(prior.device)], told, late))
-            else:
-                questions += self._of_anchors(step, shown, told, at, late)
-        if self.geometry:
-            with torch.no_grad():
-                same = distance.cameras(azimuth[:, 0], elevation[:, 0], prior.resolution[0], distance.visual).to(device)
-                still = rasterize(step.still, same, background, backend=step.backend).color
-            condition = self.distillation.condition(still.clamp(0, 1))
-            told = distance.told(azimuth, elevation, azimuth[:, :1], elevation[:, :1])
-            questions.append(Question(condition, told, None if late is None else 1 - late))
+        late = (at + 1) / step.frame_count if self.temporal and len(self.asks) > 1 else None
+        kept = self._conditions, self._anchored
+        views = Views(step, self.distillation, distance, azimuth, elevation, at, late, background, *kept)
+        questions = [question for ask in self.asks for question in ask.questions(views)]
         loss = self.distillation.joint(images, questions, step.rho, step.generator)
         return weight * CELLS / (len(images) * math.prod(prior.latent_shape())) * loss
-
-    def _of_anchors(
-        self,
-        step: FitStep,
-        frames: Condition,  # of T frames
-        told: Viewpoints,  # (B, 1), seen from the front
-        at: Tensor,  # (B,)
-        late: Tensor | None,  # (B,)
-    ) -> list[Question]:
-        """The motion question where anchors stand beside the frames (STAG4D, Eq. 6, and its released code)."""
-        anchors, prior = self.anchors, self.distillation.prior
-        assert anchors is not None and told.reference is not None
-        if prior.pictures > 1:
-            raise InputError(f"anchors: prior {prior.name} draws several pictures at once, choose one of single pictures")
-        if len(anchors) != step.frame_count:
-            raise InputError(f"anchors: of {len(anchors)} frames where the video has {step.frame_count}; sample them again")
-        count = len(anchors.elevations)
-        azimuth = (told.azimuth[:, 0] + 180) % 360 - 180
-        nearest = anchors.nearest(azimuth)
-        off = ~(azimuth.abs() < FRONTAL) & anchors.valid.cpu()[at, nearest]
-        chance = torch.rand(len(azimuth), generator=step.generator)
-        if anchors.identity not in self._anchored:
-            behind = torch.tensor(prior.background)
-            self._anchored[anchors.identity] = self.distillation.condition(anchors.composited(behind).flatten(0, 1))
-        views = self._anchored[anchors.identity]
-        azimuths, elevations = torch.tensor(anchors.azimuths), torch.tensor(anchors.elevations)
-        seen = Viewpoints(azimuths[nearest][:, None], elevations[nearest][:, None], told.reference.distance)
-
-        def question(by_anchor: Tensor, share: Tensor | None) -> Question:
-            # Rows of the frames, then of the anchors, frame by frame.
-            rows = torch.where(by_anchor, step.frame_count + at * count + nearest, at).to(prior.device)
-            reference = _chosen(by_anchor[:, None], seen, told.reference)
-            view = Viewpoints(told.azimuth, told.elevation, told.distance, reference)
-            return Question(Condition.cat([frames, views])[rows], view, share)
-
-        if not self.both:
-            return [question(off & (chance < self.anchored), late)]
-        weight = torch.where(off, self.anchored, 0.0)
-        weights = [1 - weight, weight] if late is None else [late * (1 - weight), late * weight]
-        return [question(torch.zeros_like(off), weights[0]), question(off, weights[1])]
 
 
 def _chosen(which: Tensor, yes: Viewpoints, no: Viewpoints | None) -> Viewpoints:  # (B, 1) each

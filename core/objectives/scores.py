@@ -71,7 +71,7 @@ class Texts:
 @OBJECTIVES.register("view scores")
 @dataclass(frozen=True)
 class ViewScores(Objective):
-    """A still object that suits a text: a model of several views gives its shape, a text-to-image model its looks.
+    """A static object that suits a text: a model of several views gives its shape, a text-to-image model its looks.
 
     Args:
         views: a multi-view model (MVDream), its distillation; None = without.

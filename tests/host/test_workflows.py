@@ -50,7 +50,7 @@ def test_demo_workflow(host: Any):
     outcome = host.run(prompt)
     assert outcome.ended == "execution_success", outcome.detail
     assert outcome.previews >= 4
-    assert any(text.startswith("3D to 4D: step 6 of 6\nfront") for text in outcome.texts)
+    assert any(text.startswith("3D to 4D: step 6 of 6\nreference view") for text in outcome.texts)
 
     scene = Scene4D.load(next((host.folder / "output" / "3d").glob("anchor4d_demo_*.safetensors")))
     assert (scene.frames, len(scene.gaussians)) == (4, 800)
@@ -192,8 +192,8 @@ def test_align4d_and_its_ablations(host: Any, left_out: str):
     assert ("distance" in asked["inputs"]) == (left_out != "no_oda")
     outcome = host.run(prompt)
     assert outcome.ended == "execution_success", outcome.detail
-    assert any(text.startswith("3D to 4D: step 6 of 6\nfront") for text in outcome.texts)
-    assert any("motion and geometry" in text for text in outcome.texts)
+    assert any(text.startswith("3D to 4D: step 6 of 6\nreference view") for text in outcome.texts)
+    assert any("multi-view" in text for text in outcome.texts)
     scene = Scene4D.load(next((host.folder / "output" / "3d").glob(f"{name}_0*.safetensors")))
     assert scene.field is not None
     assert scene.field.name == "hexplane"

@@ -43,8 +43,8 @@ from anchor4d.core.io.export import Shot, export_scene
 from anchor4d.core.methods import ayg, dg4d, pla4d, stag4d
 from anchor4d.core.methods.stages import MethodConfig
 from anchor4d.core.priors.load import load_prior
-from anchor4d.core.runs.session import Settings, run_in_folder
 from anchor4d.core.runs.sample import write_sample
+from anchor4d.core.runs.session import Settings, run_in_folder
 from anchor4d.core.scene.scene import Scene4D
 from tests.test_align4d import tiny as tiny_align4d
 from tests.test_ayg import config_of as tiny_ayg
