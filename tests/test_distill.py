@@ -31,7 +31,7 @@ from anchor4d.core.priors import (
     Viewpoints,
     composed,
 )
-from anchor4d.core.priors.distill import amplified
+from anchor4d.core.priors.distill import _resampling, amplified, in_batches, resampled
 from anchor4d.core.priors.exact import ExactPrior
 from anchor4d.core.render import rasterize
 from anchor4d.core.runs.sample import CAMERA, sample_case, sample_meshes
@@ -370,9 +370,9 @@ def test_reference_refinement_is_conditioned_on_the_static_render_of_the_same_vi
     assert float((alike - prior.seen).square().mean()) < 0.3 * float((alike.roll(1, 0) - prior.seen).square().mean())
 
 
-def test_a_prior_without_pictures_cannot_refine(moving: tuple[DeformationMLP, Gaussians]) -> None:
+def test_a_prior_without_pictures_cannot_refine() -> None:
     with pytest.raises(InputError, match="not conditioned on a picture"):
-        ReferenceRefinement(Distillation(Linears(NoiseSchedule.scaled_linear())))(moving_step(*moving))
+        ReferenceRefinement(Distillation(Linears(NoiseSchedule.scaled_linear()))).check()
 
 
 def test_frames_are_reframed_for_the_prior_as_its_camera_sees_them() -> None:
@@ -390,3 +390,26 @@ def test_frames_are_reframed_for_the_prior_as_its_camera_sees_them() -> None:
     truth = render_mesh(meshes[0], camera, WHITE).color[0]
     shown = reframed(video, [front], camera, WHITE)[0]
     assert float(-10 * (shown - truth).square().mean().log10()) > 30
+
+
+def test_batches_are_halved_where_memory_does_not_hold_them(caplog: pytest.LogCaptureFixture) -> None:
+    asked: list[slice] = []
+
+    def sums(rows: slice) -> int:
+        asked.append(rows)
+        if rows.stop - rows.start > 2:
+            raise torch.cuda.OutOfMemoryError
+        return sum(range(7)[rows])
+
+    assert sum(in_batches(sums, 7, 7, "prior")) == sum(range(7))
+    assert [(rows.start, rows.stop) for rows in asked] == [(0, 7), (0, 4), (0, 2), (2, 4), (4, 6), (6, 8)]
+    assert [record.message.rpartition(" with ")[2] for record in caplog.records] == ["4 at once", "2 at once"]
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        list(in_batches(lambda rows: sums(slice(0, 3)), 1, 1, "prior"))
+
+
+def test_resampling_by_products_is_resampling() -> None:
+    pictures = torch.rand(2, 1, 12, 20, 3, generator=torch.Generator().manual_seed(0))
+    rows, columns = _resampling(12, 7, torch.device("cpu")), _resampling(20, 33, torch.device("cpu"))
+    found = torch.einsum("ph,qw,bvhwc->bvpqc", rows, columns, pictures)
+    torch.testing.assert_close(found, resampled(pictures, (7, 33)), rtol=1e-5, atol=1e-6)
