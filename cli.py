@@ -68,12 +68,21 @@ def _refuse(console: Console, message: str) -> int:
 
 # Commands
 
+#: What the demo's table says, and where to go from there.
+NEXT = """psnr: how close to the truth, in dB, more = closer; frozen: what a perfect object earns standing still, to be beaten;
+motion: share of the true motion, 1 = all, a frozen object has 0; unseen: mean of the views that the video never shows
+next, with your own video (and a model of what it shows, if you have one):
+  {python} -m anchor4d fit --video clip.mp4 --out clip
+  {python} -m anchor4d fit --video clip.mp4 --object model.glb --out clip
+  {python} -m anchor4d export {out}/scene.safetensors --format html --out demo.html"""
+
 
 def demo(args: argparse.Namespace, console: Console) -> int:
     from .core.runs.demo import make_demo
 
     made = make_demo(args.out, seed=args.seed, progress=console.watch(args.out))
     print(made.table)
+    print(NEXT.format(out=args.out, python=sys.executable))
     print(f"film: {args.out / 'demo.mp4'}\nsheet: {args.out / 'sheet.png'}\nscene: {args.out / 'scene.safetensors'}")
     return 0
 
@@ -111,10 +120,15 @@ def fit(args: argparse.Namespace, console: Console) -> int:
     )
     settings = settings if made.yaw is None else replace(settings, yaw=made.yaw)
     fps = made.fps if args.fps is None else args.fps
-    done = run_in_folder(made.video, made.object, args.out, settings, fps=fps, resume=args.resume, progress=watch)
+    done = run_in_folder(
+        made.video, made.object, args.out, settings, fps=fps, resume=args.resume, strict=args.strict, progress=watch
+    )
     if done is None:
         console.line("already finished with these inputs and settings")
     print(args.out / "scene.safetensors")
+    verdict = None if done is None else done.report.get("verdict")
+    if args.strict and verdict is not None and verdict["word"] != "good":
+        raise InputError(f"{args.out}: the result is {verdict['word']}: {'; '.join(verdict['reasons'])}")
     return 0
 
 
@@ -451,7 +465,8 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--object-model",
         metavar="DIR|ID",
-        help=f"{link} object: LGM or a Shap-E; inflate = its outline inflated, no model (default: lgm where it is here, else inflate)",
+        help=f"{link} object: LGM or a Shap-E; inflate = the first picture's outline inflated, without any model "
+        "(default: auto = lgm where it is here, else inflate)",
     )
     made.add_argument("--views-model", metavar="DIR|ID", help="the ImageDream that draws LGM's views (default: imagedream)")
     made.epilog = (
@@ -467,6 +482,9 @@ def _parser() -> argparse.ArgumentParser:
         help='ayg: prolong the motion by half a clip for each text, and as it says; "" = as --prompt says',
     )
     made.add_argument("--loop", action="store_true", help="ayg: the motion returns to its first frame")
+    made.add_argument(
+        "--strict", action="store_true", help="exit code 2 where the verdict on the object or the result is not good"
+    )
     made.add_argument("--fps", type=float, help="frames a second (default: the video's own, else 12)")
     made.add_argument("--resume", action="store_true", help="go on where an interrupted run in OUT stopped, to the same result")
     made.add_argument(

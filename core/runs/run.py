@@ -37,12 +37,13 @@ from ..metrics.perceptual import perceptual_distance
 from ..priors.base import Prior
 from ..priors.models import find
 from ..progress import Progress
-from ..render import available_backends, resolve_backend
+from ..render import available_backends, resolve_backend, slow_renderer
 from ..scene.anchors import Anchors
 from ..scene.object3d import Object3D, SplatObject
 from ..scene.scene import Scene4D
 from ..scene.views import render_frames, turning_cameras
 from ..video import DrivingVideo
+from .verdict import judge
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,12 @@ OWN_PRIOR |= {"stag4d": "zero123-xl", "stag4d-code": "zero123-xl"}
 ANCHOR_PRIOR = "zero123plus-v1.1"
 #: Methods that start without an object.
 OBJECT_FREE = ("stag4d", "stag4d-code")
+
+#: What is said where the bundled prior has to invent an object.
+TOYS = (
+    "prior tiny: it knows toys of a few shapes and blurs the sides of anything else. For real pictures get a published one "
+    "(python -m anchor4d models get zero123-xl, a GPU), or use method pla4d, which inflates the first frame"
+)
 
 #: What :func:`run_in_folder` leaves in its folder.
 SCENE, REPORT, FILM, CHECKPOINTS = "scene.safetensors", "report.json", "preview.mp4", "checkpoints"
@@ -123,7 +130,10 @@ class Settings:
             own = prior_device(device) != "cpu" and find(ANCHOR_PRIOR) is not None
             anchors = ANCHOR_PRIOR if own else prior
             log.info("anchors: %s%s", anchors, "" if own else f" (the method's own, {ANCHOR_PRIOR}, needs a GPU and its files)")
-        return replace(self, device=device, renderer=resolve_backend(self.renderer, device), prior=prior, anchors=anchors)
+        renderer = resolve_backend(self.renderer, device)
+        if note := slow_renderer(renderer, device):
+            log.warning("%s", note)
+        return replace(self, device=device, renderer=renderer, prior=prior, anchors=anchors)
 
     def config(self) -> MethodConfig:
         """The method's own settings, with its prior loaded.
@@ -222,6 +232,7 @@ def run(
     alignment: FocalAlignment | None = None,
     progress: Progress | None = None,
     checkpoints: str | os.PathLike[str] | None = None,
+    strict: bool = False,
 ) -> Run:
     """Align, fit and animate: one method with a named preset.
 
@@ -234,9 +245,10 @@ def run(
         alignment: the camera, and the object as it sees it, where they are known.
         progress: called in every stage; interrupts by raising.
         checkpoints: folder to keep checkpoints in, and to resume from where it holds some of the same run.
+        strict: refuse an object that the verdict on its alignment does not call good, before any fit.
 
     Raises:
-        InputError: for settings or a number of meshes that do not fit.
+        InputError: for settings or a number of meshes that do not fit; with ``strict``, for an object that does not.
 
     Returns:
         the scene and a report: settings, versions, seconds a stage, camera, search curves, losses over time, peak memory.
@@ -245,6 +257,7 @@ def run(
     config = settings.config() if config is None else config
     meshes = [] if mesh is None else [mesh] if isinstance(mesh, Object3D) else list(mesh)
     clock = Clock(progress)
+    ball: Object3D | None = None
     if not meshes:
         if config.needs_object:
             raise InputError(f"object: method {settings.method} needs one, give a mesh or Gaussians")
@@ -256,6 +269,9 @@ def run(
             video, distance=config.distance, points=config.static.gaussians, seed=settings.seed
         )
         meshes = [alignment.mesh]
+        ball = alignment.mesh
+        if "tiny" in (_prior(config), getattr(getattr(config.anchors, "prior", None), "name", "")):
+            log.warning("%s", TOYS)
     elif config.with_object is not None:
         config = config.with_object
     mesh = meshes[0]
@@ -270,6 +286,12 @@ def run(
     folder = None if checkpoints is None else Path(checkpoints)
     if alignment is None:
         alignment = stages.align(video, mesh, camera=config.camera, yaw=settings.yaw, progress=clock.aligning)
+    if mesh is not ball:
+        early = judge(video, alignment)
+        if early.word != "good":
+            if strict:
+                raise InputError(f"{mesh.name}: {early.line}")
+            log.warning("%s", early.line)
     tuned, distance = stages.prefer_distance(config, video, alignment, seed=settings.seed, progress=clock.aligning)
     fronts, moving = [], []
     if config.focal_per_frame:
@@ -350,6 +372,10 @@ def run(
         "estimate": None if foreseen is None else asdict(foreseen),
         "losses": scene.meta.get("losses", {}),
     }
+    if mesh is not ball:
+        verdict = judge(video, alignment, scene)
+        report["verdict"] = verdict.report()
+        log.log(logging.INFO if verdict.word == "good" else logging.WARNING, "%s", verdict.line)
     return Run(scene, video, alignment, report)
 
 
@@ -362,6 +388,7 @@ def run_in_folder(
     fps: float | None = None,
     config: MethodConfig | None = None,
     resume: bool = False,
+    strict: bool = False,
     progress: Progress | None = None,
 ) -> Run | None:
     """:func:`run` from files to files: leaves the scene, ``report.json`` and ``preview.mp4`` in ``out``.
@@ -374,6 +401,7 @@ def run_in_folder(
         fps: frames a second, where the video does not say or says wrong.
         config: in place of the preset's.
         resume: go on from the checkpoints in ``out``; to the same result, bit by bit on a CPU, as a run without interruption.
+        strict: see :func:`run`.
 
     Returns:
         the run, or None where ``resume`` finds it finished.
@@ -395,7 +423,9 @@ def run_in_folder(
         out,
         key,
         {"settings": asdict(settings), "config": repr(config)},
-        lambda checkpoints: run(clip, models or None, settings, config=config, progress=progress, checkpoints=checkpoints),
+        lambda checkpoints: run(
+            clip, models or None, settings, config=config, progress=progress, checkpoints=checkpoints, strict=strict
+        ),
         lambda result: preview_film(result, settings.renderer),
         resume=resume,
         started=started,
