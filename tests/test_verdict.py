@@ -64,7 +64,7 @@ def test_a_scene_that_does_not_follow_the_clip_is_not_good(case: tuple[DrivingVi
     aligned = stages.align(video, mesh, yaw=0.0)
     moving = replace(sample_scene(3000, 4), front=aligned.front, crop=video.crop)
     followed = judge(video, aligned, moving)
-    assert followed.word == "good" and followed.followed is not None and followed.followed > 0.85
+    assert followed.word == "good" and followed.followed is not None and followed.followed > 0.75
     away = moving.gaussians.transformed(torch.tensor([[1, 0, 0, 0.3], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]))
     lost = judge(video, aligned, replace(moving, gaussians=away))
     assert lost.word == "wrong" and "shorter or slower clip" in lost.line

@@ -25,7 +25,7 @@ ERROR = (0.012, 0.03)
 #: Intersection over union of its mask with the frame's: below the first doubtful, below the second wrong.
 OVERLAP = (0.9, 0.75)
 #: The same of the fitted scene over the whole clip, mean over frames.
-FOLLOWED = (0.8, 0.6)
+FOLLOWED = (0.7, 0.5)
 #: Pixels that the clip is compared at.
 SIZE = 128
 
