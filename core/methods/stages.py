@@ -319,14 +319,14 @@ def without_object(video: DrivingVideo, *, distance: float, points: int, seed: i
 def gaussians_on_mesh(mesh: Mesh, count: int, seed: int = 0) -> tuple[Gaussians, Tensor]:
     """Flat Gaussians on the surface, coloured from the texture, and the face that each lies on, (N,).
 
-    Each is a disc across the surface normal, wide enough to overlap its neighbours so that nothing shows between them, and
+    Each is a disc across the surface normal, about as wide as its neighbours are apart, evenly spread so that gaps are small, and
     nearly opaque.
     """
     generator = torch.Generator().manual_seed(seed)
     samples = sample_evenly(mesh, count, generator)
     normals = F.normalize(samples.normals, dim=-1)
     width = neighbour_distances(samples.points, 6).mean(-1).clamp_min(1e-4)
-    return _discs(samples.points, samples.colors, normals, 0.7 * width, 0.97), samples.face
+    return _discs(samples.points, samples.colors, normals, 0.55 * width, 0.97), samples.face
 
 
 def _discs(points: Tensor, colors: Tensor, normals: Tensor, width: Tensor, opacity: float) -> Gaussians:
