@@ -319,8 +319,8 @@ def without_object(video: DrivingVideo, *, distance: float, points: int, seed: i
 def gaussians_on_mesh(mesh: Mesh, count: int, seed: int = 0) -> tuple[Gaussians, Tensor]:
     """Flat Gaussians on the surface, coloured from the texture, and the face that each lies on, (N,).
 
-    Each is a disc across the surface normal, about as wide as its neighbours are apart, evenly spread so that gaps are small, and
-    nearly opaque.
+    Each is a disc across the surface normal, about as wide as its neighbours are apart, evenly spread so that gaps are small,
+    and nearly opaque.
     """
     generator = torch.Generator().manual_seed(seed)
     samples = sample_evenly(mesh, count, generator)
