@@ -29,6 +29,7 @@ from ..scene.scene import Scene4D
 from ..video import DrivingVideo
 from . import stages
 from .stages import MotionConfig, StaticConfig
+from .verdict import judge
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ class MethodRun:
         then: a text for each further clip; "" = the first one's.
         closed: the motion returns to its first frame.
         yaw: degrees to turn the object so that its front faces +Z, or "auto".
+        strict: an object that the verdict on its alignment does not call good is refused before any fit.
         seed, device, backend: of the fits.
         folder: of checkpoints, or None.
         identity: of all inputs, names the checkpoints; "" takes their content.
@@ -105,6 +107,7 @@ class MethodRun:
     then: tuple[str, ...] = ()
     closed: bool = False
     yaw: Any = "auto"
+    strict: bool = False
     seed: int = 0
     device: str = "cpu"
     backend: str = "auto"
@@ -147,8 +150,8 @@ class MethodRun:
 
     def align(self) -> None:
         """The camera of the first frame, and the object turned to face it; without an object, points that stand in for one."""
-        config = self.config
-        if not self.objects:
+        config, given = self.config, bool(self.objects)
+        if not given:
             self.alignment = self.alignment or stages.without_object(
                 self.clip, distance=config.distance, points=config.static.gaussians, seed=self.seed
             )
@@ -161,6 +164,10 @@ class MethodRun:
             self.alignment = stages.align(
                 self.clip, self.objects[0], camera=config.camera, yaw=self.yaw, progress=self.clock.aligning
             )
+        if given and (early := judge(self.clip, self.alignment)).word != "good":
+            if self.strict:
+                raise InputError(f"{self.objects[0].name}: {early.line}")
+            log.warning("%s", early.line)
         self.clock.stop("align camera")
 
     def focal_per_frame(self) -> None:
