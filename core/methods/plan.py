@@ -86,7 +86,6 @@ class MethodRun:
         then: a text for each further clip; "" = the first one's.
         closed: the motion returns to its first frame.
         yaw: degrees to turn the object so that its front faces +Z, or "auto".
-        strict: an object that the verdict on its alignment does not call good is refused before any fit.
         seed, device, backend: of the fits.
         folder: of checkpoints, or None.
         identity: of all inputs, names the checkpoints; "" takes their content.
@@ -96,6 +95,7 @@ class MethodRun:
         fronts, moving: the camera and the object of each frame, for methods that have them.
         scene: as far as it is made.
         foreseen: what the fits will cost.
+        strict: an object that the verdict on its alignment does not call good is refused before any fit.
     """
 
     config: Any
@@ -107,7 +107,6 @@ class MethodRun:
     then: tuple[str, ...] = ()
     closed: bool = False
     yaw: Any = "auto"
-    strict: bool = False
     seed: int = 0
     device: str = "cpu"
     backend: str = "auto"
@@ -120,6 +119,7 @@ class MethodRun:
     moving: list[Object3D] = field(default_factory=list)
     scene: Scene4D | None = None
     foreseen: FitEstimate | None = None
+    strict: bool = False
 
     @property
     def clip(self) -> DrivingVideo:
