@@ -26,8 +26,7 @@ from . import host, host_prior
 from .objectives import Terms, describe
 
 CATEGORY = "Anchor4D/3 Fit"
-#: Fields that a video is fitted with; those that a text or another program makes are not built here.
-FIELDS = ["control-nodes", "hexplane", "mlp"]
+FIELDS = [name for name, kind in deformation.FIELDS.items() if kind.buildable]
 #: Methods that follow a video, as the combos offer them.
 VIDEO_METHODS = [name for name, method in METHODS.items() if method.follows == "video"]
 #: What of a scene Motion Alignment changes, as the node says it.
