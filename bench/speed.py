@@ -37,6 +37,7 @@ from ..core.methods.registry import METHODS, method_config
 from ..core.priors.base import Prior
 from ..core.priors.distill import Distillation
 from ..core.priors.estimate import _views
+from ..core.priors.graphs import Graphs
 from ..core.render import available_backends
 from ..core.runs.report import write_json
 from ..core.scene.object3d import Object3D
@@ -127,7 +128,7 @@ def published_zero123(device: str) -> Prior:
     half = torch.float16 if device != "cpu" else torch.float32
     torch.manual_seed(0)
     prior = _zero123(networks(device, half, torch.bfloat16 if device != "cpu" else torch.float32))
-    return prior.arranged()
+    return prior
 
 
 @cache
@@ -280,9 +281,48 @@ class Speed:
         def step() -> None:
             torch.autograd.grad(distillation(pictures, condition, 0.5, generator, views), pictures)
 
-        taken = seconds(step, self.device, 10)
         floor = 8 * distillation_operations(prior, 1) / self.machine.half
-        return [Row("SDS step of 8 pictures, Zero123 at its size", 1e3 * taken, "ms", 36.0, 1e3 * floor)]
+        name = "SDS step of 8 pictures, Zero123 at its size"
+        rows = [Row(name, 1e3 * seconds(step, self.device, 10), "ms", 36.0, 1e3 * floor)]
+        return rows + [row for layout in LAYOUTS for row in self._parts(prior, layout)]
+
+    def _parts(self, prior: Prior, layout: str) -> list[Row]:
+        """Of a distillation step: the network for 16 samples and the encoder there and back for 8, launched and as graphs."""
+        dtype = next(prior.modules["unet"].parameters()).dtype
+        for part in ("unet", "vae"):
+            prior.modules[part].to(memory_format=LAYOUTS[layout])  # pyright: ignore[reportCallIssue]
+        unet: Any = prior.modules["unet"]
+        noisy = torch.randn(16, 8, 32, 32, device=self.device, dtype=dtype)
+        time_, token = torch.full((16,), 500.0, device=self.device), torch.randn(16, 1, 768, device=self.device, dtype=dtype)
+        pictures = torch.rand(8, 1, *prior.resolution, 3, device=self.device).requires_grad_(True)
+        graphs = Graphs()
+
+        def network(noisy: Tensor, time_: Tensor, token: Tensor) -> Tensor:
+            return unet(noisy, time_, encoder_hidden_states=token).sample
+
+        def there_and_back(encode: Callable[[Tensor], Tensor]) -> None:
+            latents = encode(pictures)
+            torch.autograd.grad(latents, pictures, torch.ones_like(latents))
+
+        with torch.no_grad():
+            launched = seconds(lambda: network(noisy, time_, token), self.device)
+            captured = seconds(lambda: graphs(unet, network, noisy, time_, token), self.device)
+        back = seconds(lambda: there_and_back(prior.encode), self.device)
+        whole = seconds(
+            lambda: there_and_back(lambda x: graphs.differentiable(prior.modules["vae"], prior.encode, x)), self.device
+        )
+        # As within a fit, whose convolutions add in one order.
+        with torch.no_grad(), torch.backends.cudnn.flags(deterministic=True):
+            ordered = seconds(lambda: network(noisy, time_, token), self.device)
+        with torch.backends.cudnn.flags(deterministic=True):
+            ordered_back = seconds(lambda: there_and_back(prior.encode), self.device)
+        for part in ("unet", "vae"):
+            prior.modules[part].to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+        found = {
+            "UNet of 16, launched": launched, "UNet of 16, one order": ordered, "UNet of 16, graph": captured,
+            "encoder of 8 and back, launched": back, "encoder of 8, one order": ordered_back, "encoder of 8, graph": whole,
+        }  # fmt: skip
+        return [Row(f"{name}, {layout}", 1e3 * x, "ms") for name, x in found.items()]
 
     def rasterise(self) -> list[Row]:
         """Drawing and its gradients, all backends."""
@@ -306,6 +346,9 @@ class Speed:
                 rows.append(Row(name, 1e3 * taken, "ms", None, floor))
         return rows
 
+
+#: How weights of convolutions may lie in memory.
+LAYOUTS = {"rows of channels": torch.contiguous_format, "channels last": torch.channels_last}
 
 #: Rows by the name that ``--only`` takes, quickest first.
 ROWS = (

@@ -380,3 +380,14 @@ def test_equals_the_benchmark_pictures() -> None:
             assert ((found.alpha[index] - truth[..., 3]).abs() > 0.01).sum() <= 1, path
             error = (found.color[index] - truth[..., :3])[inside].square().mean()
             assert -10 * math.log10(error) > 50, path
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no graphics card")
+def test_a_card_draws_meshes_of_the_cpu() -> None:
+    mesh, cameras = soup(40, 3), orbit([20.0, 200.0], [10.0, -40.0], 1.6, 40.0, 24, 20)
+    expected = core_render.render_mesh(mesh, cameras, torch.ones(3), backend="torch")
+    with core_render.drawing_on("cuda"):
+        found = core_render.render_mesh(mesh, cameras, torch.ones(3))
+    assert found.color.device.type == "cpu"
+    assert float((found.color - expected.color).abs().mean()) < 1e-4

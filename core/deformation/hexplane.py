@@ -168,9 +168,9 @@ def gathered(plane: Tensor, x: Tensor, y: Tensor) -> Tensor:
     (column, right, across), (row, down, along) = sides
     first = row * width + column
 
-    def at(step: int) -> Tensor:
+    def texel(step: int) -> Tensor:
         return F.embedding(first + step, table)
 
-    upper = torch.lerp(at(0), at(across), right)
-    lower = torch.lerp(at(along * width), at(along * width + across), right)
+    upper = torch.lerp(texel(0), texel(across), right)
+    lower = torch.lerp(texel(along * width), texel(along * width + across), right)
     return torch.lerp(upper, lower, down)

@@ -93,9 +93,9 @@ class DeviceAdam(Adam):
             if row is None:
                 adam(parameters, gradients, first, second, numbers[1 + rate])
                 continue
-            parts = [[x.index_select(0, row) for x in tensors] for tensors in (parameters, gradients, first, second)]
-            adam(*parts, numbers[1 + rate])
-            for whole, part in zip((parameters, first, second), (parts[0], parts[2], parts[3])):
+            p, g, m, v = ([x.index_select(0, row) for x in tensors] for tensors in (parameters, gradients, first, second))
+            adam(p, g, m, v, numbers[1 + rate])
+            for whole, part in zip((parameters, first, second), (p, m, v)):
                 for x, y in zip(whole, part):
                     x.index_copy_(0, row, y)
         one = torch.ones_like(count)

@@ -232,7 +232,8 @@ class _Fit:
         self, stage: str, state: FitState, objectives: dict[str, Objective], schedule: Schedule, inputs: Inputs, train: Train,
         seed: int, density: DensityControl | None, rates: Mapping[str, float], key: str,
     ) -> None:  # fmt: skip
-        self.stage, self.objectives, self.schedule, self.inputs, self.train = stage, objectives, schedule, inputs, train
+        self.stage, self.objectives, self.schedule, self.inputs = stage, objectives, schedule, inputs
+        self.train: Train = train
         self.density, self.rates, self.key, self.still = density, rates, key, state.gaussians
         self.gaussians, self.field = state.gaussians.detach().clone(), state.field
         self.device = self.gaussians.device

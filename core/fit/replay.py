@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 #: Of a step, what differs from step to step on the host, so that an objective that asks for it cannot be captured.
 VARYING = frozenset({"index", "total", "rho", "generator"})
 #: Numbers that a step may send, and steps that may be under way with numbers of their own.
-NUMBERS, UNDER_WAY = 1024, 32
+NUMBERS, UNDER_WAY = 1 << 14, 32
 
 
 class Numbers:

@@ -23,6 +23,7 @@ from ..files import InputError
 from ..fit.estimate import FitEstimate
 from ..mesh import Mesh
 from ..progress import Progress
+from ..render.mesh import drawing_on
 from ..scene.anchors import Anchors
 from ..scene.object3d import Object3D
 from ..scene.scene import Scene4D
@@ -161,9 +162,10 @@ class MethodRun:
         if not self.objects[0].has_color:
             self.config = config = stages.untextured(config)
         if self.alignment is None:
-            self.alignment = stages.align(
-                self.clip, self.objects[0], camera=config.camera, yaw=self.yaw, progress=self.clock.aligning
-            )
+            with drawing_on(self.device):
+                self.alignment = stages.align(
+                    self.clip, self.objects[0], camera=config.camera, yaw=self.yaw, progress=self.clock.aligning
+                )
         if given and (early := judge(self.clip, self.alignment)).word != "good":
             if self.strict:
                 raise InputError(f"{self.objects[0].name}: {early.line}")
@@ -174,15 +176,17 @@ class MethodRun:
         """A focal length for each frame; of objects that came one for each frame, the others placed like the first."""
         aligned = self.aligned
         self.moving = [aligned.mesh, *_placed_like(aligned, self.clip, self.objects)]
-        self.fronts, curve = focal_per_frame(self.clip, self.moving, aligned.front)
+        with drawing_on(self.device):
+            self.fronts, curve = focal_per_frame(self.clip, self.moving, aligned.front)
         aligned.curves.append(curve)
         self.clock.stop("align camera")
 
     def prefer_distance(self) -> None:
         """The distance that the prior prefers (Align4D's MAOD), where the settings ask for it."""
-        self.config, self.distance = stages.prefer_distance(
-            self.config, self.clip, self.aligned, seed=self.seed, progress=self.clock.aligning
-        )
+        with drawing_on(self.device):
+            self.config, self.distance = stages.prefer_distance(
+                self.config, self.clip, self.aligned, seed=self.seed, progress=self.clock.aligning
+            )
         self.clock.stop("align camera")
 
     def draw_anchors(self) -> None:

@@ -313,8 +313,8 @@ class FitStep:
             for taus in self.taus.split(self.slice)
         ]
         shared = canonical.sh.expand(len(self.taus), *canonical.sh.shape)
-        whole = [torch.cat(tensors) for tensors in list(zip(*parts, strict=True))[:4]]  # pyright: ignore[reportArgumentType]
-        return Gaussians(*whole, shared if "sh" not in field.changes else torch.cat([part[4] for part in parts]))
+        whole = {name: torch.cat([part[i] for part in parts]) for i, name in enumerate(canonical.tensors()) if name != "sh"}
+        return Gaussians(**whole, sh=shared if "sh" not in field.changes else torch.cat([part[4] for part in parts]))
 
     @cached_property
     def front_cameras(self) -> Cameras:

@@ -278,15 +278,6 @@ class Prior(ABC):
         for module in (*self.modules.values(), *([self.small_encoder] if self.small_encoder is not None else [])):
             module.to(device)
         self.graphs.passes.clear()
-        return self.arranged()
-
-    def arranged(self) -> Prior:
-        """Itself, with convolutions on a card laid out as its matrix units take them."""
-        for name, module in self.modules.items():
-            if name in ("unet", "vae") and self.device.type == "cuda":
-                for parameter in module.parameters():
-                    if parameter.dim() == 4:  # those of clips have five
-                        parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         return self
 
     @cached_property
@@ -306,7 +297,7 @@ class Prior(ABC):
         Here: an AutoencoderKL's posterior mode (or the small encoder's latent) of each picture times its scaling factor.
         """
         encoder: Any = self.small_encoder or self.modules["vae"]
-        pixels = rearrange(images, "b v h w c -> (b v) c h w").to(self.device, encoder.dtype) * 2 - 1
+        pixels = rearrange(images, "b v h w c -> (b v) c h w").to(self.device, dtype_of(encoder)) * 2 - 1
         if self.small_encoder is not None:
             latents = encoder.encode(pixels).latents * encoder.config.scaling_factor
         else:
@@ -317,7 +308,7 @@ class Prior(ABC):
     def decode(self, latents: Tensor) -> Tensor:  # (B, F, c, h, w) -> (B, V, H, W, 3)
         """Pictures of scaled latents, in [0, 1]; no gradient."""
         vae: Any = self.modules["vae"]
-        scaled = rearrange(latents, "b v c h w -> (b v) c h w").to(self.device, vae.dtype) / vae.config.scaling_factor
+        scaled = rearrange(latents, "b v c h w -> (b v) c h w").to(self.device, dtype_of(vae)) / vae.config.scaling_factor
         pixels = vae.decode(scaled).sample.float().clamp(-1, 1) / 2 + 0.5
         return rearrange(pixels, "(b v) c h w -> b v h w c", v=latents.shape[1])
 
@@ -437,6 +428,11 @@ class Prior(ABC):
         for name, value in settings.items():
             setattr(changed, name, value)
         return changed
+
+
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """Of a network's parameters; diffusers' own property looks through all modules each time, which takes milliseconds."""
+    return next(module.parameters()).dtype
 
 
 def _spread(values: Tensor, like: Tensor) -> Tensor:

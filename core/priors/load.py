@@ -57,7 +57,7 @@ def load_prior(
     if small_encoder is not None:
         prior.small_encoder = _small_encoder(small_encoder, prior, device, precision)
         prior.identity += f", encoder {Checkpoint(_locate(small_encoder)).identity}"
-    return prior.arranged()
+    return prior
 
 
 def precision_name(prior: Prior) -> str:

@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..files import InputError
-from .base import PRIORS, Condition, NoiseSchedule, Prior, Viewpoints
+from .base import PRIORS, Condition, NoiseSchedule, Prior, Viewpoints, dtype_of
 from .checkpoints import Checkpoint, Precision, precision_dtypes
 
 log = logging.getLogger(__name__)
@@ -146,7 +146,7 @@ class StableDiffusion(Prior):
         def plain(latents: Tensor, time: Tensor, text: Tensor) -> Tensor:
             return unet(latents, time, encoder_hidden_states=text, **more).sample
 
-        noisy, text = latents[:, 0].to(unet.dtype), inputs["text"].to(unet.dtype)
+        noisy, text = latents[:, 0].to(dtype_of(unet)), inputs["text"].to(dtype_of(unet))
         output = plain(noisy, time, text) if more else self.graphs(unet, plain, noisy, time, text)
         return rearrange(output, "b c h w -> b 1 c h w")
 
@@ -186,6 +186,6 @@ class StableDiffusionXL(StableDiffusion):
         return {"text": torch.cat(states, -1), "pooled": outputs[-1].text_embeds.float()}
 
     def _more(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
-        dtype, pooled = self._unet.dtype, inputs["pooled"]
+        dtype, pooled = dtype_of(self._unet), inputs["pooled"]
         ids = torch.tensor([*self.resolution, 0, 0, *self.resolution], dtype=dtype, device=pooled.device)
         return {"added_cond_kwargs": {"text_embeds": pooled.to(dtype), "time_ids": ids.expand(len(pooled), 6)}}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..cameras import zero123_vector
 from ..files import InputError
-from .base import PRIORS, Condition, NoiseSchedule, Prior, Viewpoints
+from .base import PRIORS, Condition, NoiseSchedule, Prior, Viewpoints, dtype_of
 from .checkpoints import Checkpoint, Precision, precision_dtypes
 from .pictures import clip_pixels, squared
 
@@ -195,11 +195,11 @@ class Zero123(Prior):
         picture = squared(image.to(self.device).float(), self.resolution[0], self.background)
         vae: Any = self.modules["vae"]
         encoder: Any = self.modules["image_encoder"]
-        pixels = rearrange(picture, "b h w c -> b c h w").to(vae.dtype) * 2 - 1
+        pixels = rearrange(picture, "b h w c -> b c h w").to(dtype_of(vae)) * 2 - 1
         # The mode, not scaled: as the model was trained, unlike the noisy latent beside it.
         latent = self.graphs(vae, lambda pixels: vae.encode(pixels).latent_dist.mode(), pixels).float()
         clip = clip_pixels(picture, int(encoder.config.image_size), self.extractor)
-        embedding = self.graphs(encoder, lambda clip: encoder(clip).image_embeds, clip.to(encoder.dtype)).float()
+        embedding = self.graphs(encoder, lambda clip: encoder(clip).image_embeds, clip.to(dtype_of(encoder))).float()
         positive = {"clip": embedding, "latent": latent, "known": embedding.new_ones(len(embedding), 1)}
         # Without the condition the token itself is zero, which no embedding makes the projection give.
         return Condition(positive, {k: torch.zeros_like(v[:1]) for k, v in positive.items()})
@@ -248,9 +248,9 @@ class Zero123(Prior):
         unet: Any = self.modules["unet"]
         camera = self.camera(views).to(inputs["clip"])
         token = self.modules["projection"](torch.cat([inputs["clip"], camera], -1)) * inputs["known"]
-        both = torch.cat([latents[:, 0], inputs["latent"]], 1).to(unet.dtype)
+        both = torch.cat([latents[:, 0], inputs["latent"]], 1).to(dtype_of(unet))
         mixed = {"fusion": (inputs["fusion"], inputs["source"])} if "fusion" in inputs else None
-        tokens = rearrange(token, "b c -> b 1 c").to(unet.dtype)
+        tokens = rearrange(token, "b c -> b 1 c").to(dtype_of(unet))
 
         def plain(both: Tensor, time: Tensor, tokens: Tensor) -> Tensor:
             return unet(both, time, encoder_hidden_states=tokens).sample

@@ -25,7 +25,7 @@ from transformers import CLIPTextModel, CLIPVisionModelWithProjection
 
 from ..cameras import Cameras, orbit
 from ..files import InputError
-from .base import PRIORS, Condition, NoiseSchedule, Prior, Viewpoints
+from .base import PRIORS, Condition, NoiseSchedule, Prior, Viewpoints, dtype_of
 from .checkpoints import Checkpoint, Precision, precision_dtypes
 from .pictures import clip_pixels, resized, squared
 
@@ -228,10 +228,10 @@ class Zero123Plus(Prior):
         square = squared(image.to(self.device).float(), max(image.shape[1:3]), self.background)
         small = resized(square, int(self.picture["size"]["shortest_edge"]), "bilinear")
         pixels = rearrange((small - self.picture["image_mean"]) / self.picture["image_std"], "b h w c -> b c h w")
-        pixels = pixels.contiguous().to(vae.dtype)
+        pixels = pixels.contiguous().to(dtype_of(vae))
         reference, gray = (vae.encode(p).latent_dist.mode().float() for p in (pixels, torch.zeros_like(pixels[:1])))
         tower = clip_pixels(square, int(vision.config.image_size), self.clip)
-        embedding = vision(tower.contiguous().to(vision.dtype)).image_embeds.float()
+        embedding = vision(tower.contiguous().to(dtype_of(vision))).image_embeds.float()
         empty, ramp = self.empty.to(self.device), self.ramp.to(self.device)
         seed = torch.tensor([2 * self.seed, 2 * self.seed + 1], device=self.device)
         none = torch.zeros(1, device=self.device)
@@ -260,11 +260,11 @@ class Zero123Plus(Prior):
         reference = self.schedule.add_noise(
             inputs["reference"], torch.stack(noise).to(latents.device), time / self.schedule.steps
         )
-        tokens, memory = inputs["tokens"].to(unet.dtype), Memory()
-        unet(reference.to(unet.dtype), time, tokens, cross_attention_kwargs={"memory": memory})
+        tokens, memory = inputs["tokens"].to(dtype_of(unet)), Memory()
+        unet(reference.to(dtype_of(unet)), time, tokens, cross_attention_kwargs={"memory": memory})
         memory.fusion = inputs["fusion"][:, None, None]
         tiled = rearrange(latents, "b (r k) c h w -> b c (r h) (k w)", k=COLUMNS)
-        output = unet(tiled.to(unet.dtype), time, tokens, cross_attention_kwargs={"memory": memory}).sample
+        output = unet(tiled.to(dtype_of(unet)), time, tokens, cross_attention_kwargs={"memory": memory}).sample
         return rearrange(output, "b c (r h) (k w) -> b (r k) c h w", k=COLUMNS, r=self.pictures // COLUMNS)
 
     def _require_own(self, views: Viewpoints | None) -> None:

@@ -8,6 +8,9 @@ any device and the reference, numba on the CPU, and our own kernels on graphics 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -49,6 +52,21 @@ class MeshRender:
     normal: Tensor  # (C, H, W, 3)
 
 
+_card: ContextVar[torch.device | None] = ContextVar("card that draws meshes of the CPU", default=None)
+_copies: WeakKeyDictionary[Mesh, Mesh] = WeakKeyDictionary()
+
+
+@contextmanager
+def drawing_on(device: torch.device | str) -> Iterator[None]:
+    """Within it, meshes on the CPU are drawn by a graphics card's own kernels, where it has them; the pictures come back."""
+    device = torch.device(device)
+    token = _card.set(device if nvrtc.available(device) else None)
+    try:
+        yield
+    finally:
+        _card.reset(token)
+
+
 @torch.no_grad()
 def render_mesh(
     mesh: Mesh,
@@ -74,7 +92,13 @@ def render_mesh(
         raise ValueError(f"render_mesh: cameras need one batch dimension, not {cameras.batch}")
     if supersample < 1:
         raise ValueError(f"render_mesh: supersample must be at least 1, not {supersample}")
-    device = mesh.vertices.device
+    device, card = mesh.vertices.device, _card.get()
+    if card is not None and device.type == "cpu" and backend == "auto":
+        if mesh not in _copies:
+            _copies[mesh] = mesh.to(card)
+        behind = None if background is None else background.to(card)
+        there = render_mesh(_copies[mesh], cameras.to(card), behind, supersample=supersample, mipmaps=mipmaps, near=near)
+        return MeshRender(there.color.cpu(), there.alpha.cpu(), there.depth.cpu(), there.normal.cpu())
     if device.type != "cuda" or mesh not in _finite:  # of a mesh on a card once, so that nobody waits for the card
         cameras = cameras.to(device, torch.float32)
         finite = [x.isfinite().all() for x in (cameras.world_to_camera, cameras.K, mesh.vertices)]

@@ -370,16 +370,15 @@ def run_in_folder(
         key,
         {"settings": asdict(settings), "plan": canonical(plain), "prompt": prompt},
         lambda checkpoints: run(clip, objects or None, settings, checkpoints=checkpoints, identity=key, **given),
-        lambda result: preview_film(result, settings.renderer),
+        lambda result: preview_film(result, settings.renderer, device=settings.device),
         resume=resume,
         started=started,
     )
 
 
-def preview_film(run: Run, backend: str = "auto", *, height: int = 256) -> Any:  # (T, H, W, 3) uint8
+def preview_film(run: Run, backend: str = "auto", *, height: int = 256, device: str = "cpu") -> Any:  # (T, H, W, 3) uint8
     """The driving video beside the object from its camera, or its front and right; and a camera that circles it, on white."""
-    scene, video = run.scene, run.video
-    backend = "auto" if backend in ("gsplat", "nvrtc") else backend  # the scene is on the CPU by now
+    scene, video = run.scene.to(device), run.video
     if video is not None and run.alignment is not None:
         video, turns = video.resized(min(height, video.resolution)), 4
         size = video.resolution
