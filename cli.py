@@ -99,12 +99,21 @@ def _refuse(console: Console, message: str) -> int:
 
 # Commands
 
+#: What the demo's table says, and where to go from there.
+NEXT = """psnr: how close to the truth, in dB, more = closer; frozen: what a perfect object earns standing still, to be beaten;
+motion: share of the true motion, 1 = all, a frozen object has 0; unseen: mean of the views that the video never shows
+next, with your own video (and a model of what it shows, if you have one):
+  {python} -m anchor4d fit --video clip.mp4 --out clip
+  {python} -m anchor4d fit --video clip.mp4 --object model.glb --out clip
+  {python} -m anchor4d export {out}/scene.safetensors --format html --out demo.html"""
+
 
 def demo(args: argparse.Namespace, console: Console) -> int:
     from .core.runs.demo import make_demo
 
     made = make_demo(args.out, seed=args.seed, progress=console.watch(args.out))
     print(made.table)
+    print(NEXT.format(out=args.out, python=sys.executable))
     print(f"film: {args.out / 'demo.mp4'}\nsheet: {args.out / 'sheet.png'}\nscene: {args.out / 'scene.safetensors'}")
     return 0
 
@@ -171,12 +180,16 @@ def fit(args: argparse.Namespace, console: Console) -> int:
         fps=fps,
         resume=args.resume,
         reading=reading,
+        strict=args.strict,
         progress=watch,
         read=None if video is None else console.reading(Path(video)),
     )
     if done is None:
         console.line("already finished with these inputs and settings")
     print(args.out / "scene.safetensors")
+    verdict = None if done is None else done.report.get("verdict")
+    if args.strict and verdict is not None and verdict["word"] != "good":
+        raise InputError(f"{args.out}: the result is {verdict['word']}: {'; '.join(verdict['reasons'])}")
     return 0
 
 
@@ -640,7 +653,8 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--object-model",
         metavar="DIR|ID",
-        help=f"{link} object: LGM or a Shap-E; inflate = its outline inflated (default: lgm where it is here, else inflate)",
+        help=f"{link} object: LGM or a Shap-E; inflate = the first picture's outline inflated, without any model "
+        "(default: auto = lgm where it is here, else inflate)",
     )
     made.add_argument("--views-model", metavar="DIR|ID", help="the ImageDream that draws LGM's views (default: imagedream)")
     made.epilog = f"""{made.epilog}
@@ -662,6 +676,9 @@ wan-1.3b, whichever is here), --image-model (sd21-base; none = without) and, wit
         help="axis of --object's file that points up (default: %(default)s; z = from Blender's or a CAD program's axes)",
     )
     made.add_argument("--loop", action="store_true", help="ayg: the motion returns to its first frame")
+    made.add_argument(
+        "--strict", action="store_true", help="exit code 2 where the verdict on the object or the result is not good"
+    )
     made.add_argument(
         "--start", type=_real(0, 1e6), default=0.0, metavar="S", help="second at which the video begins (default: 0)"
     )

@@ -18,6 +18,7 @@ from ..core.fit.loop import Schedule, Train
 from ..core.io import side_by_side
 from ..core.methods import stages
 from ..core.methods.registry import METHODS, method_config
+from ..core.render import resolve_backend, slow_renderer
 from ..core.scene.scene import Scene4D
 from ..core.scene.views import DEFAULT_FRONT, render_frames
 from ..core.video import DrivingVideo
@@ -25,8 +26,7 @@ from . import host, host_prior
 from .objectives import Terms, describe
 
 CATEGORY = "Anchor4D/3 Fit"
-#: Fields that a video is fitted with; those that a text or another program makes are not built here.
-FIELDS = ["control-nodes", "hexplane", "mlp"]
+FIELDS = [name for name, kind in deformation.FIELDS.items() if kind.buildable]
 #: Methods that follow a video, as the combos offer them.
 VIDEO_METHODS = [name for name, method in METHODS.items() if method.follows == "video"]
 #: What of a scene Motion Alignment changes, as the node says it.
@@ -130,7 +130,9 @@ def _estimate(*fit: Any, **inputs: Any) -> str:
     """What the fit will cost on this machine, told before it starts and kept in sight while it runs."""
     cost = f"estimate: {stages.estimate(*fit, progress=host.Report().fit, **inputs)}"
     host.log.info(cost)
-    host.say(cost)
+    device = fit[0].frames.device if fit[0] is not None else "cpu"
+    slow = slow_renderer(resolve_backend(inputs.get("backend", "auto"), device), device)
+    host.say(f"{cost}\n{slow}" if slow else cost)
     return cost
 
 

@@ -532,7 +532,7 @@ def test_extending_needs_a_motion_with_an_end(models: dict[str, Prior]) -> None:
         (["--prompt", "a dog", "--video", "film.mp4"], "--video: method ayg follows a text alone"),
         (["--prompt", "a dog", "--prior", "tiny"], "needs a text-to-video model"),
         (["--prompt", "a dog", "--without", "mgja"], "not a part of ayg"),
-        (["--prompt", "a dog", "--frames", "1"], "at least 2"),
+        (["--prompt", "a dog", "--frames", "1"], "choose a whole number from 2 to"),
     ],
 )
 def test_the_command_line_says_what_is_missing(

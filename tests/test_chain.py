@@ -381,16 +381,34 @@ def test_models_that_are_not_here_are_all_named_before_any_work(
         return str(error.value)
 
     line, get = refused(), "python -m anchor4d models get"
-    assert line.endswith(" && ".join(f"{get} {name}" for name in ("sdxl", "svd", "lgm", "imagedream")))
+    assert line.endswith(" && ".join(f"{get} {name}" for name in ("sdxl", "svd")))
     assert "sdxl (pictures from text, 6.9 GB)" in line and "\n" not in line
     assert refused(names="object").endswith(f"get it with: {get} svd")
     assert refused(Links(object="shap-e"), "prompt video").endswith(f"get it with: {get} shap-e")
     assert refused(Links(object="shap-e-img2img", video=folder("svd")), "image").endswith(f"{get} shap-e-img2img")
     # A film of text needs no picture; a model of the Hub is asked for by its id.
-    assert refused(Links(video="zeroscope")).endswith(" && ".join(f"{get} {n}" for n in ("zeroscope", "lgm", "imagedream")))
+    assert refused(Links(video="zeroscope", object="lgm")).endswith(
+        " && ".join(f"{get} {n}" for n in ("zeroscope", "lgm", "imagedream"))
+    )
     assert refused(Links(video="someone/film"), "object").endswith(f"{get} someone/film")
     assert "no model of that name" in refused(Links(video="sdv"))
     assert "svd: this model makes films from a picture; as the object model choose" in refused(Links(object="svd"))
+
+
+def test_a_video_alone_is_inflated_where_no_model_is_here(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("ANCHOR4D_MODELS", str(tmp_path / "none"))
+    monkeypatch.setattr("anchor4d.core.priors.models._user_folder", lambda: tmp_path / "none either")
+    with caplog.at_level("INFO"):
+        made = complete(tmp_path / "out", video=inputs["video"])
+    assert (made.video, made.yaw, [step.by for step in made.steps]) == (inputs["video"], 0.0, ["inflate"])
+    assert "models get lgm" in caplog.text
+    mesh = load_object(str(made.object))
+    assert isinstance(mesh, Mesh) and mesh.has_color
+    assert [step.reused for step in complete(tmp_path / "out", video=inputs["video"]).steps] == [True]
+    pictured = complete(tmp_path / "other", video=inputs["video"], image=inputs["image"], links=Links(object="inflate"))
+    assert [(step.what, step.of) for step in pictured.steps] == [("object", "image")]
 
 
 def test_inputs_that_are_not_here(links: Links, inputs: dict[str, Path], tmp_path: Path) -> None:
@@ -491,7 +509,7 @@ def test_the_help_tells_the_links(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["fit", "--help"])
     told = " ".join(capsys.readouterr().out.split())
     for link, name in vars(Links()).items():
-        assert f"--{link}-model" in told and f"(default: {name})" in told
+        assert f"--{link}-model" in told and f"(default: {name}" in told
 
 
 def test_the_command_line_refuses_in_one_line(
@@ -502,7 +520,8 @@ def test_the_command_line_refuses_in_one_line(
     for argv, words in (
         ([], "at least one of --prompt, --image, --video and --object"),
         (["--prompt", PROMPT], "models get sdxl && "),
-        (["--image", inputs["image"]], "models get svd && python -m anchor4d models get lgm && "),
+        (["--image", inputs["image"]], "get it with: python -m anchor4d models get svd"),
+        (["--image", inputs["image"], "--object-model", "lgm"], "models get svd && python -m anchor4d models get lgm && "),
         (["--object", inputs["object"], "--video-model", "ltx-video"], "get it with: python -m anchor4d models get ltx-video"),
         (["--prompt", PROMPT, "--prior", "no-such-prior"], "no-such-prior"),
         (["--prompt", PROMPT, "--yaw", "left"], "choose degrees"),

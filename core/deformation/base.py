@@ -55,6 +55,7 @@ class DeformationField(nn.Module):
 
     Attributes:
         name: unique in :data:`FIELDS`.
+        buildable: :meth:`build` makes one for a scene, so that a fit can choose it.
         fixed_count: it moves the Gaussians that it was built for, none more or fewer, so that density control is refused.
         tracks_frames: it has a pose at each frame, so that frames can be tracked one by one: :meth:`continue_motion`.
         anywhere: it moves any point by where the point is, so that it carries other points than Gaussians.
@@ -63,6 +64,7 @@ class DeformationField(nn.Module):
     """
 
     name: ClassVar[str]
+    buildable: bool = True
     fixed_count: bool = False
     tracks_frames: bool = False
     anywhere: bool = False

@@ -34,6 +34,7 @@ class FrameField(DeformationField):
     """
 
     name = "frames"
+    buildable = False
     fixed_count = True
 
     def __init__(

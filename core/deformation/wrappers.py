@@ -29,6 +29,7 @@ Inner = DeformationField | dict[str, Any] | None
 class Wrapper(DeformationField):
     """A field around another one, ``inner``. Its own arguments are JSON values."""
 
+    buildable = False
     inner: DeformationField | None
 
     def __init__(self, inner: Inner, **arguments: Any) -> None:
@@ -300,6 +301,7 @@ class Parts(DeformationField):
     """
 
     name = "parts"
+    buildable = False
     fixed_count = True
 
     def __init__(self, counts: Sequence[int], fields: Sequence[Inner]) -> None:

@@ -48,8 +48,8 @@ FILL, SIDE = 0.8, 1024
 #: The object link that needs no model, and what is said of it.
 INFLATE = "inflate"
 INFLATED = (
-    "object: the outline of the first picture, inflated; back and depth are guesses. An image-to-3D model knows sides: give "
-    f"its mesh as the object, or {COMMAND} get lgm && {COMMAND} get imagedream"
+    "object: the outline of the first picture, inflated; its back and depth are a guess. A real image-to-3D model knows sides: "
+    f"give its mesh as --object, or {COMMAND} get lgm && {COMMAND} get imagedream"
 )
 #: How an object is drawn for its film.
 FRONT = FrontCamera(fovy=49.1, distance=1.5, width=768, height=768)

@@ -1,11 +1,12 @@
 """An object without any model: the outline of a picture inflated to a closed mesh.
 
 Two sheets over the mask are sewn together along the outline. Their height solves a Poisson equation over the mask (Igarashi et
-al., "Teddy", 1999, take it from the medial axis; Sýkora et al., "Monster Mash", 2020, inflate so), its square root being a
+al., "Teddy", 1999, take it from the medial axis; Dvorožňák et al., "Monster Mash", 2020, inflate so), its square root being a
 sphere over a disc and a round tube over a strip. The front shows the picture. The back is a guess: it continues the colours
-that the picture has along its outline, so that eyes and mouths are not repeated there. People draw and film animals and
-vehicles from three quarters of their front (Palmer, Rosch and Chase, "Canonical perspective", 1981). So what is wider than
-tall and rises to one side is taken for one, whose higher end, the head, comes nearer.
+that the picture has along its outline, so that eyes and mouths are not repeated there.
+
+People draw and film animals and vehicles from three quarters of their front (Palmer, Rosch and Chase, "Canonical perspective",
+1981). So what is wider than tall and rises to one side is taken for one, whose higher end, the head, comes nearer.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ CELLS, TEXELS = 128, 1024
 DEPTH = 0.8
 #: Width of the band along the outline whose colours the back continues, relative to the object's longer side.
 BAND = 0.02
-#: How far an end comes nearer, relative to the way there across the picture; and between which widths relative to the height,
-#: and which slopes of the mask's principal line, both relative to a square box around the mask, that grows from nothing.
+#: How far an end comes nearer, relative to the way there across the picture. It grows from nothing between these ratios of
+#: width to height and these slopes of the line through the mask, its box scaled to a square.
 NEARER, WIDE, RISING = 0.7, (1.05, 1.2), (0.1, 0.18)
 #: Nearer to a cell's corner than this share of its side, the outline counts as this far from it.
 _NEAREST = 0.05

@@ -111,11 +111,10 @@ def _standard(refinement: tuple[Objective, ...]) -> MethodConfig:
         resolution=256,
         static=StaticConfig(
             gaussians=12_000,
-            core=0.25,
             schedule=Schedule(steps=200, resolutions=((0.5, 128), (1.0, 256)), lr_final=0.1),
             objectives=(
                 ReferenceViewLoss(weight=constant(1e4), mask=0.3, perceptual=0.0),
-                MeshMatch(weight=constant(1e4), views=4, mask=0.3, perceptual=0.0),
+                MeshMatch(weight=constant(1e4), views=4, mask=0.3, perceptual=0.0, through=0.3),
             ),
         ),
         motion=MotionConfig(

@@ -30,6 +30,7 @@ from ..scene.scene import Scene4D
 from ..video import DrivingVideo
 from . import stages
 from .stages import MotionConfig, StaticConfig
+from .verdict import judge
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +96,7 @@ class MethodRun:
         fronts, moving: the camera and the object of each frame, for methods that have them.
         scene: as far as it is made.
         foreseen: what the fits will cost.
+        strict: an object that the verdict on its alignment does not call good is refused before any fit.
     """
 
     config: Any
@@ -118,6 +120,7 @@ class MethodRun:
     moving: list[Object3D] = field(default_factory=list)
     scene: Scene4D | None = None
     foreseen: FitEstimate | None = None
+    strict: bool = False
 
     @property
     def clip(self) -> DrivingVideo:
@@ -148,8 +151,8 @@ class MethodRun:
 
     def align(self) -> None:
         """The camera of the first frame, and the object turned to face it; without an object, points that stand in for one."""
-        config = self.config
-        if not self.objects:
+        config, given = self.config, bool(self.objects)
+        if not given:
             self.alignment = self.alignment or stages.without_object(
                 self.clip, distance=config.distance, points=config.static.gaussians, seed=self.seed
             )
@@ -163,6 +166,10 @@ class MethodRun:
                 self.alignment = stages.align(
                     self.clip, self.objects[0], camera=config.camera, yaw=self.yaw, progress=self.clock.aligning
                 )
+        if given and (early := judge(self.clip, self.alignment)).word != "good":
+            if self.strict:
+                raise InputError(f"{self.objects[0].name}: {early.line}")
+            log.warning("%s", early.line)
         self.clock.stop("align camera")
 
     def focal_per_frame(self) -> None:

@@ -25,7 +25,7 @@ from ..deformation import FIELDS, DeformationField
 from ..fit.density import DensityControl
 from ..fit.estimate import FitEstimate, Pass, estimate_passes
 from ..fit.loop import GAUSSIAN_LR, FitState, Inputs, Schedule, Train, run_fit
-from ..gaussians import Gaussians, from_points, neighbour_distances, neighbours, random_gaussians
+from ..gaussians import Gaussians, from_points, neighbour_distances, random_gaussians
 from ..generate.anchors import sample_anchors
 from ..generate.sampling import StepProgress
 from ..identity import fingerprint
@@ -43,9 +43,6 @@ from ..video import DrivingVideo, looks_looping
 #: paper searches, or DreamGaussian4D's fixed camera.
 Camera = Literal["focal", "focal-literal", "distance", "distance-literal", "fixed"]
 
-#: How far inside the surface the core lies, in units of the object's longest side.
-CORE = 0.025
-
 
 @dataclass(frozen=True)
 class StaticConfig:
@@ -55,7 +52,6 @@ class StaticConfig:
         gaussians: sampled on the mesh's surface; without a mesh, grey ones spread in a ball.
         schedule: of the fit.
         objectives: its terms.
-        core: Gaussians inside the surface beside those on it, as a share of them, see :func:`core_of_mesh`.
         density: clone, split and prune, or None.
         rates: learning rates of the Gaussians in place of :data:`~..fit.loop.GAUSSIAN_LR`.
         frame: which frame of the clip is fitted, "first" or "middle"; a given object shows the first.
@@ -67,7 +63,6 @@ class StaticConfig:
     density: DensityControl | None = None
     rates: Mapping[str, float] | None = None
     frame: Literal["first", "middle"] = "first"
-    core: float = 0.0
 
     def changed(self, change: Change) -> StaticConfig:
         """With its objectives changed; those that become None are left out."""
@@ -336,35 +331,17 @@ def without_object(video: DrivingVideo, *, distance: float, points: int, seed: i
     return FocalAlignment(front, ball, 0.0, [], 0.0, report)
 
 
-def core_of_mesh(mesh: Mesh, count: int, seed: int = 0) -> Gaussians:
-    """Opaque, overlapping discs a little inside the surface, each in the colour of the surface above it; at most ``count``.
-
-    Gaussians that a fit sharpens leave gaps between them. Through those the core is seen, and not the object's far side. Parts
-    as thin as twice :data:`CORE` have none.
-    """
-    samples = sample_evenly(mesh, count, torch.Generator().manual_seed(seed))
-    normals = F.normalize(samples.normals, dim=-1)
-    around = neighbours(samples.points, 24)
-    towards = samples.points[around] - samples.points[:, None]
-    # Another side that faces away, near along the way in: the part is thin there.
-    facing = (normals[around] * normals[:, None]).sum(-1) < -0.3
-    thin = (facing & (towards.norm(dim=-1) < 3 * CORE)).any(-1)
-    width = neighbour_distances(samples.points, 6).mean(-1).clamp_min(1e-4)
-    core = _discs(samples.points - CORE * normals, samples.colors, normals, width * 0.8, 0.99)
-    return core.select(~thin)
-
-
 def gaussians_on_mesh(mesh: Mesh, count: int, seed: int = 0) -> tuple[Gaussians, Tensor]:
     """Flat Gaussians on the surface, coloured from the texture, and the face that each lies on, (N,).
 
-    Each is a disc across the surface normal, wide enough to overlap its neighbours so that nothing shows between them, and
-    nearly opaque.
+    Each is a disc across the surface normal, about as wide as its neighbours are apart, evenly spread so that gaps are small,
+    and nearly opaque.
     """
     generator = torch.Generator().manual_seed(seed)
     samples = sample_evenly(mesh, count, generator)
     normals = F.normalize(samples.normals, dim=-1)
     width = neighbour_distances(samples.points, 6).mean(-1).clamp_min(1e-4)
-    return _discs(samples.points, samples.colors, normals, 0.6 * width, 0.97), samples.face
+    return _discs(samples.points, samples.colors, normals, 0.55 * width, 0.97), samples.face
 
 
 def _discs(points: Tensor, colors: Tensor, normals: Tensor, width: Tensor, opacity: float) -> Gaussians:
@@ -413,8 +390,6 @@ def fit_static(
         gaussians = mesh.thinned(config.gaussians, seed)
     else:
         gaussians, _ = gaussians_on_mesh(mesh, config.gaussians, seed)
-        if config.core:
-            gaussians = Gaussians.cat([gaussians, core_of_mesh(mesh, round(config.core * config.gaussians), seed)])
     state = FitState(gaussians.to(device if video is None else video.frames.device))
     stage = "frame to 3D" if video is not None else "to 3D" if start is None else "to 3D, fine"
     if config.objectives:

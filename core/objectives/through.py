@@ -22,7 +22,7 @@ def hidden_behind(
     depth: Tensor,  # (C, H, W) along the camera's axis, 0 where nothing is
     margin: float = MARGIN,
 ) -> Tensor:  # (C, N) bool
-    """Which points lie behind a depth map, farther than ``margin`` beyond the farthest surface next to their pixel."""
+    """Which points lie behind a surface's depth map, more than ``margin`` beyond the farthest surface next to their pixel."""
     cameras = cameras.to(means)
     view, K = cameras.world_to_camera, cameras.K
     points = means.expand(len(view), *means.shape[-2:]) @ view[:, :3, :3].mT + view[:, None, :3, 3]

@@ -23,10 +23,11 @@ from ..io.objects import load_object
 from ..io.video import Percent, Reading, load_video
 from ..methods.plan import Clock, MethodRun, check_objects
 from ..methods.registry import METHODS, Choice, Method, ModelRole
+from ..methods.verdict import judge
 from ..priors.base import Prior
 from ..priors.models import COMMAND, find, model_named
 from ..progress import Progress
-from ..render import resolve_backend
+from ..render import resolve_backend, slow_renderer
 from ..scene.anchors import Anchors
 from ..scene.object3d import Object3D
 from ..scene.scene import Scene4D
@@ -36,6 +37,12 @@ from .folder import into_folder
 from .report import made_by, report_of
 
 log = logging.getLogger(__name__)
+
+#: What is said where the bundled prior has to invent an object.
+TOYS = (
+    "prior tiny: it knows toys of a few shapes and blurs the sides of anything else. For real pictures get a published one "
+    "(python -m anchor4d models get zero123-xl, a GPU), or use method pla4d, which inflates the first frame"
+)
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,8 @@ class Settings:
             raise InputError(f"anchors {self.anchors!r}: {having} has anchors, {self.method} has none")
         device = resolve_device(self.device)
         made = replace(self, device=device, renderer=resolve_backend(self.renderer, device))
+        if note := slow_renderer(made.renderer, device):
+            log.warning("%s", note)
         if not models:
             return made
         absent: list[str] = []
@@ -234,6 +243,7 @@ def run(
     progress: Progress | None = None,
     checkpoints: str | os.PathLike[str] | None = None,
     identity: str = "",
+    strict: bool = False,
 ) -> Run:
     """One method with a named preset, from its inputs to a scene.
 
@@ -248,9 +258,10 @@ def run(
         progress: called in every stage; interrupts by raising.
         checkpoints: folder to keep checkpoints in, and to resume from where it holds some of the same run.
         identity: of all inputs, names the checkpoints; "" takes their content.
+        strict: refuse an object that the verdict on its alignment does not call good, before any fit.
 
     Raises:
-        InputError: for settings, inputs or models that do not fit.
+        InputError: for settings, inputs or models that do not fit; with ``strict``, for an object that does not.
     """
     meshes = [] if mesh is None else [mesh] if isinstance(mesh, Object3D) else list(mesh)
     settings = settings.resolved(bool(meshes), models=config is None)
@@ -262,13 +273,20 @@ def run(
     work = MethodRun(
         config, method.name, Clock(progress), video, meshes, prompt, settings.then, settings.closed, settings.yaw,
         settings.seed, settings.device, settings.renderer, None if checkpoints is None else Path(checkpoints), identity,
-        alignment, anchors,
+        alignment, anchors, strict=strict,
     )  # fmt: skip
+    if not meshes and method.follows == "video" and "tiny" in {settings.prior, settings.anchors}:
+        log.warning("%s", TOYS)
     scene = method.plan(work).to("cpu")
     terms = [*work.config.static.objectives, *work.config.motion.objectives]
     scene.meta.update(made_by(settings, work, terms), program=f"anchor4d {__version__}")
     item = work.objects[0] if work.objects else None
-    return Run(scene, report_of(work, scene, settings, config, item), video, work.alignment)
+    report = report_of(work, scene, settings, config, item)
+    if meshes and video is not None:
+        verdict = judge(video, work.aligned, scene)
+        report["verdict"] = verdict.report()
+        log.log(logging.INFO if verdict.word == "good" else logging.WARNING, "%s", verdict.line)
+    return Run(scene, report, video, work.alignment)
 
 
 def _check_video_inputs(
@@ -298,6 +316,7 @@ def run_in_folder(
     config: Any = None,
     resume: bool = False,
     reading: Reading = Reading(),
+    strict: bool = False,
     progress: Progress | None = None,
     read: Percent | None = None,
 ) -> Run | None:
@@ -313,6 +332,7 @@ def run_in_folder(
         config: in place of the preset's, with models in their places.
         resume: go on from the checkpoints in ``out``; to the same result, bit by bit on a CPU, as a run without interruption.
         reading: the part of the video that is taken, and how the object is found in it.
+        strict: see :func:`run`.
         read: progress of reading the video.
 
     Returns:
@@ -339,7 +359,12 @@ def run_in_folder(
     objects = [] if mesh is None else [load_object(path, settings.up) for path in _mesh_files(Path(mesh))]
     parts = {"settings": settings, "config": plain, "models": models, "prompt": prompt, "video": clip, "object": objects}
     key = fingerprint(parts, __version__)
-    given = {"prompt": prompt, "config": plain.bound(models) if config is None else config, "progress": progress}
+    given = {
+        "prompt": prompt,
+        "config": plain.bound(models) if config is None else config,
+        "progress": progress,
+        "strict": strict,
+    }
     return into_folder(
         out,
         key,

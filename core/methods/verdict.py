@@ -25,7 +25,7 @@ ERROR = (0.012, 0.03)
 #: Intersection over union of its mask with the frame's: below the first doubtful, below the second wrong.
 OVERLAP = (0.9, 0.75)
 #: The same of the fitted scene over the whole clip, mean over frames.
-FOLLOWED = (0.8, 0.6)
+FOLLOWED = (0.7, 0.5)
 #: Pixels that the clip is compared at.
 SIZE = 128
 
@@ -87,7 +87,7 @@ def judge(video: DrivingVideo, alignment: FocalAlignment, scene: Scene4D | None 
     apart = 1 - overlap, (1 - OVERLAP[0], 1 - OVERLAP[1])
     weigh(
         *apart,
-        f"the object's outline covers {overlap:.0%} of the first frame's; is it this object, in this pose, its up axis up? "
+        f"the object's outline and the first frame's agree by {overlap:.0%}; is it this object, in this pose, upright? "
         "Turn it (--up, --yaw), or leave it out and let the first frame be inflated",
     )
     if not words:
