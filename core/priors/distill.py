@@ -189,12 +189,12 @@ class Distillation:
         rows = min(self.micro_batch or count, count)
         if rows == count or prior.device.type != "cuda" or prior.hosted:
             return rows
-        key = (prior.device, prior.resolution, prior.pictures, questions > 0)
+        key = (prior.device, prior.resolution, prior.pictures)
         if key not in prior.room:
-            picture = torch.zeros(1, prior.pictures, *prior.resolution, 3, device=prior.device).requires_grad_(questions > 0)
+            picture = torch.zeros(1, prior.pictures, *prior.resolution, 3, device=prior.device).requires_grad_(True)
             before = torch.cuda.memory_allocated(prior.device)
-            with torch.set_grad_enabled(questions > 0):
-                latents = self._encode(picture)
+            with torch.enable_grad():
+                latents = self._encoded(picture)  # not a captured pass, which holds its memory already
             taken = torch.cuda.memory_allocated(prior.device) - before
             del latents
             free = torch.cuda.mem_get_info(prior.device)[0] + torch.cuda.memory_reserved(prior.device)
