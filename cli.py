@@ -257,8 +257,6 @@ def export(args: argparse.Namespace, console: Console) -> int:
     out, form = args.out, FORMATS[args.format]
     if args.camera_path is not None and form.kind != "film":
         raise InputError(f"--camera-path: {args.format} is no film; leave it out")
-    if args.time is not None and not form.moment:
-        raise InputError(f"--time: {args.format} holds the whole clip; leave it out")
     for name, value in (("azimuths", args.azimuths), ("elevation", args.elevation)):
         if value is not None and args.camera_path is not None:
             raise InputError(f"--{name}: the camera follows --camera-path; leave one of them out")

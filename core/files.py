@@ -219,10 +219,13 @@ def _private(folder: Path) -> bool:
 def only_process(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Hold a folder against other runs: a lock on ``.lock`` in it, which the system drops when the process ends.
 
+    A folder that was made for it and stayed empty is removed again.
+
     Raises:
         InputError: where another process, or another thread of this one, holds it.
     """
     path = Path(folder) / ".lock"
+    made = not path.parent.is_dir()
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -247,6 +250,9 @@ def only_process(folder: str | os.PathLike[str]) -> Iterator[None]:
             os.close(handle)
             with suppress(OSError):  # another process has opened it by now
                 path.unlink(missing_ok=True)
+        if made:
+            with suppress(OSError):  # what was written stays
+                path.parent.rmdir()
 
 
 def _lock(handle: int) -> None:

@@ -18,6 +18,9 @@ def problem(name: str) -> str:
     """
     if name in sys.modules:
         return _broken.get(name, "is not installed") if sys.modules[name] is None else ""
+    parent = name.rpartition(".")[0]
+    if parent and (reason := problem(parent)):
+        return reason
     try:
         importlib.import_module(name)
         return ""

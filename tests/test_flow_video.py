@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -251,7 +252,7 @@ def test_tokenizer_of_a_sentencepiece_file(folders, tmp_path, monkeypatch):
     models.write_json(folder / "tokenizer_config.json", {"tokenizer_class": "T5Tokenizer", "extra_ids": 2})
     expected = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).encode("the bear walks")
     assert Checkpoint(folder.parent).tokenizer()("the bear walks").input_ids == [*expected, 1]
-    monkeypatch.setattr("anchor4d.core.priors.checkpoints._importable", lambda name: False)
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
     with pytest.raises(InputError, match="pip install sentencepiece protobuf"):
         Checkpoint(folder.parent).tokenizer()
 

@@ -128,7 +128,7 @@ def test_bad_ply_files_are_refused_by_name(tmp_path: Path) -> None:
         "not a ply file": good[:40],
         "cut short ": good.replace(b"vertex 7", b"vertex 4000000000"),
         "no Gaussians": head.replace(b"vertex 7", b"vertex 0"),
-        "ascii": good.replace(b"binary_little_endian", b"ascii"),
+        "its text is cut short": good.replace(b"binary_little_endian", b"ascii"),
         "has no f_dc_0": good.replace(b"f_dc_0", b"f_xx_0"),
         "garbled": good.replace(b"float opacity", b"flout opacity"),
         "compressed": head.replace(b"float f_dc_0", b"uint packed_position"),

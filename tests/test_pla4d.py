@@ -215,7 +215,7 @@ def test_the_paper_preset_is_the_papers() -> None:
     assert (paper.static.schedule.steps, paper.motion.schedule.steps) == (1000, 65)
     assert (paper.motion.field, paper.motion.fields["mlp"]) == ("mlp", {"opacity": True})
     names = [objective.name for objective in paper.motion.objectives]
-    assert names == ["front", "first_frame"]  # none of our regularisers
+    assert names == ["reference view", "first_frame"]  # none of our regularisers
     assert [paper.static.schedule.resolution(rho) for rho in (0.0, 0.6, 0.9)] == [128, 256, 512]
     with pytest.raises(ValueError, match="unknown, choose paper, standard or draft"):
         pla4d.preset("fast")

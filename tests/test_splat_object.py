@@ -228,7 +228,7 @@ def tiny() -> stages.MethodConfig:
         static=stages.StaticConfig(2000, Schedule(steps=20, resolutions=((1.0, 64),)), (front, match)),
         motion=stages.MotionConfig(
             field="control-nodes",
-            nodes=20,
+            fields={"control-nodes": {"nodes": 20}},
             schedule=Schedule(steps=15, resolutions=((1.0, 48),)),
             objectives=(front, match, Rigidity(weight=constant(1.0))),
         ),

@@ -97,7 +97,7 @@ def test_fits_keep_the_mesh(tmp_path: Path) -> None:
     config = pla4d.preset("draft")
     still = stages.fit_static(video, mesh, CAMERA, replace(config.static, gaussians=200, objectives=()))
     assert still.surface is mesh
-    motion = replace(config.motion, objectives=(), nodes=10)
+    motion = replace(config.motion, objectives=(), fields={"control-nodes": {"nodes": 10}})
     assert stages.fit_motion(video, still, motion, mesh=mesh).surface is mesh
     older = replace(still, surface=None)
     assert stages.fit_motion(video, older, motion, mesh=mesh).surface is mesh

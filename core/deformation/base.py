@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..gaussians import Gaussians
+from ..identity import canonical
 from ..mesh import Mesh
 from ..optimiser import Group
 from ..registry import Registry
@@ -175,6 +176,11 @@ class DeformationField(nn.Module):
     def config(self) -> dict[str, Any]:
         """What :func:`field_from_config` needs to build the same field."""
         return {"type": self.name, **self.arguments}
+
+
+@canonical.register
+def _(value: DeformationField) -> Any:
+    return {"field": value.config(), "tensors": canonical(dict(value.state_dict()))}
 
 
 def register_field(cls: _Field) -> _Field:
