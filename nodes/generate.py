@@ -14,8 +14,10 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..core.cameras import to_camera_info
+from ..core.generate.inflate import CELLS, DEPTH, Nearer, inflate
 from ..core.generate.sampling import StepProgress
 from ..core.priors import models
+from ..core.video import DrivingVideo
 from . import host
 from .prepare import mesh_output
 from .view import splat_of
@@ -630,6 +632,58 @@ class Anchor4DImageToGaussians(io.ComfyNode):
             return io.NodeOutput(splat_of([made.gaussians]), views, to_camera_info(made.front.cameras()), ui=host.stills(views))
 
 
+class Anchor4DInflateObject(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Anchor4DInflateObject",
+            display_name="Inflate Object",
+            category=CATEGORY,
+            description="Makes a closed mesh of the object in a driving video's first frame without any model: its outline is "
+            "inflated, the front shows the frame, the back continues the outline's colours.",
+            search_aliases=["image to 3d", "image to mesh", "video to 4d", "no model", "balloon", "monster mash", "generate"],
+            inputs=[
+                host.Video.Input("driving_video", tooltip="From Prepare Driving Video; its first frame is inflated."),
+                io.Combo.Input(
+                    "nearer",
+                    options=["auto", "neither", "left", "right"],
+                    default="auto",
+                    tooltip="Which end of the object is nearer to the camera. auto = the higher end of something wider than tall, "
+                    "as animals are filmed; neither = it stands square to the camera.",
+                ),
+                io.Float.Input(
+                    "depth",
+                    default=DEPTH,
+                    min=0.05,
+                    max=3.0,
+                    step=0.05,
+                    tooltip="Thickness: lower = flatter, 1 = a disc becomes a ball, higher = thicker than wide.",
+                ),
+                io.Int.Input(
+                    "cells",
+                    default=CELLS,
+                    min=16,
+                    max=512,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Of the mesh along the outline's longer side. Higher = finer, slower to fit.",
+                ),
+            ],
+            outputs=[
+                host.Mesh.Output(
+                    "mesh", tooltip="The object, its front to +Z: for Focal Alignment, with front set to 0 degrees."
+                )
+            ],
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def execute(cls, driving_video: DrivingVideo, nearer: Nearer, depth: float, cells: int = CELLS) -> io.NodeOutput:
+        with host.work(cls):
+            picture = torch.cat([driving_video.frames[0], driving_video.masks[0, ..., None]], -1)
+            return mesh_output(inflate(picture, depth=depth, nearer=nearer, cells=cells))
+
+
 NODES = [
     Anchor4DTextToImage,
     Anchor4DTextToVideo,
@@ -638,4 +692,5 @@ NODES = [
     Anchor4DImageToMesh,
     Anchor4DMultiViewImages,
     Anchor4DImageToGaussians,
+    Anchor4DInflateObject,
 ]

@@ -20,7 +20,7 @@ def prompt(host: Any) -> dict[str, Any]:
     """The workflow with the sample's clip."""
     if not (host.folder / "input" / "stag4d").exists():
         (write_sample(host.folder / "stag4d_case", frames=4, size=80) / "front").rename(host.folder / "input" / "stag4d")
-    prompt = host.workflow("anchor4d_stag4d")
+    prompt = host.workflow("5_STAG4D")
     host.only(prompt, "Anchor4DLoadVideo")[1]["video"] = "stag4d"
     host.only(prompt, "Anchor4DMotionAlignment")[1]["refine_steps"] = -1  # STAG4D asks the prior in the joint pass
     return prompt
@@ -48,7 +48,7 @@ def test_a_clip_alone_becomes_a_scene_that_moves(host: Any, prompt: dict[str, An
     key, _ = host.only(prompt, "Anchor4DTemporalAnchors")
     assert len(outcome.outputs[key]["images"]) == 24
 
-    scene = Scene4D.load(max((host.folder / "output" / "3d").glob("anchor4d_stag4d_0*.safetensors")))
+    scene = Scene4D.load(max((host.folder / "output" / "3d").glob("5_STAG4D_0*.safetensors")))
     assert (scene.frames, len(scene.gaussians)) == (4, 600)
     assert scene.field is not None and scene.field.name == "hexplane"
     with torch.no_grad():
