@@ -16,7 +16,7 @@ from ..core.methods.stages import Camera
 from ..core.priors.base import Prior
 from ..core.scene.object3d import Object3D
 from ..core.video import DrivingVideo
-from . import host, host_prior
+from . import host, host_prior, widgets
 from .prepare import OBJECT_TYPES, convert_object
 
 #: What the node's methods are called in :func:`core.methods.stages.align`.
@@ -327,22 +327,8 @@ class Anchor4DModelDistance(io.ComfyNode):
                     "distance, told nothing. implicit = drawn from the preferred distance, told nothing: for models that know "
                     "no distance.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**32 - 1,
-                    control_after_generate=False,
-                    tooltip="Of the noise. Same seed = same result.",
-                ),
-                io.Combo.Input(
-                    "device",
-                    options=["auto", "cpu"],
-                    default="auto",
-                    optional=True,
-                    advanced=True,
-                    tooltip="Where the prior computes. auto = where ComfyUI's models do.",
-                ),
+                widgets.seed("Of the noise. Same seed = same result."),
+                widgets.device("Where the prior computes. auto = where ComfyUI's models do.", ["auto", "cpu"]),
             ],
             outputs=[
                 host.Distance.Output(

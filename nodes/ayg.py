@@ -23,10 +23,10 @@ from ..core.scene.object3d import Object3D
 from ..core.scene.scene import Scene4D
 from ..core.scene.views import object_cameras, render_frames
 from ..core.schedules import Switch, constant
-from . import host, host_prior
-from .fit import CATEGORY, _estimate, _finish, _say_objectives, _seed, _steps
+from . import fitting, host, host_prior, widgets
+from .fit import CATEGORY
 from .objectives import CATEGORY as OBJECTIVES
-from .objectives import Terms, _more, _output, _ramp, _weight
+from .objectives import Terms
 from .prepare import OBJECT_TYPES, convert_object
 
 NO_OBJECTIVES = "no objectives connected: connect Text to 3D Scores or Text to 4D Scores"
@@ -74,12 +74,9 @@ def _image_weight(default: float) -> io.Input:
 
 
 def _preset() -> io.Input:
-    return io.Combo.Input(
-        "preset",
-        options=host.PRESETS,
-        default="standard",
-        tooltip="How many steps. standard = a few thousand. draft = a few hundred, to try a text. paper = ten thousand. All "
-        "ask large models in every step, so a GPU is needed.",
+    return widgets.preset(
+        "How many steps. standard = a few thousand. draft = a few hundred, to try a text. paper = ten thousand. All ask large "
+        "models in every step, so a GPU is needed."
     )
 
 
@@ -105,9 +102,9 @@ class Anchor4DTextTo3DScores(io.ComfyNode):
                     "faces.",
                 ),
                 _images(),
-                _more(),
+                widgets.objectives(),
                 _prompt("What the object is."),
-                *_weight(1.0, "closer to the text"),
+                *widgets.weight(1.0, "closer to the text"),
                 _image_weight(ayg.IMAGE_STATIC),
                 io.Float.Input(
                     "view_guidance",
@@ -131,7 +128,7 @@ class Anchor4DTextTo3DScores(io.ComfyNode):
                 ),
                 _negative("", "Empty = each model's own."),
             ],
-            outputs=[_output()],
+            outputs=[widgets.objectives_output()],
         )
 
     @classmethod
@@ -148,7 +145,7 @@ class Anchor4DTextTo3DScores(io.ComfyNode):
             term = replace(
                 made,
                 images=looks,
-                weight=_ramp(weight, end_weight),
+                weight=widgets.ramp(weight, end_weight),
                 view_guidance=view_guidance,
                 pictures=pictures,
                 negative=_given(negative_prompt),
@@ -171,9 +168,9 @@ class Anchor4DTextTo4DScores(io.ComfyNode):
                     "video_prior", tooltip="A text-to-video model: ModelScope, Zeroscope, LTX-Video or Wan, from Load Prior."
                 ),
                 _images(),
-                _more(),
+                widgets.objectives(),
                 _prompt("What the object is and does."),
-                *_weight(ayg.CLIP_WEIGHT, "livelier, less held together", 1.0),
+                *widgets.weight(ayg.CLIP_WEIGHT, "livelier, less held together", 1.0),
                 _image_weight(ayg.IMAGE_MOTION),
                 io.Float.Input(
                     "amplification",
@@ -233,7 +230,7 @@ class Anchor4DTextTo4DScores(io.ComfyNode):
                 ),
                 _negative(MOTIONLESS, "Of the video model: the default steers away from films in which nothing moves."),
             ],
-            outputs=[_output()],
+            outputs=[widgets.objectives_output()],
         )
 
     @classmethod
@@ -252,7 +249,7 @@ class Anchor4DTextTo4DScores(io.ComfyNode):
             term = replace(
                 made,
                 images=None if made.images is None else _weighing(made.images, image_weight),
-                weight=_ramp(weight, end_weight),
+                weight=widgets.ramp(weight, end_weight),
                 amplification=Switch(1.0, amplification, amplified_from),
                 clips=clips,
                 subset=min(image_frames, video.pictures),
@@ -277,7 +274,7 @@ class Anchor4DStayInPlace(io.ComfyNode):
             "moves its limbs instead of sliding away (Align Your Gaussians' JSD term).",
             search_aliases=["jsd", "jensen-shannon", "drift", "regulariser", "objective", "loss", "ayg"],
             inputs=[
-                _more(),
+                widgets.objectives(),
                 io.Float.Input(
                     "share",
                     default=0.0,
@@ -287,7 +284,7 @@ class Anchor4DStayInPlace(io.ComfyNode):
                     tooltip="Sets the weight by itself, once: an object that slid by 2 % of its size is pulled back so many "
                     "times as hard as everything else pulls together. 3 = the paper preset's. 0 = the weight counts as it is.",
                 ),
-                *_weight(ayg.STAY_WEIGHT, "stays more firmly"),
+                *widgets.weight(ayg.STAY_WEIGHT, "stays more firmly"),
                 io.Int.Input(
                     "share_step",
                     default=ayg.STAY_STEP,
@@ -298,14 +295,16 @@ class Anchor4DStayInPlace(io.ComfyNode):
                     tooltip="The step at which the share is set. Until then this objective does nothing.",
                 ),
             ],
-            outputs=[_output()],
+            outputs=[widgets.objectives_output()],
         )
 
     @classmethod
     def execute(
         cls, share: float, weight: float, end_weight: float = -1.0, share_step: int = ayg.STAY_STEP, objectives: Terms = ()
     ) -> io.NodeOutput:
-        return io.NodeOutput((*objectives, PositionRegulariser(_ramp(weight, end_weight), share=share, share_step=share_step)))
+        return io.NodeOutput(
+            (*objectives, PositionRegulariser(widgets.ramp(weight, end_weight), share=share, share_step=share_step))
+        )
 
 
 class Anchor4DTogetherness(io.ComfyNode):
@@ -319,8 +318,8 @@ class Anchor4DTogetherness(io.ComfyNode):
             "of Align Your Gaussians, whose motion has no rotations).",
             search_aliases=["rigidity", "knn", "neighbours", "regulariser", "objective", "loss", "ayg"],
             inputs=[
-                _more(),
-                *_weight(1000.0, "stiffer; lower = livelier, but it may tear", 10.0),
+                widgets.objectives(),
+                *widgets.weight(1000.0, "stiffer; lower = livelier, but it may tear", 10.0),
                 io.Int.Input(
                     "neighbours",
                     default=40,
@@ -331,12 +330,12 @@ class Anchor4DTogetherness(io.ComfyNode):
                     tooltip="How many neighbours of each Gaussian count. More = stiffer over larger distances.",
                 ),
             ],
-            outputs=[_output()],
+            outputs=[widgets.objectives_output()],
         )
 
     @classmethod
     def execute(cls, weight: float, end_weight: float = -1.0, neighbours: int = 40, objectives: Terms = ()) -> io.NodeOutput:
-        return io.NodeOutput((*objectives, LocalRigidity(_ramp(weight, end_weight), k=neighbours)))
+        return io.NodeOutput((*objectives, LocalRigidity(widgets.ramp(weight, end_weight), k=neighbours)))
 
 
 class Anchor4DTextToGaussians(io.ComfyNode):
@@ -361,7 +360,7 @@ class Anchor4DTextToGaussians(io.ComfyNode):
                     "Gaussians.",
                 ),
                 _preset(),
-                _seed(),
+                widgets.seed(),
                 io.Float.Input(
                     "yaw",
                     default=0.0,
@@ -384,8 +383,8 @@ class Anchor4DTextToGaussians(io.ComfyNode):
                 io.Float.Input(
                     "fps", default=8.0, min=1.0, max=120.0, optional=True, advanced=True, tooltip="Frames a second of it."
                 ),
-                _steps(),
-                *host.device_inputs(),
+                widgets.steps(),
+                *widgets.drawing(),
             ],
             outputs=[host.Scene.Output("scene", tooltip="The still object, for Fit Motion to Text.")],
             has_intermediate_output=True,
@@ -411,7 +410,7 @@ class Anchor4DTextToGaussians(io.ComfyNode):
             if item is None:
                 if not objectives:
                     raise ValueError(NO_OBJECTIVES)
-                _say_objectives(objectives, "")
+                fitting.say_objectives(objectives, "")
                 static = replace(config.static, objectives=tuple(objectives), schedule=_with(config.static, steps))
                 if steps and static.density is not None:
                     every = max(20, steps // 60)
@@ -426,9 +425,9 @@ class Anchor4DTextToGaussians(io.ComfyNode):
             with host.checkpoint("text", *inputs) as path, host_prior.loaded(chosen.objectives, device):
                 common: dict[str, Any] = {"seed": seed, "device": where, "backend": renderer}
                 start = stages.fit_static(None, item, config.front, replace(chosen, objectives=()), **common)
-                report = host.Report(note=_estimate(None, start, chosen, mesh=item, backend=renderer))
+                report = host.Report(note=fitting.estimate(None, start, chosen, mesh=item, backend=renderer))
                 scene = ayg.text_to_3d(config, item=item, progress=report.fit, checkpoint=path, **common)
-            scene = _finish(scene)
+            scene = fitting.finished(scene)
             return io.NodeOutput(scene, ui=_look(scene))
 
 
@@ -442,13 +441,13 @@ class Anchor4DTextMotion(io.ComfyNode):
             description="3D to 4D without a driving video: finds a motion of the still object that models find to suit a text.",
             search_aliases=["text to 4d", "animate", "deformation", "ayg", "align your gaussians", "4dgs", "train"],
             inputs=[
-                host.scene_input(tooltip="The still object: from Fit Gaussians to Text, or any scene or splats, facing +Z."),
+                widgets.scene(tooltip="The still object: from Fit Gaussians to Text, or any scene or splats, facing +Z."),
                 host.Objectives.Input(
                     "objectives", tooltip="Text to 4D Scores, and in a chain Position Regulariser and Local Rigidity."
                 ),
                 _preset(),
-                _seed(),
-                _steps(),
+                widgets.seed(),
+                widgets.steps(),
                 io.Int.Input(
                     "frames",
                     default=0,
@@ -458,7 +457,7 @@ class Anchor4DTextMotion(io.ComfyNode):
                     advanced=True,
                     tooltip="Frames of the clip. 0 = as the scene says, 16 for one that has a single frame.",
                 ),
-                *host.device_inputs(),
+                *widgets.drawing(),
             ],
             outputs=[host.Scene.Output("scene", tooltip="The moving object.")],
             has_intermediate_output=True,
@@ -485,13 +484,13 @@ class Anchor4DTextMotion(io.ComfyNode):
                 front=given.front or config.front,
             ).to(host.device_for(device, renderer))  # fmt: skip
             motion = replace(config.motion, objectives=tuple(objectives), schedule=_with(config.motion, steps))
-            _say_objectives(motion.objectives, "the object stays still")
+            fitting.say_objectives(motion.objectives, "the object stays still")
             with _kept("text-motion", still, motion, seed) as path, host_prior.loaded(motion.objectives, device):
-                cost = _estimate(None, still, motion, backend=renderer)
+                cost = fitting.estimate(None, still, motion, backend=renderer)
                 moving = stages.fit_motion(
                     None, still, motion, seed=seed, backend=renderer, progress=host.Report(note=cost).fit, checkpoint=path
                 )
-            moving = _finish(moving)
+            moving = fitting.finished(moving)
             return io.NodeOutput(moving, ui=_look(moving))
 
 
@@ -516,7 +515,7 @@ class Anchor4DExtendMotion(io.ComfyNode):
                     tooltip="The new clip ends where the motion began, so that it loops. Nothing can be added after that.",
                 ),
                 _preset(),
-                _seed(),
+                widgets.seed(),
                 io.Float.Input(
                     "seam",
                     default=1000.0,
@@ -528,8 +527,8 @@ class Anchor4DExtendMotion(io.ComfyNode):
                     tooltip="How firmly the two clips must agree where one is blended into the other. Higher = the new clip "
                     "begins as the old one goes on.",
                 ),
-                _steps(),
-                *host.device_inputs(),
+                widgets.steps(),
+                *widgets.drawing(),
             ],
             outputs=[host.Scene.Output("scene", tooltip="The longer motion. What came before the new clip is unchanged.")],
             has_intermediate_output=True,
@@ -552,7 +551,7 @@ class Anchor4DExtendMotion(io.ComfyNode):
             config = ayg.preset(preset)
             further = replace(config.further, steps=steps or config.further.steps)
             motion = replace(config.motion, objectives=tuple(objectives), schedule=further)
-            _say_objectives(motion.objectives, "the object stays where the motion left it")
+            fitting.say_objectives(motion.objectives, "the object stays where the motion left it")
             given = scene.to(host.device_for(device, renderer))
             label = f"extend-{'closed' if close_loop else 'open'}"
             with _kept(label, given, motion, seed, seam) as path, host_prior.loaded(motion.objectives, device):
@@ -560,7 +559,7 @@ class Anchor4DExtendMotion(io.ComfyNode):
                     given, motion, seam=seam, closed=close_loop, seed=seed, backend=renderer, progress=host.Report().fit,
                     checkpoint=path,
                 )  # fmt: skip
-            longer = _finish(longer)
+            longer = fitting.finished(longer)
             return io.NodeOutput(longer, ui=_look(longer))
 
 

@@ -15,7 +15,7 @@ from ..core.scene import edit
 from ..core.scene.edit import EASES, Placement
 from ..core.scene.scene import Scene4D
 from ..core.scene.sequence import scene_from_gaussians
-from . import host
+from . import host, widgets
 from .view import CATEGORY
 
 #: Sockets for scenes and for splats that follow one another.
@@ -153,7 +153,7 @@ class Anchor4DLoadSplats(io.ComfyNode):
                     tooltip="Number of frames to keep, evenly spaced. 0 = all. Fewer = less memory: 100,000 splats with "
                     "plain colours take 6 MB a frame.",
                 ),
-                host.up_input(),
+                widgets.up(),
             ],
             outputs=[host.Scene.Output("scene", tooltip="The scene: still for one file.")],
         )
@@ -209,7 +209,7 @@ class Anchor4DRetimeScene(io.ComfyNode):
             "from its motion, not blended from pictures.",
             search_aliases=["slow motion", "speed ramp", "frame rate", "fps", "interpolate frames", "time remap", "4d"],
             inputs=[
-                host.scene_input(),
+                widgets.scene(),
                 _number("speed", 1.0, 0.01, 100.0, 0.05, "2 = twice as fast, 0.5 = half as fast. The frame rate stays."),
                 _number("fps", 0.0, 0.0, 240.0, 0.5, "New frames a second. 0 = as before. The clip lasts as long."),
                 io.Int.Input(
@@ -273,7 +273,7 @@ class Anchor4DTrimScene(io.ComfyNode):
             description="Keeps a part of a moving scene's clip, from one frame or second to another.",
             search_aliases=["cut clip", "shorten", "time range", "in and out point", "4d"],
             inputs=[
-                host.scene_input(),
+                widgets.scene(),
                 io.DynamicCombo.Input(
                     "unit",
                     options=[
@@ -323,7 +323,7 @@ class Anchor4DLoopScene(io.ComfyNode):
             "Or plays it backwards.",
             search_aliases=["seamless loop", "ping pong", "boomerang", "reverse", "play backwards", "4d"],
             inputs=[
-                host.scene_input(),
+                widgets.scene(),
                 io.DynamicCombo.Input(
                     "mode",
                     options=[
@@ -369,7 +369,7 @@ class Anchor4DTransformScene(io.ComfyNode):
             description="Moves, turns and scales a scene, or carries it from one place to another while its clip plays.",
             search_aliases=["move splat", "rotate splat", "scale splat", "upside down", "flip", "fly in", "path", "4d"],
             inputs=[
-                host.scene_input(),
+                widgets.scene(),
                 *_axes("translate", 1000.0, 0.01, "Moves along {axis}. An object is 1 unit long, +Y is up, +Z the front."),
                 *_axes("rotate", 360.0, 1.0, "Turns about {axis} in degrees, counter-clockwise seen from its tip: first X, "
                 "then Y, then Z. 180 about X puts splats that stand on their head upright."),
@@ -418,7 +418,7 @@ class Anchor4DCropScene(io.ComfyNode):
             description="Keeps only the Gaussians inside or outside of a box or a ball: removes floaters, the floor, a part.",
             search_aliases=["cut splat", "remove floaters", "bounding box", "delete part", "clean up", "4d"],
             inputs=[
-                host.scene_input(),
+                widgets.scene(),
                 io.DynamicCombo.Input(
                     "shape",
                     options=[
@@ -486,7 +486,7 @@ class Anchor4DMergeScenes(io.ComfyNode):
             inputs=[
                 io.Autogrow.Input(
                     "scenes",
-                    template=io.Autogrow.TemplatePrefix(host.scene_input(), prefix="scene_", min=2, max=MOST),
+                    template=io.Autogrow.TemplatePrefix(widgets.scene(), prefix="scene_", min=2, max=MOST),
                     tooltip="Still or moving scenes, or splats.",
                 ),
                 io.Combo.Input(
@@ -522,7 +522,7 @@ class Anchor4DColorOpacity(io.ComfyNode):
             description="Corrects a scene's colours, fades it in or out over the clip, and removes faint Gaussians.",
             search_aliases=["brightness", "saturation", "hue", "tint", "color correct", "fade", "transparency", "4d"],
             inputs=[
-                host.scene_input(),
+                widgets.scene(),
                 _number("brightness", 1.0, 0.0, 10.0, 0.01, "Factor on the colours. Higher = brighter, 0 = black."),
                 _number("contrast", 1.0, 0.0, 10.0, 0.01, "Distance of the colours from mid-grey. Higher = more."),
                 _number("saturation", 1.0, 0.0, 10.0, 0.01, "Strength of the colours. 0 = grey."),
@@ -580,7 +580,7 @@ class Anchor4DPruneScene(io.ComfyNode):
             "least. Smaller files, faster play.",
             search_aliases=["reduce splats", "decimate", "simplify", "optimize splat", "smaller file", "compress", "4d"],
             inputs=[
-                host.scene_input(),
+                widgets.scene(),
                 io.DynamicCombo.Input(
                     "keep",
                     options=[
@@ -603,7 +603,7 @@ class Anchor4DPruneScene(io.ComfyNode):
                     default=True,
                     tooltip="Let those that stay grow over the gaps that the others leave. Off = they keep their size.",
                 ),
-                *host.device_inputs(),
+                *widgets.drawing(),
             ],
             outputs=[_output()],
         )

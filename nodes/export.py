@@ -12,7 +12,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..core.io.export import FORMATS, Shot, export_scene
 from ..core.scene.scene import Scene4D
-from . import host
+from . import host, widgets
 from .player import film_of
 from .view import CATEGORY
 
@@ -81,7 +81,7 @@ class Anchor4DExportScene(io.ComfyNode):
                 "supersplat", "unity", "4dgs", "4d",
             ],
             inputs=[
-                host.scene_input(tooltip="The scene to export, or a batch of splats, one a frame."),
+                widgets.scene(tooltip="The scene to export, or a batch of splats, one a frame."),
                 io.DynamicCombo.Input(
                     "format",
                     options=[io.DynamicCombo.Option(name, _options(name)) for name in FORMATS if name != "scene"],
@@ -94,20 +94,18 @@ class Anchor4DExportScene(io.ComfyNode):
                     max=2000,
                     tooltip="Frames that the clip is spread over. 0 = the scene's own.",
                 ),
-                io.String.Input(
-                    "filename_prefix", default="3d/Anchor4D", tooltip="Folder and name below ComfyUI's output folder."
-                ),
+                widgets.prefix(),
                 io.MultiType.Input(
                     "video",
                     types=[host.Video, io.Image],
                     optional=True,
                     tooltip="html, a4d: the driving video, shown beside the object.",
                 ),
-                host.scene_input("compare", "html: a second scene, behind a wiper.", optional=True),
+                widgets.scene("compare", "html: a second scene, behind a wiper.", optional=True),
                 host.Trajectory.Input(
                     "trajectory", optional=True, tooltip="Films: the way of the camera, in place of azimuth."
                 ),
-                *host.device_inputs(),
+                *widgets.drawing(),
             ],
             outputs=[
                 io.String.Output("path", tooltip="Where the file or folder is."),

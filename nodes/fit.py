@@ -21,8 +21,8 @@ from ..core.methods.registry import METHODS, method_config
 from ..core.scene.scene import Scene4D
 from ..core.scene.views import DEFAULT_FRONT, render_frames
 from ..core.video import DrivingVideo
-from . import host, host_prior
-from .objectives import Terms, describe
+from . import fitting, host, host_prior, widgets
+from .objectives import Terms
 
 CATEGORY = "Anchor4D/3 Fit"
 #: Fields that a video is fitted with; those that a text or another program makes are not built here.
@@ -43,12 +43,9 @@ def _objectives(standing: str) -> io.Input:
 
 
 def _preset(what: str) -> io.Input:
-    return io.Combo.Input(
-        "preset",
-        options=host.PRESETS,
-        default="standard",
-        tooltip=f"{what} standard = good on any computer. draft = fast, coarse. paper = as published, needs a GPU. "
-        "The objectives' own preset is chosen in their node.",
+    return widgets.preset(
+        f"{what} standard = good on any computer. draft = fast, coarse. paper = as published, needs a GPU. The objectives' own "
+        "preset is chosen in their node."
     )
 
 
@@ -59,38 +56,6 @@ def _method(what: str) -> io.Input:
         default="pla4d",
         optional=True,
         tooltip=f"Whose {what} the preset means: {', '.join(METHODS[name].title for name in VIDEO_METHODS)}.",
-    )
-
-
-def _seed() -> io.Input:
-    # The page would add a control that changes every seed after each run, and with it fit everything anew.
-    return io.Int.Input(
-        "seed", default=0, min=0, max=2**32 - 1, control_after_generate=False, tooltip="Same seed = same result."
-    )
-
-
-def _steps(what: str = "Steps.") -> io.Input:
-    return io.Int.Input(
-        "steps",
-        default=0,
-        min=0,
-        max=100_000,
-        optional=True,
-        advanced=True,
-        tooltip=f"{what} More = finer, slower. 0 = the preset's.",
-    )
-
-
-def _resolution() -> io.Input:
-    return io.Int.Input(
-        "resolution",
-        default=0,
-        min=0,
-        max=1024,
-        step=16,
-        optional=True,
-        advanced=True,
-        tooltip="Largest picture compared, in pixels. Lower = faster, higher = finer. 0 = the preset's.",
     )
 
 
@@ -118,22 +83,6 @@ def _factor(resolution: int, *schedules: Schedule | None) -> float:
     return resolution / largest if resolution else 1.0
 
 
-def _say_objectives(objectives: Terms, standing: str) -> None:
-    if objectives:
-        host.log.info("objectives: %s", "; ".join(map(describe, objectives)))
-    else:
-        host.log.warning("no objectives connected: %s", standing)
-        host.say(f"No objectives connected: {standing}")
-
-
-def _estimate(*fit: Any, **inputs: Any) -> str:
-    """What the fit will cost on this machine, told before it starts and kept in sight while it runs."""
-    cost = f"estimate: {stages.estimate(*fit, **inputs)}"
-    host.log.info(cost)
-    host.say(cost)
-    return cost
-
-
 def _in_turns(schedule: Schedule | None, turns: tuple[int, int]) -> Schedule | None:
     """A schedule with the turns of the node that gives them; without it there are none, whatever the preset has."""
     return None if schedule is None else replace(schedule, turns=turns)
@@ -142,13 +91,6 @@ def _in_turns(schedule: Schedule | None, turns: tuple[int, int]) -> Schedule | N
 def _with_nodes(fields: Mapping[str, Mapping[str, Any]], nodes: int) -> dict[str, Mapping[str, Any]]:
     """Settings of fields with the user's number of control nodes, where it is not 0."""
     return {**fields, "control-nodes": {**fields.get("control-nodes", {}), "nodes": nodes}} if nodes else dict(fields)
-
-
-def _finish(scene: Scene4D) -> Scene4D:
-    """What leaves a fit: on the CPU, as the host keeps values, and nothing asks for gradients."""
-    if scene.field is not None:
-        scene.field.requires_grad_(False)
-    return scene.to("cpu")
 
 
 class Anchor4DFitGaussians(io.ComfyNode):
@@ -167,7 +109,7 @@ class Anchor4DFitGaussians(io.ComfyNode):
                 host.Alignment.Input("alignment", tooltip="From Focal Alignment."),
                 _objectives(standing),
                 _preset("How many Gaussians and steps."),
-                _seed(),
+                widgets.seed(),
                 io.Int.Input(
                     "gaussians",
                     default=0,
@@ -178,9 +120,9 @@ class Anchor4DFitGaussians(io.ComfyNode):
                     advanced=True,
                     tooltip="Number of Gaussians. More = finer, slower, larger files. 0 = the preset's.",
                 ),
-                _steps(),
-                _resolution(),
-                *host.device_inputs(),
+                widgets.steps(),
+                widgets.resolution(),
+                *widgets.drawing(),
                 _method("steps and number of Gaussians"),
             ],
             outputs=[host.Scene.Output("scene", tooltip="The still object, with the clip's timing and camera.")],
@@ -215,17 +157,17 @@ class Anchor4DFitGaussians(io.ComfyNode):
                 schedule=_changed(whole.static.schedule, steps or -1, _factor(resolution, whole.static.schedule)),
                 objectives=tuple(objectives),
             )
-            _say_objectives(config.objectives, "Gaussians as sampled on the mesh, unfitted")
+            fitting.say_objectives(config.objectives, "Gaussians as sampled on the mesh, unfitted")
             video = driving_video.to(host.device_for(device, renderer))
             inputs = video, alignment.mesh, alignment.front, config, seed
             with host.checkpoint("object", *inputs) as path, host_prior.loaded(config.objectives, device):
                 start = stages.fit_static(video, alignment.mesh, alignment.front, replace(config, objectives=()), seed=seed)
-                cost = _estimate(video, start, config, mesh=alignment.mesh, backend=renderer)
+                cost = fitting.estimate(video, start, config, mesh=alignment.mesh, backend=renderer)
                 scene = stages.fit_static(
                     video, alignment.mesh, alignment.front, config, seed=seed, backend=renderer,
                     progress=host.Report(note=cost).fit, checkpoint=path,
                 )  # fmt: skip
-            scene = _finish(scene)
+            scene = fitting.finished(scene)
             return io.NodeOutput(scene, ui=_look(scene, driving_video, scene.taus[:1]))
 
 
@@ -260,8 +202,8 @@ class Anchor4DMotionAlignment(io.ComfyNode):
                     "stiff. hexplane = a grid over space and time. mlp = a neural network, as in the paper. preset = the "
                     "preset's.",
                 ),
-                _seed(),
-                _steps("Steps over the whole clip."),
+                widgets.seed(),
+                widgets.steps("Steps over the whole clip."),
                 io.Int.Input(
                     "tracking_steps",
                     default=-1,
@@ -292,8 +234,8 @@ class Anchor4DMotionAlignment(io.ComfyNode):
                     tooltip="Number of control nodes. More = finer motion, less of it where the video does not look. 0 = "
                     "the preset's.",
                 ),
-                _resolution(),
-                *host.device_inputs(),
+                widgets.resolution(),
+                *widgets.drawing(),
                 io.Int.Input(
                     "refine_steps",
                     default=-1,
@@ -370,18 +312,18 @@ class Anchor4DMotionAlignment(io.ComfyNode):
                 fields=_with_nodes(config.fields, control_nodes),
                 objectives=tuple(objectives),
             )
-            _say_objectives(config.objectives, "the object stays still")
+            fitting.say_objectives(config.objectives, "the object stays still")
             where = host.device_for(device, renderer)
             video, still = driving_video.to(where), scene.to(where)
             mesh = None if alignment is None else alignment.mesh
             inputs = video, still.gaussians.tensors(), list(cameras), config, mesh, seed
             with host.checkpoint("motion", *inputs) as path, host_prior.loaded(config.objectives, device):
-                cost = _estimate(video, still, config, mesh=mesh, fronts=cameras, backend=renderer)
+                cost = fitting.estimate(video, still, config, mesh=mesh, fronts=cameras, backend=renderer)
                 moving = stages.fit_motion(
                     video, still, config, mesh=mesh, fronts=cameras, seed=seed, backend=renderer,
                     progress=host.Report(note=cost).fit, checkpoint=path,
                 )  # fmt: skip
-            moving = _finish(moving)
+            moving = fitting.finished(moving)
             return io.NodeOutput(moving, ui=_look(moving, driving_video, moving.taus))
 
 

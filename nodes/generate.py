@@ -18,7 +18,7 @@ from ..core.generate.inflate import CELLS, DEPTH, Nearer, inflate
 from ..core.generate.sampling import StepProgress
 from ..core.priors import models
 from ..core.video import DrivingVideo
-from . import host
+from . import host, widgets
 from .prepare import mesh_output
 from .view import splat_of
 
@@ -115,14 +115,7 @@ def _picture(image: Tensor, mask: Tensor | None) -> Tensor:  # (B, H, W, C), (B,
 
 
 def _seed() -> io.Input:
-    return io.Int.Input(
-        "seed",
-        default=0,
-        min=0,
-        max=2**32 - 1,
-        control_after_generate=True,
-        tooltip="Another number = another result; the same = the same again.",
-    )
+    return widgets.seed("Another number = another result; the same = the same again.", renewed=True)
 
 
 def _steps(default: int, tooltip: str) -> io.Input:
@@ -648,8 +641,8 @@ class Anchor4DInflateObject(io.ComfyNode):
                     "nearer",
                     options=["auto", "neither", "left", "right"],
                     default="auto",
-                    tooltip="Which end of the object is nearer to the camera. auto = the higher end of something wider than tall, "
-                    "as animals are filmed; neither = it stands square to the camera.",
+                    tooltip="Which end of the object is nearer to the camera. auto = the higher end of something wider than "
+                    "tall, as animals are filmed; neither = it stands square to the camera.",
                 ),
                 io.Float.Input(
                     "depth",

@@ -19,48 +19,10 @@ from ..core.objectives.reference import ReferenceRefinement, require_image
 from ..core.objectives.rigidity import Rigidity, Smoothness
 from ..core.priors.base import Prior
 from ..core.priors.distill import Annealed, Distillation
-from ..core.schedules import Ramp
-from . import host
+from . import host, widgets
 
 CATEGORY = "Anchor4D/3 Fit/Objectives"
 Terms = tuple[Objective, ...]
-
-
-def _more() -> io.Input:
-    return host.Objectives.Input(
-        "objectives", optional=True, tooltip="Objectives to add this one to. Chain as many as you like."
-    )
-
-
-def _output() -> io.Output:
-    return host.Objectives.Output("objectives", tooltip="For a fitting step, or the next objective.")
-
-
-def _weight(default: float, what: str, step: float = 0.1, end: float = -1.0) -> list[io.Input]:
-    return [
-        io.Float.Input(
-            "weight",
-            default=default,
-            min=0.0,
-            max=1e6,
-            step=step,
-            tooltip=f"How much this counts against the other objectives. Higher = {what}. 0 = off.",
-        ),
-        io.Float.Input(
-            "end_weight",
-            default=end,
-            min=-1.0,
-            max=1e6,
-            step=step,
-            optional=True,
-            advanced=True,
-            tooltip="Weight at the last step; it changes evenly from first to last. -1 = it stays the same.",
-        ),
-    ]
-
-
-def _ramp(weight: float, end_weight: float) -> Ramp:
-    return Ramp(weight, weight if end_weight < 0 else end_weight)
 
 
 def _picture_inputs(mask: float, levels: int) -> list[io.Input]:
@@ -107,8 +69,8 @@ class Anchor4DFrontMatch(io.ComfyNode):
             description="Objective: from the front, the object must look like the driving video (PLA4D's texture alignment, "
             "Eq. 5-8 and 10).",
             search_aliases=["texture alignment", "pixel loss", "mse", "lpips", "objective", "loss", "pla4d"],
-            inputs=[_more(), *_weight(1.0, "closer to the video"), *_picture_inputs(1.0, 4)],
-            outputs=[_output()],
+            inputs=[widgets.objectives(), *widgets.weight(1.0, "closer to the video"), *_picture_inputs(1.0, 4)],
+            outputs=[widgets.objectives_output()],
         )
 
     @classmethod
@@ -122,7 +84,7 @@ class Anchor4DFrontMatch(io.ComfyNode):
         objectives: Terms = (),
     ) -> io.NodeOutput:
         return io.NodeOutput(
-            (*objectives, ReferenceViewLoss(_ramp(weight, end_weight), mask=mask, perceptual=perceptual, levels=levels))
+            (*objectives, ReferenceViewLoss(widgets.ramp(weight, end_weight), mask=mask, perceptual=perceptual, levels=levels))
         )
 
 
@@ -137,11 +99,9 @@ class Anchor4DMeshMatch(io.ComfyNode):
             "learning, Eq. 9).",
             search_aliases=["geometry alignment", "contrastive", "gs-mesh", "objective", "loss", "pla4d"],
             inputs=[
-                _more(),
-                *_weight(1.0, "closer to the mesh"),
-                io.Int.Input(
-                    "views", default=4, min=1, max=32, tooltip="Sides compared in every step. More = steadier, slower."
-                ),
+                widgets.objectives(),
+                *widgets.weight(1.0, "closer to the mesh"),
+                widgets.views(4),
                 *_picture_inputs(0.3, 1),
                 io.Float.Input(
                     "lowest",
@@ -178,7 +138,7 @@ class Anchor4DMeshMatch(io.ComfyNode):
                     for part in ("depth", "normals")
                 ),
             ],
-            outputs=[_output()],
+            outputs=[widgets.objectives_output()],
         )
 
     @classmethod
@@ -190,7 +150,7 @@ class Anchor4DMeshMatch(io.ComfyNode):
             if lowest > highest:
                 raise ValueError(f"lowest camera {lowest:g} is above the highest {highest:g}, swap them")
             term = MeshMatch(
-                _ramp(weight, end_weight),
+                widgets.ramp(weight, end_weight),
                 views=views,
                 elevation=(lowest, highest),
                 mask=mask,
@@ -213,18 +173,16 @@ class Anchor4DFirstFrame(io.ComfyNode):
             "side (PLA4D Eq. 10).",
             search_aliases=["anchor", "static", "objective", "loss", "pla4d"],
             inputs=[
-                _more(),
-                *_weight(1.0, "the first frame stays as it was"),
-                io.Int.Input(
-                    "views", default=1, min=1, max=32, tooltip="Sides compared in every step. More = steadier, slower."
-                ),
+                widgets.objectives(),
+                *widgets.weight(1.0, "the first frame stays as it was"),
+                widgets.views(1),
             ],
-            outputs=[_output()],
+            outputs=[widgets.objectives_output()],
         )
 
     @classmethod
     def execute(cls, weight: float, views: int, end_weight: float = -1.0, objectives: Terms = ()) -> io.NodeOutput:
-        return io.NodeOutput((*objectives, FirstFrame(_ramp(weight, end_weight), views=views)))
+        return io.NodeOutput((*objectives, FirstFrame(widgets.ramp(weight, end_weight), views=views)))
 
 
 class Anchor4DRigidity(io.ComfyNode):
@@ -238,8 +196,8 @@ class Anchor4DRigidity(io.ComfyNode):
             "carries the motion to sides that the video never shows. Not part of the PLA4D paper.",
             search_aliases=["arap", "as rigid as possible", "regulariser", "objective", "loss"],
             inputs=[
-                _more(),
-                *_weight(1.0, "stiffer; lower = softer, cloth-like"),
+                widgets.objectives(),
+                *widgets.weight(1.0, "stiffer; lower = softer, cloth-like"),
                 io.Float.Input(
                     "joints",
                     default=0.01,
@@ -260,14 +218,14 @@ class Anchor4DRigidity(io.ComfyNode):
                     tooltip="How much neighbours must also turn alike.",
                 ),
             ],
-            outputs=[_output()],
+            outputs=[widgets.objectives_output()],
         )
 
     @classmethod
     def execute(
         cls, weight: float, joints: float, rotation: float = 0.05, end_weight: float = -1.0, objectives: Terms = ()
     ) -> io.NodeOutput:
-        return io.NodeOutput((*objectives, Rigidity(_ramp(weight, end_weight), rotation=rotation, joints=joints)))
+        return io.NodeOutput((*objectives, Rigidity(widgets.ramp(weight, end_weight), rotation=rotation, joints=joints)))
 
 
 class Anchor4DSmoothness(io.ComfyNode):
@@ -279,13 +237,13 @@ class Anchor4DSmoothness(io.ComfyNode):
             category=CATEGORY,
             description="Objective for motion: no jerks between successive frames. Not part of the PLA4D paper.",
             search_aliases=["temporal", "acceleration", "jitter", "regulariser", "objective", "loss"],
-            inputs=[_more(), *_weight(20.0, "calmer; lower = quick motion is followed better")],
-            outputs=[_output()],
+            inputs=[widgets.objectives(), *widgets.weight(20.0, "calmer; lower = quick motion is followed better")],
+            outputs=[widgets.objectives_output()],
         )
 
     @classmethod
     def execute(cls, weight: float, end_weight: float = -1.0, objectives: Terms = ()) -> io.NodeOutput:
-        return io.NodeOutput((*objectives, Smoothness(_ramp(weight, end_weight))))
+        return io.NodeOutput((*objectives, Smoothness(widgets.ramp(weight, end_weight))))
 
 
 def _distillation_inputs(
@@ -299,22 +257,13 @@ def _distillation_inputs(
     """What every objective that asks a prior takes."""
     return [
         host.Prior.Input("prior", tooltip="An image-conditioned diffusion model: from Load Prior or Prior from Model."),
-        _more(),
+        widgets.objectives(),
         # With an end weight of 0, the video has the last word.
-        *_weight(weight, "the prior has its way; lower = the video has", 0.01, end),
+        *widgets.weight(weight, "the prior has its way; lower = the video has", 0.01, end),
         io.Int.Input(
             "views", default=views, min=1, max=64, tooltip=f"Pictures shown to the prior in {per}. More = steadier, slower."
         ),
-        io.Float.Input(
-            "guidance",
-            default=0.0,
-            min=0.0,
-            max=200.0,
-            step=0.5,
-            optional=True,
-            advanced=True,
-            tooltip="Guidance scale. Higher = closer to the condition, more contrast. 0 = the prior's usual.",
-        ),
+        widgets.guidance("Guidance scale. Higher = closer to the condition, more contrast. 0 = the prior's usual.", 200.0),
         *(
             io.Float.Input(
                 f"{end}_time",
@@ -373,7 +322,7 @@ class Anchor4DReferenceRefinement(io.ComfyNode):
                     tooltip="Smallest angle between views and front, degrees: there the video knows better. 0 = all around.",
                 ),
             ],
-            outputs=[_output()],
+            outputs=[widgets.objectives_output()],
         )
 
     @classmethod
@@ -384,7 +333,9 @@ class Anchor4DReferenceRefinement(io.ComfyNode):
         with host.work(cls):
             require_image(prior, "it")
             distillation = _distillation(prior, guidance, first_time, last_time, micro_batch)
-            return io.NodeOutput((*objectives, ReferenceRefinement(distillation, _ramp(weight, end_weight), views, away=away)))
+            return io.NodeOutput(
+                (*objectives, ReferenceRefinement(distillation, widgets.ramp(weight, end_weight), views, away=away))
+            )
 
 
 class Anchor4DNovelViews(io.ComfyNode):
@@ -398,7 +349,7 @@ class Anchor4DNovelViews(io.ComfyNode):
             "other sides at that time (time-multiview refinement of PLA4D's later version; DreamGaussian4D's distillation).",
             search_aliases=["sds", "score distillation", "zero123", "t-mv", "prior", "objective", "loss", "pla4d-v4", "dg4d"],
             inputs=_distillation_inputs(pla4d.NOVEL_VIEW_WEIGHT),
-            outputs=[_output()],
+            outputs=[widgets.objectives_output()],
         )
 
     @classmethod
@@ -409,7 +360,7 @@ class Anchor4DNovelViews(io.ComfyNode):
         with host.work(cls):
             require_image(prior, "it")
             distillation = _distillation(prior, guidance, first_time, last_time, micro_batch)
-            return io.NodeOutput((*objectives, NovelView(distillation, _ramp(weight, end_weight), views)))
+            return io.NodeOutput((*objectives, NovelView(distillation, widgets.ramp(weight, end_weight), views)))
 
 
 def _distance_input() -> io.Input:
@@ -454,7 +405,7 @@ class Anchor4DMotionGeometry(io.ComfyNode):
                 ),
                 _distance_input(),
             ],
-            outputs=[_output()],
+            outputs=[widgets.objectives_output()],
         )
 
     @classmethod
@@ -468,7 +419,7 @@ class Anchor4DMotionGeometry(io.ComfyNode):
             motion, geometry = QUESTIONS[ask]
             term = MotionGeometry(
                 _distillation(prior, guidance, first_time, last_time, micro_batch),
-                _ramp(weight, end_weight),
+                widgets.ramp(weight, end_weight),
                 views,
                 motion=motion,
                 geometry=geometry,
@@ -482,16 +433,14 @@ class Anchor4DMotionGeometry(io.ComfyNode):
             return io.NodeOutput((*others, term))
 
 
-def _preset_input() -> io.Input:
-    return io.Combo.Input(
-        "preset",
-        options=host.PRESETS,
-        default="standard",
-        tooltip="standard and draft = PLA4D with what we found to help. paper = the losses of the paper, as published.",
+def _preset() -> io.Input:
+    return widgets.preset(
+        "standard and draft = PLA4D with what we found to help. paper = the losses of the paper, as published."
     )
 
 
-def _set_output(chosen: Terms, objectives: Terms) -> io.NodeOutput:
+def chain(chosen: Terms, objectives: Terms) -> io.NodeOutput:
+    """A node's output: a chain with a set of objectives added, whose weights the node says."""
     host.say("\n".join(describe(term) for term in chosen))
     return io.NodeOutput((*objectives, *chosen))
 
@@ -512,13 +461,13 @@ class Anchor4DPLA4DObjectives3D(io.ComfyNode):
             category=CATEGORY,
             description="PLA4D's objectives for the still object: Reference View Loss and Mesh Match with a preset's weights.",
             search_aliases=["losses", "preset", "gs-mesh", "static", "pla4d"],
-            inputs=[_preset_input(), _more()],
-            outputs=[_output()],
+            inputs=[_preset(), widgets.objectives()],
+            outputs=[widgets.objectives_output()],
         )
 
     @classmethod
     def execute(cls, preset: str, objectives: Terms = ()) -> io.NodeOutput:
-        return _set_output(pla4d.preset(preset).static.objectives, objectives)
+        return chain(pla4d.preset(preset).static.objectives, objectives)
 
 
 class Anchor4DPLA4DObjectives4D(io.ComfyNode):
@@ -532,8 +481,8 @@ class Anchor4DPLA4DObjectives4D(io.ComfyNode):
             "(paper) or Rigidity and Smoothness (standard, draft); with a prior, Reference Refinement.",
             search_aliases=["losses", "preset", "motion alignment", "dynamic", "pla4d"],
             inputs=[
-                _preset_input(),
-                _more(),
+                _preset(),
+                widgets.objectives(),
                 host.Prior.Input(
                     "prior",
                     optional=True,
@@ -541,12 +490,12 @@ class Anchor4DPLA4DObjectives4D(io.ComfyNode):
                     "tears on the sides that the video does not show. Nothing connected = none.",
                 ),
             ],
-            outputs=[_output()],
+            outputs=[widgets.objectives_output()],
         )
 
     @classmethod
     def execute(cls, preset: str, objectives: Terms = (), prior: Prior | None = None) -> io.NodeOutput:
-        return _set_output(pla4d.preset(preset, prior).motion.objectives, objectives)
+        return chain(pla4d.preset(preset, prior).motion.objectives, objectives)
 
 
 class Anchor4DAlign4DObjectives(io.ComfyNode):
@@ -566,13 +515,8 @@ class Anchor4DAlign4DObjectives(io.ComfyNode):
                     default="align4d",
                     tooltip="align4d = the prior is asked about motion and geometry. dg4d = DreamGaussian4D: motion alone.",
                 ),
-                io.Combo.Input(
-                    "preset",
-                    options=host.PRESETS,
-                    default="standard",
-                    tooltip="standard and draft = fewer views, for any computer. paper = as published, needs a GPU.",
-                ),
-                _more(),
+                widgets.preset("standard and draft = fewer views, for any computer. paper = as published, needs a GPU."),
+                widgets.objectives(),
                 host.Prior.Input(
                     "prior",
                     optional=True,
@@ -581,7 +525,7 @@ class Anchor4DAlign4DObjectives(io.ComfyNode):
                 ),
                 _distance_input(),
             ],
-            outputs=[_output()],
+            outputs=[widgets.objectives_output()],
         )
 
     @classmethod
@@ -597,7 +541,7 @@ class Anchor4DAlign4DObjectives(io.ComfyNode):
             if prior is not None:
                 require_image(prior, "they")
             terms = method_config(method, preset, {} if prior is None else {"prior": prior}).motion.objectives
-            return _set_output(terms if distance is None else tuple(o.with_distance(distance) for o in terms), objectives)
+            return chain(terms if distance is None else tuple(o.with_distance(distance) for o in terms), objectives)
 
 
 NODES = [

@@ -20,7 +20,7 @@ from ..core.scene.scene import Scene4D
 from ..core.scene.trajectory import Trajectory
 from ..core.scene.views import object_cameras, render_frames
 from ..core.video import DrivingVideo
-from . import host
+from . import host, widgets
 from .view import BACKGROUNDS, CATEGORY
 
 #: Longer side of the driving video's pictures in the player, in pixels.
@@ -39,8 +39,8 @@ class Anchor4DPlayScene(io.ComfyNode):
             "comes out as camera and picture.",
             search_aliases=["player", "viewer", "preview 4d", "preview splat", "compare scenes", "camera path", "4dgs", "4d"],
             inputs=[
-                host.scene_input(),
-                host.scene_input(
+                widgets.scene(),
+                widgets.scene(
                     "compare", "A second scene to compare: a border that you drag lies between the two.", optional=True
                 ),
                 io.MultiType.Input(
@@ -78,7 +78,7 @@ class Anchor4DPlayScene(io.ComfyNode):
                     socketless=True,
                     tooltip="What the player shows: camera, moment, background, camera path. The player fills it in.",
                 ),
-                *host.device_inputs(),
+                *widgets.drawing(),
             ],
             outputs=[
                 host.Scene.Output("scene", tooltip="The scene, unchanged."),

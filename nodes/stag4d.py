@@ -13,10 +13,9 @@ from ..core.methods import stag4d, stages
 from ..core.priors.base import Prior
 from ..core.scene.anchors import LENS, Anchors
 from ..core.video import DrivingVideo
-from . import host, host_prior
-from .fit import _seed
+from . import host, host_prior, widgets
 from .objectives import CATEGORY as OBJECTIVES
-from .objectives import Terms, _more, _output, _set_output
+from .objectives import Terms, chain
 
 AnchorsType = io.Custom("A4D_ANCHORS")  # core.anchors.Anchors
 
@@ -36,7 +35,7 @@ class Anchor4DStartWithoutObject(io.ComfyNode):
                 io.Int.Input(
                     "points", default=4000, min=100, max=200_000, step=100, tooltip="Points in the ball. More = finer, slower."
                 ),
-                _seed(),
+                widgets.seed(),
             ],
             outputs=[host.Alignment.Output("alignment", tooltip="In place of the alignment of a 3D model.")],
         )
@@ -71,17 +70,8 @@ class Anchor4DTemporalAnchors(io.ComfyNode):
                     tooltip="Share of the first frame's features. Higher = steadier views, less motion. 0 = each frame alone.",
                 ),
                 io.Int.Input("steps", default=30, min=1, max=200, tooltip="Steps of the sampler; the paper takes 75."),
-                _seed(),
-                io.Float.Input(
-                    "guidance",
-                    default=0.0,
-                    min=0.0,
-                    max=20.0,
-                    step=0.5,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Guidance scale. Higher = closer to the frame, more contrast. 0 = the prior's usual.",
-                ),
+                widgets.seed(),
+                widgets.guidance("Guidance scale. Higher = closer to the frame, more contrast. 0 = the prior's usual.", 20.0),
                 io.Int.Input(
                     "together",
                     default=2,
@@ -91,14 +81,7 @@ class Anchor4DTemporalAnchors(io.ComfyNode):
                     advanced=True,
                     tooltip="Frames drawn at once, besides the first. Lower = less memory, slower, the same result.",
                 ),
-                io.Combo.Input(
-                    "device",
-                    options=["auto", "cpu", "gpu"],
-                    default="auto",
-                    optional=True,
-                    advanced=True,
-                    tooltip="Where the prior computes. auto = where ComfyUI does.",
-                ),
+                widgets.device("Where the prior computes. auto = where ComfyUI does."),
             ],
             outputs=[
                 AnchorsType.Output("anchors", tooltip="For STAG4D Objectives."),
@@ -156,11 +139,8 @@ class Anchor4DSTAG4DObjectives(io.ComfyNode):
                     default="stag4d",
                     tooltip="With preset paper: the paper's text, or its released code where the two differ.",
                 ),
-                io.Combo.Input(
-                    "preset",
-                    options=host.PRESETS,
-                    default="standard",
-                    tooltip="standard and draft = ours, for any computer: the anchors are targets too. paper = as published.",
+                widgets.preset(
+                    "standard and draft = ours, for any computer: the anchors are targets too. paper = as published."
                 ),
                 io.Boolean.Input(
                     "from_object",
@@ -168,7 +148,7 @@ class Anchor4DSTAG4DObjectives(io.ComfyNode):
                     tooltip="Whether a 3D model was aligned. Then the canonical stage is fitted to it and the first frame, and "
                     "the anchors only tell the prior (draft, standard); paper: it is where that stage starts.",
                 ),
-                _more(),
+                widgets.objectives(),
                 host.Prior.Input(
                     "prior", optional=True, tooltip="A Zero123 or tiny, from Load Prior. Nothing connected = no distillation."
                 ),
@@ -182,7 +162,7 @@ class Anchor4DSTAG4DObjectives(io.ComfyNode):
                     tooltip="Ask the prior about the still object too (Align4D's joint alignment). Motion, with a 3D model.",
                 ),
             ],
-            outputs=[_output()],
+            outputs=[widgets.objectives_output()],
         )
 
     @classmethod
@@ -199,7 +179,7 @@ class Anchor4DSTAG4DObjectives(io.ComfyNode):
             terms = (config.static if stage == "canonical" else config.motion).objectives
             # As Motion and Geometry does, the distillation takes the place of another in the chain.
             distilled = {term.name for term in terms if term.priors()}
-            return _set_output(terms, tuple(o for o in objectives if o.name not in distilled))
+            return chain(terms, tuple(o for o in objectives if o.name not in distilled))
 
 
 NODES = [Anchor4DStartWithoutObject, Anchor4DTemporalAnchors, Anchor4DSTAG4DObjectives]

@@ -11,7 +11,7 @@ from ..core.cameras import FrontCamera
 from ..core.files import InputError
 from ..core.scene.trajectory import EASINGS, INTERPOLATIONS, Trajectory, dolly_zoom, orbit, spiral
 from ..core.scene.views import DEFAULT_FRONT, placement
-from . import host
+from . import host, widgets
 from .view import CATEGORY
 
 #: Sockets for cameras of the Keyframe Trajectory node.
@@ -19,7 +19,7 @@ MOST_CAMERAS = 50
 
 
 def _scene() -> io.Input:
-    return host.scene_input(
+    return widgets.scene(
         tooltip="The scene to go round: its own camera says from how far and with which perspective. Without one, an object 1 "
         "unit long.",
         optional=True,

@@ -22,7 +22,7 @@ from ..core.io.sequence import open_scene
 from ..core.scene.scene import Scene4D, frame_times
 from ..core.scene.trajectory import Trajectory
 from ..core.scene.views import DEFAULT_FRONT, depth_film, object_cameras, render_maps, renders, scene_cameras, straight_alpha
-from . import host
+from . import host, widgets
 
 CATEGORY = "Anchor4D/5 View and export"
 BACKGROUNDS = {"white": 1.0, "black": 0.0, "grey": 0.5}
@@ -78,7 +78,7 @@ class Anchor4DRenderScene(io.ComfyNode):
             description="Films a moving scene: from one side, while going round it, or round a frozen moment.",
             search_aliases=["turntable", "orbit", "novel view", "bullet time", "view 4d", "preview scene", "4dgs", "4d"],
             inputs=[
-                host.scene_input(),
+                widgets.scene(),
                 io.DynamicCombo.Input(
                     "shot",
                     options=[
@@ -153,7 +153,7 @@ class Anchor4DRenderScene(io.ComfyNode):
                     tooltip="Look from this camera instead (Create Camera Info, Load 3D). The object is 1 unit long and "
                     "centred; azimuth and sweep still turn it.",
                 ),
-                *host.device_inputs(),
+                *widgets.drawing(),
                 host.Trajectory.Input(
                     "trajectory",
                     optional=True,
@@ -284,10 +284,8 @@ class Anchor4DSaveScene(io.ComfyNode):
             "command line.",
             search_aliases=["export scene", "safetensors", "4dgs", "4d"],
             inputs=[
-                host.scene_input(),
-                io.String.Input(
-                    "filename_prefix", default="3d/Anchor4D", tooltip="Folder and name below ComfyUI's output folder."
-                ),
+                widgets.scene(),
+                widgets.prefix(),
             ],
             outputs=[io.String.Output("path", tooltip="Where the file is.")],
             is_output_node=True,
@@ -333,7 +331,7 @@ class Anchor4DLoadScene(io.ComfyNode):
                     tooltip="A scene file, a splat file, or a folder or .zip of splat files anywhere on this computer. Used "
                     "instead of the list above when not empty." + host.TYPED_PATH,
                 ),
-                host.up_input(),
+                widgets.up(),
             ],
             outputs=[host.Scene.Output("scene", tooltip="The scene.")],
         )
@@ -365,7 +363,7 @@ class Anchor4DSceneAtTime(io.ComfyNode):
             description="One moment of a scene as ComfyUI's SPLAT, for its viewer, exporters and splat tools.",
             search_aliases=["freeze", "scene to splat", "gaussian splat", "ply", "spz", "4dgs"],
             inputs=[
-                host.scene_input(),
+                widgets.scene(),
                 io.Float.Input("time", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="The moment: 0 = start, 1 = end."),
             ],
             outputs=[io.Splat.Output("splat", tooltip="One splat, for Create 3D File (from Splat), Render Splat, ...")],
@@ -389,7 +387,7 @@ class Anchor4DSceneToSplats(io.ComfyNode):
             "the camera.",
             search_aliases=["scene to splat", "splat sequence", "gaussian splat", "bake", "4dgs"],
             inputs=[
-                host.scene_input(),
+                widgets.scene(),
                 io.Int.Input("frames", default=0, min=0, max=2000, tooltip="Number of moments. 0 = the scene's own frames."),
             ],
             outputs=[
@@ -431,10 +429,8 @@ class Anchor4DExportPLY(io.ComfyNode):
             "players.",
             search_aliases=["save ply", "splat sequence", "supersplat", "export 4d", "4dgs"],
             inputs=[
-                host.scene_input(),
-                io.String.Input(
-                    "filename_prefix", default="3d/Anchor4D", tooltip="Folder and name below ComfyUI's output folder."
-                ),
+                widgets.scene(),
+                widgets.prefix(),
                 io.Int.Input("frames", default=0, min=0, max=2000, tooltip="Number of files. 0 = the scene's own frames."),
             ],
             outputs=[io.String.Output("folder", tooltip="Where the files are.")],
