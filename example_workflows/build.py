@@ -1,4 +1,4 @@
-"""Writes the workflows: ``python example_workflows/build.py --host http://127.0.0.1:8188``.
+"""Writes the workflows, and in the help pages what nodes take and give: ``python example_workflows/build.py --host http://127.0.0.1:8188``.
 
 The templates lie beside this file, in the order in which the page lists them; ablations and graphs that need large models of
 other makers lie in ``docs/workflows``. A workflow is never edited by hand: change it here and build again.
@@ -15,9 +15,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 from graph import File, Graph, Node, Output, text_of
+from help_pages import page
 
 HERE = Path(__file__).parent
 ELSEWHERE = HERE.parent / "docs" / "workflows"
+HELP = HERE.parent / "web" / "docs"
 
 PREPARE, ALIGN, FIT, PRIORS, VIEW, MEASURE = (
     "Prepare", "Align", "Fit", "Priors", "View and export", "Measure",
@@ -405,7 +407,7 @@ def edit_and_export() -> Graph:
 **Choose a scene** in *Load Scene* (the demo saves one), then press Run.
 
 1. **Edit**: *Loop Scene* closes the clip's end into its beginning, *Prune Scene* keeps the Gaussians that matter. There are more: retime, trim, transform, crop, merge, colours.
-2. **Play**: after and before the edits in a split view, with a border that you drag. Press **K** to record camera keys; connect *trajectory* to *Render Scene* to film along them.
+2. **Play**: before and after the edits in a split view, with a border that you drag. Press **K** to record camera keys; connect *trajectory* to *Render Scene* to film along them.
 3. **Film**: a camera that spirals around the object. Switch *maps* on for *depth* and *normals*.
 4. **Export**: a moving mesh for Blender and engines (shown here in ComfyUI's own viewer), splats frame by frame for SuperSplat and others, and a page with the player that opens anywhere, offline.
 
@@ -415,7 +417,7 @@ Splats of other nodes, one or a batch of frames, go in place of *Load Scene* jus
     loaded = g.add("Anchor4DLoadScene", "Load and edit", file="none")["scene"]
     looped = g.add("Anchor4DLoopScene", "Load and edit", scene=loaded, mode="close the loop")["scene"]
     pruned = g.add("Anchor4DPruneScene", "Load and edit", scene=looped, keep="share", keep__share=0.5)["scene"]
-    g.add("Anchor4DPlayScene", "Play", scene=pruned, compare=loaded)
+    g.add("Anchor4DPlayScene", "Play", scene=loaded, compare=pruned)
     path = g.add("Anchor4DSpiralTrajectory", "Film", scene=pruned, sweep=720.0, elevation_start=-15.0, elevation_end=45.0)
     shot = g.add("Anchor4DRenderScene", "Film", scene=pruned, trajectory=path["trajectory"], size=512)
     g.add("SaveVideo", "Film", video=shot["video"], filename_prefix=f"video/{g.name}", column=True)
@@ -734,9 +736,11 @@ def elsewhere() -> list[Graph]:
 
 
 def built(schema: dict[str, Any]) -> dict[Path, str]:
-    """Every workflow's file and text."""
+    """Every workflow's and every help page's file and text."""
     placed = [(HERE, g) for g in templates()] + [(ELSEWHERE, g) for g in elsewhere()]
-    return {folder / f"{g.name}.json": text_of(g.build(schema)) for folder, g in placed}
+    graphs = {folder / f"{g.name}.json": text_of(g.build(schema)) for folder, g in placed}
+    pages = {HELP / f"{name}.md": info for name, info in schema.items() if name.startswith("Anchor4D")}
+    return graphs | {path: page(path.read_text("utf-8") if path.is_file() else "", info) for path, info in pages.items()}
 
 
 def main() -> int:
@@ -746,11 +750,11 @@ def main() -> int:
     args = parser.parse_args()
     with urllib.request.urlopen(f"{args.host}/object_info", timeout=60) as answer:
         files = built(json.load(answer))
-    differing = [path for path, text in files.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    differing = [path for path, text in files.items() if not path.is_file() or path.read_text("utf-8") != text]
     if not args.check:
         for path in differing:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(files[path], encoding="utf-8")
+            path.write_text(files[path], "utf-8")
     for path in differing:
         print(path.relative_to(HERE.parent))
     return int(args.check and bool(differing))

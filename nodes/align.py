@@ -32,7 +32,7 @@ def _mesh() -> io.Input:
 
 
 def _front(auto: str, *before: io.DynamicCombo.Option) -> io.Input:
-    """Which side of the mesh the video shows: options of the node's own, to find it, or to tell."""
+    """Which side of the mesh the video shows: options of the node's own, to find it, or to set it."""
     yaw = io.Float.Input(
         "yaw",
         default=0.0,
@@ -45,7 +45,7 @@ def _front(auto: str, *before: io.DynamicCombo.Option) -> io.Input:
     return io.DynamicCombo.Input(
         "front",
         options=[*before, io.DynamicCombo.Option("auto", []), io.DynamicCombo.Option("degrees", [yaw])],
-        tooltip=f"Which side of the mesh the video shows. {auto} degrees = you tell.",
+        tooltip=f"Which side of the mesh the video shows. {auto} degrees = as you set it.",
     )
 
 
@@ -321,10 +321,11 @@ class Anchor4DModelDistance(io.ComfyNode):
                     "meaning",
                     options=["delta", "literal", "zero", "implicit"],
                     default="delta",
-                    tooltip="What the prior is told. delta = its views are drawn from the distance it prefers, and it is told "
+                    tooltip="Which distance the prior gets. delta = its views are drawn from the distance it prefers, and it "
+                    "gets "
                     "by how much that differs from the video's, as Zero123 learnt it. literal = drawn from the video's "
-                    "distance, told the preferred distance itself, as the paper has it. zero = drawn from the video's "
-                    "distance, told nothing. implicit = drawn from the preferred distance, told nothing: for models that know "
+                    "distance, given the preferred distance itself, as the paper has it. zero = drawn from the video's "
+                    "distance, given none. implicit = drawn from the preferred distance, given none: for models that know "
                     "no distance.",
                 ),
                 widgets.seed("Of the noise. Same seed = same result."),
@@ -354,10 +355,10 @@ class Anchor4DModelDistance(io.ComfyNode):
                 alignment, driving_video, prior, meaning=meaning, seed=seed, progress=host.Report().align
             )
             distance = found.distance
-            told = f"video {distance.visual:.3f}, prior {distance.model:.3f} × the object's size ({distance.meaning})"
+            found_text = f"video {distance.visual:.3f}, prior {distance.model:.3f} × the object's size ({distance.meaning})"
             if distance.meaning != meaning:
-                told += f"\n{meaning} is not for this prior, which knows no distance"
-            host.say(f"{told}\nThe video's distance is taken: {found.report['reason']}" if found.fallback else told)
+                found_text += f"\n{meaning} is not for this prior, which knows no distance"
+            host.say(f"{found_text}\nThe video's distance is taken: {found.report['reason']}" if found.fallback else found_text)
             curve = draw_curve(found.curve)[None]
             return io.NodeOutput(distance, curve, ui=host.stills(curve))
 

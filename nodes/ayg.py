@@ -198,7 +198,7 @@ class Anchor4DTextTo4DScores(io.ComfyNode):
                     max=16,
                     optional=True,
                     advanced=True,
-                    tooltip="Films shown to the models in every step, each from another side. More = steadier, slower.",
+                    tooltip="Films that the models see in every step, each from another side. More = steadier, slower.",
                 ),
                 io.Int.Input(
                     "frames",
@@ -208,6 +208,7 @@ class Anchor4DTextTo4DScores(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="Frames of a film. 0 = the model's usual. LTX-Video takes 1 + 8 k, Wan 1 + 4 k.",
+                    extra_dict=widgets.MODELS_OWN,
                 ),
                 io.Int.Input(
                     "size",
@@ -218,6 +219,7 @@ class Anchor4DTextTo4DScores(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="Side of the films in pixels. Lower = less memory. 0 = the model's usual size.",
+                    extra_dict=widgets.MODELS_OWN,
                 ),
                 io.Int.Input(
                     "image_frames",
@@ -270,7 +272,7 @@ class Anchor4DStayInPlace(io.ComfyNode):
             node_id="Anchor4DStayInPlace",
             display_name="Position Regulariser (JSD)",
             category=OBJECTIVES,
-            description="Objective for motion: the object's centre and extent stay near those of the still object, so that it "
+            description="Objective for motion: the object's centre and extent stay near those of the static object, so that it "
             "moves its limbs instead of sliding away (Align Your Gaussians' JSD term).",
             search_aliases=["jsd", "jensen-shannon", "drift", "regulariser", "objective", "loss", "ayg"],
             inputs=[
@@ -314,12 +316,13 @@ class Anchor4DTogetherness(io.ComfyNode):
             node_id="Anchor4DTogetherness",
             display_name="Local Rigidity (kNN)",
             category=OBJECTIVES,
-            description="Objective for motion: Gaussians that are near each other in the still object move alike (the rigidity "
+            description="Objective for motion: Gaussians that are near each other in the static object move alike (the "
+            "rigidity "
             "of Align Your Gaussians, whose motion has no rotations).",
             search_aliases=["rigidity", "knn", "neighbours", "regulariser", "objective", "loss", "ayg"],
             inputs=[
                 widgets.objectives(),
-                *widgets.weight(1000.0, "stiffer; lower = livelier, but it may tear", 10.0),
+                *widgets.weight(1000.0, "stiffer; lower = livelier, but it may show tearing artefacts", 10.0),
                 io.Int.Input(
                     "neighbours",
                     default=40,
@@ -345,7 +348,8 @@ class Anchor4DTextToGaussians(io.ComfyNode):
             node_id="Anchor4DTextToGaussians",
             display_name="Fit Gaussians to Text",
             category=CATEGORY,
-            description="Text to 3D: grows a still object from a ball of grey Gaussians until models find it to suit a text. "
+            description="Text to 3D: grows a static object from a point-cloud initialisation of grey Gaussians until models "
+            "find it to suit a text. "
             "With an object connected, takes that instead.",
             search_aliases=["text to 3d", "static", "gaussian splatting", "mvdream", "ayg", "align your gaussians", "train"],
             inputs=[
@@ -386,7 +390,7 @@ class Anchor4DTextToGaussians(io.ComfyNode):
                 widgets.steps(),
                 *widgets.drawing(),
             ],
-            outputs=[host.Scene.Output("scene", tooltip="The still object, for Fit Motion to Text.")],
+            outputs=[host.Scene.Output("scene", tooltip="The static object, for Fit Motion to Text.")],
             has_intermediate_output=True,
         )
 
@@ -438,10 +442,11 @@ class Anchor4DTextMotion(io.ComfyNode):
             node_id="Anchor4DTextMotion",
             display_name="Fit Motion to Text",
             category=CATEGORY,
-            description="3D to 4D without a driving video: finds a motion of the still object that models find to suit a text.",
+            description="3D to 4D without a driving video: finds a motion of the static object that models find to suit a "
+            "text.",
             search_aliases=["text to 4d", "animate", "deformation", "ayg", "align your gaussians", "4dgs", "train"],
             inputs=[
-                widgets.scene(tooltip="The still object: from Fit Gaussians to Text, or any scene or splats, facing +Z."),
+                widgets.scene(tooltip="The static object: from Fit Gaussians to Text, or any scene or splats, facing +Z."),
                 host.Objectives.Input(
                     "objectives", tooltip="Text to 4D Scores, and in a chain Position Regulariser and Local Rigidity."
                 ),
@@ -456,6 +461,7 @@ class Anchor4DTextMotion(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="Frames of the clip. 0 = as the scene says, 16 for one that has a single frame.",
+                    extra_dict=widgets.SCENES_OWN,
                 ),
                 *widgets.drawing(),
             ],

@@ -62,7 +62,7 @@ def _options(name: str) -> list[io.Input]:
             io.DynamicCombo.Input(
                 "what",
                 options=[io.DynamicCombo.Option("all frames", []), io.DynamicCombo.Option("one moment", _moment())],
-                tooltip="All frames, shown one after the other, or one moment.",
+                tooltip="All frames, one after the other, or one moment.",
             )
         ]
     return []
@@ -92,16 +92,16 @@ class Anchor4DExportScene(io.ComfyNode):
                     default=0,
                     min=0,
                     max=2000,
-                    tooltip="Frames that the clip is spread over. 0 = the scene's own.",
+                    tooltip="Frames that the clip is spread over. 0 = the scene's own.", extra_dict=widgets.SCENES_OWN,
                 ),
                 widgets.prefix(),
                 io.MultiType.Input(
                     "video",
                     types=[host.Video, io.Image],
                     optional=True,
-                    tooltip="html, a4d: the driving video, shown beside the object.",
+                    tooltip="html, a4d: the driving video beside the object.",
                 ),
-                widgets.scene("compare", "html: a second scene, behind a wiper.", optional=True),
+                widgets.scene("compare", "html: a second scene, in a split view.", optional=True),
                 host.Trajectory.Input(
                     "trajectory", optional=True, tooltip="Films: the way of the camera, in place of azimuth."
                 ),

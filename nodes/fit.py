@@ -25,8 +25,8 @@ from . import fitting, host, host_prior, widgets
 from .objectives import Terms
 
 CATEGORY = "Anchor4D/3 Fit"
-#: Fields that a video is fitted with; those that a text or another program makes are not built here.
-FIELDS = ["control-nodes", "hexplane", "mlp"]
+#: Fields that a fit can start from.
+FIELDS = [name for name, field in deformation.FIELDS.items() if not field.composed]
 #: Methods that follow a video, as the combos offer them.
 VIDEO_METHODS = [name for name, method in METHODS.items() if method.follows == "video"]
 #: What of a scene Motion Alignment changes, as the node says it.
@@ -55,7 +55,7 @@ def _method(what: str) -> io.Input:
         options=VIDEO_METHODS,
         default="pla4d",
         optional=True,
-        tooltip=f"Whose {what} the preset means: {', '.join(METHODS[name].title for name in VIDEO_METHODS)}.",
+        tooltip=f"Whose {what} the preset means: {'; '.join(f'{name} = {METHODS[name].title}' for name in VIDEO_METHODS)}.",
     )
 
 
@@ -119,13 +119,14 @@ class Anchor4DFitGaussians(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="Number of Gaussians. More = finer, slower, larger files. 0 = the preset's.",
+                    extra_dict=widgets.PRESETS_OWN,
                 ),
                 widgets.steps(),
                 widgets.resolution(),
                 *widgets.drawing(),
                 _method("steps and number of Gaussians"),
             ],
-            outputs=[host.Scene.Output("scene", tooltip="The still object, with the clip's timing and camera.")],
+            outputs=[host.Scene.Output("scene", tooltip="The static object, with the clip's timing and camera.")],
             has_intermediate_output=True,
         )
 
@@ -183,7 +184,7 @@ class Anchor4DMotionAlignment(io.ComfyNode):
             search_aliases=["3d to 4d", "video to 4d", "animate", "deformation", "pla4d", "align4d", "dg4d", "4dgs", "train"],
             inputs=[
                 host.Video.Input("driving_video", tooltip="The same clip that the scene was fitted to."),
-                host.Scene.Input("scene", tooltip="The still object, from Fit Gaussians to Mesh and Frame."),
+                host.Scene.Input("scene", tooltip="The static object, from Fit Gaussians to Mesh and Frame."),
                 host.Alignment.Input(
                     "alignment",
                     optional=True,
@@ -213,6 +214,7 @@ class Anchor4DMotionAlignment(io.ComfyNode):
                     advanced=True,
                     tooltip="Steps on each frame while the object is first followed frame by frame (control nodes only). "
                     "More = quick motion is followed better, slower. 0 = off. -1 = the preset's.",
+                    extra_dict=widgets.reads(-1, "preset"),
                 ),
                 io.Int.Input(
                     "fine_steps",
@@ -223,6 +225,7 @@ class Anchor4DMotionAlignment(io.ComfyNode):
                     advanced=True,
                     tooltip="Steps of a last pass at full size that sharpens the motion. More = finer, slower. "
                     "0 = off. -1 = the preset's.",
+                    extra_dict=widgets.reads(-1, "preset"),
                 ),
                 io.Int.Input(
                     "control_nodes",
@@ -233,6 +236,7 @@ class Anchor4DMotionAlignment(io.ComfyNode):
                     advanced=True,
                     tooltip="Number of control nodes. More = finer motion, less of it where the video does not look. 0 = "
                     "the preset's.",
+                    extra_dict=widgets.PRESETS_OWN,
                 ),
                 widgets.resolution(),
                 *widgets.drawing(),
@@ -243,8 +247,9 @@ class Anchor4DMotionAlignment(io.ComfyNode):
                     max=100_000,
                     optional=True,
                     advanced=True,
-                    tooltip="Steps of the last pass, in which a prior has its say (with Reference Refinement or Novel Views "
-                    "among the objectives only). More = tears close further, slower. 0 = off. -1 = the preset's.",
+                    tooltip="Steps of the last pass, in which a prior is asked (with Reference Refinement or Novel Views "
+                    "among the objectives only). More = tearing artefacts close further, slower. 0 = off. -1 = the preset's.",
+                    extra_dict=widgets.reads(-1, "preset"),
                 ),
                 _method("steps, field and training"),
                 io.Combo.Input(
@@ -252,7 +257,7 @@ class Anchor4DMotionAlignment(io.ComfyNode):
                     options=["preset", *TRAINED],
                     default="preset",
                     optional=True,
-                    tooltip="deformation = the motion alone, the still object stays as it is. both = the still object's "
+                    tooltip="deformation = the motion alone, the static object stays as it is. both = the static object's "
                     "Gaussians too. preset = the method's: deformation for pla4d, both for align4d and dg4d.",
                 ),
                 host.Turns.Input(

@@ -119,11 +119,26 @@ def _seed() -> io.Input:
 
 
 def _steps(default: int, tooltip: str) -> io.Input:
-    return io.Int.Input("steps", default=default, min=0 if default == 0 else 2, max=200, tooltip=tooltip)
+    return io.Int.Input(
+        "steps",
+        default=default,
+        min=0 if default == 0 else 2,
+        max=200,
+        tooltip=tooltip,
+        extra_dict=widgets.MODELS_OWN if default == 0 else None,
+    )
 
 
 def _guidance(default: float, tooltip: str) -> io.Input:
-    return io.Float.Input("guidance", default=default, min=0.0, max=50.0, step=0.1, tooltip=tooltip)
+    return io.Float.Input(
+        "guidance",
+        default=default,
+        min=0.0,
+        max=50.0,
+        step=0.1,
+        tooltip=tooltip,
+        extra_dict=widgets.MODELS_OWN if default == 0 else None,
+    )
 
 
 def _precision() -> io.Input:
@@ -178,6 +193,7 @@ class Anchor4DTextToImage(io.ComfyNode):
                     max=2048,
                     step=16,
                     tooltip="Side of the square picture, pixels. 0 = the model's own: 512 for Stable Diffusion 1.5, 1024 XL.",
+                    extra_dict=widgets.MODELS_OWN,
                 ),
                 _steps(0, "Steps of the sampler. More = finer, slower. 0 = what the model's makers use."),
                 _guidance(
@@ -189,7 +205,9 @@ class Anchor4DTextToImage(io.ComfyNode):
                     default="a single whole object, front view, plain white background",
                     optional=True,
                     advanced=True,
-                    tooltip="Added to the prompt: what makes an object easy to cut out and to see from other sides.",
+                    tooltip="Added to the prompt: what makes an object easy to cut out and to see from other sides. Empty it "
+                    "for a "
+                    "picture of your own framing.",
                 ),
                 _offload(),
                 _precision(),
@@ -236,7 +254,12 @@ def _film_inputs() -> list[io.Input]:
     """How long, how large and how carefully; 0 is always the model's own."""
     return [
         io.Int.Input(
-            "frames", default=0, min=0, max=257, tooltip="Frames of the film. 0 = what the model was made for. Fewer = faster."
+            "frames",
+            default=0,
+            min=0,
+            max=257,
+            tooltip="Frames of the film. 0 = what the model was made for. Fewer = faster.",
+            extra_dict=widgets.MODELS_OWN,
         ),
         io.Int.Input(
             "width",
@@ -245,15 +268,25 @@ def _film_inputs() -> list[io.Input]:
             max=2048,
             step=16,
             tooltip="Pixels; most models want multiples of 16, LTX of 32, Stable Video Diffusion of 64. 0 = the model's own.",
+            extra_dict=widgets.MODELS_OWN,
         ),
-        io.Int.Input("height", default=0, min=0, max=2048, step=16, tooltip="Pixels, as width. 0 = the model's own."),
+        io.Int.Input(
+            "height",
+            default=0,
+            min=0,
+            max=2048,
+            step=16,
+            tooltip="Pixels, as width. 0 = the model's own.",
+            extra_dict=widgets.MODELS_OWN,
+        ),
         io.Float.Input(
             "fps",
             default=0.0,
             min=0.0,
             max=60.0,
             step=0.5,
-            tooltip="Frames a second. LTX and Stable Video Diffusion are told it: low = much motion between frames. For the "
+            tooltip="Frames a second. LTX and Stable Video Diffusion take it as a condition: low = much motion between "
+            "frames. For the "
             "others it is how fast the film plays. 0 = the model's own.",
         ),
         _steps(0, "Steps of the sampler. More = finer, slower. 0 = what the model's makers use."),

@@ -112,7 +112,7 @@ class Report:
         if due:
             self.shown = time.monotonic()
             if text:
-                say(f"{text}\n{self.note}" if self.note else text)
+                say(f"{self.note}\n{text}" if self.note else text)
         return due
 
     def count(self, step: int, total: int) -> None:

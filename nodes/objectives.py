@@ -169,7 +169,7 @@ class Anchor4DFirstFrame(io.ComfyNode):
             node_id="Anchor4DFirstFrame",
             display_name="First Frame",
             category=CATEGORY,
-            description="Objective for motion: at the first frame, the moving object must equal the still one from every "
+            description="Objective for motion: at the first frame, the moving object must equal the static one from every "
             "side (PLA4D Eq. 10).",
             search_aliases=["anchor", "static", "objective", "loss", "pla4d"],
             inputs=[
@@ -258,10 +258,10 @@ def _distillation_inputs(
     return [
         host.Prior.Input("prior", tooltip="An image-conditioned diffusion model: from Load Prior or Prior from Model."),
         widgets.objectives(),
-        # With an end weight of 0, the video has the last word.
-        *widgets.weight(weight, "the prior has its way; lower = the video has", 0.01, end),
+        # With an end weight of 0, the video alone counts in the last steps.
+        *widgets.weight(weight, "closer to the prior; lower = closer to the video", 0.01, end),
         io.Int.Input(
-            "views", default=views, min=1, max=64, tooltip=f"Pictures shown to the prior in {per}. More = steadier, slower."
+            "views", default=views, min=1, max=64, tooltip=f"Pictures that the prior sees in {per}. More = steadier, slower."
         ),
         widgets.guidance("Guidance scale. Higher = closer to the condition, more contrast. 0 = the prior's usual.", 200.0),
         *(
@@ -285,6 +285,7 @@ def _distillation_inputs(
             optional=True,
             advanced=True,
             tooltip="Pictures in the prior at once. Lower = less memory, slower, the same result. 0 = all.",
+            extra_dict=widgets.reads(0, "all"),
         ),
     ]
 
@@ -306,7 +307,8 @@ class Anchor4DReferenceRefinement(io.ComfyNode):
             node_id="Anchor4DReferenceRefinement",
             display_name="Reference Refinement",
             category=CATEGORY,
-            description="Objective for motion: a diffusion prior, shown the still object from the same side, mends tears and "
+            description="Objective for motion: a diffusion prior that sees the static object from the same side closes "
+            "tearing artefacts and "
             "holes where the video does not look (PLA4D Eq. 11).",
             search_aliases=["sds", "score distillation", "zero123", "prior", "refine", "objective", "loss", "pla4d"],
             inputs=[
@@ -345,7 +347,8 @@ class Anchor4DNovelViews(io.ComfyNode):
             node_id="Anchor4DNovelViews",
             display_name="Novel Views",
             category=CATEGORY,
-            description="Objective: a diffusion prior, shown each frame of the driving video, tells how the object looks from "
+            description="Objective: a diffusion prior that sees each frame of the driving video predicts how the object looks "
+            "from "
             "other sides at that time (time-multiview refinement of PLA4D's later version; DreamGaussian4D's distillation).",
             search_aliases=["sds", "score distillation", "zero123", "t-mv", "prior", "objective", "loss", "pla4d-v4", "dg4d"],
             inputs=_distillation_inputs(pla4d.NOVEL_VIEW_WEIGHT),
@@ -367,8 +370,9 @@ def _distance_input() -> io.Input:
     return host.Distance.Input(
         "distance",
         optional=True,
-        tooltip="From Model Distance: from how far the prior's views are drawn, and what it is told of it. Nothing connected = "
-        "as far as the video shows the object, and the prior is told nothing.",
+        tooltip="From Model Distance: from how far the prior's views are drawn, and which distance it gets. Nothing connected "
+        "= "
+        "as far as the video shows the object, and the prior gets no distance.",
     )
 
 
@@ -384,7 +388,7 @@ class Anchor4DMotionGeometry(io.ComfyNode):
             display_name="Motion and Geometry",
             category=CATEGORY,
             description="Objective for motion: every frame's object, seen from random sides, must suit the video's frame of "
-            "that time and the still object, as a diffusion prior judges (Align4D's joint alignment, Eq. 7-9).",
+            "that time and the static object, as a diffusion prior judges (Align4D's joint alignment, Eq. 7-9).",
             search_aliases=["mgja", "joint alignment", "sds", "score distillation", "zero123", "objective", "align4d", "dg4d"],
             inputs=[
                 *_distillation_inputs(align4d.LAMBDA, -1.0, 2, "every step, of each frame", (0.98, 0.02), dg4d.MICRO_BATCH),
@@ -392,7 +396,7 @@ class Anchor4DMotionGeometry(io.ComfyNode):
                     "ask",
                     options=list(QUESTIONS),
                     default="motion and geometry",
-                    tooltip="What the prior is shown. motion = the video's frame of that time. geometry = the still object "
+                    tooltip="What the prior sees. motion = the video's frame of that time. geometry = the static object "
                     "from the same side. motion alone = DreamGaussian4D's distillation.",
                 ),
                 io.Boolean.Input(
@@ -400,7 +404,7 @@ class Anchor4DMotionGeometry(io.ComfyNode):
                     default=True,
                     optional=True,
                     advanced=True,
-                    tooltip="Early frames obey the still object, late ones the video (Eq. 9). Off = both count alike in every "
+                    tooltip="Early frames obey the static object, late ones the video (Eq. 9). Off = both count alike in every "
                     "frame.",
                 ),
                 _distance_input(),
@@ -459,7 +463,7 @@ class Anchor4DPLA4DObjectives3D(io.ComfyNode):
             node_id="Anchor4DPLA4DObjectives3D",
             display_name="PLA4D Objectives (Frame to 3D)",
             category=CATEGORY,
-            description="PLA4D's objectives for the still object: Reference View Loss and Mesh Match with a preset's weights.",
+            description="PLA4D's objectives for the static object: Reference View Loss and Mesh Match with a preset's weights.",
             search_aliases=["losses", "preset", "gs-mesh", "static", "pla4d"],
             inputs=[_preset(), widgets.objectives()],
             outputs=[widgets.objectives_output()],
@@ -486,8 +490,8 @@ class Anchor4DPLA4DObjectives4D(io.ComfyNode):
                 host.Prior.Input(
                     "prior",
                     optional=True,
-                    tooltip="An image-conditioned diffusion model, from Load Prior: adds Reference Refinement, which mends "
-                    "tears on the sides that the video does not show. Nothing connected = none.",
+                    tooltip="An image-conditioned diffusion model, from Load Prior: adds Reference Refinement, which "
+                    "closes tearing artefacts on the sides that the video does not show. Nothing connected = none.",
                 ),
             ],
             outputs=[widgets.objectives_output()],
@@ -505,8 +509,9 @@ class Anchor4DAlign4DObjectives(io.ComfyNode):
             node_id="Anchor4DAlign4DObjectives",
             display_name="Align4D Objectives",
             category=CATEGORY,
-            description="The objectives of Align4D, or of DreamGaussian4D, for the motion with a preset's weights: Front "
-            "Match, and with a prior Motion and Geometry.",
+            description="The objectives of Align4D, or of DreamGaussian4D, for the motion with a preset's weights: Reference "
+            "View "
+            "Loss, and with a prior Motion and Geometry.",
             search_aliases=["losses", "preset", "mgja", "dynamic", "align4d", "dreamgaussian4d", "dg4d"],
             inputs=[
                 io.Combo.Input(

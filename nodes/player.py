@@ -55,6 +55,7 @@ class Anchor4DPlayScene(io.ComfyNode):
                     min=0,
                     max=2000,
                     tooltip="Frames that the player gets; between them it fills in. 0 = the scene's own frames.",
+                    extra_dict=widgets.SCENES_OWN,
                 ),
                 io.Int.Input(
                     "size",

@@ -20,7 +20,7 @@ from ..core.io.video import ANIMATIONS, PICTURES, load_video
 from ..core.mesh import UP_AXES
 from ..core.runs.sample import FPS, FRAMES, TEST_AZIMUTHS, sample_case
 from ..core.scene.object3d import Object3D, SplatObject, picture_of, render_object
-from . import host
+from . import host, widgets
 
 CATEGORY = "Anchor4D/1 Prepare"
 #: What the host's own types and 3D files are called on a socket that also takes an Anchor4D object.
@@ -38,6 +38,7 @@ def _clip_inputs() -> list[io.Input]:
             min=0,
             max=1000,
             tooltip="Number of frames to keep, evenly spaced. 0 = all. Fewer = faster; 12 to 32 suit most clips.",
+            extra_dict=widgets.reads(0, "all"),
         ),
         io.Float.Input(
             "fps",
@@ -46,6 +47,7 @@ def _clip_inputs() -> list[io.Input]:
             max=240.0,
             step=0.5,
             tooltip="Frames a second of the source. 0 = the video's own, or 12 for images.",
+            extra_dict=widgets.reads(0, "source's own"),
         ),
         io.Int.Input(
             "resolution",
@@ -98,6 +100,7 @@ def _clip_inputs() -> list[io.Input]:
             optional=True,
             advanced=True,
             tooltip="Second of the source at which the clip ends. 0 = at its end.",
+            extra_dict=widgets.reads(0, "its end"),
         ),
         io.Int.Input(
             "every",
@@ -275,7 +278,8 @@ class Anchor4DLoadMesh(io.ComfyNode):
                 io.Combo.Input(
                     "mesh",
                     options=[host.NONE, *host.listed(base / "3d", SUFFIXES, base)],
-                    tooltip="A 3D model in ComfyUI's input/3d folder. Press R after adding one.",
+                    tooltip="A 3D model in ComfyUI's input/3d folder: upload one, or press R after adding one there.",
+                    extra_dict={"a4d_suffixes": [*SUFFIXES, ".mtl", ".bin"]},
                 ),
                 io.String.Input(
                     "path",

@@ -25,9 +25,9 @@ def _output() -> io.Output:
 
 
 def _describe(prior: Prior) -> str:
-    told = ", ".join(sorted(prior.conditions)) or "texts given with it"
-    shown = f"{prior.pictures} pictures" if prior.pictures > 1 else "pictures"
-    return f"{prior.name}: {shown} of {prior.resolution[0]} px, conditioned on {told}, guidance {prior.guidance:g}"
+    conditions = ", ".join(sorted(prior.conditions)) or "texts given with it"
+    seen = f"{prior.pictures} pictures" if prior.pictures > 1 else "pictures"
+    return f"{prior.name}: {seen} of {prior.resolution[0]} px, conditioned on {conditions}, guidance {prior.guidance:g}"
 
 
 class Anchor4DLoadPrior(io.ComfyNode):
@@ -37,7 +37,8 @@ class Anchor4DLoadPrior(io.ComfyNode):
             node_id="Anchor4DLoadPrior",
             display_name="Load Prior",
             category=CATEGORY,
-            description="Loads a diffusion model that tells how the object looks from sides that the video does not show: the "
+            description="Loads a diffusion model that predicts how the object looks from sides that the video does not show: "
+            "the "
             "bundled tiny one, or a Zero123, Zero123++, MVDream, ImageDream or Stable Diffusion folder.",
             search_aliases=["zero123", "mvdream", "imagedream", "diffusion", "sds", "score distillation", "novel view"],
             inputs=[
@@ -122,12 +123,12 @@ class Anchor4DPriorFromModel(io.ComfyNode):
                 io.Conditioning.Input(
                     "positive",
                     optional=True,
-                    tooltip="For models that are told a text: CLIP Text Encode with what the object is.",
+                    tooltip="For models with a text condition: CLIP Text Encode with what the object is.",
                 ),
                 io.Conditioning.Input(
                     "negative",
                     optional=True,
-                    tooltip="For models that are told a text: CLIP Text Encode with what it is not, or with nothing.",
+                    tooltip="For models with a text condition: CLIP Text Encode with what it is not, or with nothing.",
                 ),
                 io.Int.Input(
                     "size",
@@ -136,7 +137,7 @@ class Anchor4DPriorFromModel(io.ComfyNode):
                     max=2048,
                     step=8,
                     optional=True,
-                    tooltip="Side of the pictures shown to the model, in pixels. Lower = less memory, faster. 0 = the model's "
+                    tooltip="Side of the pictures that the model sees, in pixels. Lower = less memory, faster. 0 = the model's "
                     "usual: 256 for Zero123, 512 for most, 1024 for SDXL, 480 for films.",
                 ),
                 io.Int.Input(
@@ -145,7 +146,7 @@ class Anchor4DPriorFromModel(io.ComfyNode):
                     min=0,
                     max=257,
                     optional=True,
-                    tooltip="Frames of a film shown to the model at once. 0 = the model's usual: 17 for video models, 1 for "
+                    tooltip="Frames of a film that the model sees at once. 0 = the model's usual: 17 for video models, 1 for "
                     "others. 1 for picture models built like video models, such as Qwen-Image.",
                 ),
                 io.Combo.Input(
@@ -154,7 +155,7 @@ class Anchor4DPriorFromModel(io.ComfyNode):
                     default="stable zero123",
                     optional=True,
                     advanced=True,
-                    tooltip="How a Zero123 model is told the camera. ComfyUI loads both kinds as Stable Zero123: choose "
+                    tooltip="How a Zero123 model takes the camera. ComfyUI loads both kinds as Stable Zero123: choose "
                     "zero123 for Zero123 and Zero123-XL.",
                 ),
                 io.Boolean.Input(

@@ -27,13 +27,19 @@ class Anchor4DStartWithoutObject(io.ComfyNode):
             node_id="Anchor4DStartWithoutObject",
             display_name="Start without Object",
             category="Anchor4D/2 Align",
-            description="For STAG4D, which needs no 3D model: a ball of grey points, and a camera under which the video's "
+            description="For STAG4D, which needs no 3D model: a point-cloud initialisation, and a camera under which the "
+            "video's "
             "object is about one unit large.",
             search_aliases=["random points", "ball", "no mesh", "video to 4d", "stag4d"],
             inputs=[
                 host.Video.Input("driving_video", tooltip="From Load Driving Video."),
                 io.Int.Input(
-                    "points", default=4000, min=100, max=200_000, step=100, tooltip="Points in the ball. More = finer, slower."
+                    "points",
+                    default=4000,
+                    min=100,
+                    max=200_000,
+                    step=100,
+                    tooltip="Points of the initialisation. More = finer, slower.",
                 ),
                 widgets.seed(),
             ],
@@ -146,7 +152,7 @@ class Anchor4DSTAG4DObjectives(io.ComfyNode):
                     "from_object",
                     default=False,
                     tooltip="Whether a 3D model was aligned. Then the canonical stage is fitted to it and the first frame, and "
-                    "the anchors only tell the prior (draft, standard); paper: it is where that stage starts.",
+                    "the anchors only condition the prior (draft, standard); paper: it is where that stage starts.",
                 ),
                 widgets.objectives(),
                 host.Prior.Input(
@@ -159,7 +165,7 @@ class Anchor4DSTAG4DObjectives(io.ComfyNode):
                     "geometry",
                     default=False,
                     optional=True,
-                    tooltip="Ask the prior about the still object too (Align4D's joint alignment). Motion, with a 3D model.",
+                    tooltip="Ask the prior about the static object too (Align4D's joint alignment). Motion, with a 3D model.",
                 ),
             ],
             outputs=[widgets.objectives_output()],

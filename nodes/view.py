@@ -28,7 +28,7 @@ CATEGORY = "Anchor4D/5 View and export"
 BACKGROUNDS = {"white": 1.0, "black": 0.0, "grey": 0.5}
 #: Frames a second of a film in which time stands still.
 STILL_FPS = 24.0
-#: What whoever connects depth or normals without asking for them is told.
+#: The error where depth or normals are connected and maps is off.
 NO_MAPS = "Render Scene: switch on maps (under the advanced inputs) to get depth and normals"
 
 
@@ -65,6 +65,7 @@ def _frames() -> io.Input:
         min=0,
         max=2000,
         tooltip="Frames of the clip. More than it has = slow motion in between. 0 = as many as the driving video.",
+        extra_dict=widgets.SCENES_OWN,
     )
 
 
@@ -308,9 +309,10 @@ class Anchor4DLoadScene(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         output, given = Path(folder_paths.get_output_directory()), Path(folder_paths.get_input_directory())
-        files = [f"{name} [output]" for name in host.listed(output, [".safetensors", ".zip"], output)] + host.listed(
-            given / "3d", [".safetensors", ".zip", *SPLAT_SUFFIXES], given
-        )
+        saved = host.listed(output, [".safetensors", ".zip"], output)
+        saved.sort(key=lambda name: host.changed(output / name), reverse=True)
+        files = [f"{name} [output]" for name in saved]
+        files += host.listed(given / "3d", [".safetensors", ".zip", *SPLAT_SUFFIXES], given)
         return io.Schema(
             node_id="Anchor4DLoadScene",
             display_name="Load Scene",
@@ -322,7 +324,8 @@ class Anchor4DLoadScene(io.ComfyNode):
                 io.Combo.Input(
                     "file",
                     options=[host.NONE, *files],
-                    tooltip="A scene in ComfyUI's output folder or in input/3d: .safetensors, a .zip of splat files, one a "
+                    tooltip="A scene in ComfyUI's output folder, the newest first, or in input/3d: .safetensors, a .zip of "
+                    "splat files, one a "
                     "frame, or, in input/3d, a splat file. Press R after adding one.",
                 ),
                 io.String.Input(
@@ -388,7 +391,14 @@ class Anchor4DSceneToSplats(io.ComfyNode):
             search_aliases=["scene to splat", "splat sequence", "gaussian splat", "bake", "4dgs"],
             inputs=[
                 widgets.scene(),
-                io.Int.Input("frames", default=0, min=0, max=2000, tooltip="Number of moments. 0 = the scene's own frames."),
+                io.Int.Input(
+                    "frames",
+                    default=0,
+                    min=0,
+                    max=2000,
+                    tooltip="Number of moments. 0 = the scene's own frames.",
+                    extra_dict=widgets.SCENES_OWN,
+                ),
             ],
             outputs=[
                 io.Splat.Output("splats", tooltip="One splat a frame, all with the same Gaussians in the same order."),
@@ -431,7 +441,14 @@ class Anchor4DExportPLY(io.ComfyNode):
             inputs=[
                 widgets.scene(),
                 widgets.prefix(),
-                io.Int.Input("frames", default=0, min=0, max=2000, tooltip="Number of files. 0 = the scene's own frames."),
+                io.Int.Input(
+                    "frames",
+                    default=0,
+                    min=0,
+                    max=2000,
+                    tooltip="Number of files. 0 = the scene's own frames.",
+                    extra_dict=widgets.SCENES_OWN,
+                ),
             ],
             outputs=[io.String.Output("folder", tooltip="Where the files are.")],
             is_output_node=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from comfy_api.latest import io
 
@@ -12,6 +13,15 @@ from . import host
 
 #: Presets as the nodes list them, the usual one first.
 PRESETS = sorted(METHOD_PRESETS, key=lambda name: name != "standard")
+
+
+def reads(value: int, word: str) -> dict[str, Any]:
+    """For ``extra_dict`` of a number: the page shows a word in place of one value. The stored value stays."""
+    return {"a4d_words": {str(value): word}}
+
+
+#: Of numbers whose 0 is a preset's, a scene's, a model's.
+PRESETS_OWN, SCENES_OWN, MODELS_OWN = reads(0, "preset"), reads(0, "scene's own"), reads(0, "model's own")
 
 
 def scene(
@@ -58,6 +68,7 @@ def steps(what: str = "Steps.") -> io.Input:
         optional=True,
         advanced=True,
         tooltip=f"{what} More = finer, slower. 0 = the preset's.",
+        extra_dict=PRESETS_OWN,
     )
 
 
@@ -72,6 +83,7 @@ def resolution() -> io.Input:
         optional=True,
         advanced=True,
         tooltip="Largest picture compared, in pixels. Lower = faster, higher = finer. 0 = the preset's.",
+        extra_dict=PRESETS_OWN,
     )
 
 
@@ -136,6 +148,7 @@ def weight(default: float, what: str, step: float = 0.1, end: float = -1.0) -> l
             optional=True,
             advanced=True,
             tooltip="Weight at the last step; it changes evenly from first to last. -1 = it stays the same.",
+            extra_dict=reads(-1, "same"),
         ),
     ]
 
@@ -152,7 +165,17 @@ def views(default: int, what: str = "Sides compared in every step.") -> io.Input
 
 def guidance(tooltip: str, most: float) -> io.Input:
     """The guidance scale of a prior; 0 is the prior's usual."""
-    return io.Float.Input("guidance", default=0.0, min=0.0, max=most, step=0.5, optional=True, advanced=True, tooltip=tooltip)
+    return io.Float.Input(
+        "guidance",
+        default=0.0,
+        min=0.0,
+        max=most,
+        step=0.5,
+        optional=True,
+        advanced=True,
+        tooltip=tooltip,
+        extra_dict=reads(0, "prior's usual"),
+    )
 
 
 def prefix(default: str = "3d/Anchor4D") -> io.Input:

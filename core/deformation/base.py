@@ -58,6 +58,7 @@ class DeformationField(nn.Module):
         fixed_count: it moves the Gaussians that it was built for, none more or fewer, so that density control is refused.
         tracks_frames: it has a pose at each frame, so that frames can be tracked one by one: :meth:`continue_motion`.
         anywhere: it moves any point by where the point is, so that it carries other points than Gaussians.
+        composed: it is made of other fields or of sets of Gaussians; no fit starts from it.
         offers: what objectives may need of it: "handles" (:meth:`handles`), "planes" (:meth:`feature_planes`), "seam"
             (:meth:`seam`).
     """
@@ -66,6 +67,7 @@ class DeformationField(nn.Module):
     fixed_count: bool = False
     tracks_frames: bool = False
     anywhere: bool = False
+    composed: ClassVar[bool] = False
     offers: frozenset[str] = frozenset()
     #: Constructor arguments that say how many layers, hence tensors, are built: checked against a file's before anything is.
     layered: ClassVar[frozenset[str]] = frozenset()

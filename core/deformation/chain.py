@@ -32,6 +32,7 @@ class ClipChain(DeformationField):
     """
 
     name = "clip-chain"
+    composed = True
     offers = frozenset({"seam"})
 
     def __init__(self, fields: Sequence[DeformationField | dict[str, Any]], overlap: float = 0.5, closed: bool = False) -> None:

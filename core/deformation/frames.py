@@ -34,6 +34,7 @@ class FrameField(DeformationField):
     """
 
     name = "frames"
+    composed = True
     fixed_count = True
 
     def __init__(

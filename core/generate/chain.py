@@ -48,7 +48,8 @@ FILL, SIDE = 0.8, 1024
 #: The object link that needs no model, and what is said of it.
 INFLATE = "inflate"
 INFLATED = (
-    "object: the outline of the first picture, inflated; back and depth are guesses. An image-to-3D model knows sides: give its "
+    "object: the outline of the first picture, inflated; back and depth are guesses. An image-to-3D model knows sides: give "
+    "its "
     f"mesh as the object, or {COMMAND} get lgm && {COMMAND} get imagedream"
 )
 #: How an object is drawn for its film.

@@ -53,7 +53,7 @@ def test_demo_workflow(host: Any):
     outcome = host.run(prompt)
     assert outcome.ended == "execution_success", outcome.detail
     assert outcome.previews >= 4
-    assert any(text.startswith("3D to 4D: step 6 of 6\nfront") for text in outcome.texts)
+    assert any(text.startswith("estimate: ") and "\n3D to 4D: step 6 of 6\n" in text for text in outcome.texts)
 
     scene = Scene4D.load(next((host.folder / "output" / "3d").glob("1_demo_*.safetensors")))
     assert (scene.frames, len(scene.gaussians)) == (4, 800)
@@ -112,7 +112,7 @@ def test_take_it_elsewhere_workflow(host: Any):
         assert len([name for name in archive.namelist() if name.endswith(".ply")]) == 4
     clips = outcome.outputs[host.only(prompt, "Anchor4DPlayScene")[0]]["a4d_clips"]
     counts = [read_stream(host.file(clip)).header["count"] for clip in clips]
-    assert counts == [400, 800]
+    assert counts == [800, 400]  # before and after
     shown = outcome.outputs[host.only(prompt, "Preview3D")[0]]["result"][0]
     assert (host.folder / "output" / shown).read_bytes() == made[".glb"].read_bytes()
 
@@ -207,7 +207,7 @@ def test_align4d_and_its_ablations(host: Any, left_out: str):
     assert ("distance" in asked["inputs"]) == (left_out != "no_oda")
     outcome = host.run(prompt)
     assert outcome.ended == "execution_success", outcome.detail
-    assert any(text.startswith("3D to 4D: step 6 of 6\nfront") for text in outcome.texts)
+    assert any(text.startswith("estimate: ") and "\n3D to 4D: step 6 of 6\n" in text for text in outcome.texts)
     assert any("motion and geometry" in text for text in outcome.texts)
     scene = Scene4D.load(next((host.folder / "output" / "3d").glob(f"{name}_0*.safetensors")))
     assert scene.field is not None
