@@ -34,7 +34,8 @@ def _list(rows: Iterator[Row]) -> str:
     lines = []
     for indent, name, remark, text in rows:
         item = f"{'  ' * indent}- **{name}**{f' ({remark})' if remark else ''}:"
-        lines += [f"{item} {text}"] if "\n" not in text else [item, *(f"{'  ' * indent}  - {line}" for line in text.splitlines())]
+        several = [f"{'  ' * indent}  - {line}" for line in text.splitlines()]
+        lines += [f"{item} {text}"] if len(several) == 1 else [item, *several]
     return "\n".join(lines)
 
 
