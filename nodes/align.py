@@ -33,14 +33,13 @@ def _mesh() -> io.Input:
 
 def _front(auto: str, *before: io.DynamicCombo.Option) -> io.Input:
     """Which side of the mesh the video shows: options of the node's own, to find it, or to set it."""
-    yaw = io.Float.Input(
+    yaw = widgets.real(
         "yaw",
-        default=0.0,
-        min=-360.0,
-        max=360.0,
-        step=1.0,
-        tooltip="Degrees to turn the mesh, counter-clockwise seen from above, so that the side that the video shows faces the "
+        0.0,
+        (-360.0, 360.0),
+        "Degrees to turn the mesh, counter-clockwise seen from above, so that the side that the video shows faces the "
         "camera. 0 = the mesh already faces it (+Z).",
+        step=1.0,
     )
     return io.DynamicCombo.Input(
         "front",
@@ -70,11 +69,10 @@ class Anchor4DFocalAlignment(io.ComfyNode):
                     "driving_video", tooltip="From Prepare or Load Driving Video. Its first frame must show the mesh's pose."
                 ),
                 _mesh(),
-                io.Combo.Input(
+                widgets.choice(
                     "method",
-                    options=["robust", "literal"],
-                    default="robust",
-                    tooltip="robust = solve field of view, distance and position together. "
+                    ["robust", "literal"],
+                    "robust = solve field of view, distance and position together. "
                     "literal = the paper's search: field of view alone, by colour difference.",
                 ),
                 _front("auto = find it."),
@@ -170,31 +168,23 @@ class Anchor4DFixedCamera(io.ComfyNode):
             inputs=[
                 host.Video.Input("driving_video", tooltip="From Prepare or Load Driving Video."),
                 _mesh(),
-                io.Float.Input(
+                widgets.real(
                     "distance",
-                    default=1.5,
-                    min=0.3,
-                    max=20.0,
-                    step=0.05,
-                    tooltip="How far the camera stands from the object's middle, in units of the object's longest side. Higher "
+                    1.5,
+                    (0.3, 20.0),
+                    "How far the camera stands from the object's middle, in units of the object's longest side. Higher "
                     "= the object looks smaller.",
+                    step=0.05,
                 ),
-                io.Float.Input(
+                widgets.real(
                     "field_of_view",
-                    default=LENS,
-                    min=5.0,
-                    max=120.0,
+                    LENS,
+                    (5.0, 120.0),
+                    "Of the camera, from the picture's top to its bottom, in degrees. 49.1 = as the Zero123 models learnt.",
                     step=0.1,
-                    tooltip="Of the camera, from the picture's top to its bottom, in degrees. 49.1 = as the Zero123 models "
-                    "learnt.",
                 ),
-                io.Float.Input(
-                    "elevation",
-                    default=0.0,
-                    min=-80.0,
-                    max=80.0,
-                    step=1.0,
-                    tooltip="Of the camera, in degrees; positive = it looks down from above.",
+                widgets.real(
+                    "elevation", 0.0, (-80.0, 80.0), "Of the camera, in degrees; positive = it looks down from above.", step=1.0
                 ),
                 _front("auto = try every degree."),
             ],
@@ -250,23 +240,21 @@ class Anchor4DObjectDistance(io.ComfyNode):
                 host.Alignment.Input(
                     "alignment", tooltip="From Fixed Camera, or any other alignment: its mesh is aligned anew."
                 ),
-                io.Combo.Input(
+                widgets.choice(
                     "method",
-                    options=["robust", "literal"],
-                    default="robust",
-                    tooltip="robust = solve distance, field of view and position together. literal = the paper's search: "
+                    ["robust", "literal"],
+                    "robust = solve distance, field of view and position together. literal = the paper's search: "
                     "distance alone, by colour difference, the object in the picture's middle.",
                 ),
                 _front(
                     "keep = as the alignment has it. auto = find it anew.",
                     io.DynamicCombo.Option("keep", []),
                 ),
-                io.Boolean.Input(
+                widgets.switch(
                     "solve_elevation",
-                    default=False,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Let the robust search also change the camera's height. For videos seen from above or below.",
+                    False,
+                    "Let the robust search also change the camera's height. For videos seen from above or below.",
+                    folded=True,
                 ),
             ],
             outputs=[
@@ -317,11 +305,10 @@ class Anchor4DModelDistance(io.ComfyNode):
                 host.Video.Input("driving_video", tooltip="The same clip that was aligned."),
                 host.Alignment.Input("alignment", tooltip="From Object Distance: the camera as the video has it."),
                 host.Prior.Input("prior", tooltip="The prior that the objectives ask: one that takes a picture and cameras."),
-                io.Combo.Input(
+                widgets.choice(
                     "meaning",
-                    options=["delta", "literal", "zero", "implicit"],
-                    default="delta",
-                    tooltip="Which distance the prior gets. delta = its views are drawn from the distance it prefers, and it "
+                    ["delta", "literal", "zero", "implicit"],
+                    "Which distance the prior gets. delta = its views are drawn from the distance it prefers, and it "
                     "gets "
                     "by how much that differs from the video's, as Zero123 learnt it. literal = drawn from the video's "
                     "distance, given the preferred distance itself, as the paper has it. zero = drawn from the video's "

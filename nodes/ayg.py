@@ -62,14 +62,13 @@ def _images() -> io.Input:
 
 
 def _image_weight(default: float) -> io.Input:
-    return io.Float.Input(
+    return widgets.real(
         "image_weight",
-        default=default,
-        min=0.0,
-        max=100.0,
-        step=0.05,
-        tooltip="How much the text-to-image model counts against the other model, both brought to one size first. Higher = "
+        default,
+        (0.0, 100.0),
+        "How much the text-to-image model counts against the other model, both brought to one size first. Higher = "
         "finer looks, 0 = off.",
+        step=0.05,
     )
 
 
@@ -106,25 +105,21 @@ class Anchor4DTextTo3DScores(io.ComfyNode):
                 _prompt("What the object is."),
                 *widgets.weight(1.0, "closer to the text"),
                 _image_weight(ayg.IMAGE_STATIC),
-                io.Float.Input(
+                widgets.real(
                     "view_guidance",
-                    default=0.5,
-                    min=0.0,
-                    max=10.0,
-                    step=0.1,
-                    optional=True,
-                    advanced=True,
-                    tooltip="How much the text-to-image model is held to the side that it sees, named in its text. Higher = "
+                    0.5,
+                    (0.0, 10.0),
+                    "How much the text-to-image model is held to the side that it sees, named in its text. Higher = "
                     "fewer faces at the back. 0 = off.",
+                    step=0.1,
+                    folded=True,
                 ),
-                io.Int.Input(
+                widgets.whole(
                     "pictures",
-                    default=4,
-                    min=1,
-                    max=64,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Pictures that the text-to-image model sees in every step. More = steadier, slower.",
+                    4,
+                    (1, 64),
+                    "Pictures that the text-to-image model sees in every step. More = steadier, slower.",
+                    folded=True,
                 ),
                 _negative("", "Empty = each model's own."),
             ],
@@ -172,63 +167,52 @@ class Anchor4DTextTo4DScores(io.ComfyNode):
                 _prompt("What the object is and does."),
                 *widgets.weight(ayg.CLIP_WEIGHT, "livelier, less held together", 1.0),
                 _image_weight(ayg.IMAGE_MOTION),
-                io.Float.Input(
+                widgets.real(
                     "amplification",
-                    default=ayg.AMPLIFICATION,
-                    min=0.0,
-                    max=10.0,
-                    step=0.1,
-                    tooltip="Motion amplification: what the video model wants changed between frames counts so many times. "
+                    ayg.AMPLIFICATION,
+                    (0.0, 10.0),
+                    "Motion amplification: what the video model wants changed between frames counts so many times. "
                     "Higher = more motion. 1 = off.",
+                    step=0.1,
                 ),
-                io.Float.Input(
+                widgets.real(
                     "amplified_from",
-                    default=ayg.AMPLIFIED_FROM,
-                    min=0.0,
-                    max=1.0,
+                    ayg.AMPLIFIED_FROM,
+                    (0.0, 1.0),
+                    "When amplification sets in: 0 = at once, 0.3 = after 30 % of the steps.",
                     step=0.05,
-                    optional=True,
-                    advanced=True,
-                    tooltip="When amplification sets in: 0 = at once, 0.3 = after 30 % of the steps.",
+                    folded=True,
                 ),
-                io.Int.Input(
+                widgets.whole(
                     "clips",
-                    default=1,
-                    min=1,
-                    max=16,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Films that the models see in every step, each from another side. More = steadier, slower.",
+                    1,
+                    (1, 16),
+                    "Films that the models see in every step, each from another side. More = steadier, slower.",
+                    folded=True,
                 ),
-                io.Int.Input(
+                widgets.whole(
                     "frames",
-                    default=0,
-                    min=0,
-                    max=129,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Frames of a film. 0 = the model's usual. LTX-Video takes 1 + 8 k, Wan 1 + 4 k.",
-                    extra_dict=widgets.MODELS_OWN,
+                    0,
+                    (0, 129),
+                    "Frames of a film. 0 = the model's usual. LTX-Video takes 1 + 8 k, Wan 1 + 4 k.",
+                    words=widgets.MODELS_OWN,
+                    folded=True,
                 ),
-                io.Int.Input(
+                widgets.whole(
                     "size",
-                    default=0,
-                    min=0,
-                    max=1024,
+                    0,
+                    (0, 1024),
+                    "Side of the films in pixels. Lower = less memory. 0 = the model's usual size.",
                     step=32,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Side of the films in pixels. Lower = less memory. 0 = the model's usual size.",
-                    extra_dict=widgets.MODELS_OWN,
+                    words=widgets.MODELS_OWN,
+                    folded=True,
                 ),
-                io.Int.Input(
+                widgets.whole(
                     "image_frames",
-                    default=4,
-                    min=1,
-                    max=32,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Frames of each film that the text-to-image model sees, drawn at random.",
+                    4,
+                    (1, 32),
+                    "Frames of each film that the text-to-image model sees, drawn at random.",
+                    folded=True,
                 ),
                 _negative(MOTIONLESS, "Of the video model: the default steers away from films in which nothing moves."),
             ],
@@ -277,24 +261,21 @@ class Anchor4DStayInPlace(io.ComfyNode):
             search_aliases=["jsd", "jensen-shannon", "drift", "regulariser", "objective", "loss", "ayg"],
             inputs=[
                 widgets.objectives(),
-                io.Float.Input(
+                widgets.real(
                     "share",
-                    default=0.0,
-                    min=0.0,
-                    max=1000.0,
-                    step=0.1,
-                    tooltip="Sets the weight by itself, once: an object that slid by 2 % of its size is pulled back so many "
+                    0.0,
+                    (0.0, 1000.0),
+                    "Sets the weight by itself, once: an object that slid by 2 % of its size is pulled back so many "
                     "times as hard as everything else pulls together. 3 = the paper preset's. 0 = the weight counts as it is.",
+                    step=0.1,
                 ),
                 *widgets.weight(ayg.STAY_WEIGHT, "stays more firmly"),
-                io.Int.Input(
+                widgets.whole(
                     "share_step",
-                    default=ayg.STAY_STEP,
-                    min=0,
-                    max=100_000,
-                    optional=True,
-                    advanced=True,
-                    tooltip="The step at which the share is set. Until then this objective does nothing.",
+                    ayg.STAY_STEP,
+                    (0, 100_000),
+                    "The step at which the share is set. Until then this objective does nothing.",
+                    folded=True,
                 ),
             ],
             outputs=[widgets.objectives_output()],
@@ -323,14 +304,12 @@ class Anchor4DTogetherness(io.ComfyNode):
             inputs=[
                 widgets.objectives(),
                 *widgets.weight(1000.0, "stiffer; lower = livelier, but it may show tearing artefacts", 10.0),
-                io.Int.Input(
+                widgets.whole(
                     "neighbours",
-                    default=40,
-                    min=1,
-                    max=200,
-                    optional=True,
-                    advanced=True,
-                    tooltip="How many neighbours of each Gaussian count. More = stiffer over larger distances.",
+                    40,
+                    (1, 200),
+                    "How many neighbours of each Gaussian count. More = stiffer over larger distances.",
+                    folded=True,
                 ),
             ],
             outputs=[widgets.objectives_output()],
@@ -365,28 +344,16 @@ class Anchor4DTextToGaussians(io.ComfyNode):
                 ),
                 _preset(),
                 widgets.seed(),
-                io.Float.Input(
+                widgets.real(
                     "yaw",
-                    default=0.0,
-                    min=-180.0,
-                    max=180.0,
+                    0.0,
+                    (-180.0, 180.0),
+                    "Degrees to turn a connected object, counter-clockwise seen from above, until its front faces +Z.",
                     step=1.0,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Degrees to turn a connected object, counter-clockwise seen from above, until its front faces +Z.",
+                    folded=True,
                 ),
-                io.Int.Input(
-                    "frames",
-                    default=16,
-                    min=2,
-                    max=500,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Frames of a clip of the motion that comes next.",
-                ),
-                io.Float.Input(
-                    "fps", default=8.0, min=1.0, max=120.0, optional=True, advanced=True, tooltip="Frames a second of it."
-                ),
+                widgets.whole("frames", 16, (2, 500), "Frames of a clip of the motion that comes next.", folded=True),
+                widgets.real("fps", 8.0, (1.0, 120.0), "Frames a second of it.", folded=True),
                 widgets.steps(),
                 *widgets.drawing(),
             ],
@@ -453,15 +420,13 @@ class Anchor4DTextMotion(io.ComfyNode):
                 _preset(),
                 widgets.seed(),
                 widgets.steps(),
-                io.Int.Input(
+                widgets.whole(
                     "frames",
-                    default=0,
-                    min=0,
-                    max=500,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Frames of the clip. 0 = as the scene says, 16 for one that has a single frame.",
-                    extra_dict=widgets.SCENES_OWN,
+                    0,
+                    (0, 500),
+                    "Frames of the clip. 0 = as the scene says, 16 for one that has a single frame.",
+                    words=widgets.SCENES_OWN,
+                    folded=True,
                 ),
                 *widgets.drawing(),
             ],
@@ -515,23 +480,21 @@ class Anchor4DExtendMotion(io.ComfyNode):
                 host.Objectives.Input(
                     "objectives", tooltip="Text to 4D Scores of the new clip, and what keeps the object in place and together."
                 ),
-                io.Boolean.Input(
+                widgets.switch(
                     "close_loop",
-                    default=False,
-                    tooltip="The new clip ends where the motion began, so that it loops. Nothing can be added after that.",
+                    False,
+                    "The new clip ends where the motion began, so that it loops. Nothing can be added after that.",
                 ),
                 _preset(),
                 widgets.seed(),
-                io.Float.Input(
+                widgets.real(
                     "seam",
-                    default=1000.0,
-                    min=0.0,
-                    max=1e6,
-                    step=10.0,
-                    optional=True,
-                    advanced=True,
-                    tooltip="How firmly the two clips must agree where one is blended into the other. Higher = the new clip "
+                    1000.0,
+                    (0.0, 1e6),
+                    "How firmly the two clips must agree where one is blended into the other. Higher = the new clip "
                     "begins as the old one goes on.",
+                    step=10.0,
+                    folded=True,
                 ),
                 widgets.steps(),
                 *widgets.drawing(),

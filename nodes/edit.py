@@ -23,11 +23,10 @@ MOST = 50
 
 
 def _motion() -> io.Input:
-    return io.Combo.Input(
+    return widgets.choice(
         "motion",
-        options=["auto", "smooth", "steps"],
-        default="auto",
-        tooltip="What lies between two frames. smooth = the same splats on their way, for slow motion and new frame rates. "
+        ["auto", "smooth", "steps"],
+        "What lies between two frames. smooth = the same splats on their way, for slow motion and new frame rates. "
         "steps = nothing, each frame has splats of its own. auto = found out from the splats.",
     )
 
@@ -59,7 +58,7 @@ def _motion_note(scene: Scene4D) -> str:
 
 
 def _loop() -> io.Input:
-    return io.Boolean.Input("loop", default=False, tooltip="Whether the clip goes on from the last frame to the first.")
+    return widgets.switch("loop", False, "Whether the clip goes on from the last frame to the first.")
 
 
 class Anchor4DSplatsToScene(io.ComfyNode):
@@ -137,20 +136,18 @@ class Anchor4DLoadSplats(io.ComfyNode):
                     "empty." + host.TYPED_PATH,
                 ),
                 _number("fps", 0.0, 0.0, 240.0, 0.5, "Frames a second. 0 = what the sequence's manifest says, 12 without one."),
-                io.Combo.Input(
+                widgets.choice(
                     "loop",
-                    options=["as saved", "yes", "no"],
-                    default="as saved",
-                    tooltip="Whether the clip goes on from the last frame to the first. as saved = what the sequence's "
+                    ["as saved", "yes", "no"],
+                    "Whether the clip goes on from the last frame to the first. as saved = what the sequence's "
                     "manifest says, no without one.",
                 ),
                 _motion(),
-                io.Int.Input(
+                widgets.whole(
                     "frames",
-                    default=0,
-                    min=0,
-                    max=100000,
-                    tooltip="Number of frames to keep, evenly spaced. 0 = all. Fewer = less memory: 100,000 splats with "
+                    0,
+                    (0, 100000),
+                    "Number of frames to keep, evenly spaced. 0 = all. Fewer = less memory: 100,000 splats with "
                     "plain colours take 6 MB a frame.",
                 ),
                 widgets.up(),
@@ -212,20 +209,13 @@ class Anchor4DRetimeScene(io.ComfyNode):
                 widgets.scene(),
                 _number("speed", 1.0, 0.01, 100.0, 0.05, "2 = twice as fast, 0.5 = half as fast. The frame rate stays."),
                 _number("fps", 0.0, 0.0, 240.0, 0.5, "New frames a second. 0 = as before. The clip lasts as long."),
-                io.Int.Input(
+                widgets.whole(
                     "frames",
-                    default=0,
-                    min=0,
-                    max=10000,
-                    tooltip="New number of frames. 0 = what speed and fps make. More frames in the same time, unless fps is "
-                    "set, too.",
+                    0,
+                    (0, 10000),
+                    "New number of frames. 0 = what speed and fps make. More frames in the same time, unless fps is set, too.",
                 ),
-                io.Combo.Input(
-                    "curve",
-                    options=list(EASES),
-                    default="steady",
-                    tooltip="How the motion gathers and loses speed over the clip.",
-                ),
+                widgets.choice("curve", list(EASES), "How the motion gathers and loses speed over the clip.", default="steady"),
                 io.String.Input(
                     "points",
                     default="",
@@ -280,13 +270,12 @@ class Anchor4DTrimScene(io.ComfyNode):
                         io.DynamicCombo.Option(
                             "frames",
                             [
-                                io.Int.Input("start", default=0, min=0, max=100000, tooltip="First frame to keep, from 0."),
-                                io.Int.Input(
+                                widgets.whole("start", 0, (0, 100000), "First frame to keep, from 0."),
+                                widgets.whole(
                                     "end",
-                                    default=-1,
-                                    min=-1,
-                                    max=100000,
-                                    tooltip="Last frame to keep. -1 = the clip's last. In a loop it may lie before the start.",
+                                    -1,
+                                    (-1, 100000),
+                                    "Last frame to keep. -1 = the clip's last. In a loop it may lie before the start.",
                                 ),
                             ],
                         ),
@@ -330,12 +319,11 @@ class Anchor4DLoopScene(io.ComfyNode):
                         io.DynamicCombo.Option(
                             "close the loop",
                             [
-                                io.Int.Input(
+                                widgets.whole(
                                     "overlap",
-                                    default=0,
-                                    min=0,
-                                    max=10000,
-                                    tooltip="Frames at the end that fade into those at the start. The loop is that much "
+                                    0,
+                                    (0, 10000),
+                                    "Frames at the end that fade into those at the start. The loop is that much "
                                     "shorter. More = softer. 0 = a quarter of the clip.",
                                 )
                             ],
@@ -442,19 +430,10 @@ class Anchor4DCropScene(io.ComfyNode):
                     ],
                     tooltip="What to cut with.",
                 ),
-                io.Combo.Input(
-                    "keep",
-                    options=["inside", "outside"],
-                    default="inside",
-                    tooltip="Which Gaussians stay, by their centres.",
-                ),
-                io.Combo.Input(
-                    "when",
-                    options=["at one moment", "at any frame"],
-                    default="at one moment",
-                    tooltip="at one moment = where they are at the time below counts. at any frame = whatever is inside at any "
-                    "frame counts as inside.",
-                ),
+                widgets.choice("keep", ["inside", "outside"], "Which Gaussians stay, by their centres."),
+                widgets.choice("when", ["at one moment", "at any frame"], "at one moment = where they are at the time below "
+                "counts. at any frame = whatever is inside at any "
+                    "frame counts as inside."),
                 _number("time", 0.0, 0.0, 1.0, 0.01, "The moment that counts: 0 = start, 1 = end."),
             ],
             outputs=[_output()],
@@ -489,17 +468,14 @@ class Anchor4DMergeScenes(io.ComfyNode):
                     template=io.Autogrow.TemplatePrefix(widgets.scene(), prefix="scene_", min=2, max=MOST),
                     tooltip="Still or moving scenes, or splats.",
                 ),
-                io.Combo.Input(
+                widgets.choice(
                     "shorter",
-                    options=["repeat", "hold", "stretch"],
-                    default="repeat",
-                    tooltip="What shorter clips do until the longest is over. repeat = start again. hold = stay at the last "
+                    ["repeat", "hold", "stretch"],
+                    "What shorter clips do until the longest is over. repeat = start again. hold = stay at the last "
                     "frame. stretch = play slower, to last as long.",
                 ),
                 _number("fps", 0.0, 0.0, 240.0, 0.5, "Frames a second. 0 = the highest of all."),
-                io.Int.Input(
-                    "frames", default=0, min=0, max=10000, tooltip="Number of frames. 0 = until the longest clip is over."
-                ),
+                widgets.whole("frames", 0, (0, 10000), "Number of frames. 0 = until the longest clip is over."),
             ],
             outputs=[host.Scene.Output("scene", tooltip="All in one. Its camera is the first scene's.")],
         )
@@ -589,19 +565,13 @@ class Anchor4DPruneScene(io.ComfyNode):
                         ),
                         io.DynamicCombo.Option(
                             "count",
-                            [
-                                io.Int.Input(
-                                    "count", default=10000, min=1, max=100_000_000, tooltip="Number of Gaussians to keep."
-                                )
-                            ],
+                            [widgets.whole("count", 10000, (1, 100_000_000), "Number of Gaussians to keep.")],
                         ),
                     ],
                     tooltip="How many Gaussians stay.",
                 ),
-                io.Boolean.Input(
-                    "cover",
-                    default=True,
-                    tooltip="Let those that stay grow over the gaps that the others leave. Off = they keep their size.",
+                widgets.switch(
+                    "cover", True, "Let those that stay grow over the gaps that the others leave. Off = they keep their size."
                 ),
                 *widgets.drawing(),
             ],

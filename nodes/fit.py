@@ -50,12 +50,12 @@ def _preset(what: str) -> io.Input:
 
 
 def _method(what: str) -> io.Input:
-    return io.Combo.Input(
+    return widgets.choice(
         "method",
-        options=VIDEO_METHODS,
+        VIDEO_METHODS,
+        f"Whose {what} the preset means: {'; '.join(f'{name} = {METHODS[name].title}' for name in VIDEO_METHODS)}.",
         default="pla4d",
         optional=True,
-        tooltip=f"Whose {what} the preset means: {'; '.join(f'{name} = {METHODS[name].title}' for name in VIDEO_METHODS)}.",
     )
 
 
@@ -110,16 +110,14 @@ class Anchor4DFitGaussians(io.ComfyNode):
                 _objectives(standing),
                 _preset("How many Gaussians and steps."),
                 widgets.seed(),
-                io.Int.Input(
+                widgets.whole(
                     "gaussians",
-                    default=0,
-                    min=0,
-                    max=500_000,
+                    0,
+                    (0, 500_000),
+                    "Number of Gaussians. More = finer, slower, larger files. 0 = the preset's.",
                     step=1000,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Number of Gaussians. More = finer, slower, larger files. 0 = the preset's.",
-                    extra_dict=widgets.PRESETS_OWN,
+                    words=widgets.PRESETS_OWN,
+                    folded=True,
                 ),
                 widgets.steps(),
                 widgets.resolution(),
@@ -195,70 +193,59 @@ class Anchor4DMotionAlignment(io.ComfyNode):
                 ),
                 _objectives(standing),
                 _preset("How long and how fine."),
-                io.Combo.Input(
+                widgets.choice(
                     "field",
-                    options=["preset", *FIELDS],
-                    default="preset",
-                    tooltip="How motion is stored. control-nodes = a skeleton of a few hundred points, fast, keeps limbs "
+                    ["preset", *FIELDS],
+                    "How motion is stored. control-nodes = a skeleton of a few hundred points, fast, keeps limbs "
                     "stiff. hexplane = a grid over space and time. mlp = a neural network, as in the paper. preset = the "
                     "preset's.",
                 ),
                 widgets.seed(),
                 widgets.steps("Steps over the whole clip."),
-                io.Int.Input(
+                widgets.whole(
                     "tracking_steps",
-                    default=-1,
-                    min=-1,
-                    max=10_000,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Steps on each frame while the object is first followed frame by frame (control nodes only). "
+                    -1,
+                    (-1, 10_000),
+                    "Steps on each frame while the object is first followed frame by frame (control nodes only). "
                     "More = quick motion is followed better, slower. 0 = off. -1 = the preset's.",
-                    extra_dict=widgets.reads(-1, "preset"),
+                    words=widgets.reads(-1, "preset"),
+                    folded=True,
                 ),
-                io.Int.Input(
+                widgets.whole(
                     "fine_steps",
-                    default=-1,
-                    min=-1,
-                    max=100_000,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Steps of a last pass at full size that sharpens the motion. More = finer, slower. "
+                    -1,
+                    (-1, 100_000),
+                    "Steps of a last pass at full size that sharpens the motion. More = finer, slower. "
                     "0 = off. -1 = the preset's.",
-                    extra_dict=widgets.reads(-1, "preset"),
+                    words=widgets.reads(-1, "preset"),
+                    folded=True,
                 ),
-                io.Int.Input(
+                widgets.whole(
                     "control_nodes",
-                    default=0,
-                    min=0,
-                    max=5000,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Number of control nodes. More = finer motion, less of it where the video does not look. 0 = "
-                    "the preset's.",
-                    extra_dict=widgets.PRESETS_OWN,
+                    0,
+                    (0, 5000),
+                    "Number of control nodes. More = finer motion, less of it where the video does not look. 0 = the preset's.",
+                    words=widgets.PRESETS_OWN,
+                    folded=True,
                 ),
                 widgets.resolution(),
                 *widgets.drawing(),
-                io.Int.Input(
+                widgets.whole(
                     "refine_steps",
-                    default=-1,
-                    min=-1,
-                    max=100_000,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Steps of the last pass, in which a prior is asked (with Reference Refinement or Novel Views "
+                    -1,
+                    (-1, 100_000),
+                    "Steps of the last pass, in which a prior is asked (with Reference Refinement or Novel Views "
                     "among the objectives only). More = tearing artefacts close further, slower. 0 = off. -1 = the preset's.",
-                    extra_dict=widgets.reads(-1, "preset"),
+                    words=widgets.reads(-1, "preset"),
+                    folded=True,
                 ),
                 _method("steps, field and training"),
-                io.Combo.Input(
+                widgets.choice(
                     "train",
-                    options=["preset", *TRAINED],
-                    default="preset",
-                    optional=True,
-                    tooltip="deformation = the motion alone, the static object stays as it is. both = the static object's "
+                    ["preset", *TRAINED],
+                    "deformation = the motion alone, the static object stays as it is. both = the static object's "
                     "Gaussians too. preset = the method's: deformation for pla4d, both for align4d and dg4d.",
+                    optional=True,
                 ),
                 host.Turns.Input(
                     "turns",
@@ -343,19 +330,17 @@ class Anchor4DAsynchronousOptimisation(io.ComfyNode):
             "(Align4D). Bypass it, and both are trained at once.",
             search_aliases=["alternate", "alternating", "turns", "ao", "asynchronous optimization", "align4d", "train"],
             inputs=[
-                io.Int.Input(
+                widgets.whole(
                     "field_steps",
-                    default=8,
-                    min=1,
-                    max=10_000,
-                    tooltip="Steps of the motion before the Gaussians' turn. More = the motion explains more of the video.",
+                    8,
+                    (1, 10_000),
+                    "Steps of the motion before the Gaussians' turn. More = the motion explains more of the video.",
                 ),
-                io.Int.Input(
+                widgets.whole(
                     "gaussian_steps",
-                    default=2,
-                    min=1,
-                    max=10_000,
-                    tooltip="Steps of the Gaussians, their colours and shapes, before the motion's turn again. More = the "
+                    2,
+                    (1, 10_000),
+                    "Steps of the Gaussians, their colours and shapes, before the motion's turn again. More = the "
                     "object changes more.",
                 ),
             ],

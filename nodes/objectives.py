@@ -27,34 +27,28 @@ Terms = tuple[Objective, ...]
 
 def _picture_inputs(mask: float, levels: int) -> list[io.Input]:
     return [
-        io.Float.Input(
+        widgets.real(
             "mask",
-            default=mask,
-            min=0.0,
-            max=100.0,
+            mask,
+            (0.0, 100.0),
+            "How much the outline counts against the colours. Higher = outlines first. 0 = colours only.",
             step=0.1,
-            tooltip="How much the outline counts against the colours. Higher = outlines first. 0 = colours only.",
         ),
-        io.Float.Input(
+        widgets.real(
             "perceptual",
-            default=0.0,
-            min=0.0,
-            max=1e6,
-            step=0.1,
-            optional=True,
-            advanced=True,
-            tooltip="Weight of the perceptual distance (LPIPS, or SSIM where its network is not on this computer). Higher = "
+            0.0,
+            (0.0, 1e6),
+            "Weight of the perceptual distance (LPIPS, or SSIM where its network is not on this computer). Higher = "
             "crisper texture, much slower. 0 = off.",
+            step=0.1,
+            folded=True,
         ),
-        io.Int.Input(
+        widgets.whole(
             "levels",
-            default=levels,
-            min=1,
-            max=6,
-            optional=True,
-            advanced=True,
-            tooltip="Compare also at half, quarter, ... size, this many sizes in all. More = limbs far from their place are "
-            "found.",
+            levels,
+            (1, 6),
+            "Compare also at half, quarter, ... size, this many sizes in all. More = limbs far from their place are found.",
+            folded=True,
         ),
     ]
 
@@ -103,37 +97,21 @@ class Anchor4DMeshMatch(io.ComfyNode):
                 *widgets.weight(1.0, "closer to the mesh"),
                 widgets.views(4),
                 *_picture_inputs(0.3, 1),
-                io.Float.Input(
-                    "lowest",
-                    default=-60.0,
-                    min=-90.0,
-                    max=90.0,
-                    step=1.0,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Lowest camera, degrees; negative = from below.",
+                widgets.real(
+                    "lowest", -60.0, (-90.0, 90.0), "Lowest camera, degrees; negative = from below.", step=1.0, folded=True
                 ),
-                io.Float.Input(
-                    "highest",
-                    default=60.0,
-                    min=-90.0,
-                    max=90.0,
-                    step=1.0,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Highest camera, degrees; positive = from above.",
+                widgets.real(
+                    "highest", 60.0, (-90.0, 90.0), "Highest camera, degrees; positive = from above.", step=1.0, folded=True
                 ),
                 *(
-                    io.Float.Input(
+                    widgets.real(
                         part,
-                        default=0.0,
-                        min=0.0,
-                        max=100.0,
-                        step=0.1,
-                        optional=True,
-                        advanced=True,
-                        tooltip=f"How much the mesh's {part} count against its colours. Raise it for a mesh without texture "
+                        0.0,
+                        (0.0, 100.0),
+                        f"How much the mesh's {part} count against its colours. Raise it for a mesh without texture "
                         "of its own. 0 = off.",
+                        step=0.1,
+                        folded=True,
                     )
                     for part in ("depth", "normals")
                 ),
@@ -198,24 +176,15 @@ class Anchor4DRigidity(io.ComfyNode):
             inputs=[
                 widgets.objectives(),
                 *widgets.weight(1.0, "stiffer; lower = softer, cloth-like"),
-                io.Float.Input(
+                widgets.real(
                     "joints",
-                    default=0.01,
-                    min=0.0,
-                    max=10.0,
+                    0.01,
+                    (0.0, 10.0),
+                    "Small = bending gathers in joints and limbs stay stiff. Large = it spreads. 0 = it spreads evenly.",
                     step=0.001,
-                    tooltip="Small = bending gathers in joints and limbs stay stiff. Large = it spreads. 0 = it spreads "
-                    "evenly.",
                 ),
-                io.Float.Input(
-                    "rotation",
-                    default=0.05,
-                    min=0.0,
-                    max=10.0,
-                    step=0.01,
-                    optional=True,
-                    advanced=True,
-                    tooltip="How much neighbours must also turn alike.",
+                widgets.real(
+                    "rotation", 0.05, (0.0, 10.0), "How much neighbours must also turn alike.", step=0.01, folded=True
                 ),
             ],
             outputs=[widgets.objectives_output()],
@@ -260,32 +229,26 @@ def _distillation_inputs(
         widgets.objectives(),
         # With an end weight of 0, the video alone counts in the last steps.
         *widgets.weight(weight, "closer to the prior; lower = closer to the video", 0.01, end),
-        io.Int.Input(
-            "views", default=views, min=1, max=64, tooltip=f"Pictures that the prior sees in {per}. More = steadier, slower."
-        ),
+        widgets.whole("views", views, (1, 64), f"Pictures that the prior sees in {per}. More = steadier, slower."),
         widgets.guidance("Guidance scale. Higher = closer to the condition, more contrast. 0 = the prior's usual.", 200.0),
         *(
-            io.Float.Input(
+            widgets.real(
                 f"{end}_time",
-                default=default,
-                min=0.02,
-                max=0.98,
+                default,
+                (0.02, 0.98),
+                f"Share of noise {when}. Higher = larger changes are suggested, lower = only details.",
                 step=0.01,
-                optional=True,
-                advanced=True,
-                tooltip=f"Share of noise {when}. Higher = larger changes are suggested, lower = only details.",
+                folded=True,
             )
             for end, default, when in (("first", times[0], "at the first step"), ("last", times[1], "at the last step"))
         ),
-        io.Int.Input(
+        widgets.whole(
             "micro_batch",
-            default=micro_batch,
-            min=0,
-            max=64,
-            optional=True,
-            advanced=True,
-            tooltip="Pictures in the prior at once. Lower = less memory, slower, the same result. 0 = all.",
-            extra_dict=widgets.reads(0, "all"),
+            micro_batch,
+            (0, 64),
+            "Pictures in the prior at once. Lower = less memory, slower, the same result. 0 = all.",
+            words=widgets.reads(0, "all"),
+            folded=True,
         ),
     ]
 
@@ -313,15 +276,13 @@ class Anchor4DReferenceRefinement(io.ComfyNode):
             search_aliases=["sds", "score distillation", "zero123", "prior", "refine", "objective", "loss", "pla4d"],
             inputs=[
                 *_distillation_inputs(pla4d.REFINEMENT_WEIGHT),
-                io.Float.Input(
+                widgets.real(
                     "away",
-                    default=60.0,
-                    min=0.0,
-                    max=170.0,
+                    60.0,
+                    (0.0, 170.0),
+                    "Smallest angle between views and front, degrees: there the video knows better. 0 = all around.",
                     step=5.0,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Smallest angle between views and front, degrees: there the video knows better. 0 = all around.",
+                    folded=True,
                 ),
             ],
             outputs=[widgets.objectives_output()],
@@ -392,20 +353,18 @@ class Anchor4DMotionGeometry(io.ComfyNode):
             search_aliases=["mgja", "joint alignment", "sds", "score distillation", "zero123", "objective", "align4d", "dg4d"],
             inputs=[
                 *_distillation_inputs(align4d.LAMBDA, -1.0, 2, "every step, of each frame", (0.98, 0.02), dg4d.MICRO_BATCH),
-                io.Combo.Input(
+                widgets.choice(
                     "ask",
-                    options=list(QUESTIONS),
-                    default="motion and geometry",
-                    tooltip="What the prior sees. motion = the video's frame of that time. geometry = the static object "
+                    list(QUESTIONS),
+                    "What the prior sees. motion = the video's frame of that time. geometry = the static object "
                     "from the same side. motion alone = DreamGaussian4D's distillation.",
+                    default="motion and geometry",
                 ),
-                io.Boolean.Input(
+                widgets.switch(
                     "temporal",
-                    default=True,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Early frames obey the static object, late ones the video (Eq. 9). Off = both count alike in every "
-                    "frame.",
+                    True,
+                    "Early frames obey the static object, late ones the video (Eq. 9). Off = both count alike in every frame.",
+                    folded=True,
                 ),
                 _distance_input(),
             ],
@@ -514,11 +473,10 @@ class Anchor4DAlign4DObjectives(io.ComfyNode):
             "Loss, and with a prior Motion and Geometry.",
             search_aliases=["losses", "preset", "mgja", "dynamic", "align4d", "dreamgaussian4d", "dg4d"],
             inputs=[
-                io.Combo.Input(
+                widgets.choice(
                     "method",
-                    options=["align4d", "dg4d"],
-                    default="align4d",
-                    tooltip="align4d = the prior is asked about motion and geometry. dg4d = DreamGaussian4D: motion alone.",
+                    ["align4d", "dg4d"],
+                    "align4d = the prior is asked about motion and geometry. dg4d = DreamGaussian4D: motion alone.",
                 ),
                 widgets.preset("standard and draft = fewer views, for any computer. paper = as published, needs a GPU."),
                 widgets.objectives(),

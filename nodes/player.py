@@ -49,27 +49,18 @@ class Anchor4DPlayScene(io.ComfyNode):
                     optional=True,
                     tooltip="Pictures to show beside the object, in step with it: the driving video, or any images.",
                 ),
-                io.Int.Input(
+                widgets.whole(
                     "frames",
-                    default=0,
-                    min=0,
-                    max=2000,
-                    tooltip="Frames that the player gets; between them it fills in. 0 = the scene's own frames.",
-                    extra_dict=widgets.SCENES_OWN,
+                    0,
+                    (0, 2000),
+                    "Frames that the player gets; between them it fills in. 0 = the scene's own frames.",
+                    words=widgets.SCENES_OWN,
                 ),
-                io.Int.Input(
-                    "size",
-                    default=512,
-                    min=32,
-                    max=2048,
-                    step=16,
-                    tooltip="Longer side of the picture that comes out, in pixels.",
-                ),
-                io.Combo.Input(
+                widgets.whole("size", 512, (32, 2048), "Longer side of the picture that comes out, in pixels.", step=16),
+                widgets.choice(
                     "background",
-                    options=[AS_SHOWN, *BACKGROUNDS],
-                    default=AS_SHOWN,
-                    tooltip="Colour behind the object in the picture that comes out. as shown = the player's; where that is "
+                    [AS_SHOWN, *BACKGROUNDS],
+                    "Colour behind the object in the picture that comes out. as shown = the player's; where that is "
                     "transparent, white. The mask comes beside it.",
                 ),
                 io.String.Input(

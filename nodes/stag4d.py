@@ -33,14 +33,7 @@ class Anchor4DStartWithoutObject(io.ComfyNode):
             search_aliases=["random points", "ball", "no mesh", "video to 4d", "stag4d"],
             inputs=[
                 host.Video.Input("driving_video", tooltip="From Load Driving Video."),
-                io.Int.Input(
-                    "points",
-                    default=4000,
-                    min=100,
-                    max=200_000,
-                    step=100,
-                    tooltip="Points of the initialisation. More = finer, slower.",
-                ),
+                widgets.whole("points", 4000, (100, 200_000), "Points of the initialisation. More = finer, slower.", step=100),
                 widgets.seed(),
             ],
             outputs=[host.Alignment.Output("alignment", tooltip="In place of the alignment of a 3D model.")],
@@ -67,25 +60,22 @@ class Anchor4DTemporalAnchors(io.ComfyNode):
                 host.Video.Input("driving_video", tooltip="The clip that will be fitted."),
                 host.Alignment.Input("alignment", tooltip="Its camera: from Start without Object, or of a 3D model."),
                 host.Prior.Input("prior", tooltip="A Zero123++ (zero123plus-v1.1), a Zero123 or tiny, from Load Prior."),
-                io.Float.Input(
+                widgets.real(
                     "gamma",
-                    default=0.5,
-                    min=0.0,
-                    max=1.0,
+                    0.5,
+                    (0.0, 1.0),
+                    "Share of the first frame's features. Higher = steadier views, less motion. 0 = each frame alone.",
                     step=0.05,
-                    tooltip="Share of the first frame's features. Higher = steadier views, less motion. 0 = each frame alone.",
                 ),
-                io.Int.Input("steps", default=30, min=1, max=200, tooltip="Steps of the sampler; the paper takes 75."),
+                widgets.whole("steps", 30, (1, 200), "Steps of the sampler; the paper takes 75."),
                 widgets.seed(),
                 widgets.guidance("Guidance scale. Higher = closer to the frame, more contrast. 0 = the prior's usual.", 20.0),
-                io.Int.Input(
+                widgets.whole(
                     "together",
-                    default=2,
-                    min=1,
-                    max=64,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Frames drawn at once, besides the first. Lower = less memory, slower, the same result.",
+                    2,
+                    (1, 64),
+                    "Frames drawn at once, besides the first. Lower = less memory, slower, the same result.",
+                    folded=True,
                 ),
                 widgets.device("Where the prior computes. auto = where ComfyUI does."),
             ],
@@ -133,25 +123,23 @@ class Anchor4DSTAG4DObjectives(io.ComfyNode):
             "stage starts.",
             search_aliases=["losses", "preset", "anchors", "canonical", "dynamic", "stag4d"],
             inputs=[
-                io.Combo.Input(
+                widgets.choice(
                     "stage",
-                    options=["canonical", "motion"],
-                    default="canonical",
-                    tooltip="canonical = for Fit Gaussians to Mesh and Frame. motion = for Motion Alignment.",
+                    ["canonical", "motion"],
+                    "canonical = for Fit Gaussians to Mesh and Frame. motion = for Motion Alignment.",
                 ),
-                io.Combo.Input(
+                widgets.choice(
                     "method",
-                    options=["stag4d", "stag4d-code"],
-                    default="stag4d",
-                    tooltip="With preset paper: the paper's text, or its released code where the two differ.",
+                    ["stag4d", "stag4d-code"],
+                    "With preset paper: the paper's text, or its released code where the two differ.",
                 ),
                 widgets.preset(
                     "standard and draft = ours, for any computer: the anchors are targets too. paper = as published."
                 ),
-                io.Boolean.Input(
+                widgets.switch(
                     "from_object",
-                    default=False,
-                    tooltip="Whether a 3D model was aligned. Then the canonical stage is fitted to it and the first frame, and "
+                    False,
+                    "Whether a 3D model was aligned. Then the canonical stage is fitted to it and the first frame, and "
                     "the anchors only condition the prior (draft, standard); paper: it is where that stage starts.",
                 ),
                 widgets.objectives(),
@@ -161,11 +149,11 @@ class Anchor4DSTAG4DObjectives(io.ComfyNode):
                 AnchorsType.Input(
                     "anchors", optional=True, tooltip="From Temporal Anchors. Nothing connected = only the video's frames."
                 ),
-                io.Boolean.Input(
+                widgets.switch(
                     "geometry",
-                    default=False,
+                    False,
+                    "Ask the prior about the static object too (Align4D's joint alignment). Motion, with a 3D model.",
                     optional=True,
-                    tooltip="Ask the prior about the static object too (Align4D's joint alignment). Motion, with a 3D model.",
                 ),
             ],
             outputs=[widgets.objectives_output()],

@@ -33,39 +33,30 @@ NO_MAPS = "Render Scene: switch on maps (under the advanced inputs) to get depth
 
 
 def _azimuth() -> io.Input:
-    return io.Float.Input(
+    return widgets.real(
         "azimuth",
-        default=0.0,
-        min=-360.0,
-        max=360.0,
+        0.0,
+        (-360.0, 360.0),
+        "Side to look from, in degrees: 0 = as the driving video, positive = counter-clockwise seen from above.",
         step=1.0,
-        tooltip="Side to look from, in degrees: 0 = as the driving video, positive = counter-clockwise seen from above.",
     )
 
 
 def _sweep() -> io.Input:
-    return io.Float.Input(
-        "sweep",
-        default=360.0,
-        min=-3600.0,
-        max=3600.0,
-        step=5.0,
-        tooltip="How far the camera goes round, in degrees. 360 = once.",
-    )
+    return widgets.real("sweep", 360.0, (-3600.0, 3600.0), "How far the camera goes round, in degrees. 360 = once.", step=5.0)
 
 
 def _repeats(default: int) -> io.Input:
-    return io.Int.Input("repeats", default=default, min=1, max=100, tooltip="How often the clip plays.")
+    return widgets.whole("repeats", default, (1, 100), "How often the clip plays.")
 
 
 def _frames() -> io.Input:
-    return io.Int.Input(
+    return widgets.whole(
         "frames",
-        default=0,
-        min=0,
-        max=2000,
-        tooltip="Frames of the clip. More than it has = slow motion in between. 0 = as many as the driving video.",
-        extra_dict=widgets.SCENES_OWN,
+        0,
+        (0, 2000),
+        "Frames of the clip. More than it has = slow motion in between. 0 = as many as the driving video.",
+        words=widgets.SCENES_OWN,
     )
 
 
@@ -88,36 +79,17 @@ class Anchor4DRenderScene(io.ComfyNode):
                         io.DynamicCombo.Option(
                             "orbit",
                             [
-                                io.Float.Input(
-                                    "time",
-                                    default=0.0,
-                                    min=0.0,
-                                    max=1.0,
-                                    step=0.01,
-                                    tooltip="The frozen moment: 0 = start, 1 = end.",
-                                ),
+                                widgets.real("time", 0.0, (0.0, 1.0), "The frozen moment: 0 = start, 1 = end.", step=0.01),
                                 _azimuth(),
                                 _sweep(),
-                                io.Int.Input("frames", default=48, min=1, max=2000, tooltip="Frames of the film."),
+                                widgets.whole("frames", 48, (1, 2000), "Frames of the film."),
                             ],
                         ),
                         io.DynamicCombo.Option(
                             "sides",
                             [
-                                io.Int.Input(
-                                    "sides",
-                                    default=4,
-                                    min=1,
-                                    max=36,
-                                    tooltip="How many sides, evenly spread around the object.",
-                                ),
-                                io.Int.Input(
-                                    "columns",
-                                    default=0,
-                                    min=0,
-                                    max=36,
-                                    tooltip="Pictures next to each other. 0 = about as many as rows.",
-                                ),
+                                widgets.whole("sides", 4, (1, 36), "How many sides, evenly spread around the object."),
+                                widgets.whole("columns", 0, (0, 36), "Pictures next to each other. 0 = about as many as rows."),
                                 _azimuth(),
                                 _repeats(1),
                                 _frames(),
@@ -127,26 +99,21 @@ class Anchor4DRenderScene(io.ComfyNode):
                     tooltip="moving = time and camera move. fixed = time runs, the camera stands. orbit = time stands, the "
                     "camera goes round. sides = time runs, seen from several sides in one picture.",
                 ),
-                io.Combo.Input(
+                widgets.choice(
                     "framing",
-                    options=["object", "video"],
-                    default="object",
-                    tooltip="object = a square picture of the whole object. video = the driving video's own framing.",
+                    ["object", "video"],
+                    "object = a square picture of the whole object. video = the driving video's own framing.",
                 ),
-                io.Int.Input("size", default=512, min=32, max=2048, step=16, tooltip="Longer side of the picture, in pixels."),
-                io.Combo.Input(
-                    "background",
-                    options=list(BACKGROUNDS),
-                    default="white",
-                    tooltip="Colour behind the object. The mask comes beside it.",
+                widgets.whole("size", 512, (32, 2048), "Longer side of the picture, in pixels.", step=16),
+                widgets.choice(
+                    "background", list(BACKGROUNDS), "Colour behind the object. The mask comes beside it.", default="white"
                 ),
-                io.Float.Input(
+                widgets.real(
                     "elevation",
-                    default=0.0,
-                    min=-89.0,
-                    max=89.0,
+                    0.0,
+                    (-89.0, 89.0),
+                    "How much higher than the driving video's camera to stand, in degrees: positive = from above.",
                     step=1.0,
-                    tooltip="How much higher than the driving video's camera to stand, in degrees: positive = from above.",
                 ),
                 io.Load3DCamera.Input(
                     "camera_info",
@@ -161,12 +128,8 @@ class Anchor4DRenderScene(io.ComfyNode):
                     tooltip="Follow this camera path instead (Orbit, Spiral, Keyframe Trajectory, Play Scene). It is spread "
                     "over the frames of the shot; where its keys name moments of the clip, these are shown.",
                 ),
-                io.Boolean.Input(
-                    "maps",
-                    default=False,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Also draw the depth and normals outputs. Takes about three times as long.",
+                widgets.switch(
+                    "maps", False, "Also draw the depth and normals outputs. Takes about three times as long.", folded=True
                 ),
             ],
             outputs=[
@@ -367,7 +330,7 @@ class Anchor4DSceneAtTime(io.ComfyNode):
             search_aliases=["freeze", "scene to splat", "gaussian splat", "ply", "spz", "4dgs"],
             inputs=[
                 widgets.scene(),
-                io.Float.Input("time", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="The moment: 0 = start, 1 = end."),
+                widgets.real("time", 0.0, (0.0, 1.0), "The moment: 0 = start, 1 = end.", step=0.01),
             ],
             outputs=[io.Splat.Output("splat", tooltip="One splat, for Create 3D File (from Splat), Render Splat, ...")],
         )
@@ -391,13 +354,8 @@ class Anchor4DSceneToSplats(io.ComfyNode):
             search_aliases=["scene to splat", "splat sequence", "gaussian splat", "bake", "4dgs"],
             inputs=[
                 widgets.scene(),
-                io.Int.Input(
-                    "frames",
-                    default=0,
-                    min=0,
-                    max=2000,
-                    tooltip="Number of moments. 0 = the scene's own frames.",
-                    extra_dict=widgets.SCENES_OWN,
+                widgets.whole(
+                    "frames", 0, (0, 2000), "Number of moments. 0 = the scene's own frames.", words=widgets.SCENES_OWN
                 ),
             ],
             outputs=[
@@ -441,14 +399,7 @@ class Anchor4DExportPLY(io.ComfyNode):
             inputs=[
                 widgets.scene(),
                 widgets.prefix(),
-                io.Int.Input(
-                    "frames",
-                    default=0,
-                    min=0,
-                    max=2000,
-                    tooltip="Number of files. 0 = the scene's own frames.",
-                    extra_dict=widgets.SCENES_OWN,
-                ),
+                widgets.whole("frames", 0, (0, 2000), "Number of files. 0 = the scene's own frames.", words=widgets.SCENES_OWN),
             ],
             outputs=[io.String.Output("folder", tooltip="Where the files are.")],
             is_output_node=True,

@@ -24,6 +24,48 @@ def reads(value: int, word: str) -> dict[str, Any]:
 PRESETS_OWN, SCENES_OWN, MODELS_OWN = reads(0, "preset"), reads(0, "scene's own"), reads(0, "model's own")
 
 
+def whole(
+    id: str, default: int, span: tuple[int, int], tooltip: str, *, step: int | None = None, words: dict[str, Any] | None = None,
+    optional: bool = False, folded: bool = False,
+) -> io.Input:  # fmt: skip
+    """A whole number.
+
+    Args:
+        span: least and largest.
+        words: of :func:`reads`.
+        folded: among the advanced inputs, which may be left out.
+    """
+    return io.Int.Input(
+        id, default=default, min=span[0], max=span[1], step=step, tooltip=tooltip, extra_dict=words, **_place(optional, folded)
+    )
+
+
+def real(
+    id: str, default: float, span: tuple[float, float], tooltip: str, *, step: float | None = None,
+    words: dict[str, Any] | None = None, optional: bool = False, folded: bool = False,
+) -> io.Input:  # fmt: skip
+    """A number with decimals; arguments as of :func:`whole`."""
+    return io.Float.Input(
+        id, default=default, min=span[0], max=span[1], step=step, tooltip=tooltip, extra_dict=words, **_place(optional, folded)
+    )
+
+
+def switch(id: str, default: bool, tooltip: str, *, optional: bool = False, folded: bool = False) -> io.Input:
+    """Off or on."""
+    return io.Boolean.Input(id, default=default, tooltip=tooltip, **_place(optional, folded))
+
+
+def choice(
+    id: str, options: Sequence[str], tooltip: str, *, default: str | None = None, optional: bool = False, folded: bool = False
+) -> io.Input:
+    """One of several; the first unless ``default`` says another."""
+    return io.Combo.Input(id, options=list(options), default=default or options[0], tooltip=tooltip, **_place(optional, folded))
+
+
+def _place(optional: bool, folded: bool) -> dict[str, bool | None]:
+    return {"optional": optional or folded, "advanced": folded or None}
+
+
 def scene(
     id: str = "scene", tooltip: str = "A still or moving scene, or splats: one, or one a frame.", optional: bool = False
 ) -> io.Input:
