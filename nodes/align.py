@@ -17,7 +17,7 @@ from ..core.methods.verdict import judge
 from ..core.priors.base import Prior
 from ..core.scene.object3d import Object3D
 from ..core.video import DrivingVideo
-from . import host, host_prior
+from . import host, host_prior, widgets
 from .prepare import OBJECT_TYPES, convert_object
 
 #: What the node's methods are called in :func:`core.methods.stages.align`.
@@ -33,20 +33,19 @@ def _mesh() -> io.Input:
 
 
 def _front(auto: str, *before: io.DynamicCombo.Option) -> io.Input:
-    """Which side of the mesh the video shows: options of the node's own, to find it, or to tell."""
-    yaw = io.Float.Input(
+    """Which side of the mesh the video shows: options of the node's own, to find it, or to set it."""
+    yaw = widgets.real(
         "yaw",
-        default=0.0,
-        min=-360.0,
-        max=360.0,
-        step=1.0,
-        tooltip="Degrees to turn the mesh, counter-clockwise seen from above, so that the side that the video shows faces the "
+        0.0,
+        (-360.0, 360.0),
+        "Degrees to turn the mesh, counter-clockwise seen from above, so that the side that the video shows faces the "
         "camera. 0 = the mesh already faces it (+Z).",
+        step=1.0,
     )
     return io.DynamicCombo.Input(
         "front",
         options=[*before, io.DynamicCombo.Option("auto", []), io.DynamicCombo.Option("degrees", [yaw])],
-        tooltip=f"Which side of the mesh the video shows. {auto} degrees = you tell.",
+        tooltip=f"Which side of the mesh the video shows. {auto} degrees = as you set it.",
     )
 
 
@@ -71,11 +70,10 @@ class Anchor4DFocalAlignment(io.ComfyNode):
                     "driving_video", tooltip="From Prepare or Load Driving Video. Its first frame must show the mesh's pose."
                 ),
                 _mesh(),
-                io.Combo.Input(
+                widgets.choice(
                     "method",
-                    options=["robust", "literal"],
-                    default="robust",
-                    tooltip="robust = solve field of view, distance and position together. "
+                    ["robust", "literal"],
+                    "robust = solve field of view, distance and position together. "
                     "literal = the paper's search: field of view alone, by colour difference.",
                 ),
                 _front("auto = find it."),
@@ -171,31 +169,23 @@ class Anchor4DFixedCamera(io.ComfyNode):
             inputs=[
                 host.Video.Input("driving_video", tooltip="From Prepare or Load Driving Video."),
                 _mesh(),
-                io.Float.Input(
+                widgets.real(
                     "distance",
-                    default=1.5,
-                    min=0.3,
-                    max=20.0,
-                    step=0.05,
-                    tooltip="How far the camera stands from the object's middle, in units of the object's longest side. Higher "
+                    1.5,
+                    (0.3, 20.0),
+                    "How far the camera stands from the object's middle, in units of the object's longest side. Higher "
                     "= the object looks smaller.",
+                    step=0.05,
                 ),
-                io.Float.Input(
+                widgets.real(
                     "field_of_view",
-                    default=LENS,
-                    min=5.0,
-                    max=120.0,
+                    LENS,
+                    (5.0, 120.0),
+                    "Of the camera, from the picture's top to its bottom, in degrees. 49.1 = as the Zero123 models learnt.",
                     step=0.1,
-                    tooltip="Of the camera, from the picture's top to its bottom, in degrees. 49.1 = as the Zero123 models "
-                    "learnt.",
                 ),
-                io.Float.Input(
-                    "elevation",
-                    default=0.0,
-                    min=-80.0,
-                    max=80.0,
-                    step=1.0,
-                    tooltip="Of the camera, in degrees; positive = it looks down from above.",
+                widgets.real(
+                    "elevation", 0.0, (-80.0, 80.0), "Of the camera, in degrees; positive = it looks down from above.", step=1.0
                 ),
                 _front("auto = try every degree."),
             ],
@@ -251,23 +241,21 @@ class Anchor4DObjectDistance(io.ComfyNode):
                 host.Alignment.Input(
                     "alignment", tooltip="From Fixed Camera, or any other alignment: its mesh is aligned anew."
                 ),
-                io.Combo.Input(
+                widgets.choice(
                     "method",
-                    options=["robust", "literal"],
-                    default="robust",
-                    tooltip="robust = solve distance, field of view and position together. literal = the paper's search: "
+                    ["robust", "literal"],
+                    "robust = solve distance, field of view and position together. literal = the paper's search: "
                     "distance alone, by colour difference, the object in the picture's middle.",
                 ),
                 _front(
                     "keep = as the alignment has it. auto = find it anew.",
                     io.DynamicCombo.Option("keep", []),
                 ),
-                io.Boolean.Input(
+                widgets.switch(
                     "solve_elevation",
-                    default=False,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Let the robust search also change the camera's height. For videos seen from above or below.",
+                    False,
+                    "Let the robust search also change the camera's height. For videos seen from above or below.",
+                    folded=True,
                 ),
             ],
             outputs=[
@@ -318,32 +306,18 @@ class Anchor4DModelDistance(io.ComfyNode):
                 host.Video.Input("driving_video", tooltip="The same clip that was aligned."),
                 host.Alignment.Input("alignment", tooltip="From Object Distance: the camera as the video has it."),
                 host.Prior.Input("prior", tooltip="The prior that the objectives ask: one that takes a picture and cameras."),
-                io.Combo.Input(
+                widgets.choice(
                     "meaning",
-                    options=["delta", "literal", "zero", "implicit"],
-                    default="delta",
-                    tooltip="What the prior is told. delta = its views are drawn from the distance it prefers, and it is told "
+                    ["delta", "literal", "zero", "implicit"],
+                    "Which distance the prior gets. delta = its views are drawn from the distance it prefers, and it "
+                    "gets "
                     "by how much that differs from the video's, as Zero123 learnt it. literal = drawn from the video's "
-                    "distance, told the preferred distance itself, as the paper has it. zero = drawn from the video's "
-                    "distance, told nothing. implicit = drawn from the preferred distance, told nothing: for models that know "
+                    "distance, given the preferred distance itself, as the paper has it. zero = drawn from the video's "
+                    "distance, given none. implicit = drawn from the preferred distance, given none: for models that know "
                     "no distance.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**32 - 1,
-                    control_after_generate=False,
-                    tooltip="Of the noise. Same seed = same result.",
-                ),
-                io.Combo.Input(
-                    "device",
-                    options=["auto", "cpu"],
-                    default="auto",
-                    optional=True,
-                    advanced=True,
-                    tooltip="Where the prior computes. auto = where ComfyUI's models do.",
-                ),
+                widgets.seed("Of the noise. Same seed = same result."),
+                widgets.device("Where the prior computes. auto = where ComfyUI's models do.", ["auto", "cpu"]),
             ],
             outputs=[
                 host.Distance.Output(
@@ -369,10 +343,10 @@ class Anchor4DModelDistance(io.ComfyNode):
                 alignment, driving_video, prior, meaning=meaning, seed=seed, progress=host.Report().align
             )
             distance = found.distance
-            told = f"video {distance.visual:.3f}, prior {distance.model:.3f} × the object's size ({distance.meaning})"
+            found_text = f"video {distance.visual:.3f}, prior {distance.model:.3f} × the object's size ({distance.meaning})"
             if distance.meaning != meaning:
-                told += f"\n{meaning} is not for this prior, which knows no distance"
-            host.say(f"{told}\nThe video's distance is taken: {found.report['reason']}" if found.fallback else told)
+                found_text += f"\n{meaning} is not for this prior, which knows no distance"
+            host.say(f"{found_text}\nThe video's distance is taken: {found.report['reason']}" if found.fallback else found_text)
             curve = draw_curve(found.curve)[None]
             return io.NodeOutput(distance, curve, ui=host.stills(curve))
 

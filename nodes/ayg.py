@@ -23,10 +23,10 @@ from ..core.scene.object3d import Object3D
 from ..core.scene.scene import Scene4D
 from ..core.scene.views import object_cameras, render_frames
 from ..core.schedules import Switch, constant
-from . import host, host_prior
-from .fit import CATEGORY, _estimate, _finish, _say_objectives, _seed, _steps
+from . import fitting, host, host_prior, widgets
+from .fit import CATEGORY
 from .objectives import CATEGORY as OBJECTIVES
-from .objectives import Terms, _more, _output, _ramp, _weight
+from .objectives import Terms
 from .prepare import OBJECT_TYPES, convert_object
 
 NO_OBJECTIVES = "no objectives connected: connect Text to 3D Scores or Text to 4D Scores"
@@ -62,24 +62,20 @@ def _images() -> io.Input:
 
 
 def _image_weight(default: float) -> io.Input:
-    return io.Float.Input(
+    return widgets.real(
         "image_weight",
-        default=default,
-        min=0.0,
-        max=100.0,
-        step=0.05,
-        tooltip="How much the text-to-image model counts against the other model, both brought to one size first. Higher = "
+        default,
+        (0.0, 100.0),
+        "How much the text-to-image model counts against the other model, both brought to one size first. Higher = "
         "finer looks, 0 = off.",
+        step=0.05,
     )
 
 
 def _preset() -> io.Input:
-    return io.Combo.Input(
-        "preset",
-        options=host.PRESETS,
-        default="standard",
-        tooltip="How many steps. standard = a few thousand. draft = a few hundred, to try a text. paper = ten thousand. All "
-        "ask large models in every step, so a GPU is needed.",
+    return widgets.preset(
+        "How many steps. standard = a few thousand. draft = a few hundred, to try a text. paper = ten thousand. All ask large "
+        "models in every step, so a GPU is needed."
     )
 
 
@@ -105,33 +101,29 @@ class Anchor4DTextTo3DScores(io.ComfyNode):
                     "faces.",
                 ),
                 _images(),
-                _more(),
+                widgets.objectives(),
                 _prompt("What the object is."),
-                *_weight(1.0, "closer to the text"),
+                *widgets.weight(1.0, "closer to the text"),
                 _image_weight(ayg.IMAGE_STATIC),
-                io.Float.Input(
+                widgets.real(
                     "view_guidance",
-                    default=0.5,
-                    min=0.0,
-                    max=10.0,
-                    step=0.1,
-                    optional=True,
-                    advanced=True,
-                    tooltip="How much the text-to-image model is held to the side that it sees, named in its text. Higher = "
+                    0.5,
+                    (0.0, 10.0),
+                    "How much the text-to-image model is held to the side that it sees, named in its text. Higher = "
                     "fewer faces at the back. 0 = off.",
+                    step=0.1,
+                    folded=True,
                 ),
-                io.Int.Input(
+                widgets.whole(
                     "pictures",
-                    default=4,
-                    min=1,
-                    max=64,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Pictures that the text-to-image model sees in every step. More = steadier, slower.",
+                    4,
+                    (1, 64),
+                    "Pictures that the text-to-image model sees in every step. More = steadier, slower.",
+                    folded=True,
                 ),
                 _negative("", "Empty = each model's own."),
             ],
-            outputs=[_output()],
+            outputs=[widgets.objectives_output()],
         )
 
     @classmethod
@@ -148,7 +140,7 @@ class Anchor4DTextTo3DScores(io.ComfyNode):
             term = replace(
                 made,
                 images=looks,
-                weight=_ramp(weight, end_weight),
+                weight=widgets.ramp(weight, end_weight),
                 view_guidance=view_guidance,
                 pictures=pictures,
                 negative=_given(negative_prompt),
@@ -171,69 +163,60 @@ class Anchor4DTextTo4DScores(io.ComfyNode):
                     "video_prior", tooltip="A text-to-video model: ModelScope, Zeroscope, LTX-Video or Wan, from Load Prior."
                 ),
                 _images(),
-                _more(),
+                widgets.objectives(),
                 _prompt("What the object is and does."),
-                *_weight(ayg.CLIP_WEIGHT, "livelier, less held together", 1.0),
+                *widgets.weight(ayg.CLIP_WEIGHT, "livelier, less held together", 1.0),
                 _image_weight(ayg.IMAGE_MOTION),
-                io.Float.Input(
+                widgets.real(
                     "amplification",
-                    default=ayg.AMPLIFICATION,
-                    min=0.0,
-                    max=10.0,
-                    step=0.1,
-                    tooltip="Motion amplification: what the video model wants changed between frames counts so many times. "
+                    ayg.AMPLIFICATION,
+                    (0.0, 10.0),
+                    "Motion amplification: what the video model wants changed between frames counts so many times. "
                     "Higher = more motion. 1 = off.",
+                    step=0.1,
                 ),
-                io.Float.Input(
+                widgets.real(
                     "amplified_from",
-                    default=ayg.AMPLIFIED_FROM,
-                    min=0.0,
-                    max=1.0,
+                    ayg.AMPLIFIED_FROM,
+                    (0.0, 1.0),
+                    "When amplification sets in: 0 = at once, 0.3 = after 30 % of the steps.",
                     step=0.05,
-                    optional=True,
-                    advanced=True,
-                    tooltip="When amplification sets in: 0 = at once, 0.3 = after 30 % of the steps.",
+                    folded=True,
                 ),
-                io.Int.Input(
+                widgets.whole(
                     "clips",
-                    default=1,
-                    min=1,
-                    max=16,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Films shown to the models in every step, each from another side. More = steadier, slower.",
+                    1,
+                    (1, 16),
+                    "Films that the models see in every step, each from another side. More = steadier, slower.",
+                    folded=True,
                 ),
-                io.Int.Input(
+                widgets.whole(
                     "frames",
-                    default=0,
-                    min=0,
-                    max=129,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Frames of a film. 0 = the model's usual. LTX-Video takes 1 + 8 k, Wan 1 + 4 k.",
+                    0,
+                    (0, 129),
+                    "Frames of a film. 0 = the model's usual. LTX-Video takes 1 + 8 k, Wan 1 + 4 k.",
+                    words=widgets.MODELS_OWN,
+                    folded=True,
                 ),
-                io.Int.Input(
+                widgets.whole(
                     "size",
-                    default=0,
-                    min=0,
-                    max=1024,
+                    0,
+                    (0, 1024),
+                    "Side of the films in pixels. Lower = less memory. 0 = the model's usual size.",
                     step=32,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Side of the films in pixels. Lower = less memory. 0 = the model's usual size.",
+                    words=widgets.MODELS_OWN,
+                    folded=True,
                 ),
-                io.Int.Input(
+                widgets.whole(
                     "image_frames",
-                    default=4,
-                    min=1,
-                    max=32,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Frames of each film that the text-to-image model sees, drawn at random.",
+                    4,
+                    (1, 32),
+                    "Frames of each film that the text-to-image model sees, drawn at random.",
+                    folded=True,
                 ),
                 _negative(MOTIONLESS, "Of the video model: the default steers away from films in which nothing moves."),
             ],
-            outputs=[_output()],
+            outputs=[widgets.objectives_output()],
         )
 
     @classmethod
@@ -252,7 +235,7 @@ class Anchor4DTextTo4DScores(io.ComfyNode):
             term = replace(
                 made,
                 images=None if made.images is None else _weighing(made.images, image_weight),
-                weight=_ramp(weight, end_weight),
+                weight=widgets.ramp(weight, end_weight),
                 amplification=Switch(1.0, amplification, amplified_from),
                 clips=clips,
                 subset=min(image_frames, video.pictures),
@@ -277,35 +260,34 @@ class Anchor4DStayInPlace(io.ComfyNode):
             "moves its limbs instead of sliding away (Align Your Gaussians' JSD term).",
             search_aliases=["jsd", "jensen-shannon", "drift", "regulariser", "objective", "loss", "ayg"],
             inputs=[
-                _more(),
-                io.Float.Input(
+                widgets.objectives(),
+                widgets.real(
                     "share",
-                    default=0.0,
-                    min=0.0,
-                    max=1000.0,
-                    step=0.1,
-                    tooltip="Sets the weight by itself, once: an object that slid by 2 % of its size is pulled back so many "
+                    0.0,
+                    (0.0, 1000.0),
+                    "Sets the weight by itself, once: an object that slid by 2 % of its size is pulled back so many "
                     "times as hard as everything else pulls together. 3 = the paper preset's. 0 = the weight counts as it is.",
+                    step=0.1,
                 ),
-                *_weight(ayg.STAY_WEIGHT, "stays more firmly"),
-                io.Int.Input(
+                *widgets.weight(ayg.STAY_WEIGHT, "stays more firmly"),
+                widgets.whole(
                     "share_step",
-                    default=ayg.STAY_STEP,
-                    min=0,
-                    max=100_000,
-                    optional=True,
-                    advanced=True,
-                    tooltip="The step at which the share is set. Until then this objective does nothing.",
+                    ayg.STAY_STEP,
+                    (0, 100_000),
+                    "The step at which the share is set. Until then this objective does nothing.",
+                    folded=True,
                 ),
             ],
-            outputs=[_output()],
+            outputs=[widgets.objectives_output()],
         )
 
     @classmethod
     def execute(
         cls, share: float, weight: float, end_weight: float = -1.0, share_step: int = ayg.STAY_STEP, objectives: Terms = ()
     ) -> io.NodeOutput:
-        return io.NodeOutput((*objectives, PositionRegulariser(_ramp(weight, end_weight), share=share, share_step=share_step)))
+        return io.NodeOutput(
+            (*objectives, PositionRegulariser(widgets.ramp(weight, end_weight), share=share, share_step=share_step))
+        )
 
 
 class Anchor4DTogetherness(io.ComfyNode):
@@ -316,27 +298,26 @@ class Anchor4DTogetherness(io.ComfyNode):
             display_name="Local Rigidity (kNN)",
             category=OBJECTIVES,
             description="Objective for motion: Gaussians that are near each other in the static object move alike (the "
-            "rigidity of Align Your Gaussians, whose motion has no rotations).",
+            "rigidity "
+            "of Align Your Gaussians, whose motion has no rotations).",
             search_aliases=["rigidity", "knn", "neighbours", "regulariser", "objective", "loss", "ayg"],
             inputs=[
-                _more(),
-                *_weight(1000.0, "stiffer; lower = livelier, but it may tear", 10.0),
-                io.Int.Input(
+                widgets.objectives(),
+                *widgets.weight(1000.0, "stiffer; lower = livelier, but it may show tearing artefacts", 10.0),
+                widgets.whole(
                     "neighbours",
-                    default=40,
-                    min=1,
-                    max=200,
-                    optional=True,
-                    advanced=True,
-                    tooltip="How many neighbours of each Gaussian count. More = stiffer over larger distances.",
+                    40,
+                    (1, 200),
+                    "How many neighbours of each Gaussian count. More = stiffer over larger distances.",
+                    folded=True,
                 ),
             ],
-            outputs=[_output()],
+            outputs=[widgets.objectives_output()],
         )
 
     @classmethod
     def execute(cls, weight: float, end_weight: float = -1.0, neighbours: int = 40, objectives: Terms = ()) -> io.NodeOutput:
-        return io.NodeOutput((*objectives, LocalRigidity(_ramp(weight, end_weight), k=neighbours)))
+        return io.NodeOutput((*objectives, LocalRigidity(widgets.ramp(weight, end_weight), k=neighbours)))
 
 
 class Anchor4DTextToGaussians(io.ComfyNode):
@@ -346,8 +327,9 @@ class Anchor4DTextToGaussians(io.ComfyNode):
             node_id="Anchor4DTextToGaussians",
             display_name="Fit Gaussians to Text",
             category=CATEGORY,
-            description="Text to 3D: grows a static object from a point cloud of grey Gaussians until models find it to suit a "
-            "text. With an object connected, takes that instead.",
+            description="Text to 3D: grows a static object from a point-cloud initialisation of grey Gaussians until models "
+            "find it to suit a text. "
+            "With an object connected, takes that instead.",
             search_aliases=["text to 3d", "static", "gaussian splatting", "mvdream", "ayg", "align your gaussians", "train"],
             inputs=[
                 host.Objectives.Input(
@@ -361,31 +343,19 @@ class Anchor4DTextToGaussians(io.ComfyNode):
                     "Gaussians.",
                 ),
                 _preset(),
-                _seed(),
-                io.Float.Input(
+                widgets.seed(),
+                widgets.real(
                     "yaw",
-                    default=0.0,
-                    min=-180.0,
-                    max=180.0,
+                    0.0,
+                    (-180.0, 180.0),
+                    "Degrees to turn a connected object, counter-clockwise seen from above, until its front faces +Z.",
                     step=1.0,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Degrees to turn a connected object, counter-clockwise seen from above, until its front faces +Z.",
+                    folded=True,
                 ),
-                io.Int.Input(
-                    "frames",
-                    default=16,
-                    min=2,
-                    max=500,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Frames of a clip of the motion that comes next.",
-                ),
-                io.Float.Input(
-                    "fps", default=8.0, min=1.0, max=120.0, optional=True, advanced=True, tooltip="Frames a second of it."
-                ),
-                _steps(),
-                *host.device_inputs(),
+                widgets.whole("frames", 16, (2, 500), "Frames of a clip of the motion that comes next.", folded=True),
+                widgets.real("fps", 8.0, (1.0, 120.0), "Frames a second of it.", folded=True),
+                widgets.steps(),
+                *widgets.drawing(),
             ],
             outputs=[host.Scene.Output("scene", tooltip="The static object, for Fit Motion to Text.")],
             has_intermediate_output=True,
@@ -411,7 +381,7 @@ class Anchor4DTextToGaussians(io.ComfyNode):
             if item is None:
                 if not objectives:
                     raise ValueError(NO_OBJECTIVES)
-                _say_objectives(objectives, "")
+                fitting.say_objectives(objectives, "")
                 static = replace(config.static, objectives=tuple(objectives), schedule=_with(config.static, steps))
                 if steps and static.density is not None:
                     every = max(20, steps // 60)
@@ -426,9 +396,9 @@ class Anchor4DTextToGaussians(io.ComfyNode):
             with host.checkpoint("text", *inputs) as path, host_prior.loaded(chosen.objectives, device):
                 common: dict[str, Any] = {"seed": seed, "device": where, "backend": renderer}
                 start = stages.fit_static(None, item, config.front, replace(chosen, objectives=()), **common)
-                report = host.Report(note=_estimate(None, start, chosen, mesh=item, backend=renderer))
+                report = host.Report(note=fitting.estimate(None, start, chosen, mesh=item, backend=renderer))
                 scene = ayg.text_to_3d(config, item=item, progress=report.fit, checkpoint=path, **common)
-            scene = _finish(scene)
+            scene = fitting.finished(scene)
             return io.NodeOutput(scene, ui=_look(scene))
 
 
@@ -439,27 +409,26 @@ class Anchor4DTextMotion(io.ComfyNode):
             node_id="Anchor4DTextMotion",
             display_name="Fit Motion to Text",
             category=CATEGORY,
-            description="3D to 4D without a driving video: finds a motion of the static object that models find to suit "
-            "a text.",
+            description="3D to 4D without a driving video: finds a motion of the static object that models find to suit a "
+            "text.",
             search_aliases=["text to 4d", "animate", "deformation", "ayg", "align your gaussians", "4dgs", "train"],
             inputs=[
-                host.scene_input(tooltip="The static object: from Fit Gaussians to Text, or any scene or splats, facing +Z."),
+                widgets.scene(tooltip="The static object: from Fit Gaussians to Text, or any scene or splats, facing +Z."),
                 host.Objectives.Input(
                     "objectives", tooltip="Text to 4D Scores, and in a chain Position Regulariser and Local Rigidity."
                 ),
                 _preset(),
-                _seed(),
-                _steps(),
-                io.Int.Input(
+                widgets.seed(),
+                widgets.steps(),
+                widgets.whole(
                     "frames",
-                    default=0,
-                    min=0,
-                    max=500,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Frames of the clip. 0 = as the scene says, 16 for one that has a single frame.",
+                    0,
+                    (0, 500),
+                    "Frames of the clip. 0 = as the scene says, 16 for one that has a single frame.",
+                    words=widgets.SCENES_OWN,
+                    folded=True,
                 ),
-                *host.device_inputs(),
+                *widgets.drawing(),
             ],
             outputs=[host.Scene.Output("scene", tooltip="The moving object.")],
             has_intermediate_output=True,
@@ -486,13 +455,13 @@ class Anchor4DTextMotion(io.ComfyNode):
                 front=given.front or config.front,
             ).to(host.device_for(device, renderer))  # fmt: skip
             motion = replace(config.motion, objectives=tuple(objectives), schedule=_with(config.motion, steps))
-            _say_objectives(motion.objectives, "the object stays still")
+            fitting.say_objectives(motion.objectives, "the object stays still")
             with _kept("text-motion", still, motion, seed) as path, host_prior.loaded(motion.objectives, device):
-                cost = _estimate(None, still, motion, backend=renderer)
+                cost = fitting.estimate(None, still, motion, backend=renderer)
                 moving = stages.fit_motion(
                     None, still, motion, seed=seed, backend=renderer, progress=host.Report(note=cost).fit, checkpoint=path
                 )
-            moving = _finish(moving)
+            moving = fitting.finished(moving)
             return io.NodeOutput(moving, ui=_look(moving))
 
 
@@ -511,26 +480,24 @@ class Anchor4DExtendMotion(io.ComfyNode):
                 host.Objectives.Input(
                     "objectives", tooltip="Text to 4D Scores of the new clip, and what keeps the object in place and together."
                 ),
-                io.Boolean.Input(
+                widgets.switch(
                     "close_loop",
-                    default=False,
-                    tooltip="The new clip ends where the motion began, so that it loops. Nothing can be added after that.",
+                    False,
+                    "The new clip ends where the motion began, so that it loops. Nothing can be added after that.",
                 ),
                 _preset(),
-                _seed(),
-                io.Float.Input(
+                widgets.seed(),
+                widgets.real(
                     "seam",
-                    default=1000.0,
-                    min=0.0,
-                    max=1e6,
-                    step=10.0,
-                    optional=True,
-                    advanced=True,
-                    tooltip="How firmly the two clips must agree where one is blended into the other. Higher = the new clip "
+                    1000.0,
+                    (0.0, 1e6),
+                    "How firmly the two clips must agree where one is blended into the other. Higher = the new clip "
                     "begins as the old one goes on.",
+                    step=10.0,
+                    folded=True,
                 ),
-                _steps(),
-                *host.device_inputs(),
+                widgets.steps(),
+                *widgets.drawing(),
             ],
             outputs=[host.Scene.Output("scene", tooltip="The longer motion. What came before the new clip is unchanged.")],
             has_intermediate_output=True,
@@ -553,7 +520,7 @@ class Anchor4DExtendMotion(io.ComfyNode):
             config = ayg.preset(preset)
             further = replace(config.further, steps=steps or config.further.steps)
             motion = replace(config.motion, objectives=tuple(objectives), schedule=further)
-            _say_objectives(motion.objectives, "the object stays where the motion left it")
+            fitting.say_objectives(motion.objectives, "the object stays where the motion left it")
             given = scene.to(host.device_for(device, renderer))
             label = f"extend-{'closed' if close_loop else 'open'}"
             with _kept(label, given, motion, seed, seam) as path, host_prior.loaded(motion.objectives, device):
@@ -561,7 +528,7 @@ class Anchor4DExtendMotion(io.ComfyNode):
                     given, motion, seam=seam, closed=close_loop, seed=seed, backend=renderer, progress=host.Report().fit,
                     checkpoint=path,
                 )  # fmt: skip
-            longer = _finish(longer)
+            longer = fitting.finished(longer)
             return io.NodeOutput(longer, ui=_look(longer))
 
 

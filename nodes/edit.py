@@ -15,7 +15,7 @@ from ..core.scene import edit
 from ..core.scene.edit import EASES, Placement
 from ..core.scene.scene import Scene4D
 from ..core.scene.sequence import scene_from_gaussians
-from . import host
+from . import host, widgets
 from .view import CATEGORY
 
 #: Sockets for scenes and for splats that follow one another.
@@ -23,11 +23,10 @@ MOST = 50
 
 
 def _motion() -> io.Input:
-    return io.Combo.Input(
+    return widgets.choice(
         "motion",
-        options=["auto", "smooth", "steps"],
-        default="auto",
-        tooltip="What lies between two frames. smooth = the same splats on their way, for slow motion and new frame rates. "
+        ["auto", "smooth", "steps"],
+        "What lies between two frames. smooth = the same splats on their way, for slow motion and new frame rates. "
         "steps = nothing, each frame has splats of its own. auto = found out from the splats.",
     )
 
@@ -59,7 +58,7 @@ def _motion_note(scene: Scene4D) -> str:
 
 
 def _loop() -> io.Input:
-    return io.Boolean.Input("loop", default=False, tooltip="Whether the clip goes on from the last frame to the first.")
+    return widgets.switch("loop", False, "Whether the clip goes on from the last frame to the first.")
 
 
 class Anchor4DSplatsToScene(io.ComfyNode):
@@ -137,23 +136,21 @@ class Anchor4DLoadSplats(io.ComfyNode):
                     "empty." + host.TYPED_PATH,
                 ),
                 _number("fps", 0.0, 0.0, 240.0, 0.5, "Frames a second. 0 = what the sequence's manifest says, 12 without one."),
-                io.Combo.Input(
+                widgets.choice(
                     "loop",
-                    options=["as saved", "yes", "no"],
-                    default="as saved",
-                    tooltip="Whether the clip goes on from the last frame to the first. as saved = what the sequence's "
+                    ["as saved", "yes", "no"],
+                    "Whether the clip goes on from the last frame to the first. as saved = what the sequence's "
                     "manifest says, no without one.",
                 ),
                 _motion(),
-                io.Int.Input(
+                widgets.whole(
                     "frames",
-                    default=0,
-                    min=0,
-                    max=100000,
-                    tooltip="Number of frames to keep, evenly spaced. 0 = all. Fewer = less memory: 100,000 splats with "
+                    0,
+                    (0, 100000),
+                    "Number of frames to keep, evenly spaced. 0 = all. Fewer = less memory: 100,000 splats with "
                     "plain colours take 6 MB a frame.",
                 ),
-                host.up_input(),
+                widgets.up(),
             ],
             outputs=[host.Scene.Output("scene", tooltip="The scene: still for one file.")],
         )
@@ -209,23 +206,16 @@ class Anchor4DRetimeScene(io.ComfyNode):
             "from its motion, not blended from pictures.",
             search_aliases=["slow motion", "speed ramp", "frame rate", "fps", "interpolate frames", "time remap", "4d"],
             inputs=[
-                host.scene_input(),
+                widgets.scene(),
                 _number("speed", 1.0, 0.01, 100.0, 0.05, "2 = twice as fast, 0.5 = half as fast. The frame rate stays."),
                 _number("fps", 0.0, 0.0, 240.0, 0.5, "New frames a second. 0 = as before. The clip lasts as long."),
-                io.Int.Input(
+                widgets.whole(
                     "frames",
-                    default=0,
-                    min=0,
-                    max=10000,
-                    tooltip="New number of frames. 0 = what speed and fps make. More frames in the same time, unless fps is "
-                    "set, too.",
+                    0,
+                    (0, 10000),
+                    "New number of frames. 0 = what speed and fps make. More frames in the same time, unless fps is set, too.",
                 ),
-                io.Combo.Input(
-                    "curve",
-                    options=list(EASES),
-                    default="steady",
-                    tooltip="How the motion gathers and loses speed over the clip.",
-                ),
+                widgets.choice("curve", list(EASES), "How the motion gathers and loses speed over the clip.", default="steady"),
                 io.String.Input(
                     "points",
                     default="",
@@ -273,20 +263,19 @@ class Anchor4DTrimScene(io.ComfyNode):
             description="Keeps a part of a moving scene's clip, from one frame or second to another.",
             search_aliases=["cut clip", "shorten", "time range", "in and out point", "4d"],
             inputs=[
-                host.scene_input(),
+                widgets.scene(),
                 io.DynamicCombo.Input(
                     "unit",
                     options=[
                         io.DynamicCombo.Option(
                             "frames",
                             [
-                                io.Int.Input("start", default=0, min=0, max=100000, tooltip="First frame to keep, from 0."),
-                                io.Int.Input(
+                                widgets.whole("start", 0, (0, 100000), "First frame to keep, from 0."),
+                                widgets.whole(
                                     "end",
-                                    default=-1,
-                                    min=-1,
-                                    max=100000,
-                                    tooltip="Last frame to keep. -1 = the clip's last. In a loop it may lie before the start.",
+                                    -1,
+                                    (-1, 100000),
+                                    "Last frame to keep. -1 = the clip's last. In a loop it may lie before the start.",
                                 ),
                             ],
                         ),
@@ -323,19 +312,18 @@ class Anchor4DLoopScene(io.ComfyNode):
             "Or plays it backwards.",
             search_aliases=["seamless loop", "ping pong", "boomerang", "reverse", "play backwards", "4d"],
             inputs=[
-                host.scene_input(),
+                widgets.scene(),
                 io.DynamicCombo.Input(
                     "mode",
                     options=[
                         io.DynamicCombo.Option(
                             "close the loop",
                             [
-                                io.Int.Input(
+                                widgets.whole(
                                     "overlap",
-                                    default=0,
-                                    min=0,
-                                    max=10000,
-                                    tooltip="Frames at the end that fade into those at the start. The loop is that much "
+                                    0,
+                                    (0, 10000),
+                                    "Frames at the end that fade into those at the start. The loop is that much "
                                     "shorter. More = softer. 0 = a quarter of the clip.",
                                 )
                             ],
@@ -369,7 +357,7 @@ class Anchor4DTransformScene(io.ComfyNode):
             description="Moves, turns and scales a scene, or carries it from one place to another while its clip plays.",
             search_aliases=["move splat", "rotate splat", "scale splat", "upside down", "flip", "fly in", "path", "4d"],
             inputs=[
-                host.scene_input(),
+                widgets.scene(),
                 *_axes("translate", 1000.0, 0.01, "Moves along {axis}. An object is 1 unit long, +Y is up, +Z the front."),
                 *_axes("rotate", 360.0, 1.0, "Turns about {axis} in degrees, counter-clockwise seen from its tip: first X, "
                 "then Y, then Z. 180 about X puts splats that stand on their head upright."),
@@ -418,7 +406,7 @@ class Anchor4DCropScene(io.ComfyNode):
             description="Keeps only the Gaussians inside or outside of a box or a ball: removes floaters, the floor, a part.",
             search_aliases=["cut splat", "remove floaters", "bounding box", "delete part", "clean up", "4d"],
             inputs=[
-                host.scene_input(),
+                widgets.scene(),
                 io.DynamicCombo.Input(
                     "shape",
                     options=[
@@ -442,19 +430,10 @@ class Anchor4DCropScene(io.ComfyNode):
                     ],
                     tooltip="What to cut with.",
                 ),
-                io.Combo.Input(
-                    "keep",
-                    options=["inside", "outside"],
-                    default="inside",
-                    tooltip="Which Gaussians stay, by their centres.",
-                ),
-                io.Combo.Input(
-                    "when",
-                    options=["at one moment", "at any frame"],
-                    default="at one moment",
-                    tooltip="at one moment = where they are at the time below counts. at any frame = whatever is inside at any "
-                    "frame counts as inside.",
-                ),
+                widgets.choice("keep", ["inside", "outside"], "Which Gaussians stay, by their centres."),
+                widgets.choice("when", ["at one moment", "at any frame"], "at one moment = where they are at the time below "
+                "counts. at any frame = whatever is inside at any "
+                    "frame counts as inside."),
                 _number("time", 0.0, 0.0, 1.0, 0.01, "The moment that counts: 0 = start, 1 = end."),
             ],
             outputs=[_output()],
@@ -486,20 +465,17 @@ class Anchor4DMergeScenes(io.ComfyNode):
             inputs=[
                 io.Autogrow.Input(
                     "scenes",
-                    template=io.Autogrow.TemplatePrefix(host.scene_input(), prefix="scene_", min=2, max=MOST),
+                    template=io.Autogrow.TemplatePrefix(widgets.scene(), prefix="scene_", min=2, max=MOST),
                     tooltip="Still or moving scenes, or splats.",
                 ),
-                io.Combo.Input(
+                widgets.choice(
                     "shorter",
-                    options=["repeat", "hold", "stretch"],
-                    default="repeat",
-                    tooltip="What shorter clips do until the longest is over. repeat = start again. hold = stay at the last "
+                    ["repeat", "hold", "stretch"],
+                    "What shorter clips do until the longest is over. repeat = start again. hold = stay at the last "
                     "frame. stretch = play slower, to last as long.",
                 ),
                 _number("fps", 0.0, 0.0, 240.0, 0.5, "Frames a second. 0 = the highest of all."),
-                io.Int.Input(
-                    "frames", default=0, min=0, max=10000, tooltip="Number of frames. 0 = until the longest clip is over."
-                ),
+                widgets.whole("frames", 0, (0, 10000), "Number of frames. 0 = until the longest clip is over."),
             ],
             outputs=[host.Scene.Output("scene", tooltip="All in one. Its camera is the first scene's.")],
         )
@@ -522,7 +498,7 @@ class Anchor4DColorOpacity(io.ComfyNode):
             description="Corrects a scene's colours, fades it in or out over the clip, and removes faint Gaussians.",
             search_aliases=["brightness", "saturation", "hue", "tint", "color correct", "fade", "transparency", "4d"],
             inputs=[
-                host.scene_input(),
+                widgets.scene(),
                 _number("brightness", 1.0, 0.0, 10.0, 0.01, "Factor on the colours. Higher = brighter, 0 = black."),
                 _number("contrast", 1.0, 0.0, 10.0, 0.01, "Distance of the colours from mid-grey. Higher = more."),
                 _number("saturation", 1.0, 0.0, 10.0, 0.01, "Strength of the colours. 0 = grey."),
@@ -580,7 +556,7 @@ class Anchor4DPruneScene(io.ComfyNode):
             "least. Smaller files, faster play.",
             search_aliases=["reduce splats", "decimate", "simplify", "optimize splat", "smaller file", "compress", "4d"],
             inputs=[
-                host.scene_input(),
+                widgets.scene(),
                 io.DynamicCombo.Input(
                     "keep",
                     options=[
@@ -589,21 +565,15 @@ class Anchor4DPruneScene(io.ComfyNode):
                         ),
                         io.DynamicCombo.Option(
                             "count",
-                            [
-                                io.Int.Input(
-                                    "count", default=10000, min=1, max=100_000_000, tooltip="Number of Gaussians to keep."
-                                )
-                            ],
+                            [widgets.whole("count", 10000, (1, 100_000_000), "Number of Gaussians to keep.")],
                         ),
                     ],
                     tooltip="How many Gaussians stay.",
                 ),
-                io.Boolean.Input(
-                    "cover",
-                    default=True,
-                    tooltip="Let those that stay grow over the gaps that the others leave. Off = they keep their size.",
+                widgets.switch(
+                    "cover", True, "Let those that stay grow over the gaps that the others leave. Off = they keep their size."
                 ),
-                *host.device_inputs(),
+                *widgets.drawing(),
             ],
             outputs=[_output()],
         )

@@ -12,7 +12,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..core.io.export import FORMATS, Shot, export_scene
 from ..core.scene.scene import Scene4D
-from . import host
+from . import host, widgets
 from .player import film_of
 from .view import CATEGORY
 
@@ -26,7 +26,7 @@ FILES_3D = {"glb", "usdz", "ply", "spz", "splat"}
 
 def _moment() -> list[io.Input]:
     return [
-        io.Float.Input("time", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="The moment: 0 = start, 1 = end."),
+        widgets.real("time", 0.0, (0.0, 1.0), "The moment: 0 = start, 1 = end.", step=0.01),
     ]
 
 
@@ -36,17 +36,16 @@ def _options(name: str) -> list[io.Input]:
     if form.kind == "film":
         backgrounds = ["white", "black"] if name == "mp4" else ["none", "white", "black"]
         return [
-            io.Float.Input(
+            widgets.real(
                 "azimuth",
-                default=0.0,
-                min=-360.0,
-                max=360.0,
+                0.0,
+                (-360.0, 360.0),
+                "Side to look from, in degrees: 0 = as the driving video. A trajectory wins over it.",
                 step=1.0,
-                tooltip="Side to look from, in degrees: 0 = as the driving video. A trajectory wins over it.",
             ),
-            io.Int.Input("size", default=512, min=32, max=4096, step=16, tooltip="Longer side of the picture, in pixels."),
+            widgets.whole("size", 512, (32, 4096), "Longer side of the picture, in pixels.", step=16),
             io.Combo.Input("background", options=backgrounds, tooltip="none = transparent."),
-            io.Int.Input("repeats", default=1, min=1, max=100, tooltip="How often the clip plays."),
+            widgets.whole("repeats", 1, (1, 100), "How often the clip plays."),
         ]
     if form.kind == "splats" and form.moment and "" in form.suffixes:
         sequence = [io.DynamicCombo.Option(choice, []) for choice in ("zip", "folder")]
@@ -62,7 +61,7 @@ def _options(name: str) -> list[io.Input]:
             io.DynamicCombo.Input(
                 "what",
                 options=[io.DynamicCombo.Option("all frames", []), io.DynamicCombo.Option("one moment", _moment())],
-                tooltip="All frames, shown one after the other, or one moment.",
+                tooltip="All frames, one after the other, or one moment.",
             )
         ]
     return []
@@ -81,33 +80,28 @@ class Anchor4DExportScene(io.ComfyNode):
                 "supersplat", "unity", "4dgs", "4d",
             ],
             inputs=[
-                host.scene_input(tooltip="The scene to export, or a batch of splats, one a frame."),
+                widgets.scene(tooltip="The scene to export, or a batch of splats, one a frame."),
                 io.DynamicCombo.Input(
                     "format",
                     options=[io.DynamicCombo.Option(name, _options(name)) for name in FORMATS if name != "scene"],
                     tooltip="\n".join(f"{name}: {form.text}." for name, form in FORMATS.items() if name != "scene"),
                 ),
-                io.Int.Input(
-                    "frames",
-                    default=0,
-                    min=0,
-                    max=2000,
-                    tooltip="Frames that the clip is spread over. 0 = the scene's own.",
+                widgets.whole(
+                    "frames", 0, (0, 2000), "Frames that the clip is spread over. 0 = the scene's own.",
+                    words=widgets.SCENES_OWN,
                 ),
-                io.String.Input(
-                    "filename_prefix", default="3d/Anchor4D", tooltip="Folder and name below ComfyUI's output folder."
-                ),
+                widgets.prefix(),
                 io.MultiType.Input(
                     "video",
                     types=[host.Video, io.Image],
                     optional=True,
-                    tooltip="html, a4d: the driving video, shown beside the object.",
+                    tooltip="html, a4d: the driving video beside the object.",
                 ),
-                host.scene_input("compare", "html: a second scene, behind a wiper.", optional=True),
+                widgets.scene("compare", "html: a second scene, in a split view.", optional=True),
                 host.Trajectory.Input(
                     "trajectory", optional=True, tooltip="Films: the way of the camera, in place of azimuth."
                 ),
-                *host.device_inputs(),
+                *widgets.drawing(),
             ],
             outputs=[
                 io.String.Output("path", tooltip="Where the file or folder is."),

@@ -18,14 +18,14 @@ from ..core.fit.loop import Schedule, Train
 from ..core.io import side_by_side
 from ..core.methods import stages
 from ..core.methods.registry import METHODS, method_config
-from ..core.render import resolve_backend, slow_renderer
 from ..core.scene.scene import Scene4D
 from ..core.scene.views import DEFAULT_FRONT, render_frames
 from ..core.video import DrivingVideo
-from . import host, host_prior
-from .objectives import Terms, describe
+from . import fitting, host, host_prior, widgets
+from .objectives import Terms
 
 CATEGORY = "Anchor4D/3 Fit"
+#: Fields that a fit can start from.
 FIELDS = [name for name, kind in deformation.FIELDS.items() if kind.buildable]
 #: Methods that follow a video, as the combos offer them.
 VIDEO_METHODS = [name for name, method in METHODS.items() if method.follows == "video"]
@@ -43,54 +43,19 @@ def _objectives(standing: str) -> io.Input:
 
 
 def _preset(what: str) -> io.Input:
-    return io.Combo.Input(
-        "preset",
-        options=host.PRESETS,
-        default="standard",
-        tooltip=f"{what} standard = good on any computer. draft = fast, coarse. paper = as published, needs a GPU. "
-        "The objectives' own preset is chosen in their node.",
+    return widgets.preset(
+        f"{what} standard = good on any computer. draft = fast, coarse. paper = as published, needs a GPU. The objectives' own "
+        "preset is chosen in their node."
     )
 
 
 def _method(what: str) -> io.Input:
-    return io.Combo.Input(
+    return widgets.choice(
         "method",
-        options=VIDEO_METHODS,
+        VIDEO_METHODS,
+        f"Whose {what} the preset means: {'; '.join(f'{name} = {METHODS[name].title}' for name in VIDEO_METHODS)}.",
         default="pla4d",
         optional=True,
-        tooltip=f"Whose {what} the preset means: {', '.join(METHODS[name].title for name in VIDEO_METHODS)}.",
-    )
-
-
-def _seed() -> io.Input:
-    # The page would add a control that changes every seed after each run, and with it fit everything anew.
-    return io.Int.Input(
-        "seed", default=0, min=0, max=2**32 - 1, control_after_generate=False, tooltip="Same seed = same result."
-    )
-
-
-def _steps(what: str = "Steps.") -> io.Input:
-    return io.Int.Input(
-        "steps",
-        default=0,
-        min=0,
-        max=100_000,
-        optional=True,
-        advanced=True,
-        tooltip=f"{what} More = finer, slower. 0 = the preset's.",
-    )
-
-
-def _resolution() -> io.Input:
-    return io.Int.Input(
-        "resolution",
-        default=0,
-        min=0,
-        max=1024,
-        step=16,
-        optional=True,
-        advanced=True,
-        tooltip="Largest picture compared, in pixels. Lower = faster, higher = finer. 0 = the preset's.",
     )
 
 
@@ -118,24 +83,6 @@ def _factor(resolution: int, *schedules: Schedule | None) -> float:
     return resolution / largest if resolution else 1.0
 
 
-def _say_objectives(objectives: Terms, standing: str) -> None:
-    if objectives:
-        host.log.info("objectives: %s", "; ".join(map(describe, objectives)))
-    else:
-        host.log.warning("no objectives connected: %s", standing)
-        host.say(f"No objectives connected: {standing}")
-
-
-def _estimate(*fit: Any, **inputs: Any) -> str:
-    """What the fit will cost on this machine, told before it starts and kept in sight while it runs."""
-    cost = f"estimate: {stages.estimate(*fit, progress=host.Report().fit, **inputs)}"
-    host.log.info(cost)
-    device = fit[0].frames.device if fit[0] is not None else "cpu"
-    slow = slow_renderer(resolve_backend(inputs.get("backend", "auto"), device), device)
-    host.say(f"{cost}\n{slow}" if slow else cost)
-    return cost
-
-
 def _in_turns(schedule: Schedule | None, turns: tuple[int, int]) -> Schedule | None:
     """A schedule with the turns of the node that gives them; without it there are none, whatever the preset has."""
     return None if schedule is None else replace(schedule, turns=turns)
@@ -144,13 +91,6 @@ def _in_turns(schedule: Schedule | None, turns: tuple[int, int]) -> Schedule | N
 def _with_nodes(fields: Mapping[str, Mapping[str, Any]], nodes: int) -> dict[str, Mapping[str, Any]]:
     """Settings of fields with the user's number of control nodes, where it is not 0."""
     return {**fields, "control-nodes": {**fields.get("control-nodes", {}), "nodes": nodes}} if nodes else dict(fields)
-
-
-def _finish(scene: Scene4D) -> Scene4D:
-    """What leaves a fit: on the CPU, as the host keeps values, and nothing asks for gradients."""
-    if scene.field is not None:
-        scene.field.requires_grad_(False)
-    return scene.to("cpu")
 
 
 class Anchor4DFitGaussians(io.ComfyNode):
@@ -169,20 +109,19 @@ class Anchor4DFitGaussians(io.ComfyNode):
                 host.Alignment.Input("alignment", tooltip="From Focal Alignment."),
                 _objectives(standing),
                 _preset("How many Gaussians and steps."),
-                _seed(),
-                io.Int.Input(
+                widgets.seed(),
+                widgets.whole(
                     "gaussians",
-                    default=0,
-                    min=0,
-                    max=500_000,
+                    0,
+                    (0, 500_000),
+                    "Number of Gaussians. More = finer, slower, larger files. 0 = the preset's.",
                     step=1000,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Number of Gaussians. More = finer, slower, larger files. 0 = the preset's.",
+                    words=widgets.PRESETS_OWN,
+                    folded=True,
                 ),
-                _steps(),
-                _resolution(),
-                *host.device_inputs(),
+                widgets.steps(),
+                widgets.resolution(),
+                *widgets.drawing(),
                 _method("steps and number of Gaussians"),
             ],
             outputs=[host.Scene.Output("scene", tooltip="The static object, with the clip's timing and camera.")],
@@ -217,17 +156,17 @@ class Anchor4DFitGaussians(io.ComfyNode):
                 schedule=_changed(whole.static.schedule, steps or -1, _factor(resolution, whole.static.schedule)),
                 objectives=tuple(objectives),
             )
-            _say_objectives(config.objectives, "Gaussians as sampled on the mesh, unfitted")
+            fitting.say_objectives(config.objectives, "Gaussians as sampled on the mesh, unfitted")
             video = driving_video.to(host.device_for(device, renderer))
             inputs = video, alignment.mesh, alignment.front, config, seed
             with host.checkpoint("object", *inputs) as path, host_prior.loaded(config.objectives, device):
                 start = stages.fit_static(video, alignment.mesh, alignment.front, replace(config, objectives=()), seed=seed)
-                cost = _estimate(video, start, config, mesh=alignment.mesh, backend=renderer)
+                cost = fitting.estimate(video, start, config, mesh=alignment.mesh, backend=renderer)
                 scene = stages.fit_static(
                     video, alignment.mesh, alignment.front, config, seed=seed, backend=renderer,
                     progress=host.Report(note=cost).fit, checkpoint=path,
                 )  # fmt: skip
-            scene = _finish(scene)
+            scene = fitting.finished(scene)
             return io.NodeOutput(scene, ui=_look(scene, driving_video, scene.taus[:1]))
 
 
@@ -254,66 +193,59 @@ class Anchor4DMotionAlignment(io.ComfyNode):
                 ),
                 _objectives(standing),
                 _preset("How long and how fine."),
-                io.Combo.Input(
+                widgets.choice(
                     "field",
-                    options=["preset", *FIELDS],
-                    default="preset",
-                    tooltip="How motion is stored. control-nodes = a skeleton of a few hundred points, fast, keeps limbs "
+                    ["preset", *FIELDS],
+                    "How motion is stored. control-nodes = a skeleton of a few hundred points, fast, keeps limbs "
                     "stiff. hexplane = a grid over space and time. mlp = a neural network, as in the paper. preset = the "
                     "preset's.",
                 ),
-                _seed(),
-                _steps("Steps over the whole clip."),
-                io.Int.Input(
+                widgets.seed(),
+                widgets.steps("Steps over the whole clip."),
+                widgets.whole(
                     "tracking_steps",
-                    default=-1,
-                    min=-1,
-                    max=10_000,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Steps on each frame while the object is first followed frame by frame (control nodes only). "
+                    -1,
+                    (-1, 10_000),
+                    "Steps on each frame while the object is first followed frame by frame (control nodes only). "
                     "More = quick motion is followed better, slower. 0 = off. -1 = the preset's.",
+                    words=widgets.reads(-1, "preset"),
+                    folded=True,
                 ),
-                io.Int.Input(
+                widgets.whole(
                     "fine_steps",
-                    default=-1,
-                    min=-1,
-                    max=100_000,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Steps of a last pass at full size that sharpens the motion. More = finer, slower. "
+                    -1,
+                    (-1, 100_000),
+                    "Steps of a last pass at full size that sharpens the motion. More = finer, slower. "
                     "0 = off. -1 = the preset's.",
+                    words=widgets.reads(-1, "preset"),
+                    folded=True,
                 ),
-                io.Int.Input(
+                widgets.whole(
                     "control_nodes",
-                    default=0,
-                    min=0,
-                    max=5000,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Number of control nodes. More = finer motion, less of it where the video does not look. 0 = "
-                    "the preset's.",
+                    0,
+                    (0, 5000),
+                    "Number of control nodes. More = finer motion, less of it where the video does not look. 0 = the preset's.",
+                    words=widgets.PRESETS_OWN,
+                    folded=True,
                 ),
-                _resolution(),
-                *host.device_inputs(),
-                io.Int.Input(
+                widgets.resolution(),
+                *widgets.drawing(),
+                widgets.whole(
                     "refine_steps",
-                    default=-1,
-                    min=-1,
-                    max=100_000,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Steps of the last pass, in which a prior has its say (with Reference Refinement or Novel Views "
-                    "among the objectives only). More = tears close further, slower. 0 = off. -1 = the preset's.",
+                    -1,
+                    (-1, 100_000),
+                    "Steps of the last pass, in which a prior is asked (with Reference Refinement or Novel Views "
+                    "among the objectives only). More = tearing artefacts close further, slower. 0 = off. -1 = the preset's.",
+                    words=widgets.reads(-1, "preset"),
+                    folded=True,
                 ),
                 _method("steps, field and training"),
-                io.Combo.Input(
+                widgets.choice(
                     "train",
-                    options=["preset", *TRAINED],
-                    default="preset",
-                    optional=True,
-                    tooltip="deformation = the motion alone, the static object stays as it is. both = the static object's "
+                    ["preset", *TRAINED],
+                    "deformation = the motion alone, the static object stays as it is. both = the static object's "
                     "Gaussians too. preset = the method's: deformation for pla4d, both for align4d and dg4d.",
+                    optional=True,
                 ),
                 host.Turns.Input(
                     "turns",
@@ -372,18 +304,18 @@ class Anchor4DMotionAlignment(io.ComfyNode):
                 fields=_with_nodes(config.fields, control_nodes),
                 objectives=tuple(objectives),
             )
-            _say_objectives(config.objectives, "the object stays still")
+            fitting.say_objectives(config.objectives, "the object stays still")
             where = host.device_for(device, renderer)
             video, still = driving_video.to(where), scene.to(where)
             mesh = None if alignment is None else alignment.mesh
             inputs = video, still.gaussians.tensors(), list(cameras), config, mesh, seed
             with host.checkpoint("motion", *inputs) as path, host_prior.loaded(config.objectives, device):
-                cost = _estimate(video, still, config, mesh=mesh, fronts=cameras, backend=renderer)
+                cost = fitting.estimate(video, still, config, mesh=mesh, fronts=cameras, backend=renderer)
                 moving = stages.fit_motion(
                     video, still, config, mesh=mesh, fronts=cameras, seed=seed, backend=renderer,
                     progress=host.Report(note=cost).fit, checkpoint=path,
                 )  # fmt: skip
-            moving = _finish(moving)
+            moving = fitting.finished(moving)
             return io.NodeOutput(moving, ui=_look(moving, driving_video, moving.taus))
 
 
@@ -398,19 +330,17 @@ class Anchor4DAsynchronousOptimisation(io.ComfyNode):
             "(Align4D). Bypass it, and both are trained at once.",
             search_aliases=["alternate", "alternating", "turns", "ao", "asynchronous optimization", "align4d", "train"],
             inputs=[
-                io.Int.Input(
+                widgets.whole(
                     "field_steps",
-                    default=8,
-                    min=1,
-                    max=10_000,
-                    tooltip="Steps of the motion before the Gaussians' turn. More = the motion explains more of the video.",
+                    8,
+                    (1, 10_000),
+                    "Steps of the motion before the Gaussians' turn. More = the motion explains more of the video.",
                 ),
-                io.Int.Input(
+                widgets.whole(
                     "gaussian_steps",
-                    default=2,
-                    min=1,
-                    max=10_000,
-                    tooltip="Steps of the Gaussians, their colours and shapes, before the motion's turn again. More = the "
+                    2,
+                    (1, 10_000),
+                    "Steps of the Gaussians, their colours and shapes, before the motion's turn again. More = the "
                     "object changes more.",
                 ),
             ],

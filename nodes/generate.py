@@ -18,7 +18,7 @@ from ..core.generate.inflate import CELLS, DEPTH, Nearer, inflate
 from ..core.generate.sampling import StepProgress
 from ..core.priors import models
 from ..core.video import DrivingVideo
-from . import host
+from . import host, widgets
 from .prepare import mesh_output
 from .view import splat_of
 
@@ -115,44 +115,36 @@ def _picture(image: Tensor, mask: Tensor | None) -> Tensor:  # (B, H, W, C), (B,
 
 
 def _seed() -> io.Input:
-    return io.Int.Input(
-        "seed",
-        default=0,
-        min=0,
-        max=2**32 - 1,
-        control_after_generate=True,
-        tooltip="Another number = another result; the same = the same again.",
-    )
+    return widgets.seed("Another number = another result; the same = the same again.", renewed=True)
 
 
 def _steps(default: int, tooltip: str) -> io.Input:
-    return io.Int.Input("steps", default=default, min=0 if default == 0 else 2, max=200, tooltip=tooltip)
+    return widgets.whole(
+        "steps", default, (0 if default == 0 else 2, 200), tooltip, words=widgets.MODELS_OWN if default == 0 else None
+    )
 
 
 def _guidance(default: float, tooltip: str) -> io.Input:
-    return io.Float.Input("guidance", default=default, min=0.0, max=50.0, step=0.1, tooltip=tooltip)
+    return widgets.real("guidance", default, (0.0, 50.0), tooltip, step=0.1, words=widgets.MODELS_OWN if default == 0 else None)
 
 
 def _precision() -> io.Input:
-    return io.Combo.Input(
+    return widgets.choice(
         "precision",
-        options=["auto", "fp32", "bf16", "fp16"],
-        default="auto",
-        optional=True,
-        advanced=True,
-        tooltip="Numbers the networks count in. auto = half precision on a GPU, full on the CPU. fp32 = twice the memory.",
+        ["auto", "fp32", "bf16", "fp16"],
+        "Numbers the networks count in. auto = half precision on a GPU, full on the CPU. fp32 = twice the memory.",
+        folded=True,
     )
 
 
 def _offload() -> io.Input:
-    return io.Combo.Input(
+    return widgets.choice(
         "offload",
-        options=["none", "model", "sequential"],
-        default="model",
-        optional=True,
-        advanced=True,
-        tooltip="Where networks wait for their turn. none = all on the GPU: fastest. model = one network at a time on the "
+        ["none", "model", "sequential"],
+        "Where networks wait for their turn. none = all on the GPU: fastest. model = one network at a time on the "
         "GPU. sequential = one layer at a time: slow, for the smallest cards.",
+        default="model",
+        folded=True,
     )
 
 
@@ -178,13 +170,13 @@ class Anchor4DTextToImage(io.ComfyNode):
                     multiline=True,
                     tooltip="What should not be seen. Empty = the usual: cropped, several objects, cluttered background, ...",
                 ),
-                io.Int.Input(
+                widgets.whole(
                     "size",
-                    default=0,
-                    min=0,
-                    max=2048,
+                    0,
+                    (0, 2048),
+                    "Side of the square picture, pixels. 0 = the model's own: 512 for Stable Diffusion 1.5, 1024 XL.",
                     step=16,
-                    tooltip="Side of the square picture, pixels. 0 = the model's own: 512 for Stable Diffusion 1.5, 1024 XL.",
+                    words=widgets.MODELS_OWN,
                 ),
                 _steps(0, "Steps of the sampler. More = finer, slower. 0 = what the model's makers use."),
                 _guidance(
@@ -196,7 +188,9 @@ class Anchor4DTextToImage(io.ComfyNode):
                     default="a single whole object, front view, plain white background",
                     optional=True,
                     advanced=True,
-                    tooltip="Added to the prompt: what makes an object easy to cut out and to see from other sides.",
+                    tooltip="Added to the prompt: what makes an object easy to cut out and to see from other sides. Empty it "
+                    "for a "
+                    "picture of your own framing.",
                 ),
                 _offload(),
                 _precision(),
@@ -242,26 +236,30 @@ class Anchor4DTextToImage(io.ComfyNode):
 def _film_inputs() -> list[io.Input]:
     """How long, how large and how carefully; 0 is always the model's own."""
     return [
-        io.Int.Input(
-            "frames", default=0, min=0, max=257, tooltip="Frames of the film. 0 = what the model was made for. Fewer = faster."
+        widgets.whole(
+            "frames",
+            0,
+            (0, 257),
+            "Frames of the film. 0 = what the model was made for. Fewer = faster.",
+            words=widgets.MODELS_OWN,
         ),
-        io.Int.Input(
+        widgets.whole(
             "width",
-            default=0,
-            min=0,
-            max=2048,
+            0,
+            (0, 2048),
+            "Pixels; most models want multiples of 16, LTX of 32, Stable Video Diffusion of 64. 0 = the model's own.",
             step=16,
-            tooltip="Pixels; most models want multiples of 16, LTX of 32, Stable Video Diffusion of 64. 0 = the model's own.",
+            words=widgets.MODELS_OWN,
         ),
-        io.Int.Input("height", default=0, min=0, max=2048, step=16, tooltip="Pixels, as width. 0 = the model's own."),
-        io.Float.Input(
+        widgets.whole("height", 0, (0, 2048), "Pixels, as width. 0 = the model's own.", step=16, words=widgets.MODELS_OWN),
+        widgets.real(
             "fps",
-            default=0.0,
-            min=0.0,
-            max=60.0,
-            step=0.5,
-            tooltip="Frames a second. LTX and Stable Video Diffusion are told it: low = much motion between frames. For the "
+            0.0,
+            (0.0, 60.0),
+            "Frames a second. LTX and Stable Video Diffusion take it as a condition: low = much motion between "
+            "frames. For the "
             "others it is how fast the film plays. 0 = the model's own.",
+            step=0.5,
         ),
         _steps(0, "Steps of the sampler. More = finer, slower. 0 = what the model's makers use."),
         _guidance(0.0, "How closely the prompt is followed. Higher = closer, harsher. 0 = what the model's makers use."),
@@ -425,13 +423,12 @@ def _mesh_inputs(guidance: float) -> list[io.Input]:
     return [
         _steps(64, "Steps of the sampler. More = finer, slower."),
         _guidance(guidance, "How closely the input is followed. Higher = closer, less varied."),
-        io.Int.Input(
+        widgets.whole(
             "resolution",
-            default=128,
-            min=16,
-            max=256,
+            128,
+            (16, 256),
+            "Cells of the grid that the shape is read off from. Higher = smoother, slower, more faces.",
             step=16,
-            tooltip="Cells of the grid that the shape is read off from. Higher = smoother, slower, more faces.",
         ),
         _seed(),
         _precision(),

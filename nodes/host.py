@@ -45,22 +45,14 @@ Scene = io.Custom("A4D_SCENE")  # core.scene.Scene4D
 Trajectory = io.Custom("A4D_TRAJECTORY")  # core.trajectory.Trajectory
 Turns = io.Custom("A4D_TURNS")  # tuple of two ints, core.fit.loop.Schedule.turns
 
-PRESETS = ["standard", "draft", "paper"]
 #: Of a list of files: nothing chosen.
 NONE = "none"
 #: Seconds between live previews, and bytes of checkpoints that are kept of runs nobody took up again, the last used first.
 PREVIEW_EVERY, CHECKPOINT_BYTES = 0.5, 4 * 2**30
 
 
-def scene_input(
-    id: str = "scene", tooltip: str = "A still or moving scene, or splats: one, or one a frame.", optional: bool = False
-) -> io.Input:
-    """An input that takes an Anchor4D scene, or the host's SPLAT: :func:`scene_of` makes a scene of either."""
-    return io.MultiType.Input(id, types=[Scene, io.Splat], optional=optional, tooltip=tooltip)
-
-
 def scene_of(value: Scene4D | Types.SPLAT, fps: float = sequence.FPS) -> Scene4D:
-    """What came in through :func:`scene_input`; a batch of splats is one frame each. Call it inside :func:`work`."""
+    """What came in through :func:`widgets.scene`; a batch of splats is one frame each. Call it inside :func:`work`."""
     if isinstance(value, Scene4D):
         return value
     return sequence.scene_from_gaussians(sets_of(value), fps=fps)
@@ -70,19 +62,6 @@ def sets_of(value: Types.SPLAT) -> list[Gaussians]:
     """The items of a batch of splats, in our frame."""
     arrays = (value.positions, value.scales, value.rotations, value.opacities, value.sh)
     return sequence.sets_from_arrays(*(array.clone() for array in arrays), counts=value.counts)
-
-
-def up_input() -> io.Input:
-    """The input of every node that reads splat files: which way their content stands."""
-    return io.Combo.Input(
-        "up",
-        options=["y", "-y", "z", "-z", "x", "-x"],
-        default="y",
-        optional=True,
-        advanced=True,
-        tooltip="Splats: the axis that points up. y = as it should be, -y = for what stands on its head (some .spz), z = for "
-        "what lies on its back.",
-    )
 
 
 @contextmanager
@@ -133,7 +112,7 @@ class Report:
         if due:
             self.shown = time.monotonic()
             if text:
-                say(f"{text}\n{self.note}" if self.note else text)
+                say(f"{self.note}\n{text}" if self.note else text)
         return due
 
     def count(self, step: int, total: int) -> None:
@@ -164,30 +143,6 @@ def film(frames: Tensor | np.ndarray, fps: float) -> dict[str, Any]:  # (T, H, W
     images = torch.from_numpy(np.ascontiguousarray(to_uint8(frames))).float() / 255
     saved = ui.ImageSaveHelper.save_animated_webp(images, PREVIEW_PREFIX, io.FolderType.temp, None, fps, False, 85, 0)
     return {"images": [saved], "animated": (True,)}
-
-
-def device_inputs() -> list[io.Input]:
-    """The advanced inputs of every node that draws Gaussians."""
-    return [
-        io.Combo.Input(
-            "device",
-            options=["auto", "cpu", "gpu"],
-            default="auto",
-            optional=True,
-            advanced=True,
-            tooltip="Where to compute. auto = an NVIDIA or AMD GPU where ComfyUI uses one, otherwise the CPU when numba is "
-            "installed (fast), otherwise whatever ComfyUI uses.",
-        ),
-        io.Combo.Input(
-            "renderer",
-            options=["auto", "nvrtc", "gsplat", "numba", "torch"],
-            default="auto",
-            optional=True,
-            advanced=True,
-            tooltip="How Gaussians are drawn. auto = the fastest one here. nvrtc: NVIDIA or AMD GPU, nothing to install. "
-            "gsplat: NVIDIA GPU, when installed. numba: CPU. torch: anywhere, slow.",
-        ),
-    ]
 
 
 def device_for(choice: str, renderer: str) -> torch.device:

@@ -290,7 +290,7 @@ class HostClips(HostPrior):
 
 
 class HostTimedClips(HostClips):
-    """A video model of the host that is told the frame rate: LTX."""
+    """A video model of the host with the frame rate as a condition: LTX."""
 
     conditions = frozenset({"fps"})
 

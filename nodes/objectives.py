@@ -19,80 +19,36 @@ from ..core.objectives.reference import ReferenceRefinement, require_image
 from ..core.objectives.rigidity import Rigidity, Smoothness
 from ..core.priors.base import Prior
 from ..core.priors.distill import Annealed, Distillation
-from ..core.schedules import Ramp
-from . import host
+from . import host, widgets
 
 CATEGORY = "Anchor4D/3 Fit/Objectives"
 Terms = tuple[Objective, ...]
 
 
-def _more() -> io.Input:
-    return host.Objectives.Input(
-        "objectives", optional=True, tooltip="Objectives to add this one to. Chain as many as you like."
-    )
-
-
-def _output() -> io.Output:
-    return host.Objectives.Output("objectives", tooltip="For a fitting step, or the next objective.")
-
-
-def _weight(default: float, what: str, step: float = 0.1, end: float = -1.0) -> list[io.Input]:
-    return [
-        io.Float.Input(
-            "weight",
-            default=default,
-            min=0.0,
-            max=1e6,
-            step=step,
-            tooltip=f"How much this counts against the other objectives. Higher = {what}. 0 = off.",
-        ),
-        io.Float.Input(
-            "end_weight",
-            default=end,
-            min=-1.0,
-            max=1e6,
-            step=step,
-            optional=True,
-            advanced=True,
-            tooltip="Weight at the last step; it changes evenly from first to last. -1 = it stays the same.",
-        ),
-    ]
-
-
-def _ramp(weight: float, end_weight: float) -> Ramp:
-    return Ramp(weight, weight if end_weight < 0 else end_weight)
-
-
 def _picture_inputs(mask: float, levels: int) -> list[io.Input]:
     return [
-        io.Float.Input(
+        widgets.real(
             "mask",
-            default=mask,
-            min=0.0,
-            max=100.0,
+            mask,
+            (0.0, 100.0),
+            "How much the outline counts against the colours. Higher = outlines first. 0 = colours only.",
             step=0.1,
-            tooltip="How much the outline counts against the colours. Higher = outlines first. 0 = colours only.",
         ),
-        io.Float.Input(
+        widgets.real(
             "perceptual",
-            default=0.0,
-            min=0.0,
-            max=1e6,
-            step=0.1,
-            optional=True,
-            advanced=True,
-            tooltip="Weight of the perceptual distance (LPIPS, or SSIM where its network is not on this computer). Higher = "
+            0.0,
+            (0.0, 1e6),
+            "Weight of the perceptual distance (LPIPS, or SSIM where its network is not on this computer). Higher = "
             "crisper texture, much slower. 0 = off.",
+            step=0.1,
+            folded=True,
         ),
-        io.Int.Input(
+        widgets.whole(
             "levels",
-            default=levels,
-            min=1,
-            max=6,
-            optional=True,
-            advanced=True,
-            tooltip="Compare also at half, quarter, ... size, this many sizes in all. More = limbs far from their place are "
-            "found.",
+            levels,
+            (1, 6),
+            "Compare also at half, quarter, ... size, this many sizes in all. More = limbs far from their place are found.",
+            folded=True,
         ),
     ]
 
@@ -107,8 +63,8 @@ class Anchor4DFrontMatch(io.ComfyNode):
             description="Objective: from the front, the object must look like the driving video (PLA4D's texture alignment, "
             "Eq. 5-8 and 10).",
             search_aliases=["texture alignment", "pixel loss", "mse", "lpips", "objective", "loss", "pla4d"],
-            inputs=[_more(), *_weight(1.0, "closer to the video"), *_picture_inputs(1.0, 4)],
-            outputs=[_output()],
+            inputs=[widgets.objectives(), *widgets.weight(1.0, "closer to the video"), *_picture_inputs(1.0, 4)],
+            outputs=[widgets.objectives_output()],
         )
 
     @classmethod
@@ -122,7 +78,7 @@ class Anchor4DFrontMatch(io.ComfyNode):
         objectives: Terms = (),
     ) -> io.NodeOutput:
         return io.NodeOutput(
-            (*objectives, ReferenceViewLoss(_ramp(weight, end_weight), mask=mask, perceptual=perceptual, levels=levels))
+            (*objectives, ReferenceViewLoss(widgets.ramp(weight, end_weight), mask=mask, perceptual=perceptual, levels=levels))
         )
 
 
@@ -137,48 +93,30 @@ class Anchor4DMeshMatch(io.ComfyNode):
             "learning, Eq. 9).",
             search_aliases=["geometry alignment", "contrastive", "gs-mesh", "objective", "loss", "pla4d"],
             inputs=[
-                _more(),
-                *_weight(1.0, "closer to the mesh"),
-                io.Int.Input(
-                    "views", default=4, min=1, max=32, tooltip="Sides compared in every step. More = steadier, slower."
-                ),
+                widgets.objectives(),
+                *widgets.weight(1.0, "closer to the mesh"),
+                widgets.views(4),
                 *_picture_inputs(0.3, 1),
-                io.Float.Input(
-                    "lowest",
-                    default=-60.0,
-                    min=-90.0,
-                    max=90.0,
-                    step=1.0,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Lowest camera, degrees; negative = from below.",
+                widgets.real(
+                    "lowest", -60.0, (-90.0, 90.0), "Lowest camera, degrees; negative = from below.", step=1.0, folded=True
                 ),
-                io.Float.Input(
-                    "highest",
-                    default=60.0,
-                    min=-90.0,
-                    max=90.0,
-                    step=1.0,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Highest camera, degrees; positive = from above.",
+                widgets.real(
+                    "highest", 60.0, (-90.0, 90.0), "Highest camera, degrees; positive = from above.", step=1.0, folded=True
                 ),
                 *(
-                    io.Float.Input(
+                    widgets.real(
                         part,
-                        default=0.0,
-                        min=0.0,
-                        max=100.0,
-                        step=0.1,
-                        optional=True,
-                        advanced=True,
-                        tooltip=f"How much the mesh's {part} count against its colours. Raise it for a mesh without texture "
+                        0.0,
+                        (0.0, 100.0),
+                        f"How much the mesh's {part} count against its colours. Raise it for a mesh without texture "
                         "of its own. 0 = off.",
+                        step=0.1,
+                        folded=True,
                     )
                     for part in ("depth", "normals")
                 ),
             ],
-            outputs=[_output()],
+            outputs=[widgets.objectives_output()],
         )
 
     @classmethod
@@ -190,7 +128,7 @@ class Anchor4DMeshMatch(io.ComfyNode):
             if lowest > highest:
                 raise ValueError(f"lowest camera {lowest:g} is above the highest {highest:g}, swap them")
             term = MeshMatch(
-                _ramp(weight, end_weight),
+                widgets.ramp(weight, end_weight),
                 views=views,
                 elevation=(lowest, highest),
                 mask=mask,
@@ -213,18 +151,16 @@ class Anchor4DFirstFrame(io.ComfyNode):
             "side (PLA4D Eq. 10).",
             search_aliases=["anchor", "static", "objective", "loss", "pla4d"],
             inputs=[
-                _more(),
-                *_weight(1.0, "the first frame stays as it was"),
-                io.Int.Input(
-                    "views", default=1, min=1, max=32, tooltip="Sides compared in every step. More = steadier, slower."
-                ),
+                widgets.objectives(),
+                *widgets.weight(1.0, "the first frame stays as it was"),
+                widgets.views(1),
             ],
-            outputs=[_output()],
+            outputs=[widgets.objectives_output()],
         )
 
     @classmethod
     def execute(cls, weight: float, views: int, end_weight: float = -1.0, objectives: Terms = ()) -> io.NodeOutput:
-        return io.NodeOutput((*objectives, FirstFrame(_ramp(weight, end_weight), views=views)))
+        return io.NodeOutput((*objectives, FirstFrame(widgets.ramp(weight, end_weight), views=views)))
 
 
 class Anchor4DRigidity(io.ComfyNode):
@@ -238,36 +174,27 @@ class Anchor4DRigidity(io.ComfyNode):
             "carries the motion to sides that the video never shows. Not part of the PLA4D paper.",
             search_aliases=["arap", "as rigid as possible", "regulariser", "objective", "loss"],
             inputs=[
-                _more(),
-                *_weight(1.0, "stiffer; lower = softer, cloth-like"),
-                io.Float.Input(
+                widgets.objectives(),
+                *widgets.weight(1.0, "stiffer; lower = softer, cloth-like"),
+                widgets.real(
                     "joints",
-                    default=0.01,
-                    min=0.0,
-                    max=10.0,
+                    0.01,
+                    (0.0, 10.0),
+                    "Small = bending gathers in joints and limbs stay stiff. Large = it spreads. 0 = it spreads evenly.",
                     step=0.001,
-                    tooltip="Small = bending gathers in joints and limbs stay stiff. Large = it spreads. 0 = it spreads "
-                    "evenly.",
                 ),
-                io.Float.Input(
-                    "rotation",
-                    default=0.05,
-                    min=0.0,
-                    max=10.0,
-                    step=0.01,
-                    optional=True,
-                    advanced=True,
-                    tooltip="How much neighbours must also turn alike.",
+                widgets.real(
+                    "rotation", 0.05, (0.0, 10.0), "How much neighbours must also turn alike.", step=0.01, folded=True
                 ),
             ],
-            outputs=[_output()],
+            outputs=[widgets.objectives_output()],
         )
 
     @classmethod
     def execute(
         cls, weight: float, joints: float, rotation: float = 0.05, end_weight: float = -1.0, objectives: Terms = ()
     ) -> io.NodeOutput:
-        return io.NodeOutput((*objectives, Rigidity(_ramp(weight, end_weight), rotation=rotation, joints=joints)))
+        return io.NodeOutput((*objectives, Rigidity(widgets.ramp(weight, end_weight), rotation=rotation, joints=joints)))
 
 
 class Anchor4DSmoothness(io.ComfyNode):
@@ -279,13 +206,13 @@ class Anchor4DSmoothness(io.ComfyNode):
             category=CATEGORY,
             description="Objective for motion: no jerks between successive frames. Not part of the PLA4D paper.",
             search_aliases=["temporal", "acceleration", "jitter", "regulariser", "objective", "loss"],
-            inputs=[_more(), *_weight(20.0, "calmer; lower = quick motion is followed better")],
-            outputs=[_output()],
+            inputs=[widgets.objectives(), *widgets.weight(20.0, "calmer; lower = quick motion is followed better")],
+            outputs=[widgets.objectives_output()],
         )
 
     @classmethod
     def execute(cls, weight: float, end_weight: float = -1.0, objectives: Terms = ()) -> io.NodeOutput:
-        return io.NodeOutput((*objectives, Smoothness(_ramp(weight, end_weight))))
+        return io.NodeOutput((*objectives, Smoothness(widgets.ramp(weight, end_weight))))
 
 
 def _distillation_inputs(
@@ -299,43 +226,29 @@ def _distillation_inputs(
     """What every objective that asks a prior takes."""
     return [
         host.Prior.Input("prior", tooltip="An image-conditioned diffusion model: from Load Prior or Prior from Model."),
-        _more(),
-        # With an end weight of 0, the video has the last word.
-        *_weight(weight, "the prior has its way; lower = the video has", 0.01, end),
-        io.Int.Input(
-            "views", default=views, min=1, max=64, tooltip=f"Pictures shown to the prior in {per}. More = steadier, slower."
-        ),
-        io.Float.Input(
-            "guidance",
-            default=0.0,
-            min=0.0,
-            max=200.0,
-            step=0.5,
-            optional=True,
-            advanced=True,
-            tooltip="Guidance scale. Higher = closer to the condition, more contrast. 0 = the prior's usual.",
-        ),
+        widgets.objectives(),
+        # With an end weight of 0, the video alone counts in the last steps.
+        *widgets.weight(weight, "closer to the prior; lower = closer to the video", 0.01, end),
+        widgets.whole("views", views, (1, 64), f"Pictures that the prior sees in {per}. More = steadier, slower."),
+        widgets.guidance("Guidance scale. Higher = closer to the condition, more contrast. 0 = the prior's usual.", 200.0),
         *(
-            io.Float.Input(
+            widgets.real(
                 f"{end}_time",
-                default=default,
-                min=0.02,
-                max=0.98,
+                default,
+                (0.02, 0.98),
+                f"Share of noise {when}. Higher = larger changes are suggested, lower = only details.",
                 step=0.01,
-                optional=True,
-                advanced=True,
-                tooltip=f"Share of noise {when}. Higher = larger changes are suggested, lower = only details.",
+                folded=True,
             )
             for end, default, when in (("first", times[0], "at the first step"), ("last", times[1], "at the last step"))
         ),
-        io.Int.Input(
+        widgets.whole(
             "micro_batch",
-            default=micro_batch,
-            min=0,
-            max=64,
-            optional=True,
-            advanced=True,
-            tooltip="Pictures in the prior at once. Lower = less memory, slower, the same result. 0 = all.",
+            micro_batch,
+            (0, 64),
+            "Pictures in the prior at once. Lower = less memory, slower, the same result. 0 = all.",
+            words=widgets.reads(0, "all"),
+            folded=True,
         ),
     ]
 
@@ -357,23 +270,22 @@ class Anchor4DReferenceRefinement(io.ComfyNode):
             node_id="Anchor4DReferenceRefinement",
             display_name="Reference Refinement",
             category=CATEGORY,
-            description="Objective for motion: a diffusion prior, shown the static object from the same side, mends tears and "
+            description="Objective for motion: a diffusion prior that sees the static object from the same side closes "
+            "tearing artefacts and "
             "holes where the video does not look (PLA4D Eq. 11).",
             search_aliases=["sds", "score distillation", "zero123", "prior", "refine", "objective", "loss", "pla4d"],
             inputs=[
                 *_distillation_inputs(pla4d.REFINEMENT_WEIGHT),
-                io.Float.Input(
+                widgets.real(
                     "away",
-                    default=60.0,
-                    min=0.0,
-                    max=170.0,
+                    60.0,
+                    (0.0, 170.0),
+                    "Smallest angle between views and front, degrees: there the video knows better. 0 = all around.",
                     step=5.0,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Smallest angle between views and front, degrees: there the video knows better. 0 = all around.",
+                    folded=True,
                 ),
             ],
-            outputs=[_output()],
+            outputs=[widgets.objectives_output()],
         )
 
     @classmethod
@@ -384,7 +296,9 @@ class Anchor4DReferenceRefinement(io.ComfyNode):
         with host.work(cls):
             require_image(prior, "it")
             distillation = _distillation(prior, guidance, first_time, last_time, micro_batch)
-            return io.NodeOutput((*objectives, ReferenceRefinement(distillation, _ramp(weight, end_weight), views, away=away)))
+            return io.NodeOutput(
+                (*objectives, ReferenceRefinement(distillation, widgets.ramp(weight, end_weight), views, away=away))
+            )
 
 
 class Anchor4DNovelViews(io.ComfyNode):
@@ -394,11 +308,12 @@ class Anchor4DNovelViews(io.ComfyNode):
             node_id="Anchor4DNovelViews",
             display_name="Novel Views",
             category=CATEGORY,
-            description="Objective: a diffusion prior, shown each frame of the driving video, tells how the object looks from "
+            description="Objective: a diffusion prior that sees each frame of the driving video predicts how the object looks "
+            "from "
             "other sides at that time (time-multiview refinement of PLA4D's later version; DreamGaussian4D's distillation).",
             search_aliases=["sds", "score distillation", "zero123", "t-mv", "prior", "objective", "loss", "pla4d-v4", "dg4d"],
             inputs=_distillation_inputs(pla4d.NOVEL_VIEW_WEIGHT),
-            outputs=[_output()],
+            outputs=[widgets.objectives_output()],
         )
 
     @classmethod
@@ -409,15 +324,16 @@ class Anchor4DNovelViews(io.ComfyNode):
         with host.work(cls):
             require_image(prior, "it")
             distillation = _distillation(prior, guidance, first_time, last_time, micro_batch)
-            return io.NodeOutput((*objectives, NovelView(distillation, _ramp(weight, end_weight), views)))
+            return io.NodeOutput((*objectives, NovelView(distillation, widgets.ramp(weight, end_weight), views)))
 
 
 def _distance_input() -> io.Input:
     return host.Distance.Input(
         "distance",
         optional=True,
-        tooltip="From Model Distance: from how far the prior's views are drawn, and what it is told of it. Nothing connected = "
-        "as far as the video shows the object, and the prior is told nothing.",
+        tooltip="From Model Distance: from how far the prior's views are drawn, and which distance it gets. Nothing connected "
+        "= "
+        "as far as the video shows the object, and the prior gets no distance.",
     )
 
 
@@ -441,24 +357,22 @@ class Anchor4DMotionGeometry(io.ComfyNode):
             search_aliases=["mgja", "joint alignment", "sds", "score distillation", "zero123", "objective", "align4d", "dg4d"],
             inputs=[
                 *_distillation_inputs(align4d.LAMBDA, -1.0, 2, "every step, of each frame", (0.98, 0.02), dg4d.MICRO_BATCH),
-                io.Combo.Input(
+                widgets.choice(
                     "ask",
-                    options=list(QUESTIONS),
-                    default="motion and geometry",
-                    tooltip="What the prior is shown. motion = the video's frame of that time. geometry = the static object "
+                    list(QUESTIONS),
+                    "What the prior sees. motion = the video's frame of that time. geometry = the static object "
                     "from the same side. motion alone = DreamGaussian4D's distillation.",
+                    default="motion and geometry",
                 ),
-                io.Boolean.Input(
+                widgets.switch(
                     "temporal",
-                    default=True,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Early frames obey the static object, late ones the video (Eq. 9). Off = both count alike in every "
-                    "frame.",
+                    True,
+                    "Early frames obey the static object, late ones the video (Eq. 9). Off = both count alike in every frame.",
+                    folded=True,
                 ),
                 _distance_input(),
             ],
-            outputs=[_output()],
+            outputs=[widgets.objectives_output()],
         )
 
     @classmethod
@@ -471,7 +385,7 @@ class Anchor4DMotionGeometry(io.ComfyNode):
             require_image(prior, "it")
             term = MultiViewDistillation(
                 _distillation(prior, guidance, first_time, last_time, micro_batch),
-                _ramp(weight, end_weight),
+                widgets.ramp(weight, end_weight),
                 views,
                 QUESTIONS[ask],
                 temporal=temporal,
@@ -484,16 +398,14 @@ class Anchor4DMotionGeometry(io.ComfyNode):
             return io.NodeOutput((*others, term))
 
 
-def _preset_input() -> io.Input:
-    return io.Combo.Input(
-        "preset",
-        options=host.PRESETS,
-        default="standard",
-        tooltip="standard and draft = PLA4D with what we found to help. paper = the losses of the paper, as published.",
+def _preset() -> io.Input:
+    return widgets.preset(
+        "standard and draft = PLA4D with what we found to help. paper = the losses of the paper, as published."
     )
 
 
-def _set_output(chosen: Terms, objectives: Terms) -> io.NodeOutput:
+def chain(chosen: Terms, objectives: Terms) -> io.NodeOutput:
+    """A node's output: a chain with a set of objectives added, whose weights the node says."""
     host.say("\n".join(describe(term) for term in chosen))
     return io.NodeOutput((*objectives, *chosen))
 
@@ -514,13 +426,13 @@ class Anchor4DPLA4DObjectives3D(io.ComfyNode):
             category=CATEGORY,
             description="PLA4D's objectives for the static object: Reference View Loss and Mesh Match with a preset's weights.",
             search_aliases=["losses", "preset", "gs-mesh", "static", "pla4d"],
-            inputs=[_preset_input(), _more()],
-            outputs=[_output()],
+            inputs=[_preset(), widgets.objectives()],
+            outputs=[widgets.objectives_output()],
         )
 
     @classmethod
     def execute(cls, preset: str, objectives: Terms = ()) -> io.NodeOutput:
-        return _set_output(pla4d.preset(preset).static.objectives, objectives)
+        return chain(pla4d.preset(preset).static.objectives, objectives)
 
 
 class Anchor4DPLA4DObjectives4D(io.ComfyNode):
@@ -534,21 +446,21 @@ class Anchor4DPLA4DObjectives4D(io.ComfyNode):
             "(paper) or Rigidity and Smoothness (standard, draft); with a prior, Reference Refinement.",
             search_aliases=["losses", "preset", "motion alignment", "dynamic", "pla4d"],
             inputs=[
-                _preset_input(),
-                _more(),
+                _preset(),
+                widgets.objectives(),
                 host.Prior.Input(
                     "prior",
                     optional=True,
-                    tooltip="An image-conditioned diffusion model, from Load Prior: adds Reference Refinement, which mends "
-                    "tears on the sides that the video does not show. Nothing connected = none.",
+                    tooltip="An image-conditioned diffusion model, from Load Prior: adds Reference Refinement, which "
+                    "closes tearing artefacts on the sides that the video does not show. Nothing connected = none.",
                 ),
             ],
-            outputs=[_output()],
+            outputs=[widgets.objectives_output()],
         )
 
     @classmethod
     def execute(cls, preset: str, objectives: Terms = (), prior: Prior | None = None) -> io.NodeOutput:
-        return _set_output(pla4d.preset(preset, prior).motion.objectives, objectives)
+        return chain(pla4d.preset(preset, prior).motion.objectives, objectives)
 
 
 class Anchor4DAlign4DObjectives(io.ComfyNode):
@@ -558,23 +470,18 @@ class Anchor4DAlign4DObjectives(io.ComfyNode):
             node_id="Anchor4DAlign4DObjectives",
             display_name="Align4D Objectives",
             category=CATEGORY,
-            description="The objectives of Align4D, or of DreamGaussian4D, for the motion with a preset's weights: Front "
-            "Match, and with a prior Motion and Geometry.",
+            description="The objectives of Align4D, or of DreamGaussian4D, for the motion with a preset's weights: Reference "
+            "View "
+            "Loss, and with a prior Motion and Geometry.",
             search_aliases=["losses", "preset", "mgja", "dynamic", "align4d", "dreamgaussian4d", "dg4d"],
             inputs=[
-                io.Combo.Input(
+                widgets.choice(
                     "method",
-                    options=["align4d", "dg4d"],
-                    default="align4d",
-                    tooltip="align4d = the prior is asked about motion and geometry. dg4d = DreamGaussian4D: motion alone.",
+                    ["align4d", "dg4d"],
+                    "align4d = the prior is asked about motion and geometry. dg4d = DreamGaussian4D: motion alone.",
                 ),
-                io.Combo.Input(
-                    "preset",
-                    options=host.PRESETS,
-                    default="standard",
-                    tooltip="standard and draft = fewer views, for any computer. paper = as published, needs a GPU.",
-                ),
-                _more(),
+                widgets.preset("standard and draft = fewer views, for any computer. paper = as published, needs a GPU."),
+                widgets.objectives(),
                 host.Prior.Input(
                     "prior",
                     optional=True,
@@ -583,7 +490,7 @@ class Anchor4DAlign4DObjectives(io.ComfyNode):
                 ),
                 _distance_input(),
             ],
-            outputs=[_output()],
+            outputs=[widgets.objectives_output()],
         )
 
     @classmethod
@@ -599,7 +506,7 @@ class Anchor4DAlign4DObjectives(io.ComfyNode):
             if prior is not None:
                 require_image(prior, "they")
             terms = method_config(method, preset, {} if prior is None else {"prior": prior}).motion.objectives
-            return _set_output(terms if distance is None else tuple(o.with_distance(distance) for o in terms), objectives)
+            return chain(terms if distance is None else tuple(o.with_distance(distance) for o in terms), objectives)
 
 
 NODES = [

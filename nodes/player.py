@@ -21,7 +21,7 @@ from ..core.scene.scene import Scene4D
 from ..core.scene.trajectory import Trajectory
 from ..core.scene.views import object_cameras, render_frames
 from ..core.video import DrivingVideo
-from . import host
+from . import host, widgets
 from .view import BACKGROUNDS, CATEGORY
 
 #: Longer side of the driving video's pictures in the player, in pixels.
@@ -40,8 +40,8 @@ class Anchor4DPlayScene(io.ComfyNode):
             "comes out as camera and picture.",
             search_aliases=["player", "viewer", "preview 4d", "preview splat", "compare scenes", "camera path", "4dgs", "4d"],
             inputs=[
-                host.scene_input(),
-                host.scene_input(
+                widgets.scene(),
+                widgets.scene(
                     "compare", "A second scene to compare: a border that you drag lies between the two.", optional=True
                 ),
                 io.MultiType.Input(
@@ -50,26 +50,18 @@ class Anchor4DPlayScene(io.ComfyNode):
                     optional=True,
                     tooltip="Pictures to show beside the object, in step with it: the driving video, or any images.",
                 ),
-                io.Int.Input(
+                widgets.whole(
                     "frames",
-                    default=0,
-                    min=0,
-                    max=2000,
-                    tooltip="Frames that the player gets; between them it fills in. 0 = the scene's own frames.",
+                    0,
+                    (0, 2000),
+                    "Frames that the player gets; between them it fills in. 0 = the scene's own frames.",
+                    words=widgets.SCENES_OWN,
                 ),
-                io.Int.Input(
-                    "size",
-                    default=512,
-                    min=32,
-                    max=2048,
-                    step=16,
-                    tooltip="Longer side of the picture that comes out, in pixels.",
-                ),
-                io.Combo.Input(
+                widgets.whole("size", 512, (32, 2048), "Longer side of the picture that comes out, in pixels.", step=16),
+                widgets.choice(
                     "background",
-                    options=[AS_SHOWN, *BACKGROUNDS],
-                    default=AS_SHOWN,
-                    tooltip="Colour behind the object in the picture that comes out. as shown = the player's; where that is "
+                    [AS_SHOWN, *BACKGROUNDS],
+                    "Colour behind the object in the picture that comes out. as shown = the player's; where that is "
                     "transparent, white. The mask comes beside it.",
                 ),
                 io.String.Input(
@@ -79,7 +71,7 @@ class Anchor4DPlayScene(io.ComfyNode):
                     socketless=True,
                     tooltip="What the player shows: camera, moment, background, camera path. The player fills it in.",
                 ),
-                *host.device_inputs(),
+                *widgets.drawing(),
             ],
             outputs=[
                 host.Scene.Output("scene", tooltip="The scene, unchanged."),

@@ -20,7 +20,7 @@ from ..core.io.video import ANIMATIONS, PICTURES, load_video
 from ..core.mesh import UP_AXES
 from ..core.runs.sample import FPS, FRAMES, TEST_AZIMUTHS, sample_case
 from ..core.scene.object3d import Object3D, SplatObject, picture_of, render_object
-from . import host
+from . import host, widgets
 
 CATEGORY = "Anchor4D/1 Prepare"
 #: What the host's own types and 3D files are called on a socket that also takes an Anchor4D object.
@@ -32,81 +32,60 @@ OBJECT_TYPES = [host.Mesh, *MESH_TYPES, *SPLAT_TYPES]
 def _clip_inputs() -> list[io.Input]:
     """How a clip is cut out, cropped and sampled."""
     return [
-        io.Int.Input(
+        widgets.whole(
             "frames",
-            default=0,
-            min=0,
-            max=1000,
-            tooltip="Number of frames to keep, evenly spaced. 0 = all. Fewer = faster; 12 to 32 suit most clips.",
+            0,
+            (0, 1000),
+            "Number of frames to keep, evenly spaced. 0 = all. Fewer = faster; 12 to 32 suit most clips.",
+            words=widgets.reads(0, "all"),
         ),
-        io.Float.Input(
+        widgets.real(
             "fps",
-            default=0.0,
-            min=0.0,
-            max=240.0,
+            0.0,
+            (0.0, 240.0),
+            "Frames a second of the source. 0 = the video's own, or 12 for images.",
             step=0.5,
-            tooltip="Frames a second of the source. 0 = the video's own, or 12 for images.",
+            words=widgets.reads(0, "source's own"),
         ),
-        io.Int.Input(
+        widgets.whole(
             "resolution",
-            default=512,
-            min=64,
-            max=2048,
+            512,
+            (64, 2048),
+            "Largest side of the cut-out, in pixels. Lower = faster, higher = finer. It is never enlarged.",
             step=16,
-            tooltip="Largest side of the cut-out, in pixels. Lower = faster, higher = finer. It is never enlarged.",
         ),
-        io.Combo.Input(
+        widgets.choice(
             "background",
-            options=["auto", "key", "rembg"],
-            default="auto",
-            tooltip="How to find the object when there is neither a mask nor transparency. key = the backdrop has one colour. "
+            ["auto", "key", "rembg"],
+            "How to find the object when there is neither a mask nor transparency. key = the backdrop has one colour. "
             "rembg = a neural network (needs the rembg package). auto = key where the backdrop is plain, else rembg.",
         ),
-        io.Float.Input(
+        widgets.real(
             "fill",
-            default=0.85,
-            min=0.3,
-            max=1.0,
+            0.85,
+            (0.3, 1.0),
+            "Share of the picture that the object fills, over the whole clip. Lower = more room around it.",
             step=0.01,
-            optional=True,
-            advanced=True,
-            tooltip="Share of the picture that the object fills, over the whole clip. Lower = more room around it.",
+            folded=True,
         ),
-        io.Boolean.Input(
+        widgets.switch(
             "download_model",
-            default=False,
-            optional=True,
-            advanced=True,
-            tooltip="Allow rembg to download its network (176 MB) once when it is not on this computer yet.",
+            False,
+            "Allow rembg to download its network (176 MB) once when it is not on this computer yet.",
+            folded=True,
         ),
-        io.Float.Input(
-            "start",
-            default=0.0,
-            min=0.0,
-            max=86400.0,
-            step=0.1,
-            optional=True,
-            advanced=True,
-            tooltip="Second of the source at which the clip begins.",
-        ),
-        io.Float.Input(
+        widgets.real("start", 0.0, (0.0, 86400.0), "Second of the source at which the clip begins.", step=0.1, folded=True),
+        widgets.real(
             "end",
-            default=0.0,
-            min=0.0,
-            max=86400.0,
+            0.0,
+            (0.0, 86400.0),
+            "Second of the source at which the clip ends. 0 = at its end.",
             step=0.1,
-            optional=True,
-            advanced=True,
-            tooltip="Second of the source at which the clip ends. 0 = at its end.",
+            words=widgets.reads(0, "its end"),
+            folded=True,
         ),
-        io.Int.Input(
-            "every",
-            default=1,
-            min=1,
-            max=1000,
-            optional=True,
-            advanced=True,
-            tooltip="Take every N-th frame. 1 = all. Higher = fewer frames, the clip lasts as long.",
+        widgets.whole(
+            "every", 1, (1, 1000), "Take every N-th frame. 1 = all. Higher = fewer frames, the clip lasts as long.", folded=True
         ),
         io.String.Input(
             "backdrop",
@@ -275,7 +254,8 @@ class Anchor4DLoadMesh(io.ComfyNode):
                 io.Combo.Input(
                     "mesh",
                     options=[host.NONE, *host.listed(base / "3d", SUFFIXES, base)],
-                    tooltip="A 3D model in ComfyUI's input/3d folder. Press R after adding one.",
+                    tooltip="A 3D model in ComfyUI's input/3d folder: upload one, or press R after adding one there.",
+                    extra_dict={"a4d_suffixes": [*SUFFIXES, ".mtl", ".bin"]},
                 ),
                 io.String.Input(
                     "path",
@@ -283,13 +263,13 @@ class Anchor4DLoadMesh(io.ComfyNode):
                     tooltip="A 3D model anywhere on this computer. Used instead of the list above when not empty."
                     + host.TYPED_PATH,
                 ),
-                io.Combo.Input(
+                widgets.choice(
                     "up",
-                    options=list(UP_AXES),
+                    list(UP_AXES),
+                    "Axis of the file that points up. z = for models in Blender's or a CAD program's axes, which "
+                    "otherwise lie on their back.",
                     default="y",
                     optional=True,
-                    tooltip="Axis of the file that points up. z = for models in Blender's or a CAD program's axes, which "
-                    "otherwise lie on their back.",
                 ),
             ],
             outputs=[host.Mesh.Output("mesh", tooltip="The model, as it is in the file.")],
@@ -324,9 +304,7 @@ class Anchor4DConvertMesh(io.ComfyNode):
                 io.MultiType.Input(
                     "mesh", types=MESH_TYPES, tooltip="A mesh or a 3D file. It may have textures, vertex colours or neither."
                 ),
-                io.Int.Input(
-                    "index", default=0, min=0, max=4095, optional=True, advanced=True, tooltip="Which mesh of a batch."
-                ),
+                widgets.whole("index", 0, (0, 4095), "Which mesh of a batch.", folded=True),
             ],
             outputs=[host.Mesh.Output("mesh", tooltip="The mesh for Focal Alignment.")],
             has_intermediate_output=True,
@@ -350,9 +328,7 @@ class Anchor4DConvertSplats(io.ComfyNode):
             search_aliases=["splat to anchor4d", "triposplat", "gaussian splat", "object", "pla4d", "4d"],
             inputs=[
                 io.Splat.Input("splat", tooltip="One object as Gaussians, the pose that the video's first frame shows."),
-                io.Int.Input(
-                    "index", default=0, min=0, max=4095, optional=True, advanced=True, tooltip="Which splat of a batch."
-                ),
+                widgets.whole("index", 0, (0, 4095), "Which splat of a batch.", folded=True),
             ],
             outputs=[host.Mesh.Output("object", tooltip="The splats for Focal Alignment, in place of a mesh.")],
             has_intermediate_output=True,
@@ -380,42 +356,32 @@ class Anchor4DRenderObject(io.ComfyNode):
                     types=OBJECT_TYPES,
                     tooltip="The object as a mesh or as splats: from Load Mesh, or a MESH, SPLAT or 3D file of any other node.",
                 ),
-                io.Float.Input(
+                widgets.real(
                     "azimuth",
-                    default=0.0,
-                    min=-360.0,
-                    max=360.0,
+                    0.0,
+                    (-360.0, 360.0),
+                    "Side to look from, in degrees: 0 = the front (+Z), positive = counter-clockwise seen from above.",
                     step=1.0,
-                    tooltip="Side to look from, in degrees: 0 = the front (+Z), positive = counter-clockwise seen from above.",
                 ),
-                io.Float.Input(
-                    "elevation",
-                    default=0.0,
-                    min=-89.0,
-                    max=89.0,
-                    step=1.0,
-                    tooltip="Of the camera, in degrees; positive = it looks down from above.",
+                widgets.real(
+                    "elevation", 0.0, (-89.0, 89.0), "Of the camera, in degrees; positive = it looks down from above.", step=1.0
                 ),
-                io.Float.Input(
+                widgets.real(
                     "distance",
-                    default=FRONT.distance,
-                    min=0.3,
-                    max=20.0,
-                    step=0.05,
-                    tooltip="How far the camera stands from the object's middle, in units of the object's longest side. Higher "
+                    FRONT.distance,
+                    (0.3, 20.0),
+                    "How far the camera stands from the object's middle, in units of the object's longest side. Higher "
                     "= the object looks smaller.",
+                    step=0.05,
                 ),
-                io.Float.Input(
+                widgets.real(
                     "field_of_view",
-                    default=FRONT.fovy,
-                    min=5.0,
-                    max=120.0,
+                    FRONT.fovy,
+                    (5.0, 120.0),
+                    "Of the camera, in degrees. Smaller, from further away = flatter.",
                     step=0.1,
-                    tooltip="Of the camera, in degrees. Smaller, from further away = flatter.",
                 ),
-                io.Int.Input(
-                    "size", default=FRONT.width, min=32, max=2048, step=16, tooltip="Side of the square picture, in pixels."
-                ),
+                widgets.whole("size", FRONT.width, (32, 2048), "Side of the square picture, in pixels.", step=16),
             ],
             outputs=[
                 io.Image.Output("image", tooltip="The picture on white. An object without colours is shaded."),
@@ -488,13 +454,13 @@ class Anchor4DSample(io.ComfyNode):
             "another side.",
             search_aliases=["example", "test video", "test mesh", "ground truth", "pla4d", "4d"],
             inputs=[
-                io.Int.Input("frames", default=FRAMES, min=2, max=64, tooltip="Frames of one walk cycle."),
-                io.Int.Input("size", default=256, min=64, max=1024, step=16, tooltip="Side of the pictures, in pixels."),
-                io.Combo.Input(
+                widgets.whole("frames", FRAMES, (2, 64), "Frames of one walk cycle."),
+                widgets.whole("size", 256, (64, 1024), "Side of the pictures, in pixels.", step=16),
+                widgets.choice(
                     "truth_azimuth",
-                    options=[str(a) for a in TEST_AZIMUTHS],
+                    [str(a) for a in TEST_AZIMUTHS],
+                    "Side of the true pictures, in degrees from the video's view, counter-clockwise seen from above.",
                     default=str(TEST_AZIMUTHS[1]),
-                    tooltip="Side of the true pictures, in degrees from the video's view, counter-clockwise seen from above.",
                 ),
             ],
             outputs=[

@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from ..core.priors import models
 from ..core.priors.base import Prior
 from ..core.priors.load import load_prior, precision_name
-from . import host, host_prior
+from . import host, host_prior, widgets
 
 CATEGORY = "Anchor4D/4 Priors"
 #: What a prior from disk may be for, in the order of the list.
@@ -25,9 +25,9 @@ def _output() -> io.Output:
 
 
 def _describe(prior: Prior) -> str:
-    told = ", ".join(sorted(prior.conditions)) or "texts given with it"
-    shown = f"{prior.pictures} pictures" if prior.pictures > 1 else "pictures"
-    return f"{prior.name}: {shown} of {prior.resolution[0]} px, conditioned on {told}, guidance {prior.guidance:g}"
+    conditions = ", ".join(sorted(prior.conditions)) or "texts given with it"
+    seen = f"{prior.pictures} pictures" if prior.pictures > 1 else "pictures"
+    return f"{prior.name}: {seen} of {prior.resolution[0]} px, conditioned on {conditions}, guidance {prior.guidance:g}"
 
 
 class Anchor4DLoadPrior(io.ComfyNode):
@@ -37,15 +37,15 @@ class Anchor4DLoadPrior(io.ComfyNode):
             node_id="Anchor4DLoadPrior",
             display_name="Load Prior",
             category=CATEGORY,
-            description="Loads a diffusion model that tells how the object looks from sides that the video does not show: the "
+            description="Loads a diffusion model that predicts how the object looks from sides that the video does not show: "
+            "the "
             "bundled tiny one, or a Zero123, Zero123++, MVDream, ImageDream or Stable Diffusion folder.",
             search_aliases=["zero123", "mvdream", "imagedream", "diffusion", "sds", "score distillation", "novel view"],
             inputs=[
-                io.Combo.Input(
+                widgets.choice(
                     "prior",
-                    options=["tiny", *dict.fromkeys(name for role in ROLES for name in models.folders_for(role))],
-                    default="tiny",
-                    tooltip="tiny = comes with this pack: quick, 64 pixels, simple objects. The others are folders found in "
+                    ["tiny", *dict.fromkeys(name for role in ROLES for name in models.folders_for(role))],
+                    "tiny = comes with this pack: quick, 64 pixels, simple objects. The others are folders found in "
                     "ComfyUI's models/diffusers. Press R after adding one.",
                 ),
                 io.String.Input(
@@ -55,22 +55,18 @@ class Anchor4DLoadPrior(io.ComfyNode):
                     tooltip="A model's folder anywhere on this computer, or its name as models list shows it. Used instead of "
                     "the list above when not empty.",
                 ),
-                io.Combo.Input(
+                widgets.choice(
                     "precision",
-                    options=["auto", "fp32", "bf16", "fp16"],
-                    default="auto",
-                    optional=True,
-                    advanced=True,
-                    tooltip="Numbers the network counts in. auto = half precision on a GPU, full on the CPU. fp32 = twice the "
+                    ["auto", "fp32", "bf16", "fp16"],
+                    "Numbers the network counts in. auto = half precision on a GPU, full on the CPU. fp32 = twice the "
                     "memory, for when a fit complains of infinite numbers.",
+                    folded=True,
                 ),
-                io.Boolean.Input(
+                widgets.switch(
                     "low_memory",
-                    default=False,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Ask the model with and without its condition one after the other: less memory, slower, the same "
-                    "result.",
+                    False,
+                    "Ask the model with and without its condition one after the other: less memory, slower, the same result.",
+                    folded=True,
                 ),
             ],
             outputs=[_output()],
@@ -122,48 +118,43 @@ class Anchor4DPriorFromModel(io.ComfyNode):
                 io.Conditioning.Input(
                     "positive",
                     optional=True,
-                    tooltip="For models that are told a text: CLIP Text Encode with what the object is.",
+                    tooltip="For models with a text condition: CLIP Text Encode with what the object is.",
                 ),
                 io.Conditioning.Input(
                     "negative",
                     optional=True,
-                    tooltip="For models that are told a text: CLIP Text Encode with what it is not, or with nothing.",
+                    tooltip="For models with a text condition: CLIP Text Encode with what it is not, or with nothing.",
                 ),
-                io.Int.Input(
+                widgets.whole(
                     "size",
-                    default=0,
-                    min=0,
-                    max=2048,
+                    0,
+                    (0, 2048),
+                    "Side of the pictures that the model sees, in pixels. Lower = less memory, faster. 0 = the model's "
+                    "usual: 256 for Zero123, 512 for most, 1024 for SDXL, 480 for films.",
                     step=8,
                     optional=True,
-                    tooltip="Side of the pictures shown to the model, in pixels. Lower = less memory, faster. 0 = the model's "
-                    "usual: 256 for Zero123, 512 for most, 1024 for SDXL, 480 for films.",
                 ),
-                io.Int.Input(
+                widgets.whole(
                     "frames",
-                    default=0,
-                    min=0,
-                    max=257,
-                    optional=True,
-                    tooltip="Frames of a film shown to the model at once. 0 = the model's usual: 17 for video models, 1 for "
+                    0,
+                    (0, 257),
+                    "Frames of a film that the model sees at once. 0 = the model's usual: 17 for video models, 1 for "
                     "others. 1 for picture models built like video models, such as Qwen-Image.",
+                    optional=True,
                 ),
-                io.Combo.Input(
+                widgets.choice(
                     "camera",
-                    options=list(CAMERAS),
-                    default="stable zero123",
-                    optional=True,
-                    advanced=True,
-                    tooltip="How a Zero123 model is told the camera. ComfyUI loads both kinds as Stable Zero123: choose "
+                    list(CAMERAS),
+                    "How a Zero123 model takes the camera. ComfyUI loads both kinds as Stable Zero123: choose "
                     "zero123 for Zero123 and Zero123-XL.",
+                    default="stable zero123",
+                    folded=True,
                 ),
-                io.Boolean.Input(
+                widgets.switch(
                     "low_memory",
-                    default=False,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Ask the model with and without its condition one after the other: less memory, slower, the same "
-                    "result.",
+                    False,
+                    "Ask the model with and without its condition one after the other: less memory, slower, the same result.",
+                    folded=True,
                 ),
             ],
             outputs=[_output()],

@@ -13,10 +13,9 @@ from ..core.methods import stag4d, stages
 from ..core.priors.base import Prior
 from ..core.scene.anchors import LENS, Anchors
 from ..core.video import DrivingVideo
-from . import host, host_prior
-from .fit import _seed
+from . import host, host_prior, widgets
 from .objectives import CATEGORY as OBJECTIVES
-from .objectives import Terms, _more, _output, _set_output
+from .objectives import Terms, chain
 
 AnchorsType = io.Custom("A4D_ANCHORS")  # core.anchors.Anchors
 
@@ -28,15 +27,14 @@ class Anchor4DStartWithoutObject(io.ComfyNode):
             node_id="Anchor4DStartWithoutObject",
             display_name="Start without Object",
             category="Anchor4D/2 Align",
-            description="For STAG4D, which needs no 3D model: point-cloud initialisation, and a camera under which the video's "
+            description="For STAG4D, which needs no 3D model: a point-cloud initialisation, and a camera under which the "
+            "video's "
             "object is about one unit large.",
             search_aliases=["random points", "ball", "no mesh", "video to 4d", "stag4d"],
             inputs=[
                 host.Video.Input("driving_video", tooltip="From Load Driving Video."),
-                io.Int.Input(
-                    "points", default=4000, min=100, max=200_000, step=100, tooltip="Points of the cloud. More = finer, slower."
-                ),
-                _seed(),
+                widgets.whole("points", 4000, (100, 200_000), "Points of the initialisation. More = finer, slower.", step=100),
+                widgets.seed(),
             ],
             outputs=[host.Alignment.Output("alignment", tooltip="In place of the alignment of a 3D model.")],
         )
@@ -62,43 +60,24 @@ class Anchor4DTemporalAnchors(io.ComfyNode):
                 host.Video.Input("driving_video", tooltip="The clip that will be fitted."),
                 host.Alignment.Input("alignment", tooltip="Its camera: from Start without Object, or of a 3D model."),
                 host.Prior.Input("prior", tooltip="A Zero123++ (zero123plus-v1.1), a Zero123 or tiny, from Load Prior."),
-                io.Float.Input(
+                widgets.real(
                     "gamma",
-                    default=0.5,
-                    min=0.0,
-                    max=1.0,
+                    0.5,
+                    (0.0, 1.0),
+                    "Share of the first frame's features. Higher = steadier views, less motion. 0 = each frame alone.",
                     step=0.05,
-                    tooltip="Share of the first frame's features. Higher = steadier views, less motion. 0 = each frame alone.",
                 ),
-                io.Int.Input("steps", default=30, min=1, max=200, tooltip="Steps of the sampler; the paper takes 75."),
-                _seed(),
-                io.Float.Input(
-                    "guidance",
-                    default=0.0,
-                    min=0.0,
-                    max=20.0,
-                    step=0.5,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Guidance scale. Higher = closer to the frame, more contrast. 0 = the prior's usual.",
-                ),
-                io.Int.Input(
+                widgets.whole("steps", 30, (1, 200), "Steps of the sampler; the paper takes 75."),
+                widgets.seed(),
+                widgets.guidance("Guidance scale. Higher = closer to the frame, more contrast. 0 = the prior's usual.", 20.0),
+                widgets.whole(
                     "together",
-                    default=2,
-                    min=1,
-                    max=64,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Frames drawn at once, besides the first. Lower = less memory, slower, the same result.",
+                    2,
+                    (1, 64),
+                    "Frames drawn at once, besides the first. Lower = less memory, slower, the same result.",
+                    folded=True,
                 ),
-                io.Combo.Input(
-                    "device",
-                    options=["auto", "cpu", "gpu"],
-                    default="auto",
-                    optional=True,
-                    advanced=True,
-                    tooltip="Where the prior computes. auto = where ComfyUI does.",
-                ),
+                widgets.device("Where the prior computes. auto = where ComfyUI does."),
             ],
             outputs=[
                 AnchorsType.Output("anchors", tooltip="For STAG4D Objectives."),
@@ -144,45 +123,40 @@ class Anchor4DSTAG4DObjectives(io.ComfyNode):
             "stage starts.",
             search_aliases=["losses", "preset", "anchors", "canonical", "dynamic", "stag4d"],
             inputs=[
-                io.Combo.Input(
+                widgets.choice(
                     "stage",
-                    options=["canonical", "motion"],
-                    default="canonical",
-                    tooltip="canonical = for Fit Gaussians to Mesh and Frame. motion = for Motion Alignment.",
+                    ["canonical", "motion"],
+                    "canonical = for Fit Gaussians to Mesh and Frame. motion = for Motion Alignment.",
                 ),
-                io.Combo.Input(
+                widgets.choice(
                     "method",
-                    options=["stag4d", "stag4d-code"],
-                    default="stag4d",
-                    tooltip="With preset paper: the paper's text, or its released code where the two differ.",
+                    ["stag4d", "stag4d-code"],
+                    "With preset paper: the paper's text, or its released code where the two differ.",
                 ),
-                io.Combo.Input(
-                    "preset",
-                    options=host.PRESETS,
-                    default="standard",
-                    tooltip="standard and draft = ours, for any computer: the anchors are targets too. paper = as published.",
+                widgets.preset(
+                    "standard and draft = ours, for any computer: the anchors are targets too. paper = as published."
                 ),
-                io.Boolean.Input(
+                widgets.switch(
                     "from_object",
-                    default=False,
-                    tooltip="Whether a 3D model was aligned. Then the canonical stage is fitted to it and the first frame, and "
-                    "the anchors only tell the prior (draft, standard); paper: it is where that stage starts.",
+                    False,
+                    "Whether a 3D model was aligned. Then the canonical stage is fitted to it and the first frame, and "
+                    "the anchors only condition the prior (draft, standard); paper: it is where that stage starts.",
                 ),
-                _more(),
+                widgets.objectives(),
                 host.Prior.Input(
                     "prior", optional=True, tooltip="A Zero123 or tiny, from Load Prior. Nothing connected = no distillation."
                 ),
                 AnchorsType.Input(
                     "anchors", optional=True, tooltip="From Temporal Anchors. Nothing connected = only the video's frames."
                 ),
-                io.Boolean.Input(
+                widgets.switch(
                     "geometry",
-                    default=False,
+                    False,
+                    "Ask the prior about the static object too (Align4D's joint alignment). Motion, with a 3D model.",
                     optional=True,
-                    tooltip="Ask the prior about the static object too (Align4D's joint alignment). Motion, with a 3D model.",
                 ),
             ],
-            outputs=[_output()],
+            outputs=[widgets.objectives_output()],
         )
 
     @classmethod
@@ -199,7 +173,7 @@ class Anchor4DSTAG4DObjectives(io.ComfyNode):
             terms = (config.static if stage == "canonical" else config.motion).objectives
             # As Motion and Geometry does, the distillation takes the place of another in the chain.
             distilled = {term.name for term in terms if term.priors()}
-            return _set_output(terms, tuple(o for o in objectives if o.name not in distilled))
+            return chain(terms, tuple(o for o in objectives if o.name not in distilled))
 
 
 NODES = [Anchor4DStartWithoutObject, Anchor4DTemporalAnchors, Anchor4DSTAG4DObjectives]

@@ -11,7 +11,7 @@ from ..core.cameras import FrontCamera
 from ..core.files import InputError
 from ..core.scene.trajectory import EASINGS, INTERPOLATIONS, Trajectory, dolly_zoom, orbit, spiral
 from ..core.scene.views import DEFAULT_FRONT, placement
-from . import host
+from . import host, widgets
 from .view import CATEGORY
 
 #: Sockets for cameras of the Keyframe Trajectory node.
@@ -19,7 +19,7 @@ MOST_CAMERAS = 50
 
 
 def _scene() -> io.Input:
-    return host.scene_input(
+    return widgets.scene(
         tooltip="The scene to go round: its own camera says from how far and with which perspective. Without one, an object 1 "
         "unit long.",
         optional=True,
@@ -27,7 +27,7 @@ def _scene() -> io.Input:
 
 
 def _degrees(name: str, default: float, reach: float, tooltip: str) -> io.Input:
-    return io.Float.Input(name, default=default, min=-reach, max=reach, step=1.0, tooltip=tooltip)
+    return widgets.real(name, default, (-reach, reach), tooltip, step=1.0)
 
 
 def _elevation(name: str = "elevation", default: float = 0.0, when: str = "") -> io.Input:
@@ -41,7 +41,7 @@ def _elevation(name: str = "elevation", default: float = 0.0, when: str = "") ->
 
 
 def _distance(name: str, default: float, tooltip: str) -> io.Input:
-    return io.Float.Input(name, default=default, min=0.1, max=20.0, step=0.05, tooltip=tooltip)
+    return widgets.real(name, default, (0.1, 20.0), tooltip, step=0.05)
 
 
 def _azimuth() -> io.Input:
@@ -55,24 +55,17 @@ def _sweep(default: float) -> io.Input:
 
 
 def _easing(default: str = "none") -> io.Input:
-    return io.Combo.Input(
+    return widgets.choice(
         "easing",
-        options=list(EASINGS),
+        list(EASINGS),
+        "in = starts slowly. out = ends slowly. in-out = both. none = even speed, for films that loop.",
         default=default,
-        tooltip="in = starts slowly. out = ends slowly. in-out = both. none = even speed, for films that loop.",
     )
 
 
 def _time() -> io.Input:
-    return io.Float.Input(
-        "time",
-        default=0.0,
-        min=0.0,
-        max=1.0,
-        step=0.01,
-        optional=True,
-        advanced=True,
-        tooltip="The moment of the path that camera_info is of: 0 = start, 1 = end.",
+    return widgets.real(
+        "time", 0.0, (0.0, 1.0), "The moment of the path that camera_info is of: 0 = start, 1 = end.", step=0.01, folded=True
     )
 
 
@@ -150,14 +143,13 @@ class Anchor4DSpiralTrajectory(io.ComfyNode):
                 _elevation("elevation_end", 45.0, "half a wave later"),
                 _distance("distance_start", 1.0, "How far away at the start, in distances of the scene's own camera."),
                 _distance("distance_end", 1.0, "How far away half a wave later, in distances of the scene's own camera."),
-                io.Float.Input(
+                widgets.real(
                     "waves",
-                    default=1.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.5,
-                    tooltip="How often height and distance go there and back. 0.5 = only there. The film loops when waves and "
+                    1.0,
+                    (0.0, 100.0),
+                    "How often height and distance go there and back. 0.5 = only there. The film loops when waves and "
                     "turns are whole.",
+                    step=0.5,
                 ),
                 _easing(),
                 _time(),
@@ -254,16 +246,14 @@ class Anchor4DKeyframeTrajectory(io.ComfyNode):
                     template=io.Autogrow.TemplatePrefix(camera, prefix="camera_", min=0, max=MOST_CAMERAS),
                     tooltip="Cameras to pass, in this order.",
                 ),
-                io.Combo.Input(
+                widgets.choice(
                     "interpolation",
-                    options=list(INTERPOLATIONS),
+                    list(INTERPOLATIONS),
+                    "smooth = without corners. linear = straight from camera to camera.",
                     default="smooth",
-                    tooltip="smooth = without corners. linear = straight from camera to camera.",
                 ),
                 _easing("in-out"),
-                io.Boolean.Input(
-                    "loop", default=False, tooltip="Go on from the last camera to the first, for films that loop."
-                ),
+                widgets.switch("loop", False, "Go on from the last camera to the first, for films that loop."),
                 io.String.Input(
                     "times",
                     default="",

@@ -22,49 +22,41 @@ from ..core.io.sequence import open_scene
 from ..core.scene.scene import Scene4D, frame_times
 from ..core.scene.trajectory import Trajectory
 from ..core.scene.views import DEFAULT_FRONT, depth_film, object_cameras, render_maps, renders, scene_cameras, straight_alpha
-from . import host
+from . import host, widgets
 
 CATEGORY = "Anchor4D/5 View and export"
 BACKGROUNDS = {"white": 1.0, "black": 0.0, "grey": 0.5}
 #: Frames a second of a film in which time stands still.
 STILL_FPS = 24.0
-#: What whoever connects depth or normals without asking for them is told.
+#: The error where depth or normals are connected and maps is off.
 NO_MAPS = "Render Scene: switch on maps (under the advanced inputs) to get depth and normals"
 
 
 def _azimuth() -> io.Input:
-    return io.Float.Input(
+    return widgets.real(
         "azimuth",
-        default=0.0,
-        min=-360.0,
-        max=360.0,
+        0.0,
+        (-360.0, 360.0),
+        "Side to look from, in degrees: 0 = as the driving video, positive = counter-clockwise seen from above.",
         step=1.0,
-        tooltip="Side to look from, in degrees: 0 = as the driving video, positive = counter-clockwise seen from above.",
     )
 
 
 def _sweep() -> io.Input:
-    return io.Float.Input(
-        "sweep",
-        default=360.0,
-        min=-3600.0,
-        max=3600.0,
-        step=5.0,
-        tooltip="How far the camera goes round, in degrees. 360 = once.",
-    )
+    return widgets.real("sweep", 360.0, (-3600.0, 3600.0), "How far the camera goes round, in degrees. 360 = once.", step=5.0)
 
 
 def _repeats(default: int) -> io.Input:
-    return io.Int.Input("repeats", default=default, min=1, max=100, tooltip="How often the clip plays.")
+    return widgets.whole("repeats", default, (1, 100), "How often the clip plays.")
 
 
 def _frames() -> io.Input:
-    return io.Int.Input(
+    return widgets.whole(
         "frames",
-        default=0,
-        min=0,
-        max=2000,
-        tooltip="Frames of the clip. More than it has = slow motion in between. 0 = as many as the driving video.",
+        0,
+        (0, 2000),
+        "Frames of the clip. More than it has = slow motion in between. 0 = as many as the driving video.",
+        words=widgets.SCENES_OWN,
     )
 
 
@@ -78,7 +70,7 @@ class Anchor4DRenderScene(io.ComfyNode):
             description="Films a moving scene: from one side, while going round it, or round a frozen moment.",
             search_aliases=["turntable", "orbit", "novel view", "bullet time", "view 4d", "preview scene", "4dgs", "4d"],
             inputs=[
-                host.scene_input(),
+                widgets.scene(),
                 io.DynamicCombo.Input(
                     "shot",
                     options=[
@@ -87,36 +79,17 @@ class Anchor4DRenderScene(io.ComfyNode):
                         io.DynamicCombo.Option(
                             "orbit",
                             [
-                                io.Float.Input(
-                                    "time",
-                                    default=0.0,
-                                    min=0.0,
-                                    max=1.0,
-                                    step=0.01,
-                                    tooltip="The frozen moment: 0 = start, 1 = end.",
-                                ),
+                                widgets.real("time", 0.0, (0.0, 1.0), "The frozen moment: 0 = start, 1 = end.", step=0.01),
                                 _azimuth(),
                                 _sweep(),
-                                io.Int.Input("frames", default=48, min=1, max=2000, tooltip="Frames of the film."),
+                                widgets.whole("frames", 48, (1, 2000), "Frames of the film."),
                             ],
                         ),
                         io.DynamicCombo.Option(
                             "sides",
                             [
-                                io.Int.Input(
-                                    "sides",
-                                    default=4,
-                                    min=1,
-                                    max=36,
-                                    tooltip="How many sides, evenly spread around the object.",
-                                ),
-                                io.Int.Input(
-                                    "columns",
-                                    default=0,
-                                    min=0,
-                                    max=36,
-                                    tooltip="Pictures next to each other. 0 = about as many as rows.",
-                                ),
+                                widgets.whole("sides", 4, (1, 36), "How many sides, evenly spread around the object."),
+                                widgets.whole("columns", 0, (0, 36), "Pictures next to each other. 0 = about as many as rows."),
                                 _azimuth(),
                                 _repeats(1),
                                 _frames(),
@@ -126,26 +99,21 @@ class Anchor4DRenderScene(io.ComfyNode):
                     tooltip="moving = time and camera move. fixed = time runs, the camera stands. orbit = time stands, the "
                     "camera goes round. sides = time runs, seen from several sides in one picture.",
                 ),
-                io.Combo.Input(
+                widgets.choice(
                     "framing",
-                    options=["object", "video"],
-                    default="object",
-                    tooltip="object = a square picture of the whole object. video = the driving video's own framing.",
+                    ["object", "video"],
+                    "object = a square picture of the whole object. video = the driving video's own framing.",
                 ),
-                io.Int.Input("size", default=512, min=32, max=2048, step=16, tooltip="Longer side of the picture, in pixels."),
-                io.Combo.Input(
-                    "background",
-                    options=list(BACKGROUNDS),
-                    default="white",
-                    tooltip="Colour behind the object. The mask comes beside it.",
+                widgets.whole("size", 512, (32, 2048), "Longer side of the picture, in pixels.", step=16),
+                widgets.choice(
+                    "background", list(BACKGROUNDS), "Colour behind the object. The mask comes beside it.", default="white"
                 ),
-                io.Float.Input(
+                widgets.real(
                     "elevation",
-                    default=0.0,
-                    min=-89.0,
-                    max=89.0,
+                    0.0,
+                    (-89.0, 89.0),
+                    "How much higher than the driving video's camera to stand, in degrees: positive = from above.",
                     step=1.0,
-                    tooltip="How much higher than the driving video's camera to stand, in degrees: positive = from above.",
                 ),
                 io.Load3DCamera.Input(
                     "camera_info",
@@ -153,19 +121,15 @@ class Anchor4DRenderScene(io.ComfyNode):
                     tooltip="Look from this camera instead (Create Camera Info, Load 3D). The object is 1 unit long and "
                     "centred; azimuth and sweep still turn it.",
                 ),
-                *host.device_inputs(),
+                *widgets.drawing(),
                 host.Trajectory.Input(
                     "trajectory",
                     optional=True,
                     tooltip="Follow this camera path instead (Orbit, Spiral, Keyframe Trajectory, Play Scene). It is spread "
                     "over the frames of the shot; where its keys name moments of the clip, these are shown.",
                 ),
-                io.Boolean.Input(
-                    "maps",
-                    default=False,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Also draw the depth and normals outputs. Takes about three times as long.",
+                widgets.switch(
+                    "maps", False, "Also draw the depth and normals outputs. Takes about three times as long.", folded=True
                 ),
             ],
             outputs=[
@@ -284,10 +248,8 @@ class Anchor4DSaveScene(io.ComfyNode):
             "command line.",
             search_aliases=["export scene", "safetensors", "4dgs", "4d"],
             inputs=[
-                host.scene_input(),
-                io.String.Input(
-                    "filename_prefix", default="3d/Anchor4D", tooltip="Folder and name below ComfyUI's output folder."
-                ),
+                widgets.scene(),
+                widgets.prefix(),
             ],
             outputs=[io.String.Output("path", tooltip="Where the file is.")],
             is_output_node=True,
@@ -310,9 +272,10 @@ class Anchor4DLoadScene(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         output, given = Path(folder_paths.get_output_directory()), Path(folder_paths.get_input_directory())
-        files = [f"{name} [output]" for name in host.listed(output, [".safetensors", ".zip"], output)] + host.listed(
-            given / "3d", [".safetensors", ".zip", *SPLAT_SUFFIXES], given
-        )
+        saved = host.listed(output, [".safetensors", ".zip"], output)
+        saved.sort(key=lambda name: host.changed(output / name), reverse=True)
+        files = [f"{name} [output]" for name in saved]
+        files += host.listed(given / "3d", [".safetensors", ".zip", *SPLAT_SUFFIXES], given)
         return io.Schema(
             node_id="Anchor4DLoadScene",
             display_name="Load Scene",
@@ -324,7 +287,8 @@ class Anchor4DLoadScene(io.ComfyNode):
                 io.Combo.Input(
                     "file",
                     options=[host.NONE, *files],
-                    tooltip="A scene in ComfyUI's output folder or in input/3d: .safetensors, a .zip of splat files, one a "
+                    tooltip="A scene in ComfyUI's output folder, the newest first, or in input/3d: .safetensors, a .zip of "
+                    "splat files, one a "
                     "frame, or, in input/3d, a splat file. Press R after adding one.",
                 ),
                 io.String.Input(
@@ -333,7 +297,7 @@ class Anchor4DLoadScene(io.ComfyNode):
                     tooltip="A scene file, a splat file, or a folder or .zip of splat files anywhere on this computer. Used "
                     "instead of the list above when not empty." + host.TYPED_PATH,
                 ),
-                host.up_input(),
+                widgets.up(),
             ],
             outputs=[host.Scene.Output("scene", tooltip="The scene.")],
         )
@@ -365,8 +329,8 @@ class Anchor4DSceneAtTime(io.ComfyNode):
             description="One moment of a scene as ComfyUI's SPLAT, for its viewer, exporters and splat tools.",
             search_aliases=["freeze", "scene to splat", "gaussian splat", "ply", "spz", "4dgs"],
             inputs=[
-                host.scene_input(),
-                io.Float.Input("time", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="The moment: 0 = start, 1 = end."),
+                widgets.scene(),
+                widgets.real("time", 0.0, (0.0, 1.0), "The moment: 0 = start, 1 = end.", step=0.01),
             ],
             outputs=[io.Splat.Output("splat", tooltip="One splat, for Create 3D File (from Splat), Render Splat, ...")],
         )
@@ -389,8 +353,10 @@ class Anchor4DSceneToSplats(io.ComfyNode):
             "the camera.",
             search_aliases=["scene to splat", "splat sequence", "gaussian splat", "bake", "4dgs"],
             inputs=[
-                host.scene_input(),
-                io.Int.Input("frames", default=0, min=0, max=2000, tooltip="Number of moments. 0 = the scene's own frames."),
+                widgets.scene(),
+                widgets.whole(
+                    "frames", 0, (0, 2000), "Number of moments. 0 = the scene's own frames.", words=widgets.SCENES_OWN
+                ),
             ],
             outputs=[
                 io.Splat.Output("splats", tooltip="One splat a frame, all with the same Gaussians in the same order."),
@@ -431,11 +397,9 @@ class Anchor4DExportPLY(io.ComfyNode):
             "players.",
             search_aliases=["save ply", "splat sequence", "supersplat", "export 4d", "4dgs"],
             inputs=[
-                host.scene_input(),
-                io.String.Input(
-                    "filename_prefix", default="3d/Anchor4D", tooltip="Folder and name below ComfyUI's output folder."
-                ),
-                io.Int.Input("frames", default=0, min=0, max=2000, tooltip="Number of files. 0 = the scene's own frames."),
+                widgets.scene(),
+                widgets.prefix(),
+                widgets.whole("frames", 0, (0, 2000), "Number of files. 0 = the scene's own frames.", words=widgets.SCENES_OWN),
             ],
             outputs=[io.String.Output("folder", tooltip="Where the files are.")],
             is_output_node=True,

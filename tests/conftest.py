@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +21,9 @@ from anchor4d.core.packages import NEIGHBOURS, problem
 # A package that is there but broken, such as a torchvision that does not fit PyTorch, must not stop the collection.
 for _name in NEIGHBOURS:
     problem(_name)
+
+
+ROOT = Path(__file__).parents[1]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,6 +45,15 @@ def comfyui_source() -> Path:
     if not (path / "main.py").is_file():
         pytest.skip(f"no ComfyUI at {path}, set COMFYUI_PATH")
     return path
+
+
+@pytest.fixture(scope="session")
+def nodes(comfyui_source: Path) -> dict[str, dict[str, Any]]:
+    """This pack's nodes as the host describes them to its page, by id. ComfyUI's own packages may be absent."""
+    command = [sys.executable, Path(__file__).parent / "describe_nodes.py", comfyui_source, ROOT]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=comfyui_source, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 @pytest.fixture(scope="session")

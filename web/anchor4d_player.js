@@ -23,6 +23,30 @@ function parsed(text) {
   }
 }
 
+/** The node that an input comes from. */
+function source(node, name) {
+  const slot = node.inputs?.findIndex((input) => input.name === name) ?? -1;
+  return slot < 0 ? null : (node.getInputNode?.(slot) ?? null);
+}
+
+function follows(node, origin, seen = new Set()) {
+  if (!node || seen.has(node)) return false;
+  seen.add(node);
+  return (node.inputs ?? []).some((_, slot) => {
+    const before = node.getInputNode?.(slot);
+    return before === origin || follows(before, origin, seen);
+  });
+}
+
+/** Names of the two sides of a comparison: an edit and what it is made from, else the titles of the nodes they come from. */
+function labels(node) {
+  const [left, right] = ["scene", "compare"].map((name) => source(node, name));
+  if (!left || !right || left === right) return ["scene", "compare"];
+  if (follows(right, left)) return ["before", "after"];
+  if (follows(left, right)) return ["after", "before"];
+  return [left.title, right.title];
+}
+
 app.registerExtension({
   name: "Anchor4D.player",
 
@@ -73,7 +97,7 @@ app.registerExtension({
       const urls = clips.map((file) => api.apiURL(`/view?${new URLSearchParams(file)}`));
       if (urls.join() === shown) return;
       shown = urls.join();
-      loaded.then((ready) => ready?.load(urls, { labels: ["scene", "compare"], filmed: output.a4d_filmed?.[0] }));
+      loaded.then((ready) => ready?.load(urls, { labels: labels(node), filmed: output.a4d_filmed?.[0] }));
     };
     const { onExecuted, onConfigure, onRemoved } = node;
     node.onExecuted = function (output) {

@@ -15,13 +15,38 @@ const COLORS = {
   A4D_SCENE: "#9b7fe0",
 };
 
+/** Types of sockets that take several, by the first of ours among them. */
+const colors = { ...COLORS };
+
+/** The page empties what its palette does not name, each time it loads one: our colours stand where it gives none. */
+function keep(map) {
+  if (!map) return;
+  for (const [type, color] of Object.entries(colors)) {
+    let given = map[type];
+    Object.defineProperty(map, type, {
+      configurable: true,
+      enumerable: true,
+      get: () => given || color,
+      set: (value) => (given = value),
+    });
+  }
+}
+
 app.registerExtension({
   name: "Anchor4D.colors",
+  beforeRegisterNodeDef(_, { input }) {
+    for (const section of [input?.required, input?.optional])
+      for (const [type] of Object.values(section ?? {})) {
+        const ours = typeof type === "string" && type.includes(",") && type.split(",").find((part) => part in COLORS);
+        if (ours) colors[type] = COLORS[ours];
+      }
+  },
   setup() {
-    const canvas = window.LGraphCanvas ?? app.canvas?.constructor;
-    if (canvas?.link_type_colors) Object.assign(canvas.link_type_colors, COLORS);
-    if (app.canvas?.default_connection_color_byType) Object.assign(app.canvas.default_connection_color_byType, COLORS);
-    for (const [type, color] of Object.entries(COLORS))
-      document.documentElement.style.setProperty(`--color-datatype-${type}`, color);
+    keep((window.LGraphCanvas ?? app.canvas?.constructor)?.link_type_colors);
+    keep(app.canvas?.default_connection_color_byType);
+    const style = document.createElement("style");
+    const lines = Object.entries(COLORS).map(([type, color]) => `--color-datatype-${type}: ${color};`);
+    style.textContent = `:root { ${lines.join(" ")} }`;
+    document.head.append(style);
   },
 });

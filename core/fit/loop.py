@@ -553,12 +553,15 @@ class _Fit:
         return 0 if size >= frames else size
 
     def preview(self) -> Tensor:
-        """Target and render of one frame side by side, (H, 2 W, 3); without a video, the first and last frame of the step."""
+        """Target and render of one frame side by side, (H, 2 W, 3); without a video, the first and last frame of the step.
+
+        On white, whatever the step's background is: colours that change every time hide the object.
+        """
         step = self.step
         assert step is not None
-        if self.numbers is not None:
-            step = replace(step, taus=self.inputs.taus[step.frames - self.inputs.first].to(self.device), rows=None)
-            step.background = torch.ones(3, device=self.device)
+        if self.numbers is not None or not bool((step.background == 1).all()):
+            taus = step.taus if self.numbers is None else self.inputs.taus[step.frames - self.inputs.first].to(self.device)
+            step = replace(step, taus=taus, background=torch.ones(3, device=self.device), rows=None)
             step.statistics = None
         return _preview(step)
 

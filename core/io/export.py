@@ -37,7 +37,7 @@ class Shot:
     """How a film is taken.
 
     Args:
-        azimuths: degrees, 0 = the driving video's view; several are shown side by side.
+        azimuths: degrees, 0 = the driving video's view; several stand side by side.
         elevation: degrees, positive = from above; the front camera's own where None.
         size: longer side, pixels; the driving video's where None.
         background: "none" keeps alpha.
@@ -75,8 +75,8 @@ class Export:
         moment: time in [0, 1] of a single set of Gaussians, for the formats that hold one; without it, and where the path is
             one file of a format that holds only one, time 0.
         shot: of films.
-        film: the driving video, shown beside the object in a page.
-        compare: a second scene of a page, behind a wiper.
+        film: the driving video beside the object in a page.
+        compare: a second scene of a page, in a split view.
         title: of a page.
         backend: of the rasteriser, for films.
         progress: called with the frames done and all of them.

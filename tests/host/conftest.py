@@ -144,9 +144,15 @@ class Host:
         return self.folder / picture["type"] / picture["subfolder"] / picture["filename"]
 
     @staticmethod
+    def workflows() -> list[Path]:
+        """Templates and the other graphs."""
+        return [path for folder in ("example_workflows", "docs/workflows") for path in sorted((ROOT / folder).glob("*.json"))]
+
+    @staticmethod
     def workflow(name: str) -> dict[str, Any]:
         """A workflow of this pack as a prompt, at sizes that take seconds."""
-        prompt = as_prompt(json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8")))
+        path = next(path for path in Host.workflows() if path.stem == name)
+        prompt = as_prompt(json.loads(path.read_text(encoding="utf-8")))
         for node in prompt.values():
             node["inputs"] |= TINY.get(node["class_type"], {})
         return prompt

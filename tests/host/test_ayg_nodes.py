@@ -52,19 +52,19 @@ def saved(host: Any, prefix: str) -> Scene4D:
 
 
 def test_text_to_a_loop_of_three_clips(host: Any, models: dict[str, Path]) -> None:
-    outcome = host.run(small(host, "anchor4d_ayg_text", models))
+    outcome = host.run(small(host, "6_Align_Your_Gaussians", models))
     assert outcome.ended == "execution_success", outcome.detail
-    assert any(text.startswith("clip 3, 3D to 4D: step 4 of 4\nclip scores") for text in outcome.texts)
+    assert any("clip 3, 3D to 4D: step 4 of 4\nclip scores" in text for text in outcome.texts)
     assert outcome.previews >= 4
-    scene = saved(host, "anchor4d_ayg")
+    scene = saved(host, "6_Align_Your_Gaussians")
     assert isinstance(scene.field, ClipChain) and len(scene.field.clips) == 3
     assert (scene.frames, scene.loop) == (6, True)
 
 
 def test_objects_of_their_own_in_one_scene(host: Any, models: dict[str, Path]) -> None:
-    outcome = host.run(small(host, "anchor4d_ayg_scene", models))
+    outcome = host.run(small(host, "ayg_two_objects", models))
     assert outcome.ended == "execution_success", outcome.detail
-    scene = saved(host, "anchor4d_ayg_scene")
+    scene = saved(host, "ayg_two_objects")
     half = len(scene.gaussians) // 2
     with torch.no_grad():
         moved = (scene.at(0.9).means - scene.at(0.0).means).norm(dim=-1)
@@ -73,7 +73,7 @@ def test_objects_of_their_own_in_one_scene(host: Any, models: dict[str, Path]) -
 
 
 def test_an_interrupted_motion_goes_on_where_it_stopped(host: Any, models: dict[str, Path]) -> None:
-    prompt = small(host, "anchor4d_ayg_text", models, steps=30)
+    prompt = small(host, "6_Align_Your_Gaussians", models, steps=30)
     outcome = host.run(prompt, interrupt=lambda outcome: any("\nclip scores" in t and "step 5 of" in t for t in outcome.texts))
     assert outcome.ended == "execution_interrupted"
     assert host.run(prompt).ended == "execution_success"
@@ -81,7 +81,7 @@ def test_an_interrupted_motion_goes_on_where_it_stopped(host: Any, models: dict[
 
 
 def test_what_is_missing_is_said(host: Any, models: dict[str, Path]) -> None:
-    prompt = small(host, "anchor4d_ayg_text", models)
+    prompt = small(host, "6_Align_Your_Gaussians", models)
     key, inputs = host.only(prompt, "Anchor4DTextTo3DScores")
     del inputs["image_prior"]
     outcome = host.run(prompt)

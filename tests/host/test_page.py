@@ -69,10 +69,10 @@ def page(host: Any, tmp_path: Path):
 def test_demo_runs_in_the_page(host: Any, page: Any, tmp_path: Path):
     failures: list[str] = []
     page.on("pageerror", lambda error: failures.append(str(error)))
-    template = page.request.get(f"{host.url}/api/workflow_templates/anchor4d/anchor4d_demo.json")
+    template = page.request.get(f"{host.url}/api/workflow_templates/anchor4d/1_demo.json")
     assert template.ok, "the host's template browser does not offer the demo"
     page.evaluate("async (workflow) => { await app.loadGraphData(workflow); }", template.json())
-    saved = json.loads((ROOT / "workflows" / "anchor4d_demo.json").read_text(encoding="utf-8"))
+    saved = json.loads((ROOT / "example_workflows" / "1_demo.json").read_text(encoding="utf-8"))
     types = page.evaluate("() => app.graph._nodes.map((node) => node.type)")
     assert sorted(types) == sorted(node["type"] for node in saved["nodes"])
     assert not page.evaluate("() => app.graph._nodes.filter((node) => node.has_errors).length")
@@ -95,7 +95,7 @@ def test_every_workflow_loads_whole(host: Any, page: Any):
     """Also those whose models are not here: no node is missing, no link is lost."""
     failures: list[str] = []
     page.on("pageerror", lambda error: failures.append(str(error)))
-    for path in sorted((ROOT / "workflows").glob("*.json")):
+    for path in host.workflows():
         saved = json.loads(path.read_text(encoding="utf-8"))
         page.evaluate("async (workflow) => { await app.loadGraphData(workflow); }", saved)
         shown = page.evaluate(LOADED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import torch
 from anchor4d.core.io.stream import read_stream
 from anchor4d.core.runs.sample import sample_scene, write_sample
 from anchor4d.core.scene.scene import Scene4D
+
+ROOT = Path(__file__).parents[2]
 
 
 def add(prompt: dict[str, Any], key: str, kind: str, **inputs: Any) -> None:
@@ -45,19 +48,19 @@ def clip_and_mesh(host: Any) -> None:
 
 
 def test_demo_workflow(host: Any):
-    prompt = host.workflow("anchor4d_demo")
+    prompt = host.workflow("1_demo")
     host.only(prompt, "Anchor4DFitGaussians")[1]["seed"] = 1  # nothing that another test left in the host's cache
     outcome = host.run(prompt)
     assert outcome.ended == "execution_success", outcome.detail
     assert outcome.previews >= 4
-    assert any(text.startswith("3D to 4D: step 6 of 6\nreference view") for text in outcome.texts)
+    assert any(text.startswith("estimate: ") and "\n3D to 4D: step 6 of 6\n" in text for text in outcome.texts)
 
-    scene = Scene4D.load(next((host.folder / "output" / "3d").glob("anchor4d_demo_*.safetensors")))
+    scene = Scene4D.load(next((host.folder / "output" / "3d").glob("1_demo_*.safetensors")))
     assert (scene.frames, len(scene.gaussians)) == (4, 800)
     assert scene.field is not None
     assert scene.field.name == "control-nodes"
     assert travelled(scene) > 0.01
-    assert next((host.folder / "output" / "video").glob("anchor4d_demo_*.mp4")).stat().st_size > 1000
+    assert next((host.folder / "output" / "video").glob("1_demo_*.mp4")).stat().st_size > 1000
 
     (report,) = outcome.outputs[host.only(prompt, "Anchor4DScore")[0]]["text"]
     scores = {name: float(value) for name, value in (line.split() for line in report.splitlines())}
@@ -67,14 +70,26 @@ def test_demo_workflow(host: Any):
 
 def test_your_video_and_mesh_workflow(host: Any):
     clip_and_mesh(host)
-    prompt = host.workflow("anchor4d_your_video_and_mesh")
+    prompt = host.workflow("2_your_video_and_3D_model")
     host.only(prompt, "Anchor4DLoadVideo")[1]["video"] = "clip"
     host.only(prompt, "Anchor4DLoadMesh")[1]["mesh"] = "3d/creature.glb"
     outcome = host.run(prompt)
     assert outcome.ended == "execution_success", outcome.detail
-    folder = next((host.folder / "output" / "3d").glob("anchor4d_*_ply"))
-    assert [path.name for path in sorted(folder.glob("*.ply"))] == [f"frame{i:04}.ply" for i in range(4)]
-    assert json.loads((folder / "manifest.json").read_text())["frames"]["count"] == 4
+    mesh = next((host.folder / "output" / "3d").glob("2_your_video_and_3D_model_*.glb")).read_bytes()
+    described = json.loads(mesh[20 : 20 + int.from_bytes(mesh[12:16], "little")])
+    assert len(described["meshes"][0]["primitives"][0]["targets"]) >= 3  # of 4 frames, the first or none is the base
+
+
+def test_your_video_alone_workflow(host: Any):
+    """An object inflated from the first frame, its front at 0 degrees, moves."""
+    clip_and_mesh(host)
+    prompt = host.workflow("3_your_video_alone")
+    host.only(prompt, "Anchor4DLoadVideo")[1]["video"] = "clip"
+    outcome = host.run(prompt)
+    assert outcome.ended == "execution_success", outcome.detail
+    assert any("mesh turned by 0°" in text for text in outcome.texts)
+    scene = Scene4D.load(next((host.folder / "output" / "3d").glob("3_your_video_alone_*.safetensors")))
+    assert travelled(scene) > 0
 
 
 def test_take_it_elsewhere_workflow(host: Any):
@@ -82,7 +97,7 @@ def test_take_it_elsewhere_workflow(host: Any):
     folder = host.folder / "output" / "3d"
     folder.mkdir(parents=True, exist_ok=True)
     sample_scene(800, frames=4).save(folder / "saved.safetensors")
-    prompt = host.workflow("anchor4d_take_it_elsewhere")
+    prompt = host.workflow("7_edit_play_export")
     host.only(prompt, "Anchor4DLoadScene")[1]["path"] = str(folder / "saved.safetensors")
     host.only(prompt, "Anchor4DRenderScene")[1]["size"] = 64
     for node in prompt.values():
@@ -97,7 +112,7 @@ def test_take_it_elsewhere_workflow(host: Any):
         assert len([name for name in archive.namelist() if name.endswith(".ply")]) == 4
     clips = outcome.outputs[host.only(prompt, "Anchor4DPlayScene")[0]]["a4d_clips"]
     counts = [read_stream(host.file(clip)).header["count"] for clip in clips]
-    assert counts == [400, 800]
+    assert counts == [800, 400]  # before and after
     shown = outcome.outputs[host.only(prompt, "Preview3D")[0]]["result"][0]
     assert (host.folder / "output" / shown).read_bytes() == made[".glb"].read_bytes()
 
@@ -105,7 +120,7 @@ def test_take_it_elsewhere_workflow(host: Any):
 def test_stable_zero123_of_the_host_refines(host: Any):
     """The workflow with a random Stable Zero123 that the host's own code loads: it is asked, and the fit ends."""
     clip_and_mesh(host)
-    prompt = host.workflow("anchor4d_stable_zero123")
+    prompt = host.workflow("stable_zero123_refines")
     host.only(prompt, "Anchor4DLoadVideo")[1]["video"] = "clip"
     host.only(prompt, "Anchor4DLoadMesh")[1]["mesh"] = "3d/creature.glb"
     host.only(prompt, "Anchor4DSaveScene")[1]["filename_prefix"] = "3d/refined"
@@ -127,7 +142,7 @@ def test_a_prior_from_a_folder_refines(host: Any, comfyui: Any, monkeypatch: pyt
     tiny_models = pytest.importorskip("tiny_models", reason="diffusers or transformers is not installed")
     folder = tiny_models.write_zero123(host.folder / "zero123-random")
     clip_and_mesh(host)
-    prompt = host.workflow("anchor4d_your_video_and_mesh")
+    prompt = host.workflow("2_your_video_and_3D_model")
     host.only(prompt, "Anchor4DLoadVideo")[1]["video"] = "clip"
     host.only(prompt, "Anchor4DLoadMesh")[1]["mesh"] = "3d/creature.glb"
     _, motion = host.only(prompt, "Anchor4DMotionAlignment")
@@ -153,7 +168,7 @@ def test_a_prior_from_a_folder_refines(host: Any, comfyui: Any, monkeypatch: pyt
 
 def test_a_film_and_a_mesh_by_the_hosts_own_models(host: Any):
     """Text to 4D with a small random Wan 2.2 and Hunyuan3D; the film is noise, so its outline comes from the sample."""
-    prompt = host.workflow("anchor4d_text_to_4d")
+    prompt = host.workflow("text_to_4d_wan_hunyuan3d")
     host.random(prompt)
     add(prompt, "sample", "Anchor4DSample", frames=5, size=64, truth_azimuth="15")
     host.only(prompt, "Anchor4DPrepareVideo")[1].update(mask=["sample", 1], frames=4)
@@ -168,7 +183,7 @@ def test_a_film_and_a_mesh_by_the_hosts_own_models(host: Any):
 def test_an_object_of_the_first_frame_by_the_hosts_own_model(host: Any, model: str):
     """MESH of a small random Hunyuan3D, SPLAT of a small random TripoSplat: shapeless, but aligned and fitted."""
     clip_and_mesh(host)
-    prompt = host.workflow(f"anchor4d_video_to_4d_{model}")
+    prompt = host.workflow(f"video_to_4d_{model}")
     host.only(prompt, "Anchor4DLoadVideo")[1]["video"] = "clip"
     host.only(prompt, "Anchor4DSaveScene")[1]["filename_prefix"] = f"3d/{model}"
     host.random(prompt)
@@ -182,7 +197,7 @@ def test_an_object_of_the_first_frame_by_the_hosts_own_model(host: Any, model: s
 @pytest.mark.parametrize("left_out", ["", "no_oda", "no_mgja", "no_ao"])
 def test_align4d_and_its_ablations(host: Any, left_out: str):
     """Each ablation is the whole graph with nodes bypassed, and what they do is then not done."""
-    name = "_".join(filter(None, ("anchor4d_align4d", left_out)))
+    name = f"align4d_{left_out}" if left_out else "4_Align4D"
     prompt = host.workflow(name)
     _, motion = host.only(prompt, "Anchor4DMotionAlignment")
     motion["refine_steps"] = -1  # Align4D has no such pass
@@ -192,7 +207,7 @@ def test_align4d_and_its_ablations(host: Any, left_out: str):
     assert ("distance" in asked["inputs"]) == (left_out != "no_oda")
     outcome = host.run(prompt)
     assert outcome.ended == "execution_success", outcome.detail
-    assert any(text.startswith("3D to 4D: step 6 of 6\nreference view") for text in outcome.texts)
+    assert any(text.startswith("estimate: ") and "\n3D to 4D: step 6 of 6\n" in text for text in outcome.texts)
     assert any("multi-view" in text for text in outcome.texts)
     scene = Scene4D.load(next((host.folder / "output" / "3d").glob(f"{name}_0*.safetensors")))
     assert scene.field is not None
@@ -202,7 +217,7 @@ def test_align4d_and_its_ablations(host: Any, left_out: str):
 
 
 def test_align4d_tells_what_it_does(host: Any):
-    prompt = host.workflow("anchor4d_align4d")
+    prompt = host.workflow("4_Align4D")
     host.only(prompt, "Anchor4DFixedCamera")[1]["distance"] = 1.4  # nothing that another test left in the host's cache
     host.only(prompt, "Anchor4DMotionGeometry")[1]["ask"] = "geometry"
     fits = ("Anchor4DFitGaussians", "Anchor4DMotionAlignment", "Anchor4DPlayScene", "Anchor4DRenderScene", "SaveVideo")
@@ -222,7 +237,7 @@ def test_align4d_tells_what_it_does(host: Any):
 def test_an_object_alone_moves_as_a_film_of_its_picture(host: Any):
     """3D to 4D with a film by another node, here one that stands still: the camera of the picture is found again."""
     clip_and_mesh(host)
-    prompt = host.workflow("anchor4d_align4d_3d")
+    prompt = host.workflow("align4d_3d")
     host.only(prompt, "Anchor4DLoadMesh")[1]["mesh"] = "3d/creature.glb"
     host.only(prompt, "Anchor4DLoadPrior")[1]["path"] = ""
     host.only(prompt, "Anchor4DSaveScene")[1]["filename_prefix"] = "3d/object"
@@ -241,7 +256,7 @@ def test_an_object_alone_moves_as_a_film_of_its_picture(host: Any):
 @pytest.mark.parametrize(("start", "model"), [("text", "sd_xl_base"), ("image", "svd"), ("video", "lgm"), ("3d", "svd")])
 def test_anything_to_4d_names_the_model_that_is_missing(host: Any, start: str, model: str):
     clip_and_mesh(host)
-    prompt = host.workflow(f"anchor4d_align4d_{start}")
+    prompt = host.workflow(f"align4d_{start}")
     for node in prompt.values():
         if node["class_type"] == "Anchor4DLoadVideo":
             node["inputs"]["video"] = "clip"
@@ -279,7 +294,7 @@ def test_a_host_video_is_a_driving_video(host: Any):
 
 
 def test_nothing_on_the_objectives_socket_means_none_and_says_so(host: Any):
-    prompt = host.workflow("anchor4d_demo")
+    prompt = host.workflow("1_demo")
     del host.only(prompt, "Anchor4DFitGaussians")[1]["objectives"]
     del host.only(prompt, "Anchor4DMotionAlignment")[1]["objectives"]
     host.only(prompt, "Anchor4DSaveScene")[1]["filename_prefix"] = "3d/still"
@@ -293,7 +308,7 @@ def test_nothing_on_the_objectives_socket_means_none_and_says_so(host: Any):
 
 
 def test_an_interrupted_fit_goes_on_to_the_same_result(host: Any):
-    prompt = host.workflow("anchor4d_demo")
+    prompt = host.workflow("1_demo")
     key, motion = host.only(prompt, "Anchor4DMotionAlignment")
     motion |= {"seed": 7, "tracking_steps": 40}
     _, save = host.only(prompt, "Anchor4DSaveScene")
@@ -353,7 +368,7 @@ def test_the_hosts_own_3d_nodes_take_and_give(host: Any):
     """SPLAT out: its renderer draws what ours does. MESH, FILE_3D and SPLAT in: all are read and aligned."""
     prompt = {
         k: v
-        for k, v in host.workflow("anchor4d_demo").items()
+        for k, v in host.workflow("1_demo").items()
         if v["class_type"] not in ("Anchor4DRenderScene", "SaveVideo", "Anchor4DScore")
     }
     motion, _ = host.only(prompt, "Anchor4DMotionAlignment")
@@ -405,3 +420,10 @@ def test_the_hosts_own_3d_nodes_take_and_give(host: Any):
     overlays = [picture(host.file(outcome.outputs[f"overlay from {key}"]["images"][0])) for key in ("splat", "splats")]
     assert np.abs(overlays[0] - overlays[1]).mean() < 0.05
     assert all((overlay.min(-1) < 0.9).mean() > 0.05 for overlay in overlays)
+
+
+def test_workflows_are_as_the_command_builds_them(host: Any):
+    """From the schemas of the running host, its own nodes' included."""
+    command = [sys.executable, ROOT / "example_workflows" / "build.py", "--host", host.url, "--check"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -16,7 +16,7 @@ const MAX_AGE = 2; // drawn frames
  * @property {?number} [wiper] where slot 0, on its left, ends and slot 1 begins, in parts of the width; null: slot 0 alone
  */
 
-/** Draws one clip, or two with a wiper, on a canvas. Its context is made when there is first something to draw. */
+/** Draws one clip, or two in a split view, on a canvas. Its context is made when there is first something to draw. */
 export class Renderer {
   /** Figures for tests and the curious; times in milliseconds. */
   stats = {

@@ -19,7 +19,7 @@ export const STYLE = /* css */ `
 .stage { position: relative; flex: 1 1 0; min-height: 0; display: flex; flex-direction: row; }
 .stage.tall { flex-direction: column; }
 .film, .view { position: relative; flex: 1 1 0; min-width: 0; min-height: 0; overflow: hidden; }
-.film { flex-grow: 0.72; background: var(--field); border: 0 solid var(--edge); border-right-width: 1px; }
+.film { background: var(--field); border: 0 solid var(--edge); border-right-width: 1px; }
 .stage.tall .film { border-width: 0 0 1px; }
 .film canvas { position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; }
 .view { cursor: grab; touch-action: none; }
