@@ -2,11 +2,8 @@
 
 import { clamp, make, next } from "./dom.mjs";
 import { icon } from "./icons.mjs";
+import { BACKGROUNDS, LOOPS, MODES, SPEEDS } from "./view.mjs";
 
-export const LOOPS = { loop: "Loop", pingpong: "Back and forth", once: "Play once" };
-export const MODES = { splats: "Splats", points: "Points", ellipsoids: "Ellipsoids" };
-export const SPEEDS = [0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4];
-export const BACKGROUNDS = { transparent: "Transparent", "#ffffff": "White", "#808080": "Grey", "#000000": "Black" };
 /** Degrees of the number keys' sides. */
 export const SIDES = { 1: 0, 2: 90, 3: 180, 4: 270 };
 const SIDE_NAMES = { 1: "From the front", 2: "From the object's left", 3: "From behind", 4: "From the object's right" };
@@ -46,7 +43,7 @@ const HELP = [
  * @property {() => void} asFilmed
  * @property {(azimuth: number) => void} side
  * @property {() => void} addKey
- * @property {(key: import("./player.mjs").Key) => void} goTo
+ * @property {(key: import("./view.mjs").Key) => void} goTo
  * @property {() => void} playPath
  * @property {(path: boolean) => void} saveFilm
  * @property {() => void} reset

@@ -3,7 +3,8 @@
 import { fromInfo } from "./lens.mjs";
 
 /** @typedef {import("./lens.mjs").Camera} Camera */
-/** @typedef {import("./player.mjs").Key} Key */
+/** @typedef {import("./view.mjs").Key} Key */
+/** @typedef {import("./view.mjs").State} State */
 
 const RADIANS = Math.PI / 180;
 
@@ -152,3 +153,18 @@ export function pathMoment(keys, loop, share) {
 
 /** @param {number} moment */
 const wrapped = (moment) => (moment > 1 ? moment - Math.ceil(moment) + 1 : moment);
+
+/**
+ * Camera and moment of the clip on a view's path.
+ * @param {State} state
+ * @param {number} share of the path, 0 to 1
+ * @returns {[Camera, number]}
+ */
+export function pathAt({ keys, pathLoop, moments }, share) {
+  return [pathCamera(keys, pathLoop, share), moments ? pathMoment(keys, pathLoop, share) : share];
+}
+
+/** Seconds of a view's path: long enough for its keys' moments. @param {State} state @param {number} seconds of the clip */
+export function pathSeconds({ keys, moments }, seconds) {
+  return Math.max(seconds, moments ? 1.5 * (keys.length - 1) : 0, 2);
+}
