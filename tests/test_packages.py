@@ -124,6 +124,29 @@ def test_compiled_kernels_are_kept_where_only_the_user_writes_and_damage_is_comp
         assert all(file.read_bytes() != damage for file in place.rglob(f"*{suffix}"))
 
 
+def test_kernels_are_compiled_anew_when_another_file_of_their_package_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a kernel calls is compiled into it, also from another file. Kept code is taken again only where all are the same."""
+    if packages.problem("numba"):
+        pytest.skip("numba is not installed")
+    folder = tmp_path / "a4d_kernels"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("from .outer import called\n")
+    (folder / "outer.py").write_text(
+        "from numba import njit\nfrom .inner import answer\n@njit(cache=True)\ndef called():\n    return answer()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(numba_support, "cache_folder", lambda: tmp_path / "cache")
+    for answer, kept in ((7, 0), (123, 0), (7, 1)):
+        (folder / "inner.py").write_text(f"from numba import njit\n@njit\ndef answer():\n    return {answer}\n")
+        for name in [name for name in sys.modules if name.startswith("a4d_kernels")]:
+            monkeypatch.delitem(sys.modules, name)
+        kernels = numba_support.load.__wrapped__("a4d_kernels")
+        assert kernels.called() == answer
+        assert sum(kernels.called.stats.cache_hits.values()) == kept
+
+
 def test_the_numba_that_is_absent_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "numba", None)
     assert numba_support.load.__wrapped__("any.kernels") == "numba is not installed"

@@ -1,6 +1,6 @@
 """The rasteriser in numba: multi-threaded on the CPU, float32, hand-written backward pass, the same bits every time.
 
-This file is torch's side of it: the kernels are in ``_kernels.py``, which alone imports numba.
+This file is torch's side of it: the kernels are in ``numba_kernels``, which alone imports numba.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 INTERSECTIONS = 1 << 16  # drawn backward at once: their gradients, 64 bytes each, stay in the processor's cache
 GAUSSIANS = 1 << 15  # drawn at once by a thread: so do their records of 64 bytes
-_KERNELS = f"{__package__}._kernels"
+_KERNELS = f"{__package__}.numba_kernels"
 
 
 def available() -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
+import importlib.util
 import logging
 import os
 import threading
@@ -25,7 +26,7 @@ LOCK = threading.RLock()
 
 @functools.cache
 def load(module: str) -> ModuleType | str:
-    """A module of kernels by its full name, or the reason why it cannot be imported, in a few words."""
+    """A module, or a package, of kernels by its full name, or the reason why it cannot be imported, in a few words."""
     if reason := packages.problem("numba"):
         if reason != "is not installed":
             log.warning("numba %s, slower code takes its place", reason)
@@ -34,11 +35,16 @@ def load(module: str) -> ModuleType | str:
 
     before = numba.config.CACHE_DIR
     # Compiled code keeps its package's name, and one copy on disk may be imported under several (a host's custom node and the
-    # command line): each name has a cache of its own.
-    name = hashlib.sha256(module.encode()).hexdigest()[:8]
+    # command line): each name has a cache of its own. Numba watches the file of a kernel only, not those of the kernels that it
+    # calls: so has each state of a package's files.
+    name = hashlib.sha256(module.encode())
     folder = cache_folder()
     try:
-        numba.config.CACHE_DIR = "" if folder is None else str(folder / name)
+        spec = importlib.util.find_spec(module)
+        for place in (spec and spec.submodule_search_locations) or ():
+            for file in sorted(Path(place).glob("*.py")):
+                name.update(hashlib.sha256(file.read_bytes()).digest())
+        numba.config.CACHE_DIR = "" if folder is None else str(folder / name.hexdigest()[:8])
         kernels = importlib.import_module(module)
     except KeyboardInterrupt:
         raise
