@@ -149,7 +149,7 @@ def fit(args: argparse.Namespace, console: Console) -> int:
 
         settings = settings.resolved()
         for name in {getattr(settings, role.name) for role in method.roles} - {"tiny", "none"}:
-            located(name)  # what is made may take long: a prior that is not here is told before
+            located(name)  # what is made may take long: a prior that is not here is named before
         links = {link: name for link in ("image", "video", "object", "views") if (name := getattr(args, f"{link}_model"))}
         made = complete(
             args.out,
@@ -383,7 +383,7 @@ class Console:
     def __init__(self) -> None:
         self.terminal = sys.stderr.isatty()
         self.shown = False
-        self.stage, self.began, self.first, self.told = "", 0.0, 0, 0.0
+        self.stage, self.began, self.first, self.spoken = "", 0.0, 0, 0.0
         self.fitting = self.stopping = self.interrupted = False
         self.notes: list[str] = []
         self.lock, self.doing, self.wrote = threading.RLock(), "reading", time.monotonic()
@@ -407,8 +407,8 @@ class Console:
                 width = shutil.get_terminal_size().columns - 1
                 print("\r" + text[:width].ljust(width), end="\n" if last else "", file=sys.stderr, flush=True)
                 self.shown = not last
-            elif last or time.monotonic() - self.told > LINE_SECONDS:
-                self.told = time.monotonic()
+            elif last or time.monotonic() - self.spoken > LINE_SECONDS:
+                self.spoken = time.monotonic()
                 print(text, file=sys.stderr, flush=True)
             else:
                 return
@@ -458,7 +458,7 @@ class Console:
         now = time.monotonic()
         self._tell_notes()
         if stage != self.stage:
-            self.stage, self.began, self.first, self.told = stage, now, step, now
+            self.stage, self.began, self.first, self.spoken = stage, now, step, now
         done = step - self.first
         left = f"  {_clock((now - self.began) / done * (steps - step))} left" if done > 0 and step < steps else ""
         self.update(f"{stage}  {step}/{steps}{note}{left}", last=step >= steps)
@@ -643,7 +643,7 @@ def _parser() -> argparse.ArgumentParser:
         "--image", metavar="FILE", help="picture of the object: a missing video begins with it, an object is made of it"
     )
     made.add_argument(
-        "--prompt", metavar="TEXT", help="what the object is: a missing image is made of it, and other models are told"
+        "--prompt", metavar="TEXT", help="what the object is: a missing image is made of it, and other models are given"
     )
     link = "folder, or name of models list, of the model that makes a missing"
     made.add_argument("--image-model", metavar="DIR|ID", help=f"{link} image of a text (default: sdxl)")

@@ -49,12 +49,12 @@ from .refinement import render_all
 #: Seeds that the prior's training never drew, behind those of its own evaluation and of the benchmark of refinement.
 FIRST_SEED = HELD_OUT + 2000
 AZIMUTHS = (-75.0, 15.0, 105.0, 195.0)
-#: Each leaves parts of Align4D out; "dg4d" rows are DreamGaussian4D: with its own camera and search of the front, told the
+#: Each leaves parts of Align4D out; "dg4d" rows are DreamGaussian4D: with its own camera and search of the front, given the
 #: front, and given Align4D's camera. The last row is Align4D with all its parts out but for the camera: "dg4d, aligned" at
 #: Align4D's lambda.
 VARIANTS: dict[str, tuple[str, ...] | None] = {
     "dg4d": None,
-    "dg4d, told the front": None,
+    "dg4d, given the front": None,
     "dg4d, aligned": None,
     "align4d": (),
     "no oda": ("oda",),
@@ -152,7 +152,7 @@ def run_task(task: Task) -> dict[str, Any]:
     case = read(task.case, task.frames, config.resolution)
     still = start(task, case, config)
     started = time.perf_counter()
-    yaw = 0.0 if task.variant == "dg4d, told the front" else "auto"
+    yaw = 0.0 if task.variant == "dg4d, given the front" else "auto"
     alignment = stages.align(case.video, case.mesh, camera=config.camera, yaw=yaw)
     config, found = stages.prefer_distance(config, case.video, alignment, seed=task.seed)
     turned = case.mesh.normalized()[0].turned(alignment.yaw)

@@ -43,7 +43,7 @@ from ..core.video import DrivingVideo
 from ..training.objects import generate, meshes
 from .refinement import FIRST_SEED, FRONT, SIZE
 
-#: "zero" draws the same curve as "implicit": the prior is told nothing, and the object moves.
+#: "zero" draws the same curve as "implicit": the prior is given nothing, and the object moves.
 MEANINGS: tuple[Meaning, ...] = ("delta", "literal", "implicit")
 GAUSSIANS = 10_000
 

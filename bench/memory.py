@@ -203,7 +203,7 @@ TOGETHER = (
     ("AYG, static object", ("mvdream", "sd21-base")),
     ("AYG, motion", ("modelscope", "sd21-base")),
     ("AYG, motion, larger clips", ("zeroscope", "sd21-base")),
-    ("AYG, motion, told the frame rate", ("ltx-video", "sd21-base")),
+    ("AYG, motion, with the frame rate", ("ltx-video", "sd21-base")),
 )
 MIDDLE = (
     (Case("zero123, middle", lambda make: _zero123(make, wide=False), 4), {}),

@@ -181,7 +181,7 @@ def test_questions_asked_in_one_batch_add_up(gaussians: Gaussians, field: HexPla
     prior = Watching(gaussians, field)
     generator = torch.Generator().manual_seed(2)
     images = torch.rand(3, 1, SIDE, SIDE, 3, generator=generator, requires_grad=True)
-    views = ObjectDistance(1.5, 1.5).told(torch.tensor([10.0, 50.0, 90.0]), 0.0)
+    views = ObjectDistance(1.5, 1.5).viewpoints(torch.tensor([10.0, 50.0, 90.0]), 0.0)
     shares = torch.tensor([0.2, 0.5, 1.0]), torch.tensor([0.8, 0.5, 0.0])
     conditions = prior.at(frame_times(3)[:, None]), prior.at(torch.zeros(1, 1))
     distillation = Distillation(prior, time=Annealed(0.5, 0.5), micro_batch=micro_batch)

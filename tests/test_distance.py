@@ -83,7 +83,7 @@ def aligned(mesh: Object3D, elevation: float = 0.0) -> FocalAlignment:
 def test_what_zero123_is_told(meaning: Meaning, fourth: float, rendered: float) -> None:
     distance = ObjectDistance(visual=1.5, model=1.3, meaning=meaning)
     assert distance.rendered == rendered
-    views = distance.told(torch.tensor([90.0, -30.0]), torch.tensor([30.0, 10.0]), 0.0, 10.0)
+    views = distance.viewpoints(torch.tensor([90.0, -30.0]), torch.tensor([30.0, 10.0]), 0.0, 10.0)
     expected = [[-math.pi / 9, 1, 0, fourth], [0, -0.5, 0.75**0.5, fourth]]
     zero123 = Zero123.__new__(Zero123)  # its camera needs no networks
     assert torch.allclose(zero123.camera(views), torch.tensor(expected), atol=1e-6)
@@ -94,7 +94,7 @@ def test_what_zero123_is_told(meaning: Meaning, fourth: float, rendered: float) 
 
 
 def test_samples_of_several_pictures_are_told_of_each() -> None:
-    views = ObjectDistance(1.5, 1.3).told(torch.tensor([[0.0, 90.0], [45.0, 135.0]]), 5.0, torch.tensor([[0.0], [45.0]]))
+    views = ObjectDistance(1.5, 1.3).viewpoints(torch.tensor([[0.0, 90.0], [45.0, 135.0]]), 5.0, torch.tensor([[0.0], [45.0]]))
     assert views.azimuth.tolist() == [[0, 90], [45, 135]]
     assert views.distance.shape == views.elevation.shape == (2, 2)
     assert views.reference is not None

@@ -53,7 +53,7 @@ SIDES = (-90.0, 0.0, 90.0, 180.0)
 #: Pictures are compared at this width at most, and so many are drawn at a time.
 PIXELS, CHUNK = 256, 16
 
-#: What a prior is told of the distance, see :class:`ObjectDistance`.
+#: What a prior is given as the distance, see :class:`ObjectDistance`.
 Meaning = Literal["delta", "literal", "zero", "implicit"]
 
 
@@ -64,10 +64,10 @@ class ObjectDistance:
     Distances are in units of the object's longest side. A camera of another field of view that shows the object at the same
     size counts by its size: the half height of the picture at the object is ``distance * tan(fovy / 2)``.
 
-    What a model is told of the distance, and from where its views are drawn in a fit, is open in the paper:
+    What a model is given as the distance, and from where its views are drawn in a fit, is open in the paper:
 
     ========  ==============  =====================================================================================
-    meaning   views drawn at  told
+    meaning   views drawn at  given
     ========  ==============  =====================================================================================
     delta     ``model``       ``model - visual``, as Zero123 was trained: the picture's camera stands at ``visual``
     literal   ``visual``      ``model`` itself, most probably what the authors ran
@@ -102,14 +102,14 @@ class ObjectDistance:
         """The lens around the origin, square pictures, ``(C,)``; as far as :attr:`rendered` where no distance is given."""
         return orbit(azimuth, elevation, self.rendered if distance is None else distance, self.fovy, resolution, resolution)
 
-    def told(
+    def viewpoints(
         self,
         azimuth: Tensor | float,  # (B,) or (B, V) degrees
         elevation: Tensor | float,  # (B,) or (B, V) degrees
         seen_azimuth: Tensor | float = 0.0,  # (B,) or (B, 1) degrees
         seen_elevation: Tensor | float = 0.0,  # (B,) or (B, 1) degrees
     ) -> Viewpoints:
-        """What a prior is told of views, ``(B, V)``, whose condition pictures were seen from ``seen_azimuth`` and elevation.
+        """What a prior is given for views, ``(B, V)``, whose condition pictures were seen from ``seen_azimuth`` and elevation.
 
         Zero123's fourth number is the difference of the two distances: with "literal" it is the distance itself, as the
         picture's is given as 0.
@@ -337,10 +337,10 @@ def align_model_distance(
         drawn = render_object(mesh, lens.cameras(azimuths, front.elevation, size, d), background)
         pictures, areas[k] = drawn.color, drawn.alpha.sum() * d**2
         latents = prior.encode(rearrange(pictures, "(s v) h w c -> s v h w c", v=count)).repeat(len(times), 1, 1, 1, 1)
-        told = replace(lens, model=d).told(azimuths.reshape(samples, count), front.elevation, 0.0, front.elevation)
-        told = told.map(lambda v: v.repeat(len(times), 1).to(prior.device))
+        viewpoints = replace(lens, model=d).viewpoints(azimuths.reshape(samples, count), front.elevation, 0.0, front.elevation)
+        viewpoints = viewpoints.map(lambda v: v.repeat(len(times), 1).to(prior.device))
         noisy = prior.schedule.add_noise(latents, noise.expand_as(latents), t)
-        guess = prior.predict(noisy, t, condition, told, unconditional=False).conditional
+        guess = prior.predict(noisy, t, condition, viewpoints, unconditional=False).conditional
         square = (guess - prior.schedule.target(latents, noise)).square().mean((2, 3, 4))  # (samples times, views)
         scores[k] = float((weight[:, None] * square)[:, scored].mean())
         if progress:

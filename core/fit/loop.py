@@ -49,7 +49,7 @@ class Schedule:
         steps: iterations.
         resolutions: pairs (until rho, pixels): the first pair whose rho is not yet passed sets the picture size.
         frames: frames a step, drawn at random; 0 takes all.
-        lr: factor on the learning rates at the first step; below 1 for a pass that mends what is nearly right.
+        lr: factor on the learning rates at the first step; below 1 for a pass that refines what is nearly right.
         lr_final: further factor to which they fall log-linearly.
         background: "white", or "random": a new solid colour each step, the same for renders and targets, which sharpens alpha.
         one_by_one: 0, or the steps spent on each frame in turn, starting from its neighbour (see :func:`tracking_order`);

@@ -48,7 +48,7 @@ def sample_anchors(
     """Six views of every frame of a driving video.
 
     Args:
-        prior: Zero123++, or a prior of one picture that is told cameras (Zero123, the tiny one).
+        prior: Zero123++, or a prior of one picture that is given cameras (Zero123, the tiny one).
         front: the video's camera.
         distance, fovy: of the lens that the anchors are for: world units, degrees. Zero123++ frames objects in its own way; its
             tiles are brought to the lens's scale.
@@ -132,10 +132,10 @@ def _single_views(
     azimuth = torch.tensor([(a + 0.5) * 360 / views for a in range(views)]).repeat(count)[:, None]
     elevation = torch.tensor(ELEVATIONS).repeat(count)[:, None]
     like = torch.ones_like(azimuth)
-    told = Viewpoints(azimuth, elevation, distance * like, Viewpoints(0 * like, front.elevation * like, distance * like))
+    viewpoints = Viewpoints(azimuth, elevation, distance * like, Viewpoints(0 * like, front.elevation * like, distance * like))
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(views, *prior.latent_shape(), generator=generator).repeat(count, 1, 1, 1, 1)
-    pictures = sample(prior, condition, told, steps=steps, guidance=guidance, noise=noise, progress=progress)
+    pictures = sample(prior, condition, viewpoints, steps=steps, guidance=guidance, noise=noise, progress=progress)
     return rearrange(pictures, "(f a) 1 h w c -> f a h w c", f=count)
 
 

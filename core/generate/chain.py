@@ -179,14 +179,14 @@ def complete(
         "video": {"offload": "model", "frames": frames, "fps": fps},
         "object": {},
     }
-    told = {what: values | {"seed": seed} | dict((options or {}).get(what, {})) for what, values in settings.items()}
+    asked = {what: values | {"seed": seed} | dict((options or {}).get(what, {})) for what, values in settings.items()}
     folder = Path(out) / FOLDER
 
     def key(task: _Task, source: Path | None) -> str:
         models = [_identity(place) for place in task.places]
-        text_told = text if task.takes_text else ""
+        text_used = text if task.takes_text else ""
         taken = [reading] if task.of == "video" and reading != Reading() else []
-        return fingerprint(task.kind, models, text_told, source and _digest(source), told[task.what], *taken)
+        return fingerprint(task.kind, models, text_used, source and _digest(source), asked[task.what], *taken)
 
     with only_process(out):
         listed, made, steps = _read_list(folder), {}, []
@@ -207,7 +207,7 @@ def complete(
             if not reused:
                 report = _reporting(progress, f"{task.of} to {task.what}, {task.title}")
                 done = _make(
-                    task, source, text, drawn, folder, reading, told[task.what] | {"device": device, "progress": report}
+                    task, source, text, drawn, folder, reading, asked[task.what] | {"device": device, "progress": report}
                 )
                 made[task.what] = {"key": key(task, source), "of": task.of, "by": task.by, **done}
                 _write_list(folder, made)
@@ -389,9 +389,9 @@ def _all_missing(names: list[str]) -> InputError:
     if len(names) == 1:
         return missing(names[0])
     models = [model for name in names if (model := model_named(name)) is not None]
-    told = [f"{model.name} ({model.purpose}{f', {model.size:g} GB' if model.size else ''})" for model in models]
+    asked = [f"{model.name} ({model.purpose}{f', {model.size:g} GB' if model.size else ''})" for model in models]
     gets = " && ".join(f"{COMMAND} get {model.name}" for model in models)
-    return InputError(f"these models are needed and not on this machine: {', '.join(told)}; get them with: {gets}")
+    return InputError(f"these models are needed and not on this machine: {', '.join(asked)}; get them with: {gets}")
 
 
 # The work

@@ -19,7 +19,7 @@ from ..priors.checkpoints import Checkpoint, Precision, precision_dtypes
 from .pipelines import Offload, false_colors, load_pipeline, located, run_pipeline
 from .sampling import StepProgress
 
-#: Added to every prompt unless told otherwise: what makes an object easy to cut out and to see from other sides.
+#: Added to every prompt unless asked otherwise: what makes an object easy to cut out and to see from other sides.
 OBJECT_SUFFIX = "a single whole object, front view, plain white background"
 #: Negative prompt where none is given.
 NEGATIVE = "cropped, cut off, several objects, cluttered background, shadow, text, watermark, blurry"
@@ -73,7 +73,7 @@ def text_to_image(
     if size is not None and (size < 16 or size % 16):
         raise InputError(f"size {size}: choose a multiple of 16 pixels")
     accepted = inspect.signature(cls.__call__).parameters
-    # Flux was distilled for guidance: the scale is told to the network, and there is no negative prompt.
+    # Flux was distilled for guidance: the scale is given to the network, and there is no negative prompt.
     heeds = "true_cfg_scale" not in accepted
     if negative and not heeds:
         raise InputError(f"{checkpoint.folder}: {cls.__name__} heeds no negative prompt, leave it empty")

@@ -87,7 +87,7 @@ def image_to_mesh(
 def _shap_e(
     source: str | Path,
     pipeline: str,
-    told: Any,
+    condition: Any,
     steps: int,
     guidance: float,
     resolution: int,
@@ -118,7 +118,7 @@ def _shap_e(
     pipe.progress_bar = StepBar(progress, lambda: None)
     with torch.no_grad():
         latents = pipe(
-            told,
+            condition,
             num_inference_steps=steps,
             guidance_scale=guidance,
             generator=torch.Generator().manual_seed(seed),
@@ -130,7 +130,7 @@ def _shap_e(
     if not len(decoded.faces):
         raise InputError(f"{checkpoint.folder}: the shape came out empty; try another seed or prompt")
     colors = torch.stack([decoded.vertex_channels[c] for c in "RGB"], -1)
-    name = told if isinstance(told, str) else "picture"
+    name = condition if isinstance(condition, str) else "picture"
     return shap_e_mesh(decoded.verts.float().cpu(), decoded.faces.cpu(), colors.float().cpu(), name)
 
 

@@ -26,7 +26,7 @@ from ..priors.text_to_video import MOTIONLESS
 from .pipelines import Offload, false_colors, load_pipeline, located, run_pipeline
 from .sampling import StepProgress
 
-#: Added to every prompt unless told otherwise: what makes an object easy to cut out and follow.
+#: Added to every prompt unless asked otherwise: what makes an object easy to cut out and follow.
 OBJECT_SUFFIX = "a single object, static camera, plain white background"
 #: Negative prompt where none is given.
 NEGATIVE = f"{MOTIONLESS}, camera movement, zoom, scene cut, cluttered background, cropped object"
@@ -86,7 +86,7 @@ FAMILIES = (
            chunk=8, multiple=32, shared=True, latents="b (f h w) c"),
     Family("LTX-Video 0.9.5+", "LTXConditionPipeline", "LTXConditionPipeline", 512, 704, 121, 25.0, 50, 3.0,
            chunk=8, multiple=32, shared=True, latents="b (f h w) c"),
-    # Distilled for guidance: the scale is told to the network, and there is no negative prompt.
+    # Distilled for guidance: the scale is given to the network, and there is no negative prompt.
     Family("HunyuanVideo", "HunyuanVideoPipeline", None, 320, 512, 61, 24.0, 30, 6.0, negative=False),
     Family("HunyuanVideo I2V", None, "HunyuanVideoImageToVideoPipeline", 720, 1280, 129, 24.0, 50, 1.0, negative=False),
     Family("HunyuanVideo 1.5", "HunyuanVideo15Pipeline", "HunyuanVideo15ImageToVideoPipeline", 480, 848, 121, 24.0, 50, 6.0,
@@ -135,7 +135,7 @@ class FilmOptions(TypedDict, total=False):
         negative: what should not be in it; :data:`NEGATIVE` where None, "" for nothing.
         frames: of the film; what the model makes beyond that (some make 1 + 4 n or 1 + 8 n) is cut off.
         height, width: pixels.
-        fps: told to models that ask for it (LTX, Stable Video Diffusion), else only how fast the film is to be played.
+        fps: given to models that ask for it (LTX, Stable Video Diffusion), else only how fast the film is to be played.
         steps, guidance: of the sampler.
         seed: the same seed gives the same film on one machine.
         suffix: added to the prompt, by default :data:`OBJECT_SUFFIX`.
@@ -234,7 +234,7 @@ def _generate(
     cls: Any = getattr(diffusers, pipeline, None)
     if cls is None:
         raise InputError(f"{family.name}: diffusers {diffusers.__version__} has no {pipeline}; run: pip install -U diffusers")
-    # diffusers 0.42's Wan image-to-video mends broken unicode with ftfy without looking whether that is installed.
+    # diffusers 0.42's Wan image-to-video repairs broken unicode with ftfy without looking whether that is installed.
     vars(sys.modules[cls.__module__]).setdefault("ftfy", SimpleNamespace(fix_text=str))
     accepted = inspect.signature(cls.__call__).parameters
     family = _published(checkpoint, family)

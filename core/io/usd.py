@@ -116,8 +116,8 @@ def write_usd(
             else:
                 stage.GetRootLayer().Export(str(temporary))
     except Tf.ErrorException as error:  # a full disk among others, in lines upon lines
-        told = re.search(r"Error occurred writing file: ([^']*)", str(error))
-        reason = told[1].lower() if told else "the OpenUSD library gave up"
+        found = re.search(r"Error occurred writing file: ([^']*)", str(error))
+        reason = found[1].lower() if found else "the OpenUSD library gave up"
         raise InputError(f"{path}: cannot be written ({reason}), free space or choose another place") from None
 
 

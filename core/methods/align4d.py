@@ -5,7 +5,7 @@ arXiv 2607.02516.
 What the paper changes of DreamGaussian4D, whose settings it keeps otherwise:
 
 - object-distance alignment (ODA): the camera stands where the object looks as large as in the video (VAOD, Eq. 2-4), and the
-  prior is told the distance it prefers (MAOD, Eq. 5): :mod:`..align.distance`;
+  prior is given the distance it prefers (MAOD, Eq. 5): :mod:`..align.distance`;
 - motion-geometry joint alignment (MGJA, Eq. 6-10): :class:`~..objectives.multiview.MultiViewDistillation`;
 - asynchronous optimisation (AO): field and Gaussians take turns, :attr:`~..fit.loop.Schedule.turns`.
 """
@@ -29,7 +29,7 @@ from .stages import MethodConfig
 #: DreamGaussian4D's weight; ours were measured (docs/align4d.md). The field comes first: the object is good already.
 PAPER_TURNS, TURNS = (10, 10), (8, 2)
 PAPER_LAMBDA, LAMBDA = 1.0, 0.1
-#: What the prior is told of the distance found; of the paper's words, and of what we measured to work (docs/align4d.md).
+#: What the prior is given as the distance found; of the paper's words, and of what we measured to work (docs/align4d.md).
 PAPER_MEANING: Meaning = "literal"
 MEANING: Meaning = "delta"
 #: Parts that can be left out, as in the paper's Table III; "maod" leaves the camera's part of "oda" in.

@@ -38,7 +38,7 @@ class Views:
 
     Args:
         step, distillation: that ask.
-        distance: how far the object is seen from, and what the prior is told of it.
+        distance: how far the object is seen from, and what the prior is given as it.
         azimuth, elevation: degrees, (B, V).
         frames: of each sample, (B,).
         late: t / T of the t-th of T frames, from 1, (B,); None where all questions count alike.
@@ -62,11 +62,11 @@ class Views:
         return self.distillation.prior
 
     def of_frames(self) -> tuple[Condition, Viewpoints]:
-        """The condition of every frame of the video, and the views as told from the front."""
+        """The condition of every frame of the video, and the views as seen from the front."""
         front = self.step.fronts[0]
         seen = self.distance.cameras(0.0, front.elevation, self.prior.resolution[0], self.distance.visual)
-        told = self.distance.told(self.azimuth, self.elevation, 0.0, front.elevation)
-        return self.conditions(self.step, self.distillation, seen, self.background), told
+        viewpoints = self.distance.viewpoints(self.azimuth, self.elevation, 0.0, front.elevation)
+        return self.conditions(self.step, self.distillation, seen, self.background), viewpoints
 
 
 class Ask(Protocol):
@@ -86,8 +86,8 @@ class AboutFrame:
     """Given that time's frame and the relative pose: motion (Align4D Eq. 7, DreamGaussian4D). Counts more in late frames."""
 
     def questions(self, views: Views) -> list[Question]:
-        shown, told = views.of_frames()
-        return [Question(shown[views.frames.to(views.prior.device)], told, views.late)]
+        shown, viewpoints = views.of_frames()
+        return [Question(shown[views.frames.to(views.prior.device)], viewpoints, views.late)]
 
     def lens(self) -> ObjectDistance | None:
         return None
@@ -107,8 +107,8 @@ class AboutStatic:
             same = cameras.to(step.canonical.device)
             still = rasterize(step.still, same, views.background, backend=step.backend).color
         condition = views.distillation.condition(still.clamp(0, 1))
-        told = distance.told(views.azimuth, views.elevation, *first)
-        return [Question(condition, told, None if views.late is None else 1 - views.late)]
+        viewpoints = distance.viewpoints(views.azimuth, views.elevation, *first)
+        return [Question(condition, viewpoints, None if views.late is None else 1 - views.late)]
 
     def lens(self) -> ObjectDistance | None:
         return None
@@ -140,17 +140,17 @@ class AboutAnchor:
 
     def questions(self, views: Views) -> list[Question]:
         anchors, prior, step = self.anchors, views.prior, views.step
-        frames, told = views.of_frames()
+        frames, viewpoints = views.of_frames()
         at, late = views.frames, views.late
         if anchors is None:
-            return [Question(frames[at.to(prior.device)], told, late)]
+            return [Question(frames[at.to(prior.device)], viewpoints, late)]
         if prior.pictures > 1:
             raise InputError(f"anchors: prior {prior.name} draws several pictures at once, choose one of single pictures")
         if len(anchors) != step.frame_count:
             raise InputError(f"anchors: of {len(anchors)} frames where the video has {step.frame_count}; sample them again")
-        assert told.reference is not None
+        assert viewpoints.reference is not None
         count = len(anchors.elevations)
-        azimuth = (told.azimuth[:, 0] + 180) % 360 - 180
+        azimuth = (viewpoints.azimuth[:, 0] + 180) % 360 - 180
         nearest = anchors.nearest(azimuth)
         off = ~(azimuth.abs() < FRONTAL) & anchors.valid.cpu()[at, nearest]
         chance = torch.rand(len(azimuth), generator=step.generator)
@@ -159,13 +159,13 @@ class AboutAnchor:
             views.anchored[anchors.identity] = views.distillation.condition(anchors.composited(behind).flatten(0, 1))
         drawn = views.anchored[anchors.identity]
         azimuths, elevations = torch.tensor(anchors.azimuths), torch.tensor(anchors.elevations)
-        seen = Viewpoints(azimuths[nearest][:, None], elevations[nearest][:, None], told.reference.distance)
+        seen = Viewpoints(azimuths[nearest][:, None], elevations[nearest][:, None], viewpoints.reference.distance)
 
         def question(by_anchor: Tensor, share: Tensor | None) -> Question:
             # Rows of the frames, then of the anchors, frame by frame.
             rows = torch.where(by_anchor, step.frame_count + at * count + nearest, at).to(prior.device)
-            reference = _chosen(by_anchor[:, None], seen, told.reference)
-            view = Viewpoints(told.azimuth, told.elevation, told.distance, reference)
+            reference = _chosen(by_anchor[:, None], seen, viewpoints.reference)
+            view = Viewpoints(viewpoints.azimuth, viewpoints.elevation, viewpoints.distance, reference)
             return Question(Condition.cat([frames, drawn])[rows], view, share)
 
         if not self.both:
@@ -190,7 +190,7 @@ class MultiViewDistillation(Objective):
             pictures are spread evenly around the object.
         asks: the questions, in the order in which they draw random numbers.
         temporal: Eq. 9's coefficients; else all questions weigh 1.
-        distance: how far the object is seen from and what the prior is told of it; None: where the anchors' lens stands, else
+        distance: how far the object is seen from and what the prior is given as it; None: where the anchors' lens stands, else
             as far as the video shows it, and nothing.
         elevation: range of the random elevations, degrees, relative to the driving video's.
         sizes: pairs (until rho, factor on the prior's resolution) of the renders.

@@ -1,4 +1,4 @@
-"""Reference refinement (PLA4D Eq. 11): a prior mends what the front view does not show."""
+"""Reference refinement (PLA4D Eq. 11): a prior refines what the front view does not show."""
 
 from __future__ import annotations
 

@@ -63,8 +63,8 @@ class Texts:
         """Of a text, or nothing of an empty one: the host's models have theirs from the graph."""
         key = (id(prior), prior.device, text, negative, fps)
         if key not in self._kept:
-            told: dict[str, Any] = {"text": text, "negative": negative} if text else {}
-            self._kept[key] = prior.condition(**told, fps=fps)
+            texts: dict[str, Any] = {"text": text, "negative": negative} if text else {}
+            self._kept[key] = prior.condition(**texts, fps=fps)
         return self._kept[key]
 
 
@@ -122,8 +122,8 @@ class ViewScores(Objective):
             prior = self.images.prior
             images, views = self._look(step, prior, self.pictures, 1)
             plain = self._texts(prior, self.prompt, self.negative)
-            told = views if "cameras" in prior.conditions else None
-            questions = [Question(plain, told)]
+            viewpoints = views if "cameras" in prior.conditions else None
+            questions = [Question(plain, viewpoints)]
             if self.prompt and self.view_guidance > 0:
                 named = [
                     self._texts(prior, f"{self.prompt}, {view_name(float(a), float(e))} view", self.negative).positive
@@ -131,7 +131,7 @@ class ViewScores(Objective):
                 ]
                 rows = {key: torch.cat([row[key] for row in named]) for key in named[0]}
                 share = torch.full((self.pictures,), self.view_guidance)
-                questions.append(Question(Condition(rows, plain.positive), told, share))
+                questions.append(Question(Condition(rows, plain.positive), viewpoints, share))
             loss = self.images.joint(images, questions, step.rho, step.generator)
             losses.append(loss / (len(images) * math.prod(prior.latent_shape())))
         return torch.stack([loss.to(step.canonical.device) for loss in losses]).sum()
@@ -146,7 +146,7 @@ class ViewScores(Objective):
 
 
 def view_name(azimuth: float, elevation: float) -> str:
-    """ "front", "side", "back" or "overhead": what a text-to-image model is told of a view, degrees."""
+    """ "front", "side", "back" or "overhead": what a text-to-image model is given for a view, degrees."""
     if abs(elevation) > OVERHEAD:
         return "overhead" if elevation > 0 else "bottom"
     away = abs((azimuth + 180) % 360 - 180)
@@ -158,7 +158,7 @@ def view_name(azimuth: float, elevation: float) -> str:
 class ClipScores(Objective):
     """A moving object that suits a text: a text-to-video model judges clips of it, a text-to-image model some of their frames.
 
-    Of each clip the camera stands still. A video model that is told frame rates sees the whole clip at one of several: low ones
+    Of each clip the camera stands still. A video model that takes frame rates sees the whole clip at one of several: low ones
     ask for much motion, high ones for smooth motion. To others, the same is done with clips that span less of the time.
 
     Args:
@@ -172,8 +172,8 @@ class ClipScores(Objective):
             clip's frames is multiplied by it; 1 = off.
         subset: frames of a clip that the text-to-image model sees.
         clips: clips a step.
-        rates: frames a second that a video model is told, one of them a step.
-        spans: shares of the time that a clip covers, for video models that are told no rate, one of them a step.
+        rates: frames a second that a video model is given, one of them a step.
+        spans: shares of the time that a clip covers, for video models that are given no rate, one of them a step.
         lens: cameras.
     """
 

@@ -225,7 +225,7 @@ class Prior(ABC):
     Attributes:
         name: shown to users and kept in checkpoints' fingerprints.
         identity: tells weights of one name apart, in fingerprints.
-        conditions: what it can be told: a subset of {"image", "text", "cameras", "fps"}.
+        conditions: what it can be given: a subset of {"image", "text", "cameras", "fps"}.
         resolution: picture (height, width) in pixels.
         pictures: pictures in one sample, V.
         background: RGB behind its training objects.

@@ -71,7 +71,7 @@ class ExactPrior(Prior):
 
 
 class ExactClip(ExactPrior):
-    """:class:`ExactPrior` in the place of a text-to-video model: of whole clips, told a text (which it does not read).
+    """:class:`ExactPrior` in the place of a text-to-video model: of whole clips, given a text (which it does not read).
 
     Args:
         truth, resolution, spread: as there, the truth of V = ``pictures`` times evenly over the clip.

@@ -1,4 +1,4 @@
-"""Text-to-video with rectified-flow transformers: Wan 2.1 and 2.2, and LTX-Video, which is told the frame rate.
+"""Text-to-video with rectified-flow transformers: Wan 2.1 and 2.2, and LTX-Video, which takes the frame rate.
 
 Both mix ``z = (1 - t) x + t n``, predict the velocity ``n - x`` and count time in thousandths. Their VAEs shorten time: 1 + k n
 pictures make 1 + n latent frames (k = 4 for Wan, 8 for LTX), so a clip is encoded whole. Latents are normalised by channel.
@@ -22,7 +22,7 @@ from .base import PRIORS, Condition, NoiseSchedule, Prior, Viewpoints
 from .checkpoints import Checkpoint, Precision, precision_dtypes
 from .text_to_video import prompts
 
-#: Frames a second that LTX-Video is told where nobody says: its pipeline's default.
+#: Frames a second that LTX-Video is given where nobody says: its pipeline's default.
 LTX_FPS = 25.0
 
 
@@ -303,7 +303,7 @@ class WanPrior(FlowVideoPrior):
 
 @PRIORS.register("ltx")
 class LTXPrior(FlowVideoPrior):
-    """LTX-Video (Lightricks/LTX-Video, and 0.9.5 and later), told how many frames a second the clip shows.
+    """LTX-Video (Lightricks/LTX-Video, and 0.9.5 and later), given how many frames a second the clip shows.
 
     Low rates ask for much motion between frames, high ones for smooth and small motion: ``condition(text=..., fps=8)``.
     """
@@ -357,7 +357,7 @@ class LTXPrior(FlowVideoPrior):
 
     def _raw_decode(self, latents: Tensor) -> Tensor:
         vae: Any = self.modules["vae"]
-        # Later versions' decoders remove what noise is left at a time they are told: none.
+        # Later versions' decoders remove what noise is left at a time they are given: none.
         time = latents.new_zeros(len(latents)) if vae.config.timestep_conditioning else None
         return vae.decode(latents, time).sample
 

@@ -28,7 +28,7 @@ def prompts(
     negative: str | Sequence[str] | None,
     fps: float | None,
 ) -> tuple[list[str], list[str]]:
-    """The texts and negative texts of a model that is told nothing but text, and perhaps the frame rate.
+    """The texts and negative texts of a model that is given nothing but text, and perhaps the frame rate.
 
     Raises:
         InputError: for no text, a picture, a frame rate that the model knows nothing of, or counts that do not fit.
@@ -36,7 +36,7 @@ def prompts(
     if image is not None:
         raise InputError(f"prior {prior.name}: a text-to-video model takes no picture; leave the image out")
     if fps is not None and "fps" not in prior.conditions:
-        raise InputError(f"prior {prior.name}: is not told a frame rate; leave fps out, or use LTX-Video")
+        raise InputError(f"prior {prior.name}: takes no frame rate; leave fps out, or use LTX-Video")
     if text is None:
         raise InputError(f"prior {prior.name}: needs a text, say what the video shows")
     positive, against = ([t] if isinstance(t, str) else list(t) for t in (text, MOTIONLESS if negative is None else negative))

@@ -267,7 +267,7 @@ class Zero123(Prior):
 
 @PRIORS.register("stable-zero123")
 class StableZero123(Zero123):
-    """Stable Zero123: the same network, told the condition view's polar angle instead of a distance."""
+    """Stable Zero123: the same network, given the condition view's polar angle instead of a distance."""
 
     precedence = 1
 

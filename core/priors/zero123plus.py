@@ -140,7 +140,7 @@ class Zero123Plus(Prior):
     def load(cls, checkpoint: Checkpoint, device: str | torch.device, precision: Precision) -> Zero123Plus:
         """From a folder in the published layout.
 
-        The text encoder is used once, for the empty prompt, and not kept. v1.1 and v1.2 are told apart by their ramps, whose
+        The text encoder is used once, for the empty prompt, and not kept. v1.1 and v1.2 are distinguished by their ramps, whose
         first coefficient is 0 in v1.1 alone.
 
         Raises:
