@@ -284,9 +284,10 @@ class Built:
         if self.node.title:
             node["title"] = self.node.title
         note = self.node.kind in ("MarkdownNote", "PrimitiveNode")
-        node["properties"] = {} if note else {"Node name for S&R": self.node.kind}
+        properties: dict[str, Any] = {} if note else {"Node name for S&R": self.node.kind}
         if self.files:
-            node["properties"]["models"] = [{"name": f.name, "url": f.url, "directory": f.folder} for f in self.files]
+            properties["models"] = [{"name": f.name, "url": f.url, "directory": f.folder} for f in self.files]
+        node["properties"] = properties
         return node | {"widgets_values": list(self.values().values()), "widgets_values_named": self.values()}
 
 
