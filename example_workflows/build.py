@@ -47,13 +47,13 @@ def pla4d(
     g: Graph, video: Output, mesh: Output, preset: Output, prior: Output | None = None, yaw: float | None = None
 ) -> Output:
     """PLA4D from a video and an object: its camera, its two fits. With ``yaw`` its front is known."""
-    front = {} if yaw is None else {"front": "degrees", "front__yaw": yaw}
+    front: dict[str, Any] = {} if yaw is None else {"front": "degrees", "front__yaw": yaw}
     alignment = g.add("Anchor4DFocalAlignment", ALIGN, driving_video=video, mesh=mesh, **front)["alignment"]
     terms = g.add("Anchor4DPLA4DObjectives3D", FIT, preset=preset)["objectives"]
     scene = g.add(
         "Anchor4DFitGaussians", FIT, driving_video=video, alignment=alignment, objectives=terms, preset=preset
     )["scene"]  # fmt: skip
-    more = {} if prior is None else {"prior": prior}
+    more: dict[str, Any] = {} if prior is None else {"prior": prior}
     terms = g.add("Anchor4DPLA4DObjectives4D", FIT, preset=preset, column=True, **more)["objectives"]
     return g.add(
         "Anchor4DMotionAlignment", FIT, driving_video=video, scene=scene, alignment=alignment, objectives=terms, preset=preset
@@ -62,7 +62,7 @@ def pla4d(
 
 def align4d(g: Graph, video: Output, mesh: Output, preset: Output, prior: str = "", yaw: float | None = 0.0) -> Output:
     """Align4D: DreamGaussian4D's way with object distance (ODA), joint alignment (MGJA) and turns (AO)."""
-    front = {} if yaw is None else {"front": "degrees", "front__yaw": yaw}
+    front: dict[str, Any] = {} if yaw is None else {"front": "degrees", "front__yaw": yaw}
     fixed = g.add("Anchor4DFixedCamera", ALIGN, driving_video=video, mesh=mesh, distance=1.5, **front)["alignment"]
     distance = f"{ALIGN}: object distance (ODA)"
     alignment = g.add("Anchor4DObjectDistance", distance, driving_video=video, alignment=fixed)["alignment"]
@@ -89,7 +89,8 @@ def align4d(g: Graph, video: Output, mesh: Output, preset: Output, prior: str = 
 
 def view(g: Graph, scene: Output, video: Output | None = None, *, size: int = 512, film: bool = True) -> None:
     """The player, a film from all around, the scene as a file."""
-    g.add("Anchor4DPlayScene", VIEW, scene=scene, **({} if video is None else {"video": video}))
+    beside: dict[str, Any] = {} if video is None else {"video": video}
+    g.add("Anchor4DPlayScene", VIEW, scene=scene, **beside)
     if film:
         shot = g.add("Anchor4DRenderScene", VIEW, scene=scene, size=size, column=True)
         g.add("SaveVideo", VIEW, video=shot["video"], filename_prefix=f"video/{g.name}", column=True)

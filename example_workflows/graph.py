@@ -26,7 +26,7 @@ STYLE = 1.3
 SHOWN = {
     "Anchor4DFocalAlignment": 330, "Anchor4DFixedCamera": 330, "Anchor4DObjectDistance": 330, "Anchor4DModelDistance": 300,
     "Anchor4DFitGaussians": 330, "Anchor4DMotionAlignment": 330, "Anchor4DRenderScene": 330, "Anchor4DRenderObject": 330,
-    "Anchor4DSample": 300, "Anchor4DPrepareVideo": 300, "Anchor4DLoadVideo": 320, "Anchor4DLoadMesh": 0,
+    "Anchor4DSample": 300, "Anchor4DPrepareVideo": 300, "Anchor4DLoadVideo": 320, "Anchor4DLoadMesh": 40,
     "Anchor4DTemporalAnchors": 300, "Anchor4DPlayScene": 560, "Anchor4DScore": 120, "Anchor4DTextToGaussians": 330,
     "Anchor4DTextMotion": 330, "Anchor4DExtendMotion": 330, "Anchor4DImageToGaussians": 300, "Anchor4DInflateObject": 320,
     "SaveVideo": 330, "LoadImage": 320, "KSampler": 60, "Preview3D": 420,
@@ -284,9 +284,10 @@ class Built:
         if self.node.title:
             node["title"] = self.node.title
         note = self.node.kind in ("MarkdownNote", "PrimitiveNode")
-        node["properties"] = {} if note else {"Node name for S&R": self.node.kind}
+        properties: dict[str, Any] = {} if note else {"Node name for S&R": self.node.kind}
         if self.files:
-            node["properties"]["models"] = [{"name": f.name, "url": f.url, "directory": f.folder} for f in self.files]
+            properties["models"] = [{"name": f.name, "url": f.url, "directory": f.folder} for f in self.files]
+        node["properties"] = properties
         return node | {"widgets_values": list(self.values().values()), "widgets_values_named": self.values()}
 
 

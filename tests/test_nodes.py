@@ -97,3 +97,15 @@ def test_words_are_those_of_the_field(nodes):
         name: match.group() for name, text in texts.items() if (match := odd.search(text.replace("Anchor4DTogetherness", "")))
     }
     assert not found
+
+
+def test_translations_name_every_node_of_the_templates(nodes):
+    """Chinese and Japanese, by locales/<language>/nodeDefs.json."""
+    graphs = [json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "example_workflows").glob("*.json")]
+    wanted = {node["type"] for graph in graphs for node in graph["nodes"] if node["type"].startswith("Anchor4D")}
+    for path in (ROOT / "locales").glob("*/nodeDefs.json"):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        assert wanted <= set(found) <= set(nodes), path
+        names = [entry["display_name"] for entry in found.values()]
+        assert len(set(names)) == len(names)
+        assert all(len(entry["description"]) > 10 for entry in found.values())

@@ -101,7 +101,7 @@ def test_every_workflow_loads_whole(host: Any, page: Any):
         shown = page.evaluate(LOADED)
         assert shown["types"] == sorted(node["type"] for node in saved["nodes"]), path.name
         assert not shown["unknown"], path.name
-        named = {node["type"] for node in saved["nodes"] if node["properties"].get("models")}
+        named = {"LoadImage", *(node["type"] for node in saved["nodes"] if node["properties"].get("models"))}
         assert set(shown["errors"]) <= named, path.name  # they are marked since their files are not here
         origins = {link[0]: f"{link[1]} {link[2]}" for link in saved["links"]}
         ends = [
@@ -110,6 +110,53 @@ def test_every_workflow_loads_whole(host: Any, page: Any):
         assert len(ends) == len(origins), path.name
         assert shown["links"] == sorted(" ".join(map(str, end)) for end in ends), path.name
     assert not failures
+
+
+#: What the nodes add to the page: colours of links, words in place of numbers, room for pictures.
+LOOKS = """() => {
+  const of = (type, name) => app.graph._nodes.find((node) => node.type === type)?.widgets.find((w) => w.name === name);
+  const fit = of("Anchor4DFitGaussians", "steps"), shot = of("Anchor4DRenderScene", "shot.frames");
+  const types = ["A4D_VIDEO", "A4D_MESH", "A4D_ALIGNMENT", "A4D_OBJECTIVES", "A4D_PRIOR", "A4D_SCENE", "A4D_SCENE,SPLAT"];
+  const css = getComputedStyle(document.documentElement);
+  const render = app.graph._nodes.find((node) => node.type === "Anchor4DRenderScene");
+  const seed = of("Anchor4DFitGaussians", "seed");
+  return {
+    links: types.map((type) => LGraphCanvas.link_type_colors[type]),
+    slots: types.map((type) => app.canvas.default_connection_color_byType[type]),
+    css: types.slice(0, 6).map((type) => css.getPropertyValue(`--color-datatype-${type}`).trim()),
+    words: [fit._displayValue, shot._displayValue, fit.value, shot.value, seed._displayValue], height: render.size[1],
+  };
+}"""
+
+
+def test_links_have_colours_numbers_words_and_pictures_room(host: Any, page: Any):
+    saved = json.loads((ROOT / "example_workflows" / "1_demo.json").read_text(encoding="utf-8"))
+    page.evaluate("async (workflow) => { await app.loadGraphData(workflow); }", saved)
+    looks = page.evaluate(LOOKS)
+    assert len(set(looks["links"][:6])) == 6 and all(looks["links"])
+    assert looks["links"] == looks["slots"]
+    assert looks["links"][6] == looks["links"][5]  # a socket that also takes the host's type
+    assert looks["css"] == looks["links"][:6]
+    assert looks["words"][:4] == ["preset", "scene's own", 0, 0]
+    assert looks["words"][4] == "0"
+    size = next(node["size"] for node in saved["nodes"] if node["type"] == "Anchor4DRenderScene")
+    assert looks["height"] >= size[1]
+
+
+def test_load_mesh_uploads_a_model(host: Any, page: Any, tmp_path: Path):
+    model = tmp_path / "triangle.obj"
+    model.write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n", encoding="utf-8")
+    saved = json.loads((ROOT / "example_workflows" / "2_your_video_and_3D_model.json").read_text(encoding="utf-8"))
+    page.evaluate("async (workflow) => { await app.loadGraphData(workflow); }", saved)
+    with page.expect_file_chooser() as chooser:
+        page.evaluate("""() => app.graph._nodes.find((node) => node.type === "Anchor4DLoadMesh").widgets
+            .find((widget) => widget.type === "button").callback()""")
+    chooser.value.set_files(model)
+    chosen = """() => app.graph._nodes.find((node) => node.type === "Anchor4DLoadMesh").widgets
+        .find((widget) => widget.name === "mesh").value"""
+    page.wait_for_function(f"() => ({chosen})() !== 'none'")
+    assert page.evaluate(chosen) == "3d/triangle.obj"
+    assert (host.folder / "input" / "3d" / "triangle.obj").read_text() == model.read_text()
 
 
 def test_help_pages_are_served(host: Any, page: Any):
