@@ -79,7 +79,8 @@ def up() -> io.Input:
     return choice(
         "up",
         list(UP_AXES),
-        "Splats: the axis that points up. y = as it should be, -y = for what stands on its head (some .spz), z = for what lies on "
+        "Splats: the axis that points up. y = as it should be, -y = for what stands on its head (some .spz), z = for what "
+        "lies on "
         "its back.",
         folded=True,
     )
