@@ -7,6 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..core.mesh import UP_AXES
 from ..core.methods.registry import PRESETS as METHOD_PRESETS
 from ..core.schedules import Ramp
 from . import host
@@ -75,14 +76,13 @@ def scene(
 
 def up() -> io.Input:
     """The input of every node that reads splat files: which way their content stands."""
-    return io.Combo.Input(
+    return choice(
         "up",
-        options=["auto", "y", "-y", "z", "-z", "x", "-x"],
-        default="auto",
-        optional=True,
-        advanced=True,
-        tooltip="Splat files: the axis that points up in the file. auto = what the file states, else -y, as most are. If the "
-        "object stands on its head choose y, if it lies on its side z or -z.",
+        list(UP_AXES),
+        "Splats: the axis that points up. y = as it should be, -y = for what stands on its head (some .spz), z = for what "
+        "lies on "
+        "its back.",
+        folded=True,
     )
 
 

@@ -99,6 +99,15 @@ def test_words_are_those_of_the_field(nodes):
     assert not found
 
 
+def test_every_up_is_an_axis(nodes):
+    from anchor4d.core.mesh import UP_AXES
+
+    asked = {name: node["input"]["optional"]["up"] for name, node in nodes.items() if "up" in node["input"].get("optional", {})}
+    assert {"Anchor4DLoadMesh", "Anchor4DLoadScene", "Anchor4DLoadSplats"} <= set(asked)
+    for name, (_, options) in asked.items():
+        assert options["options"] == list(UP_AXES) and options["default"] == "y", name
+
+
 def test_translations_name_every_node_of_the_templates(nodes):
     """Chinese and Japanese, by locales/<language>/nodeDefs.json."""
     graphs = [json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "example_workflows").glob("*.json")]
