@@ -64,16 +64,19 @@ def estimate_passes(
                 probes.append((p, few, steps))
     done, total = 0, sum(few.steps for _, few, _ in probes)
     for p, few, steps in probes:
-
-        def report(
-            stage: str, step: int, _: int, losses: dict[str, float], preview: Callable[[], Tensor], before: int = done
-        ) -> None:
-            if progress is not None:
-                progress(stage, before + step, total, {}, preview)
-
-        seconds += steps * _step_seconds(p, few, state, inputs, seed, report)
+        seconds += steps * _step_seconds(p, few, state, inputs, seed, _part_of(progress, done, total))
         done += few.steps
     return FitEstimate(seconds, process_memory_mb(state.gaussians.device))
+
+
+def _part_of(progress: Progress | None, before: int, total: int) -> Progress:
+    """Progress of steps that come after ``before`` others, of ``total``."""
+
+    def report(stage: str, step: int, steps: int, losses: dict[str, float], preview: Callable[[], Tensor]) -> None:
+        if progress is not None:
+            progress(stage, before + step, total, {}, preview)
+
+    return report
 
 
 def _step_seconds(p: Pass, few: Schedule, state: FitState, inputs: Inputs, seed: int, report: Progress) -> float:

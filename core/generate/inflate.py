@@ -102,7 +102,7 @@ def inflate(
     vertices = torch.from_numpy(_along_rays(np.tile(flat, (2, 1)), z, distance)).float()
     faces = np.concatenate([index, index[:, ::-1] + len(points)])
 
-    texture = torch.cat([_front(window), _back(grid, system, longest / pixels, window.shape[:2])], 1)
+    texture = torch.cat([_front(window), _back(grid, system, longest / pixels, (window.shape[0], window.shape[1]))], 1)
     shrunk = TEXELS / max(texture.shape[0], texture.shape[1] / 2)
     if shrunk < 1:
         texture = _resized(texture, (round(texture.shape[0] * shrunk), 2 * round(texture.shape[1] / 2 * shrunk)))
@@ -130,7 +130,7 @@ def _along_rays(flat: np.ndarray, z: np.ndarray, distance: float) -> np.ndarray:
     A camera looks at the origin, so the axis is moved in the picture until the box that results has its middle there.
     """
     z = z - (z.max() + z.min()) / 2
-    axis = np.zeros(2)
+    axis, points = np.zeros(2), flat
     for _ in range(20):
         points = (flat - axis) * ((distance - z) / distance)[:, None]
         axis += (points.max(0) + points.min(0)) / 2
@@ -240,7 +240,7 @@ def _back(grid: np.ndarray, system: _Laplacian, longest: float, size: tuple[int,
     from scipy.ndimage import distance_transform_edt
 
     inside = system.inside
-    away = distance_transform_edt(inside)[inside]
+    away = np.asarray(distance_transform_edt(inside))[inside]
     colors = (grid[..., :3] / np.maximum(grid[..., 3:], 1e-3))[inside].clip(0, 1)
     band = max(2.0, BAND * longest)
     # The outermost nodes may be stained by the background, deep ones show what the back need not have.

@@ -452,7 +452,7 @@ class Role(Prior):
     def condition(self, *given: Any, **more: Any) -> Condition:
         raise InputError(f"prior {self.name}: only its place is here; put a model there")
 
-    def _denoise(self, *given: Any) -> Tensor:
+    def _denoise(self, *given: Any, **more: Any) -> Tensor:
         raise InputError(f"prior {self.name}: only its place is here; put a model there")
 
 

@@ -31,9 +31,8 @@ def load(module: str) -> ModuleType | str:
         if reason != "is not installed":
             log.warning("numba %s, slower code takes its place", reason)
         return f"numba {reason}"
-    import numba
-
-    before = numba.config.CACHE_DIR
+    settings = _settings()
+    before = settings.CACHE_DIR
     # Compiled code keeps its package's name, and one copy on disk may be imported under several (a host's custom node and the
     # command line): each name has a cache of its own. Numba watches the file of a kernel only, not those of the kernels that it
     # calls: so has each state of a package's files.
@@ -44,7 +43,7 @@ def load(module: str) -> ModuleType | str:
         for place in (spec and spec.submodule_search_locations) or ():
             for file in sorted(Path(place).glob("*.py")):
                 name.update(hashlib.sha256(file.read_bytes()).digest())
-        numba.config.CACHE_DIR = "" if folder is None else str(folder / name.hexdigest()[:8])
+        settings.CACHE_DIR = "" if folder is None else str(folder / name.hexdigest()[:8])
         kernels = importlib.import_module(module)
     except KeyboardInterrupt:
         raise
@@ -52,7 +51,7 @@ def load(module: str) -> ModuleType | str:
         log.warning("numba cannot be used, slower code takes its place: %s", error)
         return f"numba cannot be used ({' '.join(str(error).split())[:120] or type(error).__name__})"
     finally:
-        numba.config.CACHE_DIR = before
+        settings.CACHE_DIR = before
     for kernel in vars(kernels).values():
         if (cache := getattr(kernel, "_cache", None)) is not None and hasattr(cache, "load_overload"):
             cache.load_overload = _forgiving(cache)
@@ -65,9 +64,15 @@ def cache_folder() -> Path | None:
 
     Numba keeps pickles: nobody else may write there.
     """
+    named = _settings().CACHE_DIR
+    return Path(named) if named else private_cache_folder("numba")
+
+
+def _settings() -> Any:
+    """numba's settings, whose names it makes when it is imported."""
     import numba
 
-    return Path(numba.config.CACHE_DIR) if numba.config.CACHE_DIR else private_cache_folder("numba")
+    return numba.config
 
 
 def _forgiving(cache: Any) -> Any:

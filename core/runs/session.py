@@ -136,7 +136,7 @@ class Settings:
 
     def plain(self, prompt: str = "") -> Any:
         """The method's own settings as plain data, its models named by their roles; of resolved settings."""
-        config = self.of.settings(self.choice(prompt=prompt))
+        config: Any = self.of.settings(self.choice(prompt=prompt))
         if self.of.follows == "text":
             config = replace(config, frames=self.frames or config.frames, fps=self.fps or config.fps)
         return config
