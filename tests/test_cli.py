@@ -393,7 +393,7 @@ def test_a_second_run_in_the_same_folder_is_refused(case: Path, tmp_path: Path, 
     with only_process(out):
         line = refused(capsys, *fit_arguments(case, out), "--method", "dg4d", "--prior", "none")
         assert line == f"error: {out}: another run is writing to this folder; wait for it, stop it, or choose another folder"
-    assert list(out.iterdir()) == []
+    assert not out.exists()
 
 
 @pytest.mark.usefixtures("tiny_draft")
@@ -529,9 +529,7 @@ def test_export_offers_every_format(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["export", "--help"])
     assert ",".join(FORMATS) in "".join(capsys.readouterr().out.split())
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(["export", "x.ply", "--format", "obj", "--out", "x.obj"])
-    assert stopped.value.code == 2
+    assert cli.main(["export", "x.ply", "--format", "obj", "--out", "x.obj"]) == 2
     assert "invalid choice: 'obj'" in capsys.readouterr().err
 
 
@@ -547,11 +545,11 @@ def test_options_that_do_nothing_are_refused(tmp_path: Path, capsys: pytest.Capt
         ("html", "a.html", ["--renderer", "torch"], "--renderer torch: nothing is drawn"),
         ("spz", "a.spz", ["--frames", "3"], "frames 3: a.spz holds one moment"),
         ("spz", "a.zip", ["--time", "0"], "time 0: a.zip holds the whole clip"),
-        ("ply", "a.zip", ["--frames", "-3"], "frames -3: choose 1 to"),
-        ("ply", "a.ply", ["--time", "nan"], "time nan: choose 0"),
-        ("mp4", "a.mp4", ["--size", "-5"], "size -5: choose 1 to"),
-        ("mp4", "a.mp4", ["--loops", "0"], "loops 0: choose 1 to"),
-        ("mp4", "a.mp4", ["--elevation", "nan"], "elevation nan: choose -90"),
+        ("ply", "a.zip", ["--frames", "-3"], "--frames: '-3': choose a whole number from 1 to"),
+        ("ply", "a.ply", ["--time", "nan"], "--time: 'nan': choose a number from 0 to 1"),
+        ("mp4", "a.mp4", ["--size", "-5"], "--size: '-5': choose a whole number from"),
+        ("mp4", "a.mp4", ["--loops", "0"], "--loops: '0': choose a whole number from 1 to"),
+        ("mp4", "a.mp4", ["--elevation", "nan"], "--elevation: 'nan': choose degrees from -90 to 90"),
     ):
         line = refused(capsys, "export", tmp_path / "gone.ply", "--format", name, "--out", tmp_path / file, *option)
         assert re.search(said, line), line
