@@ -16,11 +16,11 @@ def problem(name: str) -> str:
 
     A broken one reads like an absent one from then on, for the packages too that would import it when they find it.
     """
-    if name in sys.modules:
-        return _broken.get(name, "is not installed") if sys.modules[name] is None else ""
     parent = name.rpartition(".")[0]
     if parent and (reason := problem(parent)):
         return reason
+    if name in sys.modules:
+        return _broken.get(name, "is not installed") if sys.modules[name] is None else ""
     try:
         importlib.import_module(name)
         return ""
