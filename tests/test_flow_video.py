@@ -169,7 +169,7 @@ def test_frame_rate_is_a_condition_of_ltx_alone(priors):
         together = prior.predict(noisy[:1].expand(2, -1, -1, -1, -1), time, both).conditional
         assert torch.allclose(together, torch.cat(apart), atol=1e-5)
         assert torch.equal(prior.condition(text=PROMPT).positive["fps"], torch.tensor([25.0]))
-    with pytest.raises(InputError, match="not told a frame rate"):
+    with pytest.raises(InputError, match="takes no frame rate"):
         priors["wan"].condition(text=PROMPT, fps=8)
     with pytest.raises(InputError, match="above 0"):
         priors["ltx"].condition(text=PROMPT, fps=0)

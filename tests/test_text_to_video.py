@@ -125,7 +125,7 @@ def test_texts_are_encoded_once(prior):
 def test_what_it_cannot_be_told(prior, folder, tmp_path):
     with pytest.raises(InputError, match="takes no picture"):
         prior.condition(image=torch.rand(1, 8, 8, 3), text=PROMPT)
-    with pytest.raises(InputError, match="not told a frame rate"):
+    with pytest.raises(InputError, match="takes no frame rate"):
         prior.condition(text=PROMPT, fps=8)
     with pytest.raises(InputError, match="needs a text"):
         prior.condition()
