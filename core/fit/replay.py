@@ -192,6 +192,12 @@ def _waits() -> Iterator[list[str]]:
     found += [f"an answer of the card ({w.filename}:{w.lineno})" for w in waited]
 
 
+def in_one_order() -> contextlib.AbstractContextManager[None]:
+    """Convolutions that add in one order, so that a seed gives the same bits."""
+    cudnn = torch.backends.cudnn  # what is not given to its flags is set to their defaults, under which it is off
+    return cudnn.flags(enabled=cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=cudnn.allow_tf32)
+
+
 @contextlib.contextmanager
 def undisturbed(device: torch.device, networks: bool = False) -> Iterator[None]:
     """On a card: a stream of its own, as captures need one, no garbage collection between launches, and convolutions whose sums
@@ -210,8 +216,7 @@ def undisturbed(device: torch.device, networks: bool = False) -> Iterator[None]:
     gc.disable()
     products.allow_tf32 = networks or precise
     try:
-        exact = torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=torch.backends.cudnn.allow_tf32)
-        with torch.cuda.stream(stream), exact:
+        with torch.cuda.stream(stream), in_one_order():
             yield
     finally:
         products.allow_tf32 = precise
