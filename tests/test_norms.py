@@ -195,7 +195,7 @@ def ran(module: Any, function: Any, *inputs: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("linear", [False, True])
 def test_a_unet_laid_out_channels_last_computes_the_same(place: str, launches: list[str], linear: bool) -> None:
-    from anchor4d.core.priors.layout import channels_last
+    from anchor4d.core.priors.layout import exchange_layers
 
     def predicted(unet: Any, noisy: Tensor, time: Tensor, tokens: Tensor) -> Tensor:
         return unet(noisy, time, encoder_hidden_states=tokens).sample
@@ -204,7 +204,7 @@ def test_a_unet_laid_out_channels_last_computes_the_same(place: str, launches: l
     inputs = [x.float().to(place) for x in (normal(2, 4, 8, 8), normal(2).abs(), normal(2, 1, 12, seed=3))]
     expected, names = ran(unet, predicted, *inputs), list(unet.state_dict())
     assert not launches
-    channels_last(unet)
+    exchange_layers(unet)
     found = ran(unet, predicted, *inputs)
     counts = {name: launches.count(name) for name in set(launches)}
     assert list(unet.state_dict()) == names
@@ -214,14 +214,14 @@ def test_a_unet_laid_out_channels_last_computes_the_same(place: str, launches: l
     assert counts["norm_apply"] == counts["norm_backward_apply"] == others > 2 * blocks
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5 * float(b.abs().max()))
-    channels_last(unet)
+    exchange_layers(unet)
     assert torch.equal(ran(unet, predicted, *inputs)[0], found[0])
 
 
 def test_an_encoder_laid_out_channels_last_computes_the_same(place: str, launches: list[str]) -> None:
     import tiny_models
 
-    from anchor4d.core.priors.layout import channels_last
+    from anchor4d.core.priors.layout import exchange_layers
 
     def encoded(vae: Any, pixels: Tensor) -> Tensor:
         return vae.decode(vae.encode(pixels).latent_dist.mode()).sample
@@ -229,7 +229,7 @@ def test_an_encoder_laid_out_channels_last_computes_the_same(place: str, launche
     vae = tiny_models.vae().requires_grad_(False).to(place)
     pixels = normal(2, 3, 16, 16).float().to(place)
     expected = ran(vae, encoded, pixels)
-    channels_last(vae)
+    exchange_layers(vae)
     found = ran(vae, encoded, pixels)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5 * float(b.abs().max()))
@@ -237,28 +237,43 @@ def test_an_encoder_laid_out_channels_last_computes_the_same(place: str, launche
 
 
 def test_the_multiview_network_laid_out_channels_last_computes_the_same(place: str, launches: list[str]) -> None:
-    from anchor4d.core.priors.layout import Layers, channels_last
+    from anchor4d.core.priors.layout import Layers, exchange_layers
 
     block = nn.Sequential(nn.GroupNorm(4, 16), nn.SiLU(), nn.Identity(), nn.Conv2d(16, 8, 3, padding=1), nn.SiLU())
     block = block.requires_grad_(False).to(place)
     x = normal(2, 16, 6, 5).float().to(place)
     expected = block(x)
-    channels_last(block)
+    exchange_layers(block)
     assert type(block) is Layers
     found = block(x.to(memory_format=torch.channels_last))
     assert launches == ["norm_sums", "norm_apply"]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_large_batches_are_upsampled_where_they_lie(place: str) -> None:
+    from diffusers.models.upsampling import Upsample2D
+
+    from anchor4d.core.priors.layout import exchange_layers
+
+    layer = nn.Sequential(Upsample2D(4, use_conv=True)).requires_grad_(False).to(place)
+    x = normal(64, 4, 3, 5).float().to(place)
+    expected, seen = layer(x), []
+    exchange_layers(layer)
+    layer[0].conv.register_forward_pre_hook(lambda module, inputs: seen.append(norms.channels_last(inputs[0])))  # pyright: ignore[reportAttributeAccessIssue]
+    for count in (64, 2):
+        torch.testing.assert_close(layer(x[:count].to(memory_format=torch.channels_last)), expected[:count])
+    assert seen == [True, True]
+
+
 def test_on_the_cpu_layers_compute_what_they_did_bit_for_bit() -> None:
-    from anchor4d.core.priors.layout import Norm, arrange, channels_last
+    from anchor4d.core.priors.layout import Norm, arrange, exchange_layers
 
     unet = usual_unet()
     inputs = normal(2, 4, 8, 8).float(), torch.tensor([3.0, 700.0]), normal(2, 1, 12, seed=3).float()
     expected, weights = unet(*inputs).sample, {k: v.clone() for k, v in unet.state_dict().items()}
     arrange(unet)
     assert not any(isinstance(part, Norm) for part in unet.modules())
-    channels_last(unet)
+    exchange_layers(unet)
     assert unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     copied = copy.deepcopy(unet)
     for network in (unet, copied):

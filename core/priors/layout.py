@@ -14,12 +14,15 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from .norms import available, fitting, group_norm, residual_sum
+from .norms import available, channels_last, fitting, group_norm, residual_sum
 
 #: The oldest cards whose matrix units take channels-last convolutions.
 CAPABILITY = (7, 0)
+#: Samples from which diffusers copies activations to rows of channels before it upsamples them.
+MANY = 64
 
 
 def arrange(module: nn.Module) -> None:
@@ -34,7 +37,7 @@ def arrange(module: nn.Module) -> None:
     parameters = list(module.parameters())
     frozen = bool(parameters) and not any(p.requires_grad for p in parameters)
     if flat and frozen and _prefers_channels_last(parameters[0]):
-        channels_last(module)
+        exchange_layers(module)
     elif any(isinstance(part, Norm) for part in parts):
         module.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
 
@@ -46,7 +49,7 @@ def _prefers_channels_last(parameter: Tensor) -> bool:
     return torch.cuda.get_device_capability(device) >= CAPABILITY and available(device, parameter.dtype)
 
 
-def channels_last(module: nn.Module) -> None:
+def exchange_layers(module: nn.Module) -> None:
     """A network's weights channels last, and its layers exchanged for those that keep to it. Any device."""
     for part in module.modules():
         kind: Any = type(part)
@@ -56,6 +59,8 @@ def channels_last(module: nn.Module) -> None:
             part.__class__ = Residual
         elif kind is Transformer2DModel:
             part.__class__ = Transformer
+        elif kind is Upsample2D and type(getattr(part, "conv", None)) is nn.Conv2d and part.norm is None:
+            part.__class__ = Upsample
         elif kind is nn.Sequential and any(type(layer) is nn.GroupNorm for layer in part.children()):
             part.__class__ = Layers
     for part in module.modules():
@@ -135,6 +140,18 @@ def _without_bias(convolution: nn.Conv2d, x: Tensor) -> Tensor:
     return F.conv2d(
         x, convolution.weight, None, convolution.stride, convolution.padding, convolution.dilation, convolution.groups
     )
+
+
+class Upsample(Upsample2D):
+    """Twice the cells and a convolution, in large batches too, of which diffusers makes rows of channels."""
+
+    def forward(self, hidden_states: Tensor, output_size: Any = None, *args: Any, **kwargs: Any) -> Tensor:
+        if len(hidden_states) < MANY or output_size is not None or not channels_last(hidden_states):
+            return super().forward(hidden_states, output_size, *args, **kwargs)
+        count, _, height, width = hidden_states.shape
+        rows = hidden_states.permute(0, 2, 3, 1)[:, :, None, :, None].expand(-1, -1, 2, -1, 2, -1)
+        convolution: Any = self.conv
+        return convolution(rows.reshape(count, 2 * height, 2 * width, -1).permute(0, 3, 1, 2))
 
 
 class Transformer(Transformer2DModel):
