@@ -144,6 +144,20 @@ def test_tokens_are_normalised_where_they_lie(place: str, launches: list[str]) -
     torch.testing.assert_close(found.cpu(), expected)
 
 
+@pytest.mark.parametrize("used", [(True, True), (True, False), (False, True)])
+def test_gradients_beside_a_norm_are_added(place: str, launches: list[str], used: tuple[bool, bool]) -> None:
+    norm, x = random_norm(8, 24), normal(2, 24, 6, 5).float().requires_grad_()
+    wanted = [normal(2, 24, 6, 5, seed=s).float() for s in (5, 6)]
+    outputs = [F.silu(F.group_norm(x, 8, norm.weight, norm.bias, norm.eps)), x * 1]
+    expected = sum(torch.autograd.grad(o, x, w)[0] for o, w, u in zip(outputs, wanted, used) if u)
+    there = x.detach().to(place, memory_format=torch.channels_last).requires_grad_()
+    outputs = norms.group_norm_beside(there, norm.to(place), silu=True)
+    chosen = [(o, w.to(place)) for o, w, u in zip(outputs, wanted, used) if u]
+    (found,) = torch.autograd.grad([o for o, _ in chosen], there, [w for _, w in chosen])
+    assert launches.count("norm_backward_apply") == used[0]
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("scale", [1.0, 0.5])
 def test_residuals_add_up(place: str, launches: list[str], scale: float) -> None:
     x, y = (normal(2, 24, 5, 3, seed=s).float().to(place, memory_format=torch.channels_last).requires_grad_() for s in (0, 1))

@@ -350,11 +350,13 @@ extern "C" __global__ void __launch_bounds__(512) norm_backward_sums(
     }
 }
 
-// The gradient by the input: with xh normalised and d the gradient by it, (d - mean(d) - xh mean(d xh)) / standard deviation.
+// The gradient by the input: with xh normalised and d the gradient by it, (d - mean(d) - xh mean(d xh)) / standard deviation,
+// and the gradient that comes beside the norm.
 extern "C" __global__ void __launch_bounds__(512) norm_backward_apply(
     const void* input, const void* shift, int shift_stride, const void* weight, const void* bias, const float* moments,
-    const void* gradient, const float* partial, int pixels, int channels, int groups, int slab, int rows, int size, int silu,
-    void* output) {
+    const void* gradient,
+    const void* beside,  // (N, P, C), or none
+    const float* partial, int pixels, int channels, int groups, int slab, int rows, int size, int silu, void* output) {
     __shared__ float shared[2][GROUPS];
     int each = channels / groups, lane = threadIdx.x % 32, chunks = gridDim.x;
     for (int g = threadIdx.x / 32; g < slab / each; g += blockDim.x / 32) {
@@ -396,6 +398,11 @@ extern "C" __global__ void __launch_bounds__(512) norm_backward_apply(
             for (int i = 0; i < WIDTH; ++i) d[i] = through_silu(d[i], x[i] * of.scale[i] + of.offset[i]);
 #pragma unroll
         for (int i = 0; i < WIDTH; ++i) d[i] = d[i] * of.scale[i] - (level[i] + x[i] * slope[i]);
+        if (beside) {
+            load((const Element*)beside + begin + (long long)p * channels, x);
+#pragma unroll
+            for (int i = 0; i < WIDTH; ++i) d[i] += x[i];
+        }
         store((Element*)output + begin + (long long)p * channels, d);
     }
 }

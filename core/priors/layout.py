@@ -17,7 +17,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from .norms import available, channels_last, fitting, group_norm, residual_sum
+from .norms import available, channels_last, fitting, group_norm, group_norm_beside, residual_sum
 
 #: The oldest cards whose matrix units take channels-last convolutions.
 CAPABILITY = (7, 0)
@@ -59,7 +59,7 @@ def exchange_layers(module: nn.Module) -> None:
             part.__class__ = Residual
         elif kind is Transformer2DModel:
             part.__class__ = Transformer
-        elif kind is Upsample2D and type(getattr(part, "conv", None)) is nn.Conv2d and part.norm is None:
+        elif kind is Upsample2D and _doubles(part):
             part.__class__ = Upsample
         elif kind is nn.Sequential and any(type(layer) is nn.GroupNorm for layer in part.children()):
             part.__class__ = Layers
@@ -81,6 +81,11 @@ def _is_plain(block: Any) -> bool:
         and isinstance(block.nonlinearity, nn.SiLU)
         and all(type(conv) is nn.Conv2d and conv.bias is not None for conv in convolutions)
     )
+
+
+def _doubles(layer: Any) -> bool:
+    """Whether an upsampling layer is what :class:`Upsample` computes."""
+    return type(getattr(layer, "conv", None)) is nn.Conv2d and layer.interpolate and layer.norm is None
 
 
 class Norm(nn.GroupNorm):
@@ -127,7 +132,7 @@ class Residual(ResnetBlock2D):
         shift = bias[None]
         if timed is not None:
             shift = shift + timed(temb if self.skip_time_act else self.nonlinearity(temb))
-        x, hidden = input_tensor, group_norm(input_tensor, self.norm1, silu=True)
+        hidden, x = group_norm_beside(input_tensor, self.norm1, silu=True)
         hidden = group_norm(_without_bias(self.conv1, hidden), self.norm2, silu=True, shift=shift)
         bias = self.conv2.bias
         if self.conv_shortcut is not None:

@@ -64,12 +64,22 @@ def group_norm(
     In float32 inside, whatever the type. The kernels take the input's gradient alone: where a parameter or the shift has one
     too, and for what is not :func:`fitting`, PyTorch's functions are called.
     """
+    return group_norm_beside(x, norm, silu=silu, shift=shift)[0]
+
+
+def group_norm_beside(
+    x: Tensor,  # (N, C, ...)
+    norm: nn.GroupNorm,
+    *,
+    silu: bool = False,
+    shift: Tensor | None = None,  # (N or 1, C)
+) -> tuple[Tensor, Tensor]:  # (N, C, ...), (N, C, ...)
+    """:func:`group_norm` of x, and x for what else it goes to: the gradients of both are added where the norm's is made."""
     if fitting(x, norm) and (shift is None or (shift.dtype == x.dtype and not _wanted(shift))):
         return _GroupNorm.apply(x, norm.weight, norm.bias, shift, norm.num_groups, norm.eps, silu)  # pyright: ignore[reportReturnType]
-    if shift is not None:
-        x = x + shift.reshape(*shift.shape, *[1] * (x.ndim - 2))
-    x = F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
-    return F.silu(x) if silu else x
+    moved = x if shift is None else x + shift.reshape(*shift.shape, *[1] * (x.ndim - 2))
+    y = F.group_norm(moved, norm.num_groups, norm.weight, norm.bias, norm.eps)
+    return F.silu(y) if silu else y, x
 
 
 def fitting(x: Tensor, norm: nn.GroupNorm) -> bool:
@@ -112,6 +122,10 @@ def _width(channels: int, *tensors: Tensor) -> int:
     return width if channels % width == 0 and all(x.data_ptr() % VECTOR == 0 for x in tensors) else 1
 
 
+def _aligned(x: Tensor, width: int) -> Tensor:
+    return x.clone() if width > 1 and x.data_ptr() % VECTOR else x
+
+
 @lru_cache(maxsize=256)
 def _grid(pixels: int, channels: int, groups: int, width: int) -> tuple[int, int, int, int, int] | None:
     """Chunks of pixels, slabs of channels, threads a block, their rows, pixels a chunk; None where groups are too large."""
@@ -142,7 +156,7 @@ class _GroupNorm(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | None, groups: int, eps: float, silu: bool
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         rows, output = x.movedim(1, -1), torch.empty_like(x)
         width = _width(x.shape[1], x)
         shift = None if shift is None else shift.contiguous()
@@ -157,21 +171,23 @@ class _GroupNorm(torch.autograd.Function):
         _launch("norm_apply", width, rows, groups, given, (eps, int(silu), moments, output.movedim(1, -1)))
         ctx.save_for_backward(x, weight, bias, shift, moments)
         ctx.groups, ctx.stride, ctx.silu, ctx.width, ctx.chunks = groups, stride, silu, width, grid[0]
-        return output
+        ctx.set_materialize_grads(False)
+        return output, x
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight, bias, shift, moments = ctx.saved_tensors
-        rows, gradient, width = x.movedim(1, -1), gradient.movedim(1, -1).contiguous(), ctx.width
-        if width > 1 and gradient.data_ptr() % VECTOR:
-            gradient = gradient.clone()
+        rows, width = x.movedim(1, -1), ctx.width
+        gradient, beside = (None if g is None else _aligned(g.movedim(1, -1).contiguous(), width) for g in gradients)
+        if gradient is None:
+            return gradients[1], None, None, None, None, None, None
         output = torch.empty_like(x)
         partial = moments.new_empty(*moments.shape[:2], ctx.chunks, 2)
         given = rows, shift, ctx.stride, weight, bias, moments, gradient
         _launch("norm_backward_sums", width, rows, ctx.groups, given, (int(ctx.silu), partial))
         after = int(ctx.silu), output.movedim(1, -1)
-        _launch("norm_backward_apply", width, rows, ctx.groups, (*given, partial), after)
+        _launch("norm_backward_apply", width, rows, ctx.groups, (*given, beside, partial), after)
         return output, None, None, None, None, None, None
 
 
