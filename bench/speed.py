@@ -290,7 +290,7 @@ class Speed:
         name = "SDS step of 8 pictures, Zero123 at its size"
         rows = [Row(name, 1e3 * seconds(step, self.device, 10), "ms", 36.0, 1e3 * floor)]
         plain = random_zero123(self.device)
-        return rows + [row for layout in LAYOUTS for row in self._parts(plain, layout)]
+        return rows + [row for layout in LAYOUTS for row in self._parts(plain, layout)] + self._norms()
 
     def _parts(self, prior: Prior, layout: str) -> list[Row]:
         """Of a distillation step: the network for 16 samples and the encoder there and back for 8, launched and as graphs."""
@@ -326,6 +326,32 @@ class Speed:
             "encoder of 8 and back, launched": back, "encoder of 8, one order": ordered_back, "encoder of 8, graph": whole,
         }  # fmt: skip
         return [Row(f"{name}, {layout}", 1e3 * x, "ms") for name, x in found.items()]
+
+    def _norms(self) -> list[Row]:
+        """Group norm with SiLU and its gradient, by PyTorch in both layouts and by our kernels; floor: all moved once."""
+        from ..core.priors.norms import group_norm
+
+        def there_and_back(function: Callable[[Tensor], Tensor], x: Tensor, gradient: Tensor) -> None:
+            torch.autograd.grad(function(x), x, gradient)
+
+        rows = []
+        for shape in ((8, 128, 256, 256), (8, 512, 32, 32), (16, 320, 32, 32), (16, 1280, 8, 8)):
+            norm = torch.nn.GroupNorm(32, shape[1], device=self.device, dtype=torch.bfloat16).requires_grad_(False)
+            plain = lambda x, norm=norm: torch.nn.functional.silu(norm(x))  # noqa: E731
+            own = lambda x, norm=norm: group_norm(x, norm, silu=True)  # noqa: E731
+            for name, function, layout in (
+                ("PyTorch, rows of channels", plain, torch.contiguous_format),
+                ("PyTorch, channels last", plain, torch.channels_last),
+                ("own", own, torch.channels_last),
+            ):
+                x, gradient = torch.randn(2, *shape, device=self.device, dtype=torch.bfloat16)
+                x, gradient = (t.to(memory_format=layout) for t in (x, gradient))
+                taken = seconds(lambda: there_and_back(function, x.requires_grad_(), gradient), self.device, 10)  # noqa: B023
+                floor = 5 * x.nbytes / self.machine.bandwidth
+                rows.append(
+                    Row(f"norm of {' x '.join(map(str, shape))} and back, {name}", 1e3 * taken, "ms", None, 1e3 * floor)
+                )
+        return rows
 
     def rasterise(self) -> list[Row]:
         """Drawing and its gradients, all backends."""
