@@ -266,8 +266,9 @@ def _running(comfyui: Any, folder: Path, more: Sequence[Any]) -> Iterator[Host]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    processor = () if os.environ.get("ANCHOR4D_HOST_CARD") else ("--cpu",)
     command = [
-        comfyui.python, comfyui.path / "main.py", *(() if os.environ.get("ANCHOR4D_HOST_CARD") else ("--cpu",)), "--listen", "127.0.0.1", "--port", port, "--disable-auto-launch",
+        comfyui.python, comfyui.path / "main.py", *processor, "--listen", "127.0.0.1", "--port", port, "--disable-auto-launch",
         "--base-directory", place.parent, "--disable-all-custom-nodes", "--whitelist-custom-nodes", "anchor4d", "random_nodes",
         "--input-directory", folder / "input", "--output-directory", folder / "output", "--temp-directory", folder,
         "--user-directory", folder / "user", "--database-url", f"sqlite:///{folder / 'host.db'}", *more,
