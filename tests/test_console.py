@@ -38,7 +38,9 @@ def on_a_terminal(script: str, **place: str) -> str:
     pty = pytest.importorskip("pty", reason="no pseudo-terminals here")
     ours, theirs = pty.openpty()
     environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30", "PYTHONPATH": ""} | place
-    with subprocess.Popen([sys.executable, "-c", script], stdout=theirs, stderr=theirs, stdin=theirs, env=environment) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=theirs, stderr=theirs, stdin=theirs, env=environment
+    ) as process:
         os.close(theirs)
         written = b""
         while True:
@@ -92,7 +94,10 @@ def test_elsewhere_plain_lines_never_more_than_three_seconds_apart(
         console.table("view  psnr\n   0  12.5")
     assert silent[:2] == ["prior: tiny", "reading  (0:00)"] and len(silent) in (2, 3)
     written = capsys.readouterr()
-    assert [re.sub(r"  \d:\d\d left", " LEFT", line) for line in written.err.splitlines()] == ["estimate  3/4 LEFT", "estimate  4/4"]
+    assert [re.sub(r"  \d:\d\d left", " LEFT", line) for line in written.err.splitlines()] == [
+        "estimate  3/4 LEFT",
+        "estimate  4/4",
+    ]
     assert written.out == "view  psnr\n   0  12.5\n"
 
 

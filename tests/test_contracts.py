@@ -72,7 +72,10 @@ def fitted(scene: Scene4D, field: DeformationField, *objectives: Objective, step
 def test_every_objective_says_what_it_is(name: str) -> None:
     kind = OBJECTIVES[name]
     assert issubclass(kind, Objective) and kind.name == name and kind.__doc__
-    assert kind.loss is not Objective.loss or kind.weighted is not Objective.weighted
+    # One or the other: a weight that leaves a part of the loss as it is, or one that multiplies all of it, scaled or not.
+    whole, partly = kind.loss is not Objective.loss, kind.weighted is not Objective.weighted
+    assert whole != partly and not (partly and kind.scaled is not Objective.scaled)
+    assert not partly or "perceptual" in kind.__dataclass_fields__  # pyright: ignore[reportAttributeAccessIssue]
     settings = set(kind.__dataclass_fields__)  # pyright: ignore[reportAttributeAccessIssue]
     assert "weight" in settings and kind.takes <= settings
     offered = frozenset().union(*(field.offers for field in FIELDS.values()))

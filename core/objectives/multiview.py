@@ -221,14 +221,21 @@ class MultiViewDistillation(Objective):
     def with_anchors(self, anchors: Anchors) -> Self:
         return replace(self, asks=tuple(ask.with_anchors(anchors) for ask in self.asks))
 
-    def weighted(self, step: FitStep, weight: float | Tensor) -> Tensor:
-        prior, front = self.distillation.prior, step.fronts[0]
+    @property
+    def samples(self) -> int:
+        """Samples of each frame, a prior's pictures each."""
+        return math.ceil(self.views / self.distillation.prior.pictures)
+
+    def scaled(self, step: FitStep, weight: float | Tensor) -> float | Tensor:
+        return weight * CELLS / (len(step.frames) * self.samples * math.prod(self.distillation.prior.latent_shape()))
+
+    def loss(self, step: FitStep) -> Tensor:
+        prior, front, samples = self.distillation.prior, step.fronts[0], self.samples
         distance = self.distance or next((lens for ask in self.asks if (lens := ask.lens()) is not None), None)
         if distance is None:
             aligned = visual_distance(front, step.video.crop)
             distance = ObjectDistance(aligned, aligned, "zero")
         device, frames, around = step.canonical.device, len(step.frames), prior.pictures
-        samples = math.ceil(self.views / around)  # of each frame
         azimuth, elevation = torch.rand(2, frames * samples, 1, generator=step.generator)
         azimuth = 360 * azimuth - 180 + torch.arange(around) * (360 / around)  # (B, V)
         low, high = self.elevation
@@ -248,8 +255,7 @@ class MultiViewDistillation(Objective):
         kept = self._conditions, self._anchored
         views = Views(step, self.distillation, distance, azimuth, elevation, at, late, background, *kept)
         questions = [question for ask in self.asks for question in ask.questions(views)]
-        loss = self.distillation.joint(images, questions, step.rho, step.generator)
-        return weight * CELLS / (len(images) * math.prod(prior.latent_shape())) * loss
+        return self.distillation.joint(images, questions, step.rho, step.generator)
 
 
 def _chosen(which: Tensor, yes: Viewpoints, no: Viewpoints | None) -> Viewpoints:  # (B, 1) each
