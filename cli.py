@@ -257,7 +257,7 @@ def export(args: argparse.Namespace, console: Console) -> int:
             azimuths=[float(text) for text in args.azimuths or ["0"]],
             elevation=args.elevation,
             size=args.size,
-            background=args.background or ("white" if args.format == "mp4" else "none"),
+            background=args.background or form.backgrounds[0],
             loops=1 if args.loops is None else args.loops,
             trajectory=None if args.camera_path is None else Trajectory.load(args.camera_path),
         )
@@ -440,7 +440,7 @@ def _parser() -> argparse.ArgumentParser:
         made.set_defaults(run=run)
         return made
 
-    renderers = ("auto", "gsplat", "nvrtc", "numba", "torch")
+    renderers, ups = _constant("core/render/rasterize.py", "BACKENDS"), list(_constant("core/mesh.py", "UP_AXES"))
     made = command("demo", demo, "make the bundled sample, fit it with PLA4D and score it; no downloads")
     made.add_argument("--out", type=Path, default=Path("anchor4d-demo"), help="folder (default: %(default)s)")
     made.add_argument("--seed", type=SEED, default=0, help="of every random choice (default: %(default)s)")
@@ -485,7 +485,7 @@ wan-1.3b, whichever is here), --image-model (sd21-base; none = without) and, wit
     )
     made.add_argument(
         "--up",
-        choices=("y", "-y", "z", "-z", "x", "-x"),
+        choices=ups,
         default="y",
         help="axis of --object's file that points up (default: %(default)s; z = from Blender's or a CAD program's axes)",
     )
@@ -523,7 +523,7 @@ wan-1.3b, whichever is here), --image-model (sd21-base; none = without) and, wit
 
     made = command("render", render, "draw a scene with alpha from the driving video's camera, turned to each azimuth")
     scene = "scene.safetensors, a splat file, or a folder or .zip of splat files, one a frame"
-    ups, up = ("y", "-y", "z", "-z", "x", "-x"), "splats: axis that points up (default: y; -y = what stands on its head)"
+    up = "splats: axis that points up (default: y; -y = what stands on its head)"
     made.add_argument("scene", type=Path, metavar="SCENE", help=scene)
     made.add_argument("--up", choices=ups, default="y", help=up)
     made.add_argument(
@@ -610,6 +610,14 @@ def method_summaries() -> dict[str, str]:
     return found
 
 
+def _constant(path: str, name: str) -> Any:
+    """A plain constant of a module, read from its file: help imports nothing."""
+    for node in ast.parse((Path(__file__).parent / path).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == name:
+            return ast.literal_eval(node.value)
+    raise LookupError(f"{path}: no constant {name}")
+
+
 def _method(made: argparse.ArgumentParser, renderers: Sequence[str]) -> None:
     methods = method_summaries()
     made.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -634,7 +642,7 @@ def _method(made: argparse.ArgumentParser, renderers: Sequence[str]) -> None:
     )
     made.add_argument(
         "--preset",
-        choices=("draft", "standard", "paper"),
+        choices=_constant("core/methods/registry.py", "PRESETS"),
         default="standard",
         help="draft: a quick look; standard: the best results here; paper: the paper's own settings (default: %(default)s)",
     )

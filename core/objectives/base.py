@@ -39,9 +39,8 @@ class Objective:
     """One term of a fit. Subclasses are small frozen dataclasses, registered by their name; their fields are their settings.
 
     The loop checks :attr:`needs` before the first step, and at each step adds ``weighted(step, weight_at(step))``. A subclass
-    implements :meth:`loss`, and :meth:`scaled` where its loss is a sum that the weight is to be divided by. Only one whose weight
-    leaves a part of the loss as it is, as lambda does the perceptual distance of PLA4D, implements :meth:`weighted` in place of
-    both.
+    implements :meth:`loss`, and :meth:`scaled` where its weight is relative to a count. Only one whose weight leaves a part of
+    the loss as it is, as lambda does the perceptual distance of PLA4D, implements :meth:`weighted` in place of both.
 
     Random numbers come from ``step.generator`` alone. What an objective keeps from step to step is tensors in ``step.memory``:
     these are its own in a fit, go on from pass to pass, and are written to checkpoints. Nothing else remembers a fit.
