@@ -432,7 +432,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="anchor4d", description="Turn a driving video and a 3D model into a moving object made of Gaussians.")
     parser.add_argument("--version", action="version", version=f"anchor4d {__version__}")
     common = _Parser(add_help=False)
-    common.add_argument("--verbose", action="store_true", help="also tell what matters only when something goes wrong")
+    common.add_argument("--verbose", action="store_true", help="also print messages for finding faults")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def command(name: str, run: Callable[[argparse.Namespace, Console], int], text: str) -> argparse.ArgumentParser:
@@ -563,8 +563,8 @@ wan-1.3b, whichever is here), --image-model (sd21-base; none = without) and, wit
     made.add_argument(
         "--camera-path", type=Path, metavar="FILE", help="films: .json of camera keys, as the player records them"
     )
-    made.add_argument("--video", metavar="DIR|FILE", help="html, a4d: the driving video, shown beside the object")
-    made.add_argument("--compare", type=Path, metavar="SCENE", help="html: a second scene, behind a wiper")
+    made.add_argument("--video", metavar="DIR|FILE", help="html, a4d: the driving video, played beside the object")
+    made.add_argument("--compare", type=Path, metavar="SCENE", help="html: a second scene, in a split view")
     made.add_argument("--renderer", choices=renderers, default="auto", help=RENDERER)
     made.add_argument(
         "--out",

@@ -1,4 +1,4 @@
-"""Multi-view distillation: every frame's object, seen from random sides, must suit what a prior is shown of it.
+"""Multi-view distillation: every frame's object, seen from random sides, must suit the picture that conditions a prior.
 
 One objective over questions: DreamGaussian4D asks about the frame, Align4D's motion-geometry joint alignment about the frame
 and the static object, STAG4D about the frame or the nearest anchor.
@@ -122,7 +122,7 @@ class AboutAnchor:
     """Given that time's frame or, of views more than 30 degrees from the front, the nearest anchor (STAG4D Eq. 6 and its code).
 
     Args:
-        anchors: views of every frame; without them, only the frames are shown.
+        anchors: views of every frame; without them, only the frames.
         share: which share of the views off the front are given their anchor (STAG4D's code: 0.4).
         both: those are all given the frame and the anchor, weighed ``1 - share`` and ``share`` (STAG4D Eq. 6).
     """
@@ -194,7 +194,7 @@ class MultiViewDistillation(Objective):
             as far as the video shows it, and nothing.
         elevation: range of the random elevations, degrees, relative to the driving video's.
         sizes: pairs (until rho, factor on the prior's resolution) of the renders.
-        dark: share of the views drawn on black although what the prior is shown is not (STAG4D's code: 0.5).
+        dark: share of the views drawn on black although the prior's condition is not (STAG4D's code: 0.5).
     """
 
     name: ClassVar[str] = "multi-view"

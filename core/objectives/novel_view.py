@@ -1,4 +1,4 @@
-"""Novel-view distillation: a prior tells how the driving video's frames look from other sides.
+"""Novel-view distillation: a prior says how the driving video's frames look from other sides.
 
 The time-multiview (T-MV) refinement of PLA4D's later version; with one frame, the image-to-3D distillation of DreamGaussian.
 """

@@ -75,7 +75,7 @@ def random_moments(step: FitStep, cameras: Cameras, background: Tensor) -> tuple
 
 
 def require_image(prior: Prior, who: str) -> None:
-    """Refuse a prior that cannot be shown a picture."""
+    """Refuse a prior that is not conditioned on a picture."""
     if "image" not in prior.conditions:
         raise InputError(
             f"{who}: prior {prior.name} is not conditioned on a picture; choose an image-conditioned one (tiny, Zero123, ...)"

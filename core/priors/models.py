@@ -93,7 +93,7 @@ _host_folder: Path | None = None
 
 
 def set_models_folder(folder: str | os.PathLike[str] | None) -> None:
-    """Tell where the host, ComfyUI, keeps its models."""
+    """Set where the host, ComfyUI, keeps its models."""
     global _host_folder
     _host_folder = Path(folder) if folder is not None else None
 
