@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from anchor4d import cli
 from anchor4d.core.files import InputError
-from anchor4d.core.metrics.perceptual import BACKBONES
+from anchor4d.core.metrics.perceptual import NETWORKS
 from anchor4d.core.priors import downloads, models
 
 ROOT = Path(__file__).parent.parent
@@ -446,11 +446,11 @@ def test_the_registry_is_whole() -> None:
         assert model.roles and model.purpose and model.licence and model.folder
         assert bool(model.hub) != bool(model.url)
         assert bool(model.parts or model.files) == bool(model.hub)
-        assert bool(model.url) == bool(model.md5 or model.sha256)
-        assert set(model.needs) <= set(known)
+        assert [bool(model.md5), bool(model.sha256), bool(model.git)].count(True) == bool(model.url)
+        assert {*model.needs, *model.brings} <= set(known)
         forbids = re.search(r"\bNC\b|non-commercial", model.licence)
         assert bool(forbids) == model.warning.startswith("no commercial use")
-    assert {known[f"lpips-{net}"].file for net in BACKBONES} == set(BACKBONES.values())
+    assert all(f"lpips-{net}-linear" in known[f"lpips-{net}"].brings for net in NETWORKS)
     roles = {role for listed in models._registry()["pipelines"].values() for role in listed}  # pyright: ignore[reportPrivateUsage]
     assert roles <= set(models._registry()["roles"])  # pyright: ignore[reportPrivateUsage]
 

@@ -13,7 +13,7 @@ import re
 import ssl
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.message import Message
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NoReturn
@@ -209,6 +209,8 @@ def fetch(file: RemoteFile, folder: Path, progress: Callable[[int, int | None], 
                     f"{file.url}: cannot be fetched ({reason}); run the same command again to go on, or put it at {target}"
                 )
             time.sleep(PAUSE * failures)
+    if file.size is None and file.digest[0] == "git":  # which hashes the length first
+        digest, _ = _taken_up(part, replace(file, size=done))
     if done != (size or done) or done > file.most or not digest.hexdigest().startswith(file.digest[1].lower()):
         part.unlink(missing_ok=True)
         raise InputError(
@@ -243,7 +245,7 @@ def _taken_up(part: Path, file: RemoteFile) -> tuple[Any, int]:
 
 
 def _matches(path: Path, file: RemoteFile) -> bool:
-    digest, done = _taken_up(path, file)
+    digest, done = _taken_up(path, file if file.size is not None else replace(file, size=path.stat().st_size))
     return done == (file.size or done) and digest.hexdigest().startswith(file.digest[1].lower())
 
 

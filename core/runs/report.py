@@ -142,7 +142,7 @@ def _curve(curve: Any) -> dict[str, Any]:
 def versions() -> dict[str, str | None]:
     found: dict[str, str | None] = {"anchor4d": __version__, "python": platform.python_version()}
     found["platform"] = platform.platform()
-    for name in ("torch", "numpy", "numba", "gsplat", "lpips", "diffusers", "transformers"):
+    for name in ("torch", "numpy", "numba", "gsplat", "diffusers", "transformers"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
