@@ -352,6 +352,13 @@ def measure(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def compare(args: argparse.Namespace, console: Console) -> int:
+    from .core.runs.compare import compare
+
+    print(compare(args.runs, args.out, args.case, progress=console.counting("compare")))
+    return 0
+
+
 def models(args: argparse.Namespace, console: Console) -> int:
     from .core.priors.models import convert, download, model_named, table
 
@@ -801,6 +808,13 @@ wan-1.3b, whichever is here), --image-model (sd21-base; none = without) and, wit
         "--only", nargs="+", metavar="NAME", help="names of the cases, or rows of the speed, to run (default: all)"
     )
     made.add_argument("--out", type=Path, default=Path("anchor4d-bench"), help="folder (default: %(default)s)")
+
+    made = command("compare", compare, "put runs of one clip side by side on a page, with a frozen and a per-frame baseline")
+    made.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of finished runs, or scenes")
+    made.add_argument(
+        "--case", type=Path, metavar="DIR", help="benchmark case that they are of: its true views are shown and measured"
+    )
+    made.add_argument("--out", type=Path, default=Path("compare.html"), metavar="FILE", help="page (default: %(default)s)")
 
     made = command("measure", measure, "measure a result by itself, or against a reference, a text or a picture")
     made.add_argument(

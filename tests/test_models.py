@@ -402,6 +402,34 @@ def test_single_files_from_elsewhere(hub: Hub, tmp_path: Path, monkeypatch: pyte
     assert models.find("rembg") == tmp_path / "home" / "u2net.onnx"
 
 
+def test_a_file_that_git_names_is_checked_and_brings_what_it_needs(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.files |= {"network.pth": UNET, "linear.pth": VAE}
+    elsewhere = f"{os.environ['HF_ENDPOINT']}/elsewhere"
+
+    def serve(content: bytes) -> None:
+        named = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        network = models.Model(
+            "net", ("metric",), "metrics/network.pth", url=f"{elsewhere}/network.pth", git=named, brings=("lin",)
+        )
+        linear = models.Model(
+            "lin", ("metric",), "metrics/linear.pth", url=f"{elsewhere}/linear.pth", md5=hashlib.md5(VAE).hexdigest()
+        )
+        monkeypatch.setattr(models, "known_models", lambda: (network, linear))
+
+    serve(VAE)
+    with pytest.raises(InputError, match="git differs"):
+        models.download("net")
+    serve(UNET)
+    folder = tmp_path / "models" / "metrics"
+    assert models.download("net") == folder / "network.pth" and (folder / "network.pth").read_bytes() == UNET
+    assert (folder / "linear.pth").read_bytes() == VAE
+    (folder / "linear.pth").unlink()  # as of one that was here before it brought anything
+    models.download("net")
+    assert models.find("lin") == folder / "linear.pth"
+
+
 def test_a_folder_that_lacks_parts_is_not_taken_for_the_model(hub: Hub, tmp_path: Path) -> None:
     folder = tmp_path / "models" / "diffusers" / "zero123-xl-diffusers"
     (folder / "unet").mkdir(parents=True)

@@ -111,8 +111,10 @@ def _fvd16(footage: Footage) -> dict[str, float]:
 )
 def _fvd_set(footage: Footage) -> dict[str, float]:
     i3d = footage.network("i3d-k400", load_i3d)
-    sets = [np.concatenate([_windows(pair[which]) for pair in footage.pairs()]) for which in (1, 2)]
-    return {ALL: frechet_distance(*(_features(i3d, clips, footage.device) for clips in sets))}
+    pairs = footage.pairs()
+    ours = np.concatenate([_windows(images) for _, images, _ in pairs])
+    theirs = np.concatenate([_windows(truth) for _, _, truth in pairs])
+    return {ALL: frechet_distance(*(_features(i3d, clips, footage.device) for clips in (ours, theirs)))}
 
 
 @metric(
