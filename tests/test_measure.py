@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from anchor4d.core.cameras import FrontCamera
 from anchor4d.core.files import InputError
 from anchor4d.core.metrics import base, frechet, temporal
 from anchor4d.core.metrics.base import ALL, MEAN, METRICS, Footage, mean_of_views, measure
@@ -16,6 +18,7 @@ from anchor4d.core.metrics.clip import Clip, around
 from anchor4d.core.metrics.depth import fitted
 from anchor4d.core.metrics.i3d import I3D
 from anchor4d.core.metrics.inception import InceptionV3
+from anchor4d.core.metrics.multiview import supported
 from anchor4d.core.metrics.perceptual import LPIPS
 from anchor4d.core.metrics.weights import loaded
 from anchor4d.core.priors import models
@@ -76,14 +79,10 @@ def networks() -> dict[str, Any]:
 def footage(networks: dict[str, Any], result: np.ndarray, truth: np.ndarray) -> Footage:
     depth = np.where(truth[..., 3] > 0.5, 2 + truth[..., 0], 0)
     seen = np.where(result[..., 3] > 0.5, 2 + result[..., 0], 0)
+    views = {"0": result, "90": result}
+    cameras = {name: FrontCamera(40.0, 2.0, *result.shape[2:0:-1]).cameras(float(name)) for name in views}
     return Footage(
-        {"0": result, "90": result},
-        {"0": truth, "90": truth},
-        "a ball",
-        truth[0],
-        {"90": seen},
-        {"90": depth},
-        networks=networks,
+        views, {"0": truth, "90": truth}, "a ball", truth[0], {"90": seen}, {"90": depth}, cameras, networks=networks
     )
 
 
@@ -94,7 +93,7 @@ def footage(networks: dict[str, Any], result: np.ndarray, truth: np.ndarray) -> 
 def test_every_metric_says_what_it_is(name: str) -> None:
     each = METRICS[name]
     assert each.name == name and each.text and each.better in ("higher", "lower")
-    assert each.needs <= {"truth", "text", "image", "views", "depth"}
+    assert each.needs <= {"truth", "text", "image", "views", "cameras", "depth"}
     assert set(each.models) <= {model.name for model in models.known_models()}
 
 
@@ -233,6 +232,30 @@ def test_depth_is_compared_after_scale_and_shift() -> None:
     np.testing.assert_allclose(x, [7 / 3 - 1.5, 7 / 3, 7 / 3 + 1.5])
     with pytest.raises(InputError, match="no pixel in common"):
         fitted(0 * truth, truth)
+
+
+def test_silhouettes_of_one_object_fit_together(tmp_path: Path) -> None:
+    from anchor4d.core.runs.measure import measure_files
+    from anchor4d.core.runs.sample import write_sample
+
+    larger = write_sample(tmp_path / "case", 2, 128)
+    found = measure_files(larger, larger, ["silhouettes"]).values["silhouettes"]
+    assert list(found)[:-1] == ["0", "-75", "15", "105", "195"] and min(found.values()) > 0.99
+    described = json.loads((larger / "case.json").read_text())
+    described["camera"] |= {"cx": 64.0, "cy": 64.0}  # a camera that looks elsewhere
+    (larger / "case.json").write_text(json.dumps(described))
+    assert measure_files(larger, larger, ["silhouettes"]).values["silhouettes"][MEAN] < 0.9
+    # Cameras that look at a ball at the origin, and the same with one picture moved up: the parts beyond do not fit.
+    camera = FrontCamera(40.0, 2.0, SIZE, SIZE)
+    y, x = np.mgrid[:SIZE, :SIZE] + 0.5 - SIZE / 2
+    masks = torch.from_numpy((np.hypot(x, y) < 10).astype(float)).expand(3, -1, -1).clone()
+    around_it = camera.cameras([0.0, 90.0, 200.0])
+    assert float(supported(masks, around_it).min()) == 1.0
+    masks[1] = masks[1].roll(-10, 0)
+    share = supported(masks, around_it)
+    assert float(share.max()) < 0.7 and float(share.min()) > 0.3
+    masks[1] = 0
+    assert supported(masks, around_it).tolist() == [0.0, 1.0, 0.0]
 
 
 def test_clip_s_similarities_are_cosines(networks: dict[str, Any]) -> None:
@@ -436,8 +459,6 @@ def test_depth_is_read_from_grey_pictures(case: Path, tmp_path: Path) -> None:
 
 
 def test_the_command(case: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import json
-
     from anchor4d import cli
 
     out = tmp_path / "values.json"

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from ..cameras import Cameras
 from ..files import InputError
 from ..packages import problems
 from ..priors.models import find, missing
@@ -15,7 +16,7 @@ from ..registry import Registry
 
 Network = TypeVar("Network")
 #: What a metric may need beside pictures of the result.
-Need = Literal["truth", "text", "image", "views", "depth"]
+Need = Literal["truth", "text", "image", "views", "cameras", "depth"]
 #: The key of a value that belongs to all views together, and of the mean over views.
 ALL, MEAN = "all", "mean"
 
@@ -24,6 +25,7 @@ _LACKING: dict[Need, str] = {
     "text": "needs a text that says what the object is and does",
     "image": "needs a picture of the object",
     "views": "needs two views and more",
+    "cameras": "needs the cameras of two views and more: a scene, or a case that says its camera",
     "depth": "needs depth of the result and of the reference",
 }
 
@@ -39,6 +41,7 @@ class Footage:
         text: what the object is and does.
         image: a picture of the object, (H, W, 4) on white.
         depth, true_depth: z-depth by view, (T, H, W) in any unit, 0 where nothing is.
+        cameras: of the views, (1,) each.
         driving: name of the view that the method saw; means leave it out where there are others.
         fps: frames a second.
         device: where networks run.
@@ -51,6 +54,7 @@ class Footage:
     image: np.ndarray | None = None
     depth: Mapping[str, np.ndarray] = field(default_factory=dict)
     true_depth: Mapping[str, np.ndarray] = field(default_factory=dict)
+    cameras: Mapping[str, Cameras] = field(default_factory=dict)
     driving: str = "0"
     fps: float = 12.0
     device: str = "cpu"
@@ -78,6 +82,7 @@ class Footage:
             "text": bool(self.text.strip()),
             "image": self.image is not None,
             "views": len(self.views) > 1,
+            "cameras": len(self.views.keys() & self.cameras.keys()) > 1,
             "depth": bool(self.depth.keys() & self.true_depth.keys()),
         }[need]
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..cameras import Cameras, FrontCamera
 from ..files import InputError
 from ..io.clip import read_clip, read_picture
 from ..io.sequence import open_scene
@@ -80,8 +81,23 @@ def measure_files(
     picture = None
     if image is not None:
         picture = on_white(read_picture(image).frames.numpy())[0]
-    footage = Footage(ours, truth, text, picture, depth, truths, fps=12.0 if scene is None else scene.fps, device=device)
+    cameras = cameras_of(ours, scene, reference if scene is None else None)
+    fps = 12.0 if scene is None else scene.fps
+    footage = Footage(ours, truth, text, picture, depth, truths, cameras, fps=fps, device=device)
     return measure(footage, names, progress)
+
+
+def cameras_of(views: Views, scene: Scene4D | None, case: str | os.PathLike[str] | None) -> dict[str, Cameras]:
+    """The cameras of views that a scene was drawn from, or that a case describes; none where neither says."""
+    height, width = next(iter(views.values())).shape[1:3]
+    if scene is not None:
+        return {view: scene_cameras(scene, float(view), size=max(height, width)) for view in views}
+    described = read_case(case).get("camera") if case is not None and (Path(case) / "case.json").is_file() else None
+    if described is None:
+        return {}
+    place = (described.get("cx"), described.get("cy"))
+    front = FrontCamera(described["fovy_degrees"], described["distance"], width, height, *place)
+    return {view: front.cameras(float(view), float(described.get("elevation", 0.0))) for view in views}
 
 
 def rendered(scene: Scene4D, views: Sequence[str], *, size: int | None = None, frames: int | None = None) -> Views:
