@@ -118,7 +118,7 @@ class Metric:
     name: str
     text: str
     better: Literal["higher", "lower"]
-    compute: Callable[[Footage], dict[str, float]]
+    compute: Callable[[Footage], dict[str, float]] = field(repr=False)
     needs: frozenset[Need] = frozenset()
     models: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
