@@ -23,6 +23,7 @@ from ..core.files import InputError, atomic_path
 from ..core.generate.chain import INFLATE, Links, complete
 from ..core.identity import canonical, fingerprint
 from ..core.io import write_frames
+from ..core.io.clip import pick_frames
 from ..core.methods.registry import METHODS
 from ..core.metrics import read_case, score_case
 from ..core.progress import Progress
@@ -108,7 +109,7 @@ def run_cases(
 
 def _page(out: Path, rows: Sequence[dict[str, Any]], settings: Settings) -> list[str]:
     """The page's parts: the table, a film and the verdict of every case, and its terms."""
-    shown = [*rows, mean_row(rows)]
+    shown = [*rows, mean_row(rows)] if len(rows) > 1 else rows
     cells = [[r["case"], *("" if r.get(key) is None else text.format(r[key]) for _, key, text in COLUMNS)] for r in shown]
     parts = [f"<h1>Benchmark: {settings.method} {settings.preset}, seed {settings.seed}</h1>", SAYS]
     parts.append(html_table(["case", *(heading for heading, _, _ in COLUMNS)], cells))
@@ -155,8 +156,10 @@ def run_case(case: Path, out: Path, settings: Settings, console: Output, alone: 
     ours = dict(zip(views, rendered))
     for view, pictures in ours.items():
         write_frames(out / "renders" / view, pictures)
-    scores = score_case(case, out / "renders")
     truth = {view: read_pictures(case / "front" if view == "0" else case / "views" / view) for view in views}
+    kept = pick_frames(len(truth["0"]), settings.frames)
+    scores = score_case(case, out / "renders", kept)
+    truth = {view: pictures[kept] for view, pictures in truth.items()}
     with atomic_path(out / "sheet.png") as temporary:
         comparison_sheet(truth, ours).save(temporary)
     others = baselines(truth, truth["0"], scene, views)

@@ -116,7 +116,11 @@ class ObjectDistance:
         """
         distances = {"delta": (self.model, self.visual), "literal": (self.model, 0.0)}
         distance, reference = distances.get(self.meaning, (self.visual, self.visual))
-        columns = [torch.as_tensor(x, dtype=torch.float32) for x in (azimuth, elevation, seen_azimuth, seen_elevation)]
+        device = next((x.device for x in (azimuth, elevation) if isinstance(x, Tensor)), torch.device("cpu"))
+        columns = [
+            x.float() if isinstance(x, Tensor) else torch.full((), float(x), device=device)
+            for x in (azimuth, elevation, seen_azimuth, seen_elevation)
+        ]
         columns = [x if x.ndim > 1 else x.reshape(-1, 1) for x in columns]
         a, e = torch.broadcast_tensors(*columns[:2])
         seen_a, seen_e = (x.expand(len(a), 1) for x in columns[2:])
@@ -290,7 +294,7 @@ def align_model_distance(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> ModelDistance:
-    """MAOD: the distance at which a multi-view prior, shown the first frame, finds the object's other views likeliest.
+    """MAOD: the distance at which a multi-view prior that is given the first frame finds the object's other views likeliest.
 
     The object is drawn from four sides at each of :data:`DISTANCES`, one noise is added to all pictures at the same late times,
     and the squared errors of the prior's predictions, with the condition alone, are averaged with weight 1 - abar. d_MA is the

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ def psnr(images: np.ndarray, truth: np.ndarray) -> np.ndarray:  # (T, H, W, 3), 
 def ssim(images: np.ndarray, truth: np.ndarray) -> np.ndarray:  # (T, H, W, C), (T, H, W, C) -> (T,)
     """Structural similarity of each frame (Wang et al. 2004), averaged over channels.
 
-    Uniform 7x7 windows inside the picture, sample covariance, K = (0.01, 0.03), values in [0, 1].
+    Uniform 7x7 windows inside the picture, sample covariance, K = (0.01, 0.03), values in [0, 1]: scikit-image's
+    ``structural_similarity``, which a fit need not have for its report.
 
     Raises:
         ValueError: for pictures smaller than the window.
@@ -143,12 +145,15 @@ def read_case(case: str | os.PathLike[str]) -> dict[str, Any]:
         raise InputError(f"{path}: not a readable case description ({error}), choose a case folder") from None
 
 
-def score_case(case: str | os.PathLike[str], renders: str | os.PathLike[str]) -> dict[str, dict[str, float]]:
+def score_case(
+    case: str | os.PathLike[str], renders: str | os.PathLike[str], frames: Sequence[int] | None = None
+) -> dict[str, dict[str, float]]:
     """Scores of a case's rendered views.
 
     Args:
         case: folder with case.json, ``front/NNN.png`` and ``views/<azimuth>/NNN.png``.
         renders: folder with ``0/NNN.png`` for the driving view and ``<azimuth>/NNN.png`` for every test azimuth.
+        frames: which of the case's frames the renders show; all where None.
 
     Returns:
         Metrics by view: "0", each test azimuth, and "mean of test views".
@@ -161,6 +166,7 @@ def score_case(case: str | os.PathLike[str], renders: str | os.PathLike[str]) ->
     rows: dict[str, dict[str, float]] = {}
     for view in ["0", *azimuths]:
         truth = load_frames(case / "front" if view == "0" else case / "views" / view)
+        truth = truth if frames is None else truth[list(frames)]
         try:
             rows[view] = score(truth, load_frames(renders / view))
         except InputError as error:

@@ -89,8 +89,15 @@ class NoiseSchedule:
         """alpha and sigma at times ``t`` of any shape, float32."""
         if self.alphas_cumprod is None:
             return 1 - t.float(), t.float()
-        abar = sent(self.alphas_cumprod, t.device)[self.index(t)]
+        if t.device not in self._placed:
+            self._placed[t.device] = self.alphas_cumprod.to(t.device)
+        abar = self._placed[t.device][self.index(t)]
         return abar.sqrt(), (1 - abar).sqrt()
+
+    @cached_property
+    def _placed(self) -> dict[torch.device, Tensor]:
+        """``alphas_cumprod`` by device."""
+        return {}
 
     def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:  # (B, ...), (B, ...), (B,) -> (B, ...)
         """``alpha x + sigma n``."""
@@ -223,8 +230,8 @@ class Prior(ABC):
     One that is loaded from checkpoints is registered, ``@PRIORS.register("name")``, and says which are its own.
 
     Attributes:
-        name: shown to users and kept in checkpoints' fingerprints.
-        identity: tells weights of one name apart, in fingerprints.
+        name: for users, and kept in checkpoints' fingerprints.
+        identity: of the weights, where several have one name, in fingerprints.
         conditions: what it can be given: a subset of {"image", "text", "cameras", "fps"}.
         resolution: picture (height, width) in pixels.
         pictures: pictures in one sample, V.
@@ -277,8 +284,23 @@ class Prior(ABC):
         """Moves the networks; returns itself."""
         for module in (*self.modules.values(), *([self.small_encoder] if self.small_encoder is not None else [])):
             module.to(device)
+        return self.arrange()
+
+    def arrange(self) -> Prior:
+        """Lays the networks out in memory as their device prefers, see :mod:`.layout`; returns itself."""
+        for module in self.modules.values():
+            if not self.hosted and any(isinstance(part, nn.GroupNorm) for part in module.modules()):
+                from .layout import arrange  # needs diffusers
+
+                arrange(module)
         self.graphs.passes.clear()
         return self
+
+    @property
+    def small(self) -> bool:
+        """Whether launches, not arithmetic, bound its passes, so that whole steps that ask it are worth capturing."""
+        network = next(iter(self.modules.values()), None)
+        return network is not None and not self.hosted and self.graphs.small(network)
 
     @cached_property
     def graphs(self) -> Graphs:
