@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
+from .bench import measuring
 from .console import Console, ConsoleLog
 from .core.files import InputError
 from .core.packages import problem
@@ -311,42 +312,6 @@ def bench(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def measure(args: argparse.Namespace, console: Console) -> int:
-    from .core.runs.measure import measure_files
-    from .core.runs.report import write_json
-    from .core.runs.session import resolve_device
-
-    if args.metrics == []:
-        from .core.metrics.base import METRICS
-
-        print("\n".join(f"{name:18} {each.text} ({each.better} = better)" for name, each in METRICS.items()))
-        return 0
-    if args.result is None:
-        raise InputError("measure: give a result; --metrics alone lists what can be measured")
-    found = measure_files(
-        args.result,
-        args.reference,
-        args.metrics,
-        text=args.text,
-        image=args.image,
-        azimuths=args.azimuths,
-        up=args.up,
-        device=resolve_device(args.device),
-        progress=console.counting("measure"),
-    )
-    print(found.table())
-    if args.out is not None:
-        write_json(args.out, {"values": found.values, "left_out": found.left_out})
-    return 0
-
-
-def compare(args: argparse.Namespace, console: Console) -> int:
-    from .core.runs.compare import compare
-
-    print(compare(args.runs, args.out, args.case, progress=console.counting("compare")))
-    return 0
-
-
 def models(args: argparse.Namespace, console: Console) -> int:
     from .core.priors.models import convert, download, model_named, table
 
@@ -625,33 +590,13 @@ wan-1.3b, whichever is here), --image-model (sd21-base; none = without) and, wit
     )
     made.add_argument("--out", type=Path, default=Path("anchor4d-bench"), help="folder (default: %(default)s)")
 
-    made = command("compare", compare, "put runs of one clip side by side on a page, with a frozen and a per-frame baseline")
-    made.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of finished runs, or scenes")
-    made.add_argument(
-        "--case", type=Path, metavar="DIR", help="benchmark case that they are of: its true views are shown and measured"
-    )
-    made.add_argument("--out", type=Path, default=Path("compare.html"), metavar="FILE", help="page (default: %(default)s)")
-
-    made = command("measure", measure, "measure a result by itself, or against a reference, a text or a picture")
-    made.add_argument(
-        "result",
-        nargs="?",
-        type=Path,
-        metavar="RESULT",
-        help="scene, splats, a run's folder, a folder of views AZIMUTH/, a film",
-    )
-    made.add_argument("reference", nargs="?", type=Path, metavar="REFERENCE", help="a benchmark case, or any of these")
-    made.add_argument(
-        "--metrics", nargs="*", metavar="NAME", help="what to measure (default: all that can be); without names: list them"
-    )
-    made.add_argument("--text", default="", metavar="TEXT", help="what the object is and does")
-    made.add_argument("--image", metavar="FILE", help="a picture of the object")
+    measuring.add_compare(command("compare", measuring.compare, measuring.COMPARE))
+    made = command("measure", measuring.measure, measuring.MEASURE)
+    made.add_argument("--up", choices=ups, default="y", help=up)
     made.add_argument(
         "--azimuths", nargs="+", type=_azimuth, default=[], metavar="A", help="views of a scene without a reference, degrees"
     )
-    made.add_argument("--up", choices=ups, default="y", help=up)
-    made.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="of networks (default: auto)")
-    made.add_argument("--out", type=Path, metavar="FILE", help="all values as JSON as well, by view")
+    measuring.add_measure(made)
 
     made = command("models", models, "optional models: what is here, where each is expected, and fetching one")
     made.set_defaults(again="run the same command to go on")
