@@ -280,6 +280,22 @@ def _glb_splats(scene: Scene4D, path: Path, export: Export) -> None:
 
 
 @register_format(
+    "glb-spz",
+    "splats",
+    (".glb",),
+    "the same compressed (KHR_gaussian_splatting_compression_spz_2), a tenth of the size: Cesium",
+    takes=["frames", "moment"],
+)
+def _glb_spz(scene: Scene4D, path: Path, export: Export) -> None:
+    from .gltf_splats import write_splat_glb, write_splat_glb_frames
+
+    if export.moment is None:
+        write_splat_glb_frames(path, scene, export.frames, compressed=True, progress=export.progress)
+    else:
+        write_splat_glb(path, _at(scene, export.moment), compressed=True)
+
+
+@register_format(
     "usd",
     "splats",
     (".usdc", ".usda", ".usdz", ".usd"),
