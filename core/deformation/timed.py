@@ -23,6 +23,8 @@ from .wrappers import scaled_opacity
 #: float32 does not hit borders exactly.
 _EARLY = 1e-4
 MAX_ORDER = 8
+#: Clips, and all other values, beyond which products would leave float32.
+MAX_CENTRE, MAX_VALUE = 1e3, 1e12
 
 
 @register_field
@@ -123,6 +125,13 @@ class TimedGaussians(DeformationField):
     def check(self, count: int) -> None:
         if self.points != count:
             raise ValueError(f"a timed field of {self.points} Gaussians, where there are {count}")
+        if not bool(self.bounded().all()):
+            raise ValueError("a timed field with centres, speeds or precisions too large to compute with")
+
+    def bounded(self) -> Tensor:  # (N,) bool
+        """Which Gaussians hold finite values that can be computed with."""
+        rows = [self.motion.flatten(1), self.precision[:, None], *([self.turn] if self.turning else [])]
+        return (torch.cat(rows, 1).abs() <= MAX_VALUE).all(1) & (self.centre.abs() <= MAX_CENTRE)  # NaN is not
 
     def select(self, index: Tensor) -> TimedGaussians:
         index = index.to(self.motion.device)

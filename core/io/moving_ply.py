@@ -35,7 +35,7 @@ from ..files import InputError
 from ..gaussians import SH_C0
 from ..mesh import up_matrix
 from ..scene.scene import Scene4D
-from ..scene.validation import MAX_EXTENT, MAX_FRAMES
+from ..scene.validation import MAX_FRAMES
 from .ply import gaussians_of, is_sound, parse_header, read_columns
 
 log = logging.getLogger(__name__)
@@ -92,16 +92,12 @@ def decode(
     layout = _layout(set(columns))
     if layout is None:
         raise InputError(f"{name}: no columns of motion that are known, open it as a still splat file")
-    with np.errstate(all="ignore"):  # what is absurd becomes infinite, and is left out
-        timed = layout(columns, _comments(data))
-    gaussians = gaussians_of(_static(columns | (timed.changed or {}), name), name)
-    rows = torch.from_numpy(np.stack([timed.centre, timed.precision, *timed.motion.reshape(len(timed.centre), -1).T], 1))
-    whole = is_sound(gaussians) & (rows.abs() <= MAX_EXTENT).all(1)
-    if not bool(whole.any()):
-        raise InputError(f"{name}: all its Gaussians hold NaN, infinite or far too large values, repair or export it again")
-    if not bool(whole.all()):
-        log.warning("%s: %d of %d Gaussians hold NaN, infinite or far too large values and are left out",
-                    name, int((~whole).sum()), len(whole))  # fmt: skip
+    try:
+        with np.errstate(all="ignore"):  # what is absurd becomes infinite, and is left out
+            timed = layout(columns, _comments(data))
+        gaussians = gaussians_of(_static(columns | (timed.changed or {}), name), name)
+    except KeyError as missing:
+        raise InputError(f"{name}: moving Gaussians, but without the column {missing}; export it again") from None
     matrix = up_matrix(up) @ torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0]))
     if up != "y":
         gaussians = gaussians.transformed(up_matrix(up))
@@ -122,12 +118,19 @@ def decode(
         length = end - begin
         centre, precision = (centre - begin) / length, precision * length**2
         motion = motion * length ** torch.arange(1.0, motion.shape[1] + 1)[:, None]
-    field = TimedGaussians.of(motion, centre, precision, turn, timed.life).select(whole)
+    field = TimedGaussians.of(motion, centre, precision, turn, timed.life)
+    whole = is_sound(gaussians) & field.bounded()
+    left, every = int(whole.sum()), len(whole)
+    if not left:
+        raise InputError(f"{name}: all its Gaussians hold NaN, infinite or far too large values, repair or export it again")
+    if left < every:
+        log.warning("%s: %d of %d Gaussians hold NaN, infinite or far too large values and are left out",
+                    name, every - left, every)  # fmt: skip
     count, own = frames or timed.frames or FRAMES, timed.frames or FRAMES
     if not 1 <= count <= MAX_FRAMES:
         raise InputError(f"{name}: {count} frames, choose 1 to {MAX_FRAMES}")
     rate = fps if fps is not None else FPS * count / own
-    return Scene4D(gaussians.select(whole), field, count, rate, bool(loop), meta={"motion": "timed"})
+    return Scene4D(gaussians.select(whole), field.select(whole), count, rate, bool(loop), meta={"motion": "timed"})
 
 
 def encode_ftgs(scene: Scene4D, frames: int | None = None) -> bytes:
@@ -191,7 +194,7 @@ def _rotor(columns: Columns, comments: dict[str, str]) -> _Timed:
     time = next(n for n in ("t", "mu_t") if n in columns)
     spread = next(n for n in ("scale_t", "scale_t_0", "t_scale") if n in columns)
     centre = _column(columns, time)
-    if "rot_r_0" not in columns:
+    if not {f"rot_r_{i}" for i in range(4)} <= columns.keys():
         variance = np.exp(_column(columns, spread)).clip(_BRIEFEST**2)
         return _Timed(centre, 1 / variance, np.zeros((len(centre), 1, 3)), span=_span(centre))
     first = "rot_" if "rot_0" in columns else "rot_l_"

@@ -154,11 +154,10 @@ def decode(
             raise ValueError(f"a timeline of type {str(timeline['type'])[:20]}")
         if not own <= MAX_FRAMES:
             raise ValueError(f"{own} frames")
-    rows = np.concatenate([centre[:, None], precision[:, None], motion[:, 0]], 1)
-    whole = is_sound(gaussians) & torch.from_numpy(np.abs(rows) <= 1e12).all(1)
     matrix = up_matrix(up) if "profile" in meta else up_matrix(up) @ torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0]))
     moved = torch.from_numpy(motion).float() @ matrix[:3, :3].T
     field = TimedGaussians.of(moved, torch.from_numpy(centre).float(), torch.from_numpy(precision).float(), life=life)
+    whole = is_sound(gaussians) & field.bounded()
     if not bool(whole.any()):
         raise InputError(f"{name}: all its Gaussians hold NaN, infinite or far too large values, repair or export it again")
     total = own if frames is None else frames
