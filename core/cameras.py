@@ -314,7 +314,7 @@ def camera_infos(info: CameraInfo) -> list[dict[str, Any]]:
         ValueError: for an empty list, or what is no camera.
     """
     infos = [info] if isinstance(info, dict) else list(info)
-    if not infos or not all(isinstance(each, dict) and "position" in each for each in infos):
+    if not infos or not all(isinstance(each, dict) for each in infos):
         raise ValueError(f"camera: {len(infos)} cameras, of which some are none; connect Create Camera Info or a batch of them")
     return infos
 

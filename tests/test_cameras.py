@@ -144,7 +144,7 @@ def test_a_batch_of_the_host_s_cameras_is_a_camera_each():
     assert len(infos) == 3 and infos[1] == to_camera_info(cameras[1:2])
     torch.testing.assert_close(from_camera_info(infos, 320, 240).world_to_camera, cameras.world_to_camera, atol=2e-6, rtol=0)
     assert camera_infos(infos[0]) == [infos[0]] and from_camera_info(infos[0], 4, 4).batch == (1,)
-    for wrong in ([], [None], [{}]):
+    for wrong in ([], [None]):
         with pytest.raises(ValueError, match="cameras, of which some are none"):
             camera_infos(wrong)
 
