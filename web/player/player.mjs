@@ -40,7 +40,11 @@ const NOWHERE = { target: [0, 0, 0], distance: 2, azimuth: 0, elevation: 0, roll
 const TIMELINE = 70;
 const QUIET = 150;
 
-export class Player {
+/**
+ * Events (CustomEvent): "ready" the first frame is there (its detail: info), "loaded" all are, "play", "pause",
+ * "time" {time, position} as it goes, "view" the view that the user has changed, "error" {message}.
+ */
+export class Player extends EventTarget {
   /** @type {HTMLElement} */ element;
   #options;
   #stop = new AbortController();
@@ -58,11 +62,13 @@ export class Player {
   #frame = 0; // of requestAnimationFrame
   #last = 0; // when it was drawn, in milliseconds; 0 after standing still
   #timeShown = 0; // when, in milliseconds
+  #timeTold = -1;
   #told = "";
   #quiet = 0; // timer
 
   /** @param {HTMLElement} element what the player fills @param {Options} [options] */
   constructor(element, options = {}) {
+    super();
     const { signal } = this.#stop;
     this.element = element;
     this.#options = options;
@@ -116,6 +122,9 @@ export class Player {
         header: (/** @type {Clip} */ clip) => this.#arrived(slot, clip),
         frame: (/** @type {number} */ index) => this.#frameArrived(slot, index),
         picture: () => this.#showTime(),
+        done: () => {
+          if (this.#clips.every((clip, at) => at >= sources.length || clip?.ready === clip?.frames)) this.#tellOf("loaded");
+        },
         error: (/** @type {Error} */ error) => this.fail(error.message),
       };
       openStream(source, on, { signal }).catch(() => {}); // told by the event
@@ -165,13 +174,16 @@ export class Player {
     this.#last = 0;
     this.#showPlaying();
     this.#draw();
+    this.#tellOf("play");
   }
 
   pause() {
+    const played = this.#busy;
     this.#playback.stop();
     this.#moves.leavePath();
     this.#showPlaying();
     this.#changed();
+    if (played) this.#tellOf("pause");
   }
 
   /** Stands still at a moment. @param {number} time 0 to 1 */
@@ -187,6 +199,7 @@ export class Player {
     this.#playback.playing = false;
     this.#ui.say(message, "error");
     this.#showPlaying();
+    this.#tellOf("error", { message });
   }
 
   get playing() {
@@ -197,6 +210,21 @@ export class Player {
   get position() {
     const clip = this.#clips[0];
     return clip ? this.#playback.tau * steps(clip) : 0;
+  }
+
+  /** What plays and where it stands. */
+  get info() {
+    const clip = this.#clips[0];
+    return {
+      frames: clip?.frames ?? 0,
+      fps: clip?.fps ?? 0,
+      loop: clip?.loop ?? false,
+      count: clip?.count ?? 0,
+      ready: clip?.ready ?? 0,
+      playing: this.playing,
+      time: round(this.#playback.tau),
+      position: round(this.position),
+    };
   }
 
   /** Numbers of the last drawing, see Renderer.stats; null while it holds no context. */
@@ -342,6 +370,7 @@ export class Player {
     this.#stage.frameArrived(slot, index);
     if (slot === 0 && index === 0 && this.#clips[0]) {
       this.say("");
+      this.#tellOf("ready", this.info);
       const autoplay = this.#options.autoplay ?? !matchMedia("(prefers-reduced-motion: reduce)").matches;
       if (this.#playback.wanted == null && autoplay) this.play();
     }
@@ -427,6 +456,15 @@ export class Player {
   #showTime() {
     this.#timeShown = this.#last;
     this.#ui.showTime(this.#clips[0], this.#playback);
+    const time = round(this.#playback.tau);
+    if (time === this.#timeTold) return;
+    this.#timeTold = time;
+    this.#tellOf("time", { time, position: round(this.position) });
+  }
+
+  /** @param {string} event @param {unknown} [detail] */
+  #tellOf(event, detail = null) {
+    this.dispatchEvent(new CustomEvent(event, { detail }));
   }
 
   #showLoading() {
@@ -440,7 +478,6 @@ export class Player {
   #changed() {
     this.#draw();
     this.#showTime();
-    if (!this.#options.onView) return;
     clearTimeout(this.#quiet);
     this.#quiet = setTimeout(() => this.#tell(), QUIET);
   }
@@ -453,5 +490,6 @@ export class Player {
     if (text === this.#told) return;
     this.#told = text;
     this.#options.onView?.(view);
+    this.#tellOf("view", view);
   }
 }

@@ -1,4 +1,4 @@
-// Reads a play stream (core/formats/stream.py describes the file) while it arrives: what never changes, then frame by frame.
+// Reads a play stream (core/io/stream.py describes the file) while it arrives: what never changes, then frame by frame.
 
 const MAGIC = "A4DPLAY", VERSION = 1;
 const MAX_HEADER = 1 << 22, MAX_RECORDS = 1 << 26, MAX_PICTURE = 1 << 26;
