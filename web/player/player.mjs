@@ -122,6 +122,7 @@ export class Player extends EventTarget {
         header: (/** @type {Clip} */ clip) => this.#arrived(slot, clip),
         frame: (/** @type {number} */ index) => this.#frameArrived(slot, index),
         picture: () => this.#showTime(),
+        harmonics: () => this.#draw(),
         done: () => {
           if (this.#clips.every((clip, at) => at >= sources.length || clip?.ready === clip?.frames)) this.#tellOf("loaded");
         },
