@@ -223,3 +223,76 @@ def _imports(text: str) -> list[str]:
     import re
 
     return re.findall(r'(?:from|import)\s*\(?"\./([\w.-]+)"', text)
+
+
+def test_chosen_points_leave_trails_and_are_measured(page: Any) -> None:
+    page.evaluate(
+        """async () => {
+          const { mount } = await import("/player/embed.mjs");
+          const place = document.body.appendChild(document.createElement("div"));
+          place.style = "position: relative; width: 400px; height: 400px";
+          window.player = mount(place, { source: "/data/a.a4d", autoplay: false });
+          await new Promise((done) => player.addEventListener("loaded", done));
+          window.marks = place.shadowRoot.querySelector(".marks");
+          window.canvas = () => place.shadowRoot.querySelector(".view canvas");
+        }"""
+    )
+    page.wait_for_function("player.stats?.drawn > 0")
+    page.evaluate("player.setView({ marks: [10, 200, -1, 'x'] }); player.seek(0.5)")
+    page.wait_for_function("marks.querySelectorAll('circle').length === 2")
+    assert page.evaluate("marks.querySelectorAll('.trail').length") == 2
+    scene = moving_sample(400, 6)
+    found = page.evaluate("player.measure()")
+    at = scene.at(0.5).means
+    for point in found["points"]:
+        assert at[point["index"]].tolist() == pytest.approx(point["position"], abs=1e-3)
+    assert found["distances"] == [pytest.approx(float((at[10] - at[200]).norm()), abs=1e-3)]
+    assert page.evaluate("marks.querySelector('text').textContent") == f"{found['distances'][0]:.3g}".ljust(5, "0")
+    assert page.evaluate("player.getView().marks") == [10, 200]
+    # The circles stand where the rasteriser's camera sees the points.
+    page.evaluate("player.setView({ marks: [] })")
+    page.wait_for_function("!marks.firstChild")
+    click = """() => {
+      const box = canvas().getBoundingClientRect(), init = { bubbles: true, composed: true, altKey: true };
+      for (let y = 0.2; y < 0.8; y += 0.02) {
+        const at = { clientX: box.x + box.width / 2, clientY: box.y + box.height * y };
+        canvas().dispatchEvent(new MouseEvent("click", { ...init, ...at }));
+        if (player.getView().marks.length) return [box.width / 2, box.height * y];
+      }
+    }"""
+    x, y = page.evaluate(click)
+    page.wait_for_function("marks.querySelector('circle')")
+    circle = page.evaluate("['cx', 'cy'].map((name) => Number(marks.querySelector('circle').getAttribute(name)))")
+    assert math.hypot(circle[0] - x, circle[1] - y) < 30
+    key = "new KeyboardEvent('keydown', { key: 'x', bubbles: true, composed: true })"
+    page.evaluate(f"player.element.shadowRoot.querySelector('.root').dispatchEvent({key})")
+    page.wait_for_function("player.getView().marks.length === 0")
+
+
+def test_clips_are_dropped_onto_a_player(page: Any) -> None:
+    page.evaluate(
+        """async () => {
+          const { mount } = await import("/player/embed.mjs");
+          const place = document.body.appendChild(document.createElement("div"));
+          place.style = "position: relative; width: 300px; height: 300px";
+          window.player = mount(place, { source: "/data/a.a4d", autoplay: false });
+          await new Promise((done) => player.addEventListener("loaded", done));
+          window.drop = async (...names) => {
+            const dataTransfer = new DataTransfer();
+            for (const name of names) {
+              const bytes = await (await fetch(`/data/${name.replace(/txt$/, "a4d")}`)).arrayBuffer();
+              dataTransfer.items.add(new File([bytes], name));
+            }
+            const view = place.shadowRoot.querySelector(".view");
+            return view.dispatchEvent(new DragEvent("drop", { dataTransfer, bubbles: true, cancelable: true, composed: true }));
+          };
+        }"""
+    )
+    assert page.evaluate("drop('b.txt')") is True  # nobody's business here
+    assert page.evaluate("player.info.frames") == 6
+    assert page.evaluate("drop('b.a4d')") is False
+    page.wait_for_function("player.info.frames === 4 && player.info.ready === 4")
+    page.evaluate("drop('a.a4d', 'b.a4d')")
+    page.wait_for_function("player.info.frames === 6 && player.info.ready === 6")
+    labels = page.evaluate("[...player.element.shadowRoot.querySelectorAll('.tag')].map((tag) => tag.textContent)")
+    assert {"a", "b"} <= set(labels)

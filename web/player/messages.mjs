@@ -19,6 +19,7 @@ const CALLS = {
   setView: (player, view) => player.setView(view && typeof view === "object" ? view : {}),
   reset: (player) => player.reset(),
   state: (player) => player.info,
+  measure: (player) => player.measure(),
   load: (player, sources, options = {}) => {
     const list = Array.isArray(sources) ? sources : [sources];
     const { labels, filmed } = options;

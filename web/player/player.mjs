@@ -8,6 +8,7 @@ import { control } from "./controls.mjs";
 import { Interface } from "./interface.mjs";
 import { press } from "./keys.mjs";
 import { filmedCamera, fromInfo, homeCamera, lens, toInfo } from "./lens.mjs";
+import { Marks, MOST, measured, nearest } from "./marks.mjs";
 import { Moves } from "./moves.mjs";
 import { pathSeconds } from "./path.mjs";
 import { Playback, steps } from "./playback.mjs";
@@ -20,7 +21,7 @@ import { backgroundOf, fresh, round, rounded, take, viewOf } from "./view.mjs";
 /** @typedef {import("./stream.mjs").Clip} Clip */
 /** @typedef {import("./view.mjs").Key} Key */
 /** @typedef {import("./view.mjs").View} View */
-/** @typedef {string | ReadableStream<Uint8Array> | AsyncIterable<Uint8Array>} Source */
+/** @typedef {string | Blob | ArrayBuffer | ReadableStream<Uint8Array> | AsyncIterable<Uint8Array>} Source */
 
 /**
  * @typedef {object} Options
@@ -58,6 +59,7 @@ export class Player extends EventTarget {
   #ui;
   /** @type {Stage} */ #stage;
   #saving;
+  #marks;
 
   #frame = 0; // of requestAnimationFrame
   #last = 0; // when it was drawn, in milliseconds; 0 after standing still
@@ -89,6 +91,15 @@ export class Player extends EventTarget {
       settle: () => this.#changed(),
     };
     control(this.#ui.parts.view, target, signal);
+    this.#marks = new Marks(this.#ui.parts.view);
+    this.#ui.parts.view.addEventListener(
+      "click",
+      (/** @type {MouseEvent} */ event) => {
+        if (event.altKey) this.#mark(event.offsetX, event.offsetY);
+      },
+      { signal },
+    );
+    this.#takeDropped(signal);
     document.addEventListener("visibilitychange", () => this.#draw(), { signal });
     document.addEventListener("fullscreenchange", () => this.#arrange(), { signal });
     this.#arrange();
@@ -228,6 +239,12 @@ export class Player extends EventTarget {
     };
   }
 
+  /** The chosen points, where they are now, and the distance from each to the next, world units. */
+  measure() {
+    const clip = this.#clips[0];
+    return measured(clip, this.#state.marks, clip?.ready ? this.#playback.position(clip) : 0);
+  }
+
   /** Numbers of the last drawing, see Renderer.stats; null while it holds no context. */
   get stats() {
     return this.#stage.stats;
@@ -326,6 +343,38 @@ export class Player extends EventTarget {
     if (point) this.#moves.glideTo({ ...camera, target: point });
   }
 
+  /** One or two .a4d files that are dropped onto the picture. @param {AbortSignal} signal */
+  #takeDropped(signal) {
+    const { view } = this.#ui.parts;
+    const over = (/** @type {DragEvent} */ event) => {
+      if (event.dataTransfer?.types.includes("Files")) event.preventDefault();
+    };
+    const dropped = (/** @type {DragEvent} */ event) => {
+      const files = [...(event.dataTransfer?.files ?? [])].filter(({ name }) => /\.a4d$/i.test(name)).slice(0, 2);
+      if (!files.length) return;
+      event.preventDefault();
+      event.stopPropagation();
+      this.load(files, { labels: files.map(({ name }) => name.replace(/\.a4d$/i, "")), filmed: null });
+    };
+    view.addEventListener("dragover", over, { signal });
+    view.addEventListener("drop", dropped, { signal });
+  }
+
+  /** Chooses the Gaussian there, or no longer. @param {number} x @param {number} y CSS pixels of the picture */
+  #mark(x, y) {
+    const clip = this.#clips[0];
+    const point = clip?.ready ? this.#stage.pick(x, y) : null;
+    if (!clip || !point) return;
+    const { marks } = this.#state;
+    const position = this.#playback.position(clip);
+    const { points } = measured(clip, marks, position);
+    const reach = 0.02 * Math.hypot(...clip.step) * 65535;
+    const same = points.find(({ position: place }) => Math.hypot(...place.map((value, k) => value - point[k])) < reach);
+    this.#does.set({
+      marks: same ? marks.filter((index) => index !== same.index) : [...marks, nearest(clip, point, position)].slice(-MOST),
+    });
+  }
+
   #asFilmed() {
     const clip = this.#clips[0];
     if (clip) this.#moves.glideTo(this.#options.filmed ? fromInfo(this.#options.filmed) : filmedCamera(clip.header));
@@ -404,6 +453,7 @@ export class Player extends EventTarget {
     else if (playback.playing && playback.advance(seconds, this.#state)) this.pause();
     moves.glide(now);
     this.#stage.paint();
+    this.#showMarks();
     // The timeline need not move as often as the object does: it costs more than drawing that.
     if (now - this.#timeShown > TIMELINE || !playback.playing) this.#showTime();
     else if (clip) this.#ui.showPicture(clip, playback.frame(clip));
@@ -417,6 +467,13 @@ export class Player extends EventTarget {
     if (this.#moves.following) return;
     this.#showPlaying();
     this.#changed();
+  }
+
+  #showMarks() {
+    const [clip, { camera }] = [this.#clips[0], this.#moves];
+    const shown = clip?.ready && camera && this.#state.marks.length;
+    const position = shown ? this.#playback.position(clip) : 0;
+    this.#marks.show(shown ? lens(camera, this.#stage.aspect) : null, clip, this.#state.marks, position);
   }
 
   /** What is to be seen now, for the renderer; null where there is nothing yet. */
