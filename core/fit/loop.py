@@ -510,9 +510,7 @@ class _Fit:
                 "%s: the lists of a captured step were too short, back to step %d", self.stage, self.last_sound[1]["step"]
             )
             self.restore(*self.last_sound)
-            self.launched_until = (
-                index + 1
-            )  # each of these steps makes the room that it needs; what was captured had too little
+            self.launched_until = index + 1  # each of these steps makes the room that it needs
             return
         for id, value in values.items():
             self.losses.setdefault(id, []).append(value)
