@@ -186,7 +186,7 @@ class Anchor4DMotionAlignment(io.ComfyNode):
                 host.Alignment.Input(
                     "alignment",
                     optional=True,
-                    tooltip="From Focal Alignment: its mesh tells which parts belong together. Recommended.",
+                    tooltip="From Focal Alignment: by its mesh control nodes know which parts belong together. Recommended.",
                 ),
                 host.Cameras.Input(
                     "cameras", optional=True, tooltip="From Focal per Frame, when the video's camera zooms. Else leave it open."

@@ -264,8 +264,8 @@ class Anchor4DKeyframeTrajectory(io.ComfyNode):
                     "scene_times",
                     default="",
                     optional=True,
-                    tooltip='The moment of the clip at each camera, as "0, 0.5, 0.5, 1": two equal ones freeze it in between, '
-                    "2 = the end of its second play. Empty = the clip plays as the film's shot says.",
+                    tooltip='The moment of the clip at each camera, as "0, 0.5, 0.5, 1": the same moment twice freezes it in '
+                    "between, 2 = the end of its second play. Empty = the clip plays as the film's shot says.",
                 ),
                 io.String.Input(
                     "path",

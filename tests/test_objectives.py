@@ -186,6 +186,20 @@ def test_ssim_distance_orders_pictures() -> None:
     assert 0 < float(distance(slight, picture)) < float(distance(strong, picture)) < 2
 
 
+def test_ssim_distance_is_that_of_scikit_image() -> None:
+    metrics = pytest.importorskip("skimage.metrics", reason="scikit-image is not installed")
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.rand(2, 2, 20, 26, 3, generator=generator, dtype=torch.float64)
+    b = 0.6 * a + 0.4 * b
+    halves = [F.avg_pool2d(t.movedim(-1, 1), 2).movedim(1, -1) for t in (a, b)]
+    expected = [
+        metrics.structural_similarity(x, y, channel_axis=-1, data_range=1.0, use_sample_covariance=False)
+        for pair in ((a, b), halves)
+        for x, y in zip(*(t.numpy() for t in pair))
+    ]
+    assert float(SSIMDistance()(a, b)) == pytest.approx(1 - sum(expected) / 4, abs=1e-9)
+
+
 def test_ssim_stands_in_where_the_machine_has_no_backbone(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, gaussians: Gaussians
 ) -> None:

@@ -91,7 +91,7 @@ class ControlNodes(DeformationField):
 
     @classmethod
     def build(cls, scene: StaticScene, mesh: Mesh | None = None, **settings: Any) -> Self:
-        """As everywhere; a key for each frame. The mesh tells which parts belong together."""
+        """As everywhere; a key for each frame. The mesh says which parts belong together."""
         return cls.on_surface(scene.gaussians, scene.frames, mesh=mesh, loop=scene.loop, **settings)
 
     @classmethod

@@ -155,7 +155,7 @@ def run_fit(
     where memory runs out, the frames are moved in smaller slices.
 
     Args:
-        stage: its name, shown in progress and kept in checkpoints.
+        stage: its name, in progress and in checkpoints.
         state: where to start; not changed.
         objectives: the terms; an empty list is an error, since nothing would be learnt.
         density: adds and removes Gaussians while the canonical set is trained.

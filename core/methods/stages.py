@@ -154,7 +154,7 @@ class MethodConfig(Config):
     Args:
         camera: how it is found.
         resolution: of the driving video as it is read, pixels.
-        model_distance: search the prior's preferred object distance (MAOD) and tell it so; None = no search.
+        model_distance: search the prior's preferred object distance (MAOD) and condition it on that; None = no search.
         anchors: how the anchors are sampled; None = none are, unless they are given.
         distance: of the lens (49.1 degrees) of anchors from the object, whose longest side is 1; where ``model_distance`` is
             searched for, the video's.
@@ -413,7 +413,7 @@ def build_field(config: MotionConfig, scene: Scene4D, mesh: Object3D | None = No
     """A deformation field at rest for a scene's Gaussians.
 
     Args:
-        mesh: its surface tells control nodes which parts belong together; without one, neighbourhoods in space do.
+        mesh: by its surface control nodes know which parts belong together; without one, neighbourhoods in space do.
 
     Raises:
         InputError: for an unknown field.

@@ -32,7 +32,8 @@ def psnr(images: np.ndarray, truth: np.ndarray) -> np.ndarray:  # (T, H, W, 3), 
 def ssim(images: np.ndarray, truth: np.ndarray) -> np.ndarray:  # (T, H, W, C), (T, H, W, C) -> (T,)
     """Structural similarity of each frame (Wang et al. 2004), averaged over channels.
 
-    Uniform 7x7 windows inside the picture, sample covariance, K = (0.01, 0.03), values in [0, 1].
+    Uniform 7x7 windows inside the picture, sample covariance, K = (0.01, 0.03), values in [0, 1]: scikit-image's
+    ``structural_similarity``, which a fit need not have for its report.
 
     Raises:
         ValueError: for pictures smaller than the window.

@@ -1,4 +1,4 @@
-"""Multi-view distillation: every frame's object, seen from random sides, must suit what a prior is shown of it.
+"""Multi-view distillation: every frame's object, seen from random sides, must suit the picture that conditions a prior.
 
 One objective over questions: DreamGaussian4D asks about the frame, Align4D's motion-geometry joint alignment about the frame
 and the static object, STAG4D about the frame or the nearest anchor.
@@ -122,7 +122,7 @@ class AboutAnchor:
     """Given that time's frame or, of views more than 30 degrees from the front, the nearest anchor (STAG4D Eq. 6 and its code).
 
     Args:
-        anchors: views of every frame; without them, only the frames are shown.
+        anchors: views of every frame; without them, only the frames.
         share: which share of the views off the front are given their anchor (STAG4D's code: 0.4).
         both: those are all given the frame and the anchor, weighed ``1 - share`` and ``share`` (STAG4D Eq. 6).
     """
@@ -194,7 +194,7 @@ class MultiViewDistillation(Objective):
             as far as the video shows it, and nothing.
         elevation: range of the random elevations, degrees, relative to the driving video's.
         sizes: pairs (until rho, factor on the prior's resolution) of the renders.
-        dark: share of the views drawn on black although what the prior is shown is not (STAG4D's code: 0.5).
+        dark: share of the views drawn on black although the prior's condition is not (STAG4D's code: 0.5).
     """
 
     name: ClassVar[str] = "multi-view"
@@ -221,14 +221,21 @@ class MultiViewDistillation(Objective):
     def with_anchors(self, anchors: Anchors) -> Self:
         return replace(self, asks=tuple(ask.with_anchors(anchors) for ask in self.asks))
 
-    def weighted(self, step: FitStep, weight: float | Tensor) -> Tensor:
-        prior, front = self.distillation.prior, step.fronts[0]
+    @property
+    def samples(self) -> int:
+        """Samples of each frame, a prior's pictures each."""
+        return math.ceil(self.views / self.distillation.prior.pictures)
+
+    def scaled(self, step: FitStep, weight: float | Tensor) -> float | Tensor:
+        return weight * CELLS / (len(step.frames) * self.samples * math.prod(self.distillation.prior.latent_shape()))
+
+    def loss(self, step: FitStep) -> Tensor:
+        prior, front, samples = self.distillation.prior, step.fronts[0], self.samples
         distance = self.distance or next((lens for ask in self.asks if (lens := ask.lens()) is not None), None)
         if distance is None:
             aligned = visual_distance(front, step.video.crop)
             distance = ObjectDistance(aligned, aligned, "zero")
         device, frames, around = step.canonical.device, len(step.frames), prior.pictures
-        samples = math.ceil(self.views / around)  # of each frame
         azimuth, elevation = torch.rand(2, frames * samples, 1, generator=step.generator)
         azimuth = 360 * azimuth - 180 + torch.arange(around) * (360 / around)  # (B, V)
         low, high = self.elevation
@@ -248,8 +255,7 @@ class MultiViewDistillation(Objective):
         kept = self._conditions, self._anchored
         views = Views(step, self.distillation, distance, azimuth, elevation, at, late, background, *kept)
         questions = [question for ask in self.asks for question in ask.questions(views)]
-        loss = self.distillation.joint(images, questions, step.rho, step.generator)
-        return weight * CELLS / (len(images) * math.prod(prior.latent_shape())) * loss
+        return self.distillation.joint(images, questions, step.rho, step.generator)
 
 
 def _chosen(which: Tensor, yes: Viewpoints, no: Viewpoints | None) -> Viewpoints:  # (B, 1) each

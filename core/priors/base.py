@@ -223,8 +223,8 @@ class Prior(ABC):
     One that is loaded from checkpoints is registered, ``@PRIORS.register("name")``, and says which are its own.
 
     Attributes:
-        name: shown to users and kept in checkpoints' fingerprints.
-        identity: tells weights of one name apart, in fingerprints.
+        name: for users, and kept in checkpoints' fingerprints.
+        identity: of the weights, where several have one name, in fingerprints.
         conditions: what it can be given: a subset of {"image", "text", "cameras", "fps"}.
         resolution: picture (height, width) in pixels.
         pictures: pictures in one sample, V.

@@ -13,7 +13,7 @@ from .base import PRIORS, Prior
 from .checkpoints import Checkpoint, Precision, precision_dtypes, readable
 
 TINY = Path(__file__).parent / "tiny"
-#: Without guidance, at half the cost: more of it saturates colours and mends no better (docs/benchmarks.md).
+#: Without guidance, at half the cost: more of it saturates colours and repairs no better (docs/benchmarks.md).
 TINY_GUIDANCE = 1.0
 
 
