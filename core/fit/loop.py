@@ -249,9 +249,9 @@ class _Fit:
         self.memo: dict[Any, Any] = {}
         self.times = inputs.taus.to(self.device)
         self.slice = 0
-        self.numbers = Numbers(self.device) if self.device.type == "cuda" else None
         varying = {"frames", "tracking"} if self.order else {"frames"} if schedule.frames else set[str]()
         self.replays = Replays(self.device, frozenset(varying))
+        self.numbers = Numbers(self.device, self.replays.forget) if self.device.type == "cuda" else None
         self.captured: dict[tuple[str, str], Tensor] = {}
         self.optimisers = self._optimisers()
         self.step: FitStep | None = None
@@ -446,11 +446,21 @@ class _Fit:
             adam = self.optimisers[part]
             assert isinstance(adam, DeviceAdam)
             values += adam.advance(factor, rho)
-        values += [x for tensors in drawn.values() for tensor in tensors.values() for x in tensor.flatten().tolist()]
-        sent, after = self.numbers.send(values), 3 + len(weights)
+        random = [tensor for tensors in drawn.values() for tensor in tensors.values()]
+        sent, after = self.numbers.send(values, random), 3 + len(weights)
         times = after + (3 if tracking else 0)
         waiting = any(o.share > 0 and id not in self.factors for id, o in self.objectives.items())
-        key = (resolution, turns, count, tracking is None, len(self.gaussians), self.slice, tuple(self.factors.items()))
+        variants = tuple(objective.variant(plain) for objective in self.objectives.values())
+        key = (
+            resolution,
+            turns,
+            count,
+            tracking is None,
+            len(self.gaussians),
+            self.slice,
+            tuple(self.factors.items()),
+            variants,
+        )
 
         def take(step: FitStep) -> tuple[FitStep, Tensor]:
             given = weights if self.replays.plain(key) else sent[3:after].unbind()
@@ -558,18 +568,30 @@ class _Fit:
         size = max(1, int(min(FIELD_BYTES, 0.4 * free) / max(taken, 1)))
         return 0 if size >= frames else size
 
+    def _not_taken(self) -> FitStep:
+        """A step to look at, where none was taken since the state was taken back."""
+        schedule, inputs = self.schedule, self.inputs
+        frames = torch.tensor([self.order[0][0]]) if self.order else torch.arange(len(inputs.taus))
+        return FitStep(
+            index=self.done, total=schedule.steps, canonical=self.gaussians, field=self.field, frames=inputs.first + frames,
+            taus=inputs.taus[frames].to(self.device), driving=inputs.video, times=self.times, fronts=inputs.fronts,
+            resolution=schedule.resolution(self.done / schedule.steps), background=torch.ones(3, device=self.device),
+            generator=self.generator, still=self.still, meshes=inputs.meshes, loop=inputs.loop, backend=inputs.backend,
+            slice=self.slice,
+        )  # fmt: skip
+
     def preview(self) -> Tensor:
         """Target and render of one frame side by side, (H, 2 W, 3); without a video, the first and last frame of the step.
 
-        On white, whatever the step's background is: colours that change every time hide the object.
+        On white, whatever the step's background is: colours that change every time hide the object. White alone while the state
+        is not finite, which is found within ten steps.
         """
-        step = self.step
-        assert step is not None
+        step = self.step or self._not_taken()
         if self.numbers is not None or not bool((step.background == 1).all()):
             taus = step.taus if self.numbers is None else self.inputs.taus[step.frames - self.inputs.first].to(self.device)
             step = replace(step, taus=taus, background=torch.ones(3, device=self.device), rows=None)
             step.statistics = None
-        return _preview(step)
+        return _preview(step) if self.sound() else torch.ones(step.resolution, 2 * step.resolution, 3)
 
 
 def tracking_order(frames: int, loop: bool) -> list[tuple[int, int, int]]:

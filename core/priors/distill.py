@@ -147,10 +147,18 @@ class Distillation:
 
         Pictures are encoded once, and times and noise are the same for all questions (Align4D's motion and geometry terms).
         """
-        prior, count = self.prior, len(images)
+        return self.judged(images, questions, self.draws(rho, len(images), generator))
+
+    def draws(self, rho: float, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """What a step draws, on the CPU: times "t" (count,), "noise" (count, F, c, h, w), the gradient's factor "strength"."""
         t = self.time(rho, count, generator)
-        noise = sent(torch.randn(count, *prior.latent_shape(), generator=generator), prior.device)
-        t = sent(t, prior.device)
+        noise = torch.randn(count, *self.prior.latent_shape(), generator=generator)
+        return {"t": t, "noise": noise, "strength": torch.tensor(self.weight(rho))}
+
+    def judged(self, images: Tensor, questions: Sequence[Question], drawn: Mapping[str, Tensor]) -> Tensor:
+        """As :meth:`joint`, of what :meth:`draws` gave, wherever that is."""
+        prior, count = self.prior, len(images)
+        t, noise, strength = (sent(drawn[name], prior.device) for name in ("t", "noise", "strength"))
         gradient, squares, cells = torch.zeros_like(images), 0.0, noise.numel()
 
         def distil(rows: slice) -> Tensor:
@@ -167,7 +175,7 @@ class Distillation:
             squares = squares + square
         squares = torch.as_tensor(squares)
         ones = torch.ones((), device=squares.device)
-        scale = self.weight(rho) * (1 / (squares / cells).sqrt().clamp_min(1e-12) if self.normalise else ones)
+        scale = strength.to(squares) * (1 / (squares / cells).sqrt().clamp_min(1e-12) if self.normalise else ones)
         gradient = gradient * scale.to(gradient)
         value = (0.5 * scale * squares).to(images)
         # The value is half the squared latent gradient, as of the usual surrogate; the gradient is the one computed above.
@@ -249,21 +257,28 @@ class Distillation:
 
     def _encode(self, pictures: Tensor) -> Tensor:
         if pictures.is_cuda:
-            # Of the ways to attend, the one whose gradients are summed in a fixed order; an encoder has one such layer.
-            with sdpa_kernel(SDPBackend.MATH):
-                module = self.prior.small_encoder or self.prior.modules.get("vae")
-                if module is not None and pictures.requires_grad and not self.encode_batch and self.prior.encodes_apart:
-                    return self.prior.graphs.differentiable(module, self._encoded, pictures)
-                return self._encoded(pictures)
+            module = self.prior.small_encoder or self.prior.modules.get("vae")
+            if module is not None and pictures.requires_grad and not self.encode_batch and self.prior.encodes_apart:
+                return self.prior.graphs.differentiable(module, self._encoded, pictures)
         return self._encoded(pictures)
 
     def _encoded(self, pictures: Tensor) -> Tensor:
         prior, size = self.prior, self.encode_batch
         if not size or not prior.encodes_apart or pictures.shape[0] * pictures.shape[1] <= size:
-            return prior.encode(pictures)
+            return _encode_in_one_order(prior, pictures)
         flat = rearrange(pictures, "b v h w c -> (b v) 1 h w c").split(size)
-        latents = torch.cat([torch.as_tensor(checkpoint(prior.encode, part, use_reentrant=False)) for part in flat])
+        latents = torch.cat(
+            [torch.as_tensor(checkpoint(_encode_in_one_order, prior, part, use_reentrant=False)) for part in flat]
+        )
         return rearrange(latents, "(b v) 1 c h w -> b v c h w", b=len(pictures))
+
+
+def _encode_in_one_order(prior: Prior, pictures: Tensor) -> Tensor:
+    """On a card, of the ways to attend the one whose gradients are summed in a fixed order; an encoder has one such layer."""
+    if not pictures.is_cuda:
+        return prior.encode(pictures)
+    with sdpa_kernel(SDPBackend.MATH):
+        return prior.encode(pictures)
 
 
 def in_batches(function: Callable[[slice], T], count: int, size: int, what: str) -> Iterator[T]:
