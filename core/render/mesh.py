@@ -89,7 +89,8 @@ def render_mesh(
         InputError: for an unknown backend, or one that cannot run.
         ValueError: for cameras that are not one batch dimension, no samples, or values that are not finite.
     """
-    pulse()
+    if mesh.vertices.device.type != "cuda":  # there it may be recorded, and takes little
+        pulse()
     if len(cameras.batch) != 1:
         raise ValueError(f"render_mesh: cameras need one batch dimension, not {cameras.batch}")
     if supersample < 1:

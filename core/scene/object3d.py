@@ -177,7 +177,8 @@ def render_object(
     together = max(1, _CHUNK // (cameras.height * cameras.width))
     parts = []
     for start in range(0, len(cameras), together):
-        pulse()
+        if gaussians.device.type != "cuda":
+            pulse()
         drawn = rasterize(gaussians, cameras[start : start + together], backend=backend)
         channels = torch.cat([drawn.color.movedim(-1, 1), drawn.alpha[:, None], drawn.depth[:, None]], 1)
         parts.append(F.avg_pool2d(channels, supersample))
