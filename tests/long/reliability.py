@@ -24,6 +24,7 @@ import logging
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,6 +105,9 @@ def tiny_stag4d(config: MethodConfig) -> MethodConfig:
 
 def jobs_of(names: list[str], folder: Path, device: str) -> dict[str, Job]:
     """Each job as a function of where it writes and whether it resumes; the inputs are those of :func:`prepare`."""
+    from tests.test_align4d import tiny as tiny_align4d
+    from tests.test_cli import tiny as tiny_pla4d
+
     case = folder / "case"
     smaller = folder / "zero123"  # than the one that comes with the pack, where the packages to make it are here
     prior = None
@@ -112,9 +116,6 @@ def jobs_of(names: list[str], folder: Path, device: str) -> dict[str, Job]:
     made: dict[str, Job] = {}
 
     def from_video(method: str, out: Path, resume: bool) -> None:
-        from tests.test_align4d import tiny as tiny_align4d
-        from tests.test_cli import tiny as tiny_pla4d
-
         assert prior is not None
         if method == "align4d":
             config = shortened(tiny_align4d(prior))
@@ -285,17 +286,20 @@ class Trials:
         self.process = forks.Process
 
     def work(self) -> None:
-        while self.kills.value < self.args.kills:
-            with self.number.get_lock():
-                number, self.number.value = self.number.value, self.number.value + 1
-            job = list(self.rows)[number % len(self.rows)]
-            row, out = self.rows[job], self.folder / f"trial-{number}"
-            draw = random.Random(f"{self.args.seed} {number}")
-            kills, failed = trial(job, partial(self.starts[job], out), out, row["whole"], row["seconds"], draw)
-            with self.kills.get_lock():
-                self.kills.value += kills
-            self.found.put((number, job, kills, failed))
-        self.found.put(None)
+        try:
+            while self.kills.value < self.args.kills:
+                with self.number.get_lock():
+                    number, self.number.value = self.number.value, self.number.value + 1
+                job = list(self.rows)[number % len(self.rows)]
+                row, out = self.rows[job], self.folder / f"trial-{number}"
+                draw = random.Random(f"{self.args.seed} {number}")
+                kills, failed = trial(job, partial(self.starts[job], out), out, row["whole"], row["seconds"], draw)
+                with self.kills.get_lock():
+                    self.kills.value += kills
+                self.found.put((number, job, kills, failed))
+                shutil.rmtree(out, ignore_errors=True)
+        finally:
+            self.found.put(None)
 
     def run(self, failures: list[str]) -> None:
         workers = [self.process(target=self.work) for _ in range(self.args.jobs)]
@@ -318,6 +322,8 @@ class Trials:
                 self.args.out.write_text(json.dumps(result(self.rows, failures, self.args)) + "\n", encoding="utf-8")
         for worker in workers:
             worker.join()
+            if worker.exitcode:
+                failures.append(f"a process of trials ended with {worker.exitcode}")
 
 
 def main(argv: list[str] | None = None) -> int:
