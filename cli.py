@@ -24,6 +24,7 @@ from .bench import measuring
 from .console import Console, ConsoleLog
 from .core.files import InputError
 from .core.packages import problem
+from .core.progress import pulsing
 
 #: Exit code.
 INTERRUPTED = 130
@@ -43,10 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     log = logging.getLogger(__package__)
     log.addHandler(handler)
     try:
-        args = _parser().parse_args(argv)
-        log.setLevel(logging.DEBUG if args.verbose else logging.INFO)
         with console.interruptible():
-            return _run(args, console)
+            return _run(argv, console, log)
     except (InputError, OSError) as error:
         return _refuse(console, " ".join(str(error).split()))
     finally:
@@ -64,12 +63,15 @@ def program() -> int:
     return code
 
 
-def _run(args: argparse.Namespace, console: Console) -> int:
+def _run(argv: Sequence[str] | None, console: Console, log: logging.Logger) -> int:
+    args = argparse.Namespace()
     try:
-        if broken := [f"{name} {reason}" for name in REQUIRED if (reason := problem(name))]:
-            install = f'python -m pip install -e "{Path(__file__).parent}[torch,cpu]"'
-            return _refuse(console, f"the Python package {'; '.join(broken)}; run: {install}")
-        with console.beating():
+        with console.beating(), pulsing(console.check):  # imports take seconds, those of the arguments' choices too
+            _parser().parse_args(argv, args)
+            log.setLevel(logging.DEBUG if args.verbose else logging.INFO)
+            if broken := [f"{name} {reason}" for name in REQUIRED if (reason := problem(name))]:
+                install = f'python -m pip install -e "{Path(__file__).parent}[torch,cpu]"'
+                return _refuse(console, f"the Python package {'; '.join(broken)}; run: {install}")
             return args.run(args, console)
     except BaseException as error:
         # What an interruption meets may turn it into another error: an import, a callback of a library.

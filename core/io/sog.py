@@ -28,6 +28,7 @@ from torch import Tensor
 from ..files import InputError
 from ..gaussians import Gaussians
 from ..pictures import PictureBudget
+from ..progress import pulse
 from ..reading import beside, read_bytes
 from .archives import member, opened_zip
 from .compressed_ply import place_order
@@ -333,6 +334,7 @@ def _palette(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # (N, C) ->
     count = len(vectors)
     order, starts = np.arange(count), np.array([0])
     while len(starts) * 2 <= _PALETTE and len(starts) < count:
+        pulse()
         sizes = np.diff(np.append(starts, count))
         part = vectors[order]
         mean = np.add.reduceat(part, starts) / sizes[:, None]
