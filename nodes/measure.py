@@ -142,7 +142,7 @@ class Anchor4DMeasure(io.ComfyNode):
 
 def _views(pictures: np.ndarray, count: int) -> dict[str, np.ndarray]:  # (V T, H, W, 4) -> V of (T, H, W, 4)
     if len(pictures) % count:
-        raise InputError(f"views {count}: {len(pictures)} frames are not as many of each view, give the number of views")
+        raise InputError(f"views {count}: {len(pictures)} frames are no {count} views of one length, give the number of views")
     return {str(view): part for view, part in enumerate(np.split(pictures, count))}
 
 
