@@ -94,6 +94,13 @@ def packed_glb(folder: Path) -> bytes:
     return (folder / "whole.glb").read_bytes()
 
 
+def shiny_stream(folder: Path) -> bytes:
+    file, made = io.BytesIO(), scene("control-nodes")
+    sh = torch.cat([made.gaussians.sh[:, :1], torch.rand(len(made.gaussians), 8, 3)], 1)
+    write_stream(file, replace(made, gaussians=replace(made.gaussians, sh=sh)))
+    return file.getvalue()
+
+
 SCENES = ["control-nodes", "frames", "hexplane", "mlp", "parts"]
 #: Kinds of file: the ending, and what makes a sound one.
 KINDS: dict[str, tuple[str, Callable[[Path], bytes]]] = {
@@ -119,6 +126,7 @@ KINDS: dict[str, tuple[str, Callable[[Path], bytes]]] = {
     "zip of ply": (".zip", lambda folder: sequence("ply", folder)),
     "zip of spz": (".zip", lambda folder: sequence("spz", folder)),
     "a4d": (".a4d", stream),
+    "a4d with harmonics": (".a4d", shiny_stream),
     "checkpoint": (".ckpt", checkpoint),
     "scene of timed": (".safetensors", timed_scene),
     **{f"scene of {kind}": (".safetensors", lambda folder, kind=kind: saved(kind, folder)) for kind in SCENES},

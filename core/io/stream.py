@@ -329,6 +329,8 @@ class _Coder:
         numbers = (coder.low, coder.step, coder.color_low, coder.color_step)
         if any(x.shape != (3,) for x in numbers) or not np.isfinite([*numbers, [coder.scale_low, *coder.range_step]]).all():
             raise ValueError("box, colours or scales that are no numbers")
+        if max(np.abs(x).max() for x in numbers) * 65535 > 3e38 or abs(coder.scale_low) + 65535 * abs(coder.scale_step) > 1e30:
+            raise ValueError("a box, colours or scales beyond what can be computed with")
         return coder
 
     def statics(self) -> list[np.ndarray]:
