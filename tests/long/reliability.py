@@ -362,15 +362,21 @@ def main(argv: list[str] | None = None) -> int:
         else:  # this process leaves the card alone
             command = [sys.executable, __file__, "--device", args.device, "--folder", str(folder)]
         starts = {job: partial(started, job, jobs.get(job), command) for job in names}
-        for job in names:
-            out = folder / f"whole-{job}"
-            child = starts[job](out, False)
-            since = time.monotonic()
-            if failed := child.finish():
-                print(f"{job}: {failed}")
-                return 1
-            rows[job] = {"kills": 0, "trials": 0, "failures": 0, "seconds": round(time.monotonic() - since, 2)}
-            rows[job]["whole"] = contents(out)
+        for job in names:  # twice: the first compiles kernels, and both must be the same
+            made = []
+            for run in ("first", "second"):
+                out = folder / f"{run}-{job}"
+                child = starts[job](out, False)
+                since = time.monotonic()
+                if failed := child.finish():
+                    print(f"{job}: {failed}")
+                    return 1
+                rows[job] = {"kills": 0, "trials": 0, "failures": 0, "seconds": round(time.monotonic() - since, 2)}
+                made.append(contents(out))
+            rows[job]["whole"] = made[0]
+            if made[0] != made[1]:
+                failures.append(f"{job}: two runs that nobody killed differ")
+                print(failures[-1], flush=True)
         Trials(rows, starts, folder, args).run(failures)
     found = result(rows, failures, args) | {"left out": absent, "minutes": round((time.monotonic() - began) / 60, 1)}
     for job, row in found["jobs"].items():
