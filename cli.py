@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
+from .bench import measuring
 from .console import Console, ConsoleLog
 from .core.files import InputError
 from .core.packages import problem
@@ -590,6 +591,14 @@ wan-1.3b, whichever is here), --image-model (sd21-base; none = without) and, wit
         "--only", nargs="+", metavar="NAME", help="names of the cases, or rows of the speed, to run (default: all)"
     )
     made.add_argument("--out", type=Path, default=Path("anchor4d-bench"), help="folder (default: %(default)s)")
+
+    measuring.add_compare(command("compare", measuring.compare, measuring.COMPARE))
+    made = command("measure", measuring.measure, measuring.MEASURE)
+    made.add_argument("--up", choices=ups, default="y", help=up)
+    made.add_argument(
+        "--azimuths", nargs="+", type=_azimuth, default=[], metavar="A", help="views of a scene without a reference, degrees"
+    )
+    measuring.add_measure(made)
 
     made = command("models", models, "optional models: what is here, where each is expected, and fetching one")
     made.set_defaults(again="run the same command to go on")

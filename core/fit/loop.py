@@ -253,6 +253,7 @@ class _Fit:
         self.replays = Replays(self.device, frozenset(varying))
         self.numbers = Numbers(self.device, self.replays.forget) if self.device.type == "cuda" else None
         self.captured: dict[tuple[str, str], Tensor] = {}
+        self.launched_until = 0  # steps before this one are not captured
         self.optimisers = self._optimisers()
         self.step: FitStep | None = None
         if self.device.type == "cuda" and self.field is not None and self.field.handles() is None:
@@ -480,7 +481,7 @@ class _Fit:
             )  # fmt: skip
 
         self.step = None
-        if waiting:
+        if waiting or index < self.launched_until:
             taken = take(stepped(FitStep))
         else:
             taken = self.replays.run(key, index, stepped, take, self.memory)
@@ -515,6 +516,7 @@ class _Fit:
                 "%s: the lists of a captured step were too short, back to step %d", self.stage, self.last_sound[1]["step"]
             )
             self.restore(*self.last_sound)
+            self.launched_until = index + 1  # each of these steps makes the room that it needs
             return
         for id, value in values.items():
             self.losses.setdefault(id, []).append(value)
