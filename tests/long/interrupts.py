@@ -72,18 +72,22 @@ def commands(folder: Path) -> dict[str, list[str]]:
     made["render"] = ["render", scene, "--azimuths", "0", "90", "--size", "512"]
     for name, ending in EXPORTS.items():
         made[f"export-{name}"] = ["export", scene, "--format", name, "--out", str(folder / "out" / f"clip{ending}")]
+    made["measure"] = ["measure", scene, str(folder / "case")]
+    made["compare"] = ["compare", scene, scene]
     made["bench"] = ["bench", "--cases", str(folder / "cases"), "--preset", "draft"]
     for name, argv in made.items():
         if argv[0] not in ("models", "export"):
-            argv += ["--out", str(folder / "out" / name)]
+            ending = {"compare": ".html", "measure": ".json"}.get(name, "")
+            argv += ["--out", str(folder / "out" / f"{name}{ending}")]
     return made
 
 
 #: Every format, with what its path ends with.
 EXPORTS = {
     "ply": ".zip", "compressed-ply": ".zip", "spz": ".zip", "sog": ".zip", "splat": ".zip", "glb": ".glb",
-    "glb-splats": ".glb", "usd": ".usdc", "4dgs": ".4dgs", "html": ".html", "a4d": ".a4d", "scene": ".safetensors",
-    "mp4": ".mp4", "webm": ".webm", "gif": ".gif", "webp": ".webp", "apng": ".apng", "png": "",
+    "glb-splats": ".glb", "glb-spz": ".glb", "tsog": ".tsog", "ftgs": ".ply", "usd": ".usdc", "4dgs": ".4dgs",
+    "html": ".html", "a4d": ".a4d", "scene": ".safetensors", "mp4": ".mp4", "webm": ".webm", "gif": ".gif",
+    "webp": ".webp", "apng": ".apng", "png": "",
 }  # fmt: skip
 
 
@@ -231,6 +235,7 @@ def node_cases(pack: Any, folder: Path) -> dict[str, Callable[[], Any]]:
     case("MotionAlignment", "MotionAlignment", with_clip(moved, 512))
     case("StartWithoutObject", "StartWithoutObject", with_clip(lambda c: {"driving_video": c, "points": 50_000}))
     case("InflateObject", "InflateObject", lambda: {"image": pictures()[:1, ..., :3], "mask": pictures()[:1, ..., 3]})
+    case("Measure", "Measure", lambda: {"images": pictures()[..., :3], "truth": pictures()[..., :3]})
     case("Score", "Score", lambda: {"images": pictures()[..., :3], "truth": pictures()[..., :3]})
     shown = {"frames": 0, "size": 512, "background": "as shown"}
     case("PlayScene", "PlayScene", lambda: {"scene": scene(), **shown, "video": pictures()[..., :3]})
