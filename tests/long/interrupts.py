@@ -71,7 +71,8 @@ def commands(folder: Path) -> dict[str, list[str]]:
     made["fit-object-alone"] = ["fit", "--preset", "draft", "--object", item]
     made["render"] = ["render", scene, "--azimuths", "0", "90", "--size", "512"]
     for name, ending in EXPORTS.items():
-        made[f"export-{name}"] = ["export", scene, "--format", name, "--out", str(folder / "out" / f"clip{ending}")]
+        own = str(folder / "smooth.safetensors") if name in SMOOTH else scene
+        made[f"export-{name}"] = ["export", own, "--format", name, "--out", str(folder / "out" / f"clip{ending}")]
     made["measure"] = ["measure", scene, str(folder / "case")]
     made["compare"] = ["compare", scene, scene]
     made["bench"] = ["bench", "--cases", str(folder / "cases"), "--preset", "draft"]
@@ -91,15 +92,21 @@ EXPORTS = {
 }  # fmt: skip
 
 
+#: Formats that want a scene whose field knows every moment.
+SMOOTH = ("tsog", "ftgs")
+
+
 def prepare(folder: Path, scale: float) -> None:
     """The inputs: a clip, films, a large mesh in several formats, splats, a scene."""
     import torch
     from PIL import Image
 
+    from anchor4d.core.deformation import FIELDS
     from anchor4d.core.io import write_mp4, write_splat_sequence
     from anchor4d.core.io.meshes import write_glb
     from anchor4d.core.mesh import Mesh
     from anchor4d.core.runs.sample import sample_scene, write_sample
+    from anchor4d.core.scene.scene import Scene4D
 
     frames, size = max(round(24 * scale), 4), max(round(384 * scale), 64)
     write_sample(folder / "case", frames, size)
@@ -111,7 +118,10 @@ def prepare(folder: Path, scale: float) -> None:
     import numpy as np
 
     write_mp4(folder / "film.mp4", np.stack([np.asarray(p) for p in film]), 25)
-    sample_scene(max(round(60_000 * scale), 200), frames).save(folder / "scene.safetensors")
+    walk = sample_scene(max(round(60_000 * scale), 200), frames)
+    walk.save(folder / "scene.safetensors")
+    smooth = FIELDS["hexplane"].build(walk)  # formats of Gaussians with lives and speeds want a field that knows every moment
+    Scene4D(walk.gaussians, smooth, frames=frames, fps=walk.fps).save(folder / "smooth.safetensors")
     write_splat_sequence(folder / "splats", sample_scene(max(round(80_000 * scale), 200), frames))
     n = max(round(400 * scale**0.5), 20)  # a bumpy ball of 2 n^2 faces, textured
     u, v = (x.flatten() for x in torch.meshgrid(torch.arange(n + 1) / n, torch.arange(n + 1) / n, indexing="ij"))
@@ -151,8 +161,8 @@ def node_cases(pack: Any, folder: Path) -> dict[str, Callable[[], Any]]:
     def mesh(name: str = "case/mesh.glb") -> Any:
         return run("LoadMesh", mesh="none", path=str(folder / name))[0]
 
-    def scene() -> Any:
-        return run("LoadScene", file="none", path=str(folder / "scene.safetensors"))[0]
+    def scene(name: str = "scene") -> Any:
+        return run("LoadScene", file="none", path=str(folder / f"{name}.safetensors"))[0]
 
     def splats() -> Any:
         return run("SceneToSplats", scene=scene(), frames=4)[0]
@@ -253,7 +263,7 @@ def node_cases(pack: Any, folder: Path) -> dict[str, Callable[[], Any]]:
         if name != "scene":
             case(
                 f"ExportScene-{name}", "ExportScene",
-                lambda o=options: {"scene": scene(), "format": o, "frames": 0, "filename_prefix": "e"},
+                lambda o=options, n="smooth" if name in SMOOTH else "scene": {"scene": scene(n), "format": o, "frames": 0, "filename_prefix": "e"},
             )  # fmt: skip
     loaded = {"file": "none", "path": str(folder / "splats")}
     case("LoadSplats", "LoadSplats", lambda: loaded)
