@@ -261,10 +261,9 @@ def node_cases(pack: Any, folder: Path) -> dict[str, Callable[[], Any]]:
         options: dict[str, Any] = {"format": name, "azimuth": 0.0, "size": 512, "background": "white", "repeats": 1}
         options |= {"what": {"what": "zip"}} if EXPORTS[name] == ".zip" else {}
         if name != "scene":
-            case(
-                f"ExportScene-{name}", "ExportScene",
-                lambda o=options, n="smooth" if name in SMOOTH else "scene": {"scene": scene(n), "format": o, "frames": 0, "filename_prefix": "e"},
-            )  # fmt: skip
+            own = "smooth" if name in SMOOTH else "scene"
+            asked = {"format": options, "frames": 0, "filename_prefix": "e"}
+            case(f"ExportScene-{name}", "ExportScene", lambda own=own, asked=asked: {"scene": scene(own), **asked})
     loaded = {"file": "none", "path": str(folder / "splats")}
     case("LoadSplats", "LoadSplats", lambda: loaded)
     case("SplatsToScene", "SplatsToScene", lambda: {"splats": {"a": splats()}, "fps": 12.0, "loop": False, "motion": "auto"})
