@@ -57,6 +57,8 @@ from anchor4d.core.runs.session import Settings, run_in_folder
 from anchor4d.core.scene.scene import Scene4D
 
 SCENE = "scene.safetensors"
+#: What a run leaves that says when or how it was made, or is encoded on threads.
+TOLD = ("report.json", "report.html", "preview.mp4")
 METHODS = ("pla4d", "pla4d-v4", "align4d", "dg4d", "stag4d", "stag4d-code", "ayg")
 #: Packages without which a job's models cannot be made.
 NEEDS = {"ayg": ("diffusers", "transformers")}
@@ -177,9 +179,7 @@ def export(scene: Path, name: str, out: Path, resume: bool) -> None:
 def contents(folder: Path) -> dict[str, bytes]:
     """Files below a folder; of those that say when or how they were made, only that they are there."""
     files = [p for p in sorted(folder.rglob("*")) if p.is_file()] if folder.is_dir() else []
-    return {
-        p.relative_to(folder).as_posix(): b"" if p.name in ("report.json", "preview.mp4") else p.read_bytes() for p in files
-    }
+    return {p.relative_to(folder).as_posix(): b"" if p.name in TOLD else p.read_bytes() for p in files}
 
 
 class Child:
