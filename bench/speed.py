@@ -30,6 +30,7 @@ from torch import Tensor
 from .. import __version__
 from ..core.cameras import orbit
 from ..core.files import InputError, atomic_path
+from ..core.fit.replay import in_one_order
 from ..core.io.objects import load_object
 from ..core.io.video import load_video
 from ..core.methods.plan import Clock, MethodRun
@@ -312,9 +313,9 @@ class Speed:
             lambda: there_and_back(lambda x: graphs.differentiable(prior.modules["vae"], prior.encode, x)), self.device
         )
         # As within a fit, whose convolutions add in one order.
-        with torch.no_grad(), torch.backends.cudnn.flags(deterministic=True):
+        with torch.no_grad(), in_one_order():
             ordered = seconds(lambda: network(noisy, time_, token), self.device)
-        with torch.backends.cudnn.flags(deterministic=True):
+        with in_one_order():
             ordered_back = seconds(lambda: there_and_back(prior.encode), self.device)
         for part in ("unet", "vae"):
             prior.modules[part].to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
 
 def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """A tensor on a device. From the CPU to a card it goes through pinned memory, so that nobody waits for the card's queue."""
+    """A tensor on a device. From the CPU to a card it goes through pinned memory, so that nobody waits for the card's queue.
+
+    Raises:
+        RuntimeError: within a capture, whose replays would read memory that is no longer the tensor's.
+    """
     device = torch.device(device)
     if tensor.device.type != "cpu" or device.type != "cuda":
         return tensor.to(device)
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("a tensor is sent to the card within a captured step")
     return tensor.contiguous().pin_memory().to(device, non_blocking=True)  # pinning keeps an expanded tensor's overlaps
+
+
+@lru_cache(maxsize=256)
+def constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Numbers (n,) on a device, sent once. Not to be changed."""
+    return torch.tensor(values, dtype=dtype).to(device)
 
 
 class Flag:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -163,9 +163,9 @@ def test_early_frames_obey_the_3d_and_late_ones_the_video(gaussians: Gaussians, 
     asked: list[Sequence[Question]] = []
 
     class Spy(Distillation):
-        def joint(self, images: Tensor, questions: Sequence[Question], rho: float, generator: torch.Generator) -> Tensor:
+        def judged(self, images: Tensor, questions: Sequence[Question], drawn: Mapping[str, Tensor]) -> Tensor:
             asked.append(questions)
-            return super().joint(images, questions, rho, generator)
+            return super().judged(images, questions, drawn)
 
     MultiView(Spy(Watching(gaussians, field)), views=1)(step_of(gaussians, field))
     motion, geometry = asked[0]

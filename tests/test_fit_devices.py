@@ -20,10 +20,15 @@ from anchor4d.core.fit.density import DensityControl
 from anchor4d.core.fit.loop import FitState, Inputs, Schedule, Train, run_fit
 from anchor4d.core.fit.replay import Replays
 from anchor4d.core.gaussians import Gaussians, random_gaussians
+from anchor4d.core.objectives.anchors import AnchorMatch
 from anchor4d.core.objectives.base import FitStep, Objective
 from anchor4d.core.objectives.front import ReferenceViewLoss
+from anchor4d.core.objectives.multiview import AboutAnchor, AboutStatic, MultiViewDistillation
 from anchor4d.core.objectives.rigidity import Rigidity, Smoothness
+from anchor4d.core.priors.distill import Distillation, UniformWindow
+from anchor4d.core.priors.load import load_prior
 from anchor4d.core.render import rasterize
+from anchor4d.core.scene.anchors import Anchors
 from anchor4d.core.scene.scene import Scene4D, frame_times
 from anchor4d.core.schedules import Weight, constant
 from anchor4d.core.video import DrivingVideo
@@ -121,11 +126,21 @@ def test_a_field_that_has_moved_gaussians_is_copied_and_moved(device: str) -> No
     assert {p.device.type for p in field.parameters()} == {device}
 
 
+def asking_a_prior() -> tuple[Train, Schedule, tuple[Objective, ...], bool]:
+    """All frames' steps that ask the bundled prior about frames, anchors and the static object, at two picture sizes."""
+    distillation = Distillation(load_prior("tiny", device="cuda"), time=UniformWindow(), normalise=True)
+    anchors = Anchors(torch.rand(FRAMES, 6, 32, 32, 4, generator=torch.Generator().manual_seed(0)))
+    asks = (AboutAnchor(anchors, both=True), AboutStatic())
+    prior = MultiViewDistillation(distillation, views=2, asks=asks, dark=0.5)
+    objectives = (MATCH, AnchorMatch(anchors=anchors), prior)
+    return "field", Schedule(25, resolutions=((0.5, 16), (1.0, 32)), background="random"), objectives, False
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA or ROCm device")
-@pytest.mark.parametrize("name", ["tracking", "all frames"])
+@pytest.mark.parametrize("name", ["tracking", "all frames", "prior"])
 def test_captured_steps_are_the_plain_ones(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    train, schedule, objectives, _ = CASES[name]
+    train, schedule, objectives, _ = CASES[name] if name in CASES else asking_a_prior()
     graphs: list[Any] = []
     capture = Replays._capture
 

@@ -204,7 +204,7 @@ def test_priors_that_draw_no_views_or_share_nothing_are_refused(video: DrivingVi
 class Asked(Distillation):
     """Keeps its questions."""
 
-    def joint(self, images: Tensor, questions: Any, rho: float, generator: torch.Generator) -> Tensor:
+    def judged(self, images: Tensor, questions: Any, drawn: Any) -> Tensor:
         self.__dict__["kept"] = (images, list(questions))
         return images.sum() * 0
 

@@ -116,7 +116,11 @@ class ObjectDistance:
         """
         distances = {"delta": (self.model, self.visual), "literal": (self.model, 0.0)}
         distance, reference = distances.get(self.meaning, (self.visual, self.visual))
-        columns = [torch.as_tensor(x, dtype=torch.float32) for x in (azimuth, elevation, seen_azimuth, seen_elevation)]
+        device = next((x.device for x in (azimuth, elevation) if isinstance(x, Tensor)), torch.device("cpu"))
+        columns = [
+            x.float() if isinstance(x, Tensor) else torch.full((), float(x), device=device)
+            for x in (azimuth, elevation, seen_azimuth, seen_elevation)
+        ]
         columns = [x if x.ndim > 1 else x.reshape(-1, 1) for x in columns]
         a, e = torch.broadcast_tensors(*columns[:2])
         seen_a, seen_e = (x.expand(len(a), 1) for x in columns[2:])

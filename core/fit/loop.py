@@ -247,9 +247,9 @@ class _Fit:
         self.memo: dict[Any, Any] = {}
         self.times = inputs.taus.to(self.device)
         self.slice = 0
-        self.numbers = Numbers(self.device) if self.device.type == "cuda" else None
         varying = {"frames", "tracking"} if self.order else {"frames"} if schedule.frames else set[str]()
         self.replays = Replays(self.device, frozenset(varying))
+        self.numbers = Numbers(self.device, self.replays.forget) if self.device.type == "cuda" else None
         self.captured: dict[tuple[str, str], Tensor] = {}
         self.optimisers = self._optimisers()
         self.step: FitStep | None = None
@@ -440,11 +440,21 @@ class _Fit:
             adam = self.optimisers[part]
             assert isinstance(adam, DeviceAdam)
             values += adam.advance(factor, rho)
-        values += [x for tensors in drawn.values() for tensor in tensors.values() for x in tensor.flatten().tolist()]
-        sent, after = self.numbers.send(values), 3 + len(weights)
+        random = [tensor for tensors in drawn.values() for tensor in tensors.values()]
+        sent, after = self.numbers.send(values, random), 3 + len(weights)
         times = after + (3 if tracking else 0)
         waiting = any(o.share > 0 and id not in self.factors for id, o in self.objectives.items())
-        key = (resolution, turns, count, tracking is None, len(self.gaussians), self.slice, tuple(self.factors.items()))
+        variants = tuple(objective.variant(plain) for objective in self.objectives.values())
+        key = (
+            resolution,
+            turns,
+            count,
+            tracking is None,
+            len(self.gaussians),
+            self.slice,
+            tuple(self.factors.items()),
+            variants,
+        )
 
         def take(step: FitStep) -> tuple[FitStep, Tensor]:
             given = weights if self.replays.plain(key) else sent[3:after].unbind()

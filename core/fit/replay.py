@@ -22,26 +22,42 @@ from ..objectives.base import FitStep
 log = logging.getLogger(__name__)
 
 #: Of a step, what differs from step to step on the host, so that an objective that asks for it cannot be captured.
-VARYING = frozenset({"index", "total", "rho", "generator"})
-#: Numbers that a step may send, and steps that may be under way with numbers of their own.
+VARYING = frozenset({"index", "total", "rho", "generator", "leave_uncaptured"})
+#: Numbers that there is room for at first, and steps that may be under way with numbers of their own.
 NUMBERS, UNDER_WAY = 1 << 14, 32
 
 
 class Numbers:
-    """A step's numbers on their way to the card: one copy through pinned memory, always to the same place."""
+    """A step's numbers on their way to the card: one copy through pinned memory, always to the same place.
 
-    def __init__(self, device: torch.device) -> None:
-        self._there = torch.zeros(NUMBERS, device=device)
-        self._ring = torch.zeros(UNDER_WAY, NUMBERS, pin_memory=device.type == "cuda")
+    Args:
+        device: where the fit is.
+        moved: called where the place has to be larger, and so becomes another.
+    """
+
+    def __init__(self, device: torch.device, moved: Callable[[], None]) -> None:
+        self.device, self.moved = device, moved
+        self._place(NUMBERS)
+
+    def _place(self, count: int) -> None:
+        self._there = torch.zeros(count, device=self.device)
+        self._ring = torch.zeros(UNDER_WAY, count, pin_memory=self.device.type == "cuda")
         self._next = 0
 
-    def send(self, values: Sequence[float]) -> Tensor:
-        """The numbers (n,) float32 where the fit is; they stay until the next ones are sent."""
-        count = len(values)
-        if count > NUMBERS:
-            raise ValueError(f"a step has {count} numbers, more than {NUMBERS}: it takes too many frames or objectives")
+    def send(self, values: Sequence[float], tensors: Sequence[Tensor] = ()) -> Tensor:
+        """The numbers and then the tensors', (n,) float32 where the fit is; they stay until the next ones are sent."""
+        count = len(values) + sum(tensor.numel() for tensor in tensors)
+        if count > len(self._there):
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)  # the old place is read, and filled, until then
+            self.moved()
+            self._place(count)
         held = self._ring[self._next]
-        held[:count] = torch.tensor(values)
+        held[: len(values)] = torch.tensor(values)
+        start = len(values)
+        for tensor in tensors:
+            held[start : start + tensor.numel()] = tensor.reshape(-1)
+            start += tensor.numel()
         self._next = (self._next + 1) % UNDER_WAY
         self._there[:count].copy_(held[:count], non_blocking=True)
         return self._there[:count]
@@ -192,6 +208,12 @@ def _waits() -> Iterator[list[str]]:
     found += [f"an answer of the card ({w.filename}:{w.lineno})" for w in waited]
 
 
+def in_one_order() -> contextlib.AbstractContextManager[None]:
+    """Convolutions that add in one order, so that a seed gives the same bits."""
+    cudnn = torch.backends.cudnn  # what is not given to its flags is set to their defaults, under which it is off
+    return cudnn.flags(enabled=cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=cudnn.allow_tf32)
+
+
 @contextlib.contextmanager
 def undisturbed(device: torch.device, networks: bool = False) -> Iterator[None]:
     """On a card: a stream of its own, as captures need one, no garbage collection between launches, and convolutions whose sums
@@ -210,8 +232,7 @@ def undisturbed(device: torch.device, networks: bool = False) -> Iterator[None]:
     gc.disable()
     products.allow_tf32 = networks or precise
     try:
-        exact = torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=torch.backends.cudnn.allow_tf32)
-        with torch.cuda.stream(stream), exact:
+        with torch.cuda.stream(stream), in_one_order():
             yield
     finally:
         products.allow_tf32 = precise

@@ -39,22 +39,33 @@ class AnchorMatch(Objective):
     mask: float = 0.25
     levels: int = 1
 
-    def loss(self, step: FitStep) -> Tensor:
+    def draw(self, step: FitStep) -> dict[str, Tensor]:
         anchors = self.anchors
         if anchors is None:
-            return step.canonical.means.new_zeros(())
+            return {}
         if len(anchors) != step.frame_count:
             raise InputError(f"anchors: of {len(anchors)} frames where the video has {step.frame_count}; sample them again")
-        count, device = len(anchors.elevations), step.canonical.device
+        count = len(anchors.elevations)
         pick = torch.rand(len(step.frames), count, generator=step.generator).argsort(1)[:, : self.views]  # (B, V)
         lens = anchors.cameras()
-        cameras = Cameras(lens.world_to_camera[pick], lens.K[pick], lens.width, lens.height).to(device)
-        shown = anchors.images[step.frames[:, None], pick].to(device)
+        return {"pick": pick, "pose": lens.world_to_camera[pick], "K": lens.K[pick]}
+
+    def loss(self, step: FitStep) -> Tensor:
+        anchors, device = self.anchors, step.canonical.device
+        if anchors is None:
+            return step.canonical.means.new_zeros(())
+        drawn, size = step.given(self), anchors.images.shape[2]
+        key = "anchors", anchors.identity
+        if key not in step.memo:
+            step.memo[key] = anchors.images.to(device), anchors.valid.to(device)
+        images, valid = step.memo[key]
+        at, pick = step.at[:, None], drawn["pick"].long()
+        shown = images[at, pick]
         alpha = shown[..., 3]
         target = shown[..., :3] * alpha[..., None] + (1 - alpha[..., None]) * step.background
-        drawn = step.render(step.gaussians, cameras)
-        good = anchors.valid.to(device)[step.frames.to(device)[:, None], pick.to(device)]
+        render = step.render(step.gaussians, Cameras(drawn["pose"], drawn["K"], size, size))
+        good = valid[at, pick]
         # A tile without an object says nothing: its render is its own target.
-        color = torch.where(good[..., None, None, None], drawn.color, target)
-        opacity = torch.where(good[..., None, None], drawn.alpha, alpha)
+        color = torch.where(good[..., None, None, None], render.color, target)
+        opacity = torch.where(good[..., None, None], render.alpha, alpha)
         return image_loss(color, opacity, target, alpha, weight=1.0, mask_weight=self.mask, levels=self.levels)

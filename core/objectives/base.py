@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -76,6 +76,10 @@ class Objective:
         An objective that draws here and not in its loss can be captured on a graphics card, which makes its steps faster.
         """
         return {}
+
+    def variant(self, step: FitStep) -> Hashable:
+        """What of a step changes the sizes of its work besides its pictures' size, from the host's numbers alone."""
+        return None
 
     def loss(self, step: FitStep) -> Tensor:
         """The loss of a step, a scalar, without its weight."""
@@ -255,6 +259,14 @@ class FitStep:
         if self.drawn is not None:
             return self.drawn
         return {name: sent(tensor, self.canonical.device) for name, tensor in objective.draw(self).items()}
+
+    def leave_uncaptured(self) -> None:
+        """To be called by an objective whose work fills a card by itself, or lies where it may move: its steps are launched."""
+
+    @property
+    def at(self) -> Tensor:
+        """The clip's frames of this step, (B,) int64, where the fit is."""
+        return self.frames.to(self.canonical.device) if self.rows is None else self.rows
 
     def due(self, every: int) -> bool:
         """Whether what an objective renews every so many steps is renewed in this one.

@@ -7,6 +7,7 @@ and the static object, STAG4D about the frame or the nearest anchor.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol, Self
 
@@ -15,12 +16,15 @@ from einops import rearrange
 from torch import Tensor
 
 from ..align.distance import ObjectDistance, visual_distance
+from ..cameras import Cameras
 from ..files import InputError
 from ..priors.base import Condition, Prior, Viewpoints
 from ..priors.distill import Distillation, Question
 from ..render import rasterize
 from ..scene.anchors import Anchors
-from ..schedules import Weight, constant
+from ..schedules import Weight
+from ..schedules import constant as always
+from ..transfer import constant, sent
 from .base import OBJECTIVES, FitStep, Objective
 from .novel_view import FrameConditions
 from .reference import require_image
@@ -40,10 +44,11 @@ class Views:
         step, distillation: that ask.
         distance: how far the object is seen from, and what the prior is given as it.
         azimuth, elevation: degrees, (B, V).
-        frames: of each sample, (B,).
+        frames: of each sample, (B,) int64.
         late: t / T of the t-th of T frames, from 1, (B,); None where all questions count alike.
         background: the prior's, (3,).
         conditions, anchored: what the prior made of the frames and of anchors, kept by the objective.
+        drawn: what a question's :meth:`Ask.draw` gave.
     """
 
     step: FitStep
@@ -56,6 +61,7 @@ class Views:
     background: Tensor
     conditions: FrameConditions
     anchored: dict[str, Condition]
+    drawn: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def prior(self) -> Prior:
@@ -72,7 +78,13 @@ class Views:
 class Ask(Protocol):
     """What a prior is asked about views."""
 
-    def questions(self, views: Views) -> list[Question]: ...
+    def draw(self, views: Views) -> dict[str, Tensor]:
+        """What it draws at random and chooses by it, tensors on the CPU, of views that are there."""
+        ...
+
+    def questions(self, views: Views) -> list[Question]:
+        """The questions, of what was drawn."""
+        ...
 
     def lens(self) -> ObjectDistance | None:
         """Where it needs the views' lens to stand; None where it does not matter."""
@@ -85,9 +97,12 @@ class Ask(Protocol):
 class AboutFrame:
     """Given that time's frame and the relative pose: motion (Align4D Eq. 7, DreamGaussian4D). Counts more in late frames."""
 
+    def draw(self, views: Views) -> dict[str, Tensor]:
+        return {}
+
     def questions(self, views: Views) -> list[Question]:
         shown, viewpoints = views.of_frames()
-        return [Question(shown[views.frames.to(views.prior.device)], viewpoints, views.late)]
+        return [Question(shown[sent(views.frames, views.prior.device)], viewpoints, views.late)]
 
     def lens(self) -> ObjectDistance | None:
         return None
@@ -100,14 +115,20 @@ class AboutFrame:
 class AboutStatic:
     """Given the static object from the same camera, no relative pose: geometry (Align4D Eq. 8). Counts more in early frames."""
 
+    def draw(self, views: Views) -> dict[str, Tensor]:
+        distance = views.distance
+        cameras = distance.cameras(views.azimuth[:, 0], views.elevation[:, 0], views.prior.resolution[0], distance.visual)
+        return {"pose": cameras.world_to_camera, "K": cameras.K}
+
     def questions(self, views: Views) -> list[Question]:
-        step, distance, first = views.step, views.distance, (views.azimuth[:, :1], views.elevation[:, :1])
+        step, size = views.step, views.prior.resolution[0]
         with torch.no_grad():
-            cameras = distance.cameras(first[0][:, 0], first[1][:, 0], views.prior.resolution[0], distance.visual)
-            same = cameras.to(step.canonical.device)
+            same = Cameras(views.drawn["pose"], views.drawn["K"], size, size)
             still = rasterize(step.still, same, views.background, backend=step.backend).color
         condition = views.distillation.condition(still.clamp(0, 1))
-        viewpoints = distance.viewpoints(views.azimuth, views.elevation, *first)
+        viewpoints = views.distance.viewpoints(
+            views.azimuth, views.elevation, views.azimuth[:, :1], views.elevation[:, :1]
+        )  # fmt: skip
         return [Question(condition, viewpoints, None if views.late is None else 1 - views.late)]
 
     def lens(self) -> ObjectDistance | None:
@@ -138,41 +159,50 @@ class AboutAnchor:
     def with_anchors(self, anchors: Anchors) -> Ask:
         return replace(self, anchors=anchors)
 
-    def questions(self, views: Views) -> list[Question]:
-        anchors, prior, step = self.anchors, views.prior, views.step
-        frames, viewpoints = views.of_frames()
-        at, late = views.frames, views.late
+    def draw(self, views: Views) -> dict[str, Tensor]:
+        anchors, prior, step, at = self.anchors, views.prior, views.step, views.frames
         if anchors is None:
-            return [Question(frames[at.to(prior.device)], viewpoints, late)]
+            return {}
         if prior.pictures > 1:
             raise InputError(f"anchors: prior {prior.name} draws several pictures at once, choose one of single pictures")
         if len(anchors) != step.frame_count:
             raise InputError(f"anchors: of {len(anchors)} frames where the video has {step.frame_count}; sample them again")
+        viewpoints = views.distance.viewpoints(views.azimuth, views.elevation, 0.0, step.fronts[0].elevation)
         assert viewpoints.reference is not None
-        count = len(anchors.elevations)
         azimuth = (viewpoints.azimuth[:, 0] + 180) % 360 - 180
         nearest = anchors.nearest(azimuth)
         off = ~(azimuth.abs() < FRONTAL) & anchors.valid.cpu()[at, nearest]
         chance = torch.rand(len(azimuth), generator=step.generator)
-        if anchors.identity not in views.anchored:
-            behind = torch.tensor(prior.background)
-            views.anchored[anchors.identity] = views.distillation.condition(anchors.composited(behind).flatten(0, 1))
-        drawn = views.anchored[anchors.identity]
+        shown = off if self.both else off & (chance < self.share)
         azimuths, elevations = torch.tensor(anchors.azimuths), torch.tensor(anchors.elevations)
-        seen = Viewpoints(azimuths[nearest][:, None], elevations[nearest][:, None], viewpoints.reference.distance)
-
-        def question(by_anchor: Tensor, share: Tensor | None) -> Question:
+        seen = viewpoints.reference
+        return {
             # Rows of the frames, then of the anchors, frame by frame.
-            rows = torch.where(by_anchor, step.frame_count + at * count + nearest, at).to(prior.device)
-            reference = _chosen(by_anchor[:, None], seen, viewpoints.reference)
-            view = Viewpoints(viewpoints.azimuth, viewpoints.elevation, viewpoints.distance, reference)
-            return Question(Condition.cat([frames, drawn])[rows], view, share)
+            "row": torch.where(shown, step.frame_count + at * len(anchors.elevations) + nearest, at),
+            "azimuth": torch.where(shown[:, None], azimuths[nearest][:, None], seen.azimuth),
+            "elevation": torch.where(shown[:, None], elevations[nearest][:, None], seen.elevation),
+            "share": torch.where(off, self.share, 0.0),
+        }
 
+    def questions(self, views: Views) -> list[Question]:
+        anchors, drawn, late = self.anchors, views.drawn, views.late
+        frames, viewpoints = views.of_frames()
+        device, seen = views.prior.device, viewpoints.reference
+        assert seen is not None
+        of_frame = Question(frames[sent(views.frames, device)], viewpoints, late)
+        if anchors is None:
+            return [of_frame]
+        if anchors.identity not in views.anchored:
+            behind = torch.tensor(views.prior.background)
+            views.anchored[anchors.identity] = views.distillation.condition(anchors.composited(behind).flatten(0, 1))
+        shown = Condition.cat([frames, views.anchored[anchors.identity]])[sent(drawn["row"].long(), device)]
+        reference = Viewpoints(drawn["azimuth"], drawn["elevation"], seen.distance)
+        view = Viewpoints(viewpoints.azimuth, viewpoints.elevation, viewpoints.distance, reference)
         if not self.both:
-            return [question(off & (chance < self.share), late)]
-        weight = torch.where(off, self.share, 0.0)
-        weights = [1 - weight, weight] if late is None else [late * (1 - weight), late * weight]
-        return [question(torch.zeros_like(off), weights[0]), question(off, weights[1])]
+            return [Question(shown, view, late)]
+        share = drawn["share"]
+        shares = [1 - share, share] if late is None else [late * (1 - share), late * share]
+        return [replace(of_frame, share=shares[0]), Question(shown, view, shares[1])]
 
 
 @OBJECTIVES.register("multi-view")
@@ -201,7 +231,7 @@ class MultiViewDistillation(Objective):
     needs: ClassVar[frozenset[str]] = frozenset({"video"})
     takes: ClassVar[frozenset[str]] = frozenset({"distance"})
     distillation: Distillation
-    weight: Weight = constant(1.0)  # noqa: RUF009
+    weight: Weight = always(1.0)  # noqa: RUF009
     views: int = 4
     asks: tuple[Ask, ...] = (AboutFrame(), AboutStatic())
     temporal: bool = True
@@ -221,41 +251,67 @@ class MultiViewDistillation(Objective):
     def with_anchors(self, anchors: Anchors) -> Self:
         return replace(self, asks=tuple(ask.with_anchors(anchors) for ask in self.asks))
 
-    def weighted(self, step: FitStep, weight: float | Tensor) -> Tensor:
-        prior, front = self.distillation.prior, step.fronts[0]
-        distance = self.distance or next((lens for ask in self.asks if (lens := ask.lens()) is not None), None)
-        if distance is None:
-            aligned = visual_distance(front, step.video.crop)
-            distance = ObjectDistance(aligned, aligned, "zero")
-        device, frames, around = step.canonical.device, len(step.frames), prior.pictures
+    def variant(self, step: FitStep) -> int:
+        return self._size(step)
+
+    def draw(self, step: FitStep) -> dict[str, Tensor]:
+        prior, front, distance = self.distillation.prior, step.fronts[0], self._lens(step)
+        frames, around = len(step.frames), prior.pictures
         samples = math.ceil(self.views / around)  # of each frame
         azimuth, elevation = torch.rand(2, frames * samples, 1, generator=step.generator)
         azimuth = 360 * azimuth - 180 + torch.arange(around) * (360 / around)  # (B, V)
         low, high = self.elevation
         elevation = (front.elevation + low + (high - low) * elevation).expand_as(azimuth)
-        factor = next((factor for until, factor in self.sizes if step.rho < until), self.sizes[-1][1])
-        size, background = round(prior.resolution[0] * factor), torch.tensor(prior.background, device=device)
-        cameras = distance.cameras(azimuth.flatten(), elevation.flatten(), size).to(device).reshape(frames, samples * around)
+        size = self._size(step)
+        cameras = distance.cameras(azimuth.flatten(), elevation.flatten(), size).reshape(frames, samples * around)
+        drawn = {"azimuth": azimuth, "elevation": elevation, "pose": cameras.world_to_camera, "K": cameras.K}
+        if self.dark:
+            drawn["lit"] = (torch.rand(frames, samples, 1, 1, generator=step.generator) >= self.dark).float()
+        at = step.frames.repeat_interleave(samples)
+        drawn["frame"] = at
+        if self.temporal and len(self.asks) > 1:
+            drawn["late"] = (at + 1) / step.frame_count
+        views = self._views(step, drawn, torch.tensor(prior.background))
+        for number, ask in enumerate(self.asks):
+            drawn |= {f"{number} {name}": tensor for name, tensor in ask.draw(views).items()}
+        return drawn | self.distillation.draws(step.rho, len(azimuth), step.generator)
+
+    def weighted(self, step: FitStep, weight: float | Tensor) -> Tensor:
+        prior, drawn, device = self.distillation.prior, step.given(self), step.canonical.device
+        if not prior.small or prior.device != device:
+            step.leave_uncaptured()
+        frames, around, size = len(step.taus), prior.pictures, self._size(step)
+        samples = len(drawn["azimuth"]) // frames
+        background = constant(tuple(prior.background), device)
         behind = background
         if self.dark:
-            lit = (torch.rand(frames, samples, 1, 1, generator=step.generator) >= self.dark).to(background)
-            behind = (background * lit).expand(frames, samples, around, 3).reshape(frames, samples * around, 3)
-        images = step.render(step.gaussians, cameras, behind).color
+            behind = (background * drawn["lit"]).expand(frames, samples, around, 3).reshape(frames, samples * around, 3)
+        images = step.render(step.gaussians, Cameras(drawn["pose"], drawn["K"], size, size), behind).color
         images = rearrange(images, "t (s v) h w c -> (t s) v h w c", v=around)
-
-        at = step.frames.repeat_interleave(samples)
-        late = (at + 1) / step.frame_count if self.temporal and len(self.asks) > 1 else None
-        kept = self._conditions, self._anchored
-        views = Views(step, self.distillation, distance, azimuth, elevation, at, late, background, *kept)
-        questions = [question for ask in self.asks for question in ask.questions(views)]
-        loss = self.distillation.joint(images, questions, step.rho, step.generator)
+        questions: list[Question] = []
+        for number, ask in enumerate(self.asks):
+            own = {name.removeprefix(f"{number} "): tensor for name, tensor in drawn.items() if name.startswith(f"{number} ")}
+            questions += ask.questions(replace(self._views(step, drawn, background), drawn=own))
+        loss = self.distillation.judged(images, questions, drawn)
         return weight * CELLS / (len(images) * math.prod(prior.latent_shape())) * loss
 
+    def _size(self, step: FitStep) -> int:
+        """Pixels a side of the renders."""
+        if len(self.sizes) == 1:  # so that steps may be captured
+            return round(self.distillation.prior.resolution[0] * self.sizes[0][1])
+        factor = next((factor for until, factor in self.sizes if step.rho < until), self.sizes[-1][1])
+        return round(self.distillation.prior.resolution[0] * factor)
 
-def _chosen(which: Tensor, yes: Viewpoints, no: Viewpoints | None) -> Viewpoints:  # (B, 1) each
-    """Of two batches of viewpoints, sample by sample."""
-    assert no is not None
-    azimuth, elevation, distance = (
-        torch.where(which, getattr(yes, n), getattr(no, n)) for n in ("azimuth", "elevation", "distance")
-    )
-    return Viewpoints(azimuth, elevation, distance)
+    def _lens(self, step: FitStep) -> ObjectDistance:
+        """How far the object is seen from."""
+        distance = self.distance or next((lens for ask in self.asks if (lens := ask.lens()) is not None), None)
+        if distance is not None:
+            return distance
+        aligned = visual_distance(step.fronts[0], step.video.crop)
+        return ObjectDistance(aligned, aligned, "zero")
+
+    def _views(self, step: FitStep, drawn: Mapping[str, Tensor], background: Tensor) -> Views:
+        return Views(
+            step, self.distillation, self._lens(step), drawn["azimuth"], drawn["elevation"], drawn["frame"].long(),
+            drawn.get("late"), background, self._conditions, self._anchored,
+        )  # fmt: skip

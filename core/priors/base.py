@@ -89,8 +89,15 @@ class NoiseSchedule:
         """alpha and sigma at times ``t`` of any shape, float32."""
         if self.alphas_cumprod is None:
             return 1 - t.float(), t.float()
-        abar = sent(self.alphas_cumprod, t.device)[self.index(t)]
+        if t.device not in self._placed:
+            self._placed[t.device] = self.alphas_cumprod.to(t.device)
+        abar = self._placed[t.device][self.index(t)]
         return abar.sqrt(), (1 - abar).sqrt()
+
+    @cached_property
+    def _placed(self) -> dict[torch.device, Tensor]:
+        """``alphas_cumprod`` by device."""
+        return {}
 
     def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:  # (B, ...), (B, ...), (B,) -> (B, ...)
         """``alpha x + sigma n``."""
@@ -279,6 +286,12 @@ class Prior(ABC):
             module.to(device)
         self.graphs.passes.clear()
         return self
+
+    @property
+    def small(self) -> bool:
+        """Whether launches, not arithmetic, bound its passes, so that whole steps that ask it are worth capturing."""
+        network = next(iter(self.modules.values()), None)
+        return network is not None and not self.hosted and self.graphs.small(network)
 
     @cached_property
     def graphs(self) -> Graphs:

@@ -147,10 +147,18 @@ class Distillation:
 
         Pictures are encoded once, and times and noise are the same for all questions (Align4D's motion and geometry terms).
         """
-        prior, count = self.prior, len(images)
+        return self.judged(images, questions, self.draws(rho, len(images), generator))
+
+    def draws(self, rho: float, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """What a step draws, on the CPU: times "t" (count,), "noise" (count, F, c, h, w), the gradient's factor "strength"."""
         t = self.time(rho, count, generator)
-        noise = sent(torch.randn(count, *prior.latent_shape(), generator=generator), prior.device)
-        t = sent(t, prior.device)
+        noise = torch.randn(count, *self.prior.latent_shape(), generator=generator)
+        return {"t": t, "noise": noise, "strength": torch.tensor(self.weight(rho))}
+
+    def judged(self, images: Tensor, questions: Sequence[Question], drawn: Mapping[str, Tensor]) -> Tensor:
+        """As :meth:`joint`, of what :meth:`draws` gave, wherever that is."""
+        prior, count = self.prior, len(images)
+        t, noise, strength = (sent(drawn[name], prior.device) for name in ("t", "noise", "strength"))
         gradient, squares, cells = torch.zeros_like(images), 0.0, noise.numel()
 
         def distil(rows: slice) -> Tensor:
@@ -167,7 +175,7 @@ class Distillation:
             squares = squares + square
         squares = torch.as_tensor(squares)
         ones = torch.ones((), device=squares.device)
-        scale = self.weight(rho) * (1 / (squares / cells).sqrt().clamp_min(1e-12) if self.normalise else ones)
+        scale = strength.to(squares) * (1 / (squares / cells).sqrt().clamp_min(1e-12) if self.normalise else ones)
         gradient = gradient * scale.to(gradient)
         value = (0.5 * scale * squares).to(images)
         # The value is half the squared latent gradient, as of the usual surrogate; the gradient is the one computed above.

@@ -51,13 +51,17 @@ class Graphs:
         self.passes: dict[Any, Any] = {}
         self._sizes: dict[int, int] = {}
 
+    def small(self, module: nn.Module) -> bool:
+        """Whether a network has so few parameters that launches bound it."""
+        if id(module) not in self._sizes:
+            self._sizes[id(module)] = sum(p.numel() for p in module.parameters())
+        return self._sizes[id(module)] < FEW
+
     def wanted(self, module: nn.Module, count: int) -> bool:
         """Whether a pass of ``count`` samples is worth capturing."""
         if next(module.parameters()).device.type != "cuda" or torch.cuda.is_current_stream_capturing():
             return False
-        if id(module) not in self._sizes:
-            self._sizes[id(module)] = sum(p.numel() for p in module.parameters())
-        if self._sizes[id(module)] < FEW:
+        if self.small(module):
             return count <= SMALL_OF_SMALL
         return count <= SMALL and torch.cuda.get_device_properties(0).total_memory > ROOMY
 

@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..files import InputError
+from ..transfer import constant
 
 # OpenAI's CLIP, for checkpoints that do not repeat it.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -28,7 +29,7 @@ def composited(images: Tensor, background: Sequence[float]) -> Tensor:  # (B, H,
     if images.shape[-1] == 3:
         return images
     alpha = images[..., 3:]
-    return images[..., :3] * alpha + torch.tensor(background).to(images) * (1 - alpha)
+    return images[..., :3] * alpha + constant(tuple(background), images.device, images.dtype) * (1 - alpha)
 
 
 def squared(images: Tensor, size: int, background: Sequence[float]) -> Tensor:  # (B, H, W, 3 or 4) -> (B, size, size, 3)
@@ -38,7 +39,7 @@ def squared(images: Tensor, size: int, background: Sequence[float]) -> Tensor:  
     side = max(height, width)
     top, left = (side - height) // 2, (side - width) // 2
     if height != width:
-        square = torch.tensor(background).to(images).expand(len(images), side, side, 3).clone()
+        square = constant(tuple(background), images.device, images.dtype).expand(len(images), side, side, 3).clone()
         square[:, top : top + height, left : left + width] = images
         images = square
     return resized(images, size, "bilinear")
@@ -58,7 +59,8 @@ def clip_pixels(images: Tensor, size: int, extractor: dict[str, Any]) -> Tensor:
     Args:
         extractor: the checkpoint's preprocessor configuration; ``image_mean`` and ``image_std`` are read.
     """
-    mean, std = (torch.tensor(extractor.get(k, d)).to(images) for k, d in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)))
+    numbers = (tuple(extractor.get(k, d)) for k, d in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)))
+    mean, std = (constant(n, images.device, images.dtype) for n in numbers)
     return rearrange((resized(images, size, "bicubic") - mean) / std, "b h w c -> b c h w")
 
 

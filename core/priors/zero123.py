@@ -249,16 +249,19 @@ class Zero123(Prior):
         camera = self.camera(views).to(inputs["clip"])
         token = self.modules["projection"](torch.cat([inputs["clip"], camera], -1)) * inputs["known"]
         both = torch.cat([latents[:, 0], inputs["latent"]], 1).to(dtype_of(unet))
-        mixed = {"fusion": (inputs["fusion"], inputs["source"])} if "fusion" in inputs else None
         tokens = rearrange(token, "b c -> b 1 c").to(dtype_of(unet))
 
         def plain(both: Tensor, time: Tensor, tokens: Tensor) -> Tensor:
             return unet(both, time, encoder_hidden_states=tokens).sample
 
-        if mixed is None:
-            output = self.graphs(unet, plain, both, time, tokens)
+        def mixed(both: Tensor, time: Tensor, tokens: Tensor, share: Tensor, source: Tensor) -> Tensor:
+            shared = {"fusion": (share, source)}
+            return unet(both, time, encoder_hidden_states=tokens, cross_attention_kwargs=shared).sample
+
+        if "fusion" in inputs:
+            output = self.graphs(unet, mixed, both, time, tokens, inputs["fusion"], inputs["source"])
         else:
-            output = unet(both, time, encoder_hidden_states=tokens, cross_attention_kwargs=mixed).sample
+            output = self.graphs(unet, plain, both, time, tokens)
         return rearrange(output, "b c h w -> b 1 c h w")
 
     def _config(self, module: str) -> Any:
