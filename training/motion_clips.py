@@ -24,7 +24,6 @@ from ..core.io import gltf_parts as parts
 from ..core.io.gltf import Entry, Gltf, local_matrix, trs_matrices
 
 log = logging.getLogger(__name__)
-parts._look = lambda *_: {}  # pyright: ignore  # textures are not needed, and often not there
 
 #: Frames a second of what is kept.
 RATE = 20
@@ -136,11 +135,13 @@ def read_model(gltf: Gltf, generator: np.random.Generator) -> Model:
 
 
 def read_shape(gltf: Gltf, primitive: Entry, totals: dict[str, int]) -> Any:
-    """A primitive's geometry; its textures are not looked for. None for what is not a surface."""
-    return None if parts._not_a_surface(gltf, primitive) else parts._read_primitive(gltf, primitive, (), 1, totals)
+    """A primitive's geometry; its textures, often not there, are not looked for. None for what is not a surface."""
+    value = {key: item for key, item in primitive.value.items() if key != "material"}
+    bare = Entry(primitive.path, value, primitive.place)
+    return None if parts._not_a_surface(gltf, bare) else parts._read_primitive(gltf, bare, (), 1, totals)
 
 
-def _sampled(gltf: Gltf, sampler: Entry, path: str, times: np.ndarray) -> np.ndarray:  # (F,) -> (F, C)
+def sampled(gltf: Gltf, sampler: Entry, path: str, times: np.ndarray) -> np.ndarray:  # (F,) -> (F, C)
     """An animation's channel at given seconds."""
     keys = gltf.floats(sampler.whole("input"), "SCALAR")[:, 0].astype(np.float64)
     kind = "VEC4" if path == "rotation" else "VEC3"
@@ -190,7 +191,7 @@ def clip_matrices(gltf: Gltf, animation: Entry, bones: list[tuple[int, np.ndarra
         if index in channels:
             own = channels[index]
             parts = [
-                _sampled(gltf, own[path], path, times) if path in own else np.tile(node.numbers(path, rest), (frames, 1))
+                sampled(gltf, own[path], path, times) if path in own else np.tile(node.numbers(path, rest), (frames, 1))
                 for path, rest in (("translation", [0.0] * 3), ("rotation", [0.0, 0, 0, 1]), ("scale", [1.0] * 3))
             ]
             matrix = above @ trs_matrices(*parts)
@@ -199,6 +200,20 @@ def clip_matrices(gltf: Gltf, animation: Entry, bones: list[tuple[int, np.ndarra
         world[index] = matrix
         stack += [(child, matrix) for child in node.indices("children")]
     return np.stack([world[node] @ inverse for node, inverse in bones], 1)[:, :, :3]
+
+
+def pose(gltf: Gltf, index: int, time: float) -> None:
+    """Puts the file's nodes where an animation has them at a time, seconds."""
+    animation = gltf.all("animations")[index]
+    samplers = animation.entries("samplers")
+    for channel in animation.entries("channels"):
+        target = channel.entry("target")
+        path = target.text("path")
+        if "node" in target and path in ("translation", "rotation", "scale"):
+            values = sampled(gltf, samplers[channel.whole("sampler")], path, np.array([time]))
+            value: dict[str, Any] = gltf.item("nodes", target.whole("node")).value
+            value.pop("matrix", None)
+            value[path] = [float(v) for v in values[0]]
 
 
 def prepared(model: Model, clips: list[np.ndarray]) -> tuple[dict[str, np.ndarray], list[np.ndarray]] | None:
@@ -251,13 +266,14 @@ def show(clone: Path, commit: str, path: str) -> bytes:
     return subprocess.run(["git", f"--git-dir={clone}", "show", f"{commit}:{path}"], check=True, capture_output=True).stdout
 
 
-def extracted(clone: Path, entry: dict[str, Any], folder: Path) -> Path:
-    """A file, and those it names, from a clone."""
+def extracted(clone: Path, entry: dict[str, Any], folder: Path, *, pictures: bool = False) -> Path:
+    """A file, and the buffers (and pictures) that it names, from a clone."""
     data = show(clone, entry["commit"], entry["path"])
     target = folder / Path(entry["path"]).name
     target.write_bytes(data)
     if target.suffix == ".gltf":
-        for buffer in json.loads(data).get("buffers", []):
+        named = json.loads(data)
+        for buffer in [*named.get("buffers", []), *(named.get("images", []) if pictures else [])]:
             uri = buffer.get("uri", "")
             if uri and not uri.startswith("data:"):
                 (folder / uri).parent.mkdir(parents=True, exist_ok=True)
@@ -280,14 +296,16 @@ def main() -> None:
             try:
                 clone = options.clones / entry["repo"].replace("/", "+") / "repo"
                 clone = clone / ".git" if (clone / ".git").is_dir() else clone
-                gltf = Gltf(extracted(clone, entry, Path(temporary)))
-                source = gltf
+                path = extracted(clone, entry, Path(temporary))
+                gltf, source = Gltf(path), Gltf(path)
+                if entry.get("kind") != "clips_only":
+                    pose(source, 0, 0.0)  # some files' resting pose is not one that is ever shown
                 if entry.get("kind") == "clips_only":
                     path = entry["mesh_from"].split(" ")[1]
                     source = Gltf(extracted(clone, {**entry, "path": path}, Path(temporary)))
                 model = read_model(source, generator)
                 bones = model.bones
-                if source is not gltf:
+                if entry.get("kind") == "clips_only":
                     names = {node.text("name"): index for index, node in enumerate(gltf.all("nodes"))}
                     bones = [(names.get(source.item("nodes", n).text("name"), -1), b) for n, b in bones]
                     gone = [j for j, (n, _) in enumerate(bones) if n < 0]

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.priors.motion import MotionTransformer, save_motion_prior
+from ..core.priors.motion import MotionPrior, MotionTransformer, save_motion_prior
 from .moving_objects import RATE, Moving, generate
 
 log = logging.getLogger(__name__)
@@ -98,15 +98,20 @@ def build_bank(clips: Path | None, objects: int, held_objects: int, device: torc
                 padded[:, : bones * 12] = frames
                 own.append(padded)
             # A clip's motion: how far points go; and whether it returns.
-            spread, back = [], []
+            spread, back, usual = [], [], []
             for frames in own:
                 chosen = frames[:: max(len(frames) // 8, 1)].reshape(-1, BONES, 3, 4)
                 ends_ = frames[[0, -1]].reshape(2, BONES, 3, 4)
                 some = slice(None, None, 12)
                 where = [moved(dense[some], m, at[some]) for m in (chosen, ends_)]
+                sizes = np.ptp(where[0], axis=1).max(-1)
+                far = np.linalg.norm(where[0] - where[0][:1], axis=-1).max()
+                usual.append(float(sizes.min() > 0.4 * sizes.max() and far < 1.5 * sizes.max()))
                 spread.append(float(np.linalg.norm(where[0] - where[0][:1], axis=-1).max(0).mean()))
                 back.append(float(np.linalg.norm(where[1][0] - where[1][1], axis=-1).mean()))
-            amount = [math.sqrt(len(f)) * min(1.0, s / 0.1 + 0.1) for f, s in zip(own, spread, strict=True)]
+            amount = [a * math.sqrt(len(f)) * min(1.0, s / 0.1 + 0.1) for a, f, s in zip(usual, own, spread, strict=True)]
+            if not any(amount):
+                amount = [1e-6] * len(own)
             for frames, s, b, a in zip(own, spread, back, amount, strict=True):
                 share = a / sum(amount) / per_family[entry["family"]]
                 rows.append({"model": len(points), "start": count, "length": len(frames), "loops": b < 0.35 * s,
@@ -233,11 +238,11 @@ def draw(bank: Bank, which: Tensor, frames: int, count: int, generator: torch.Ge
     places = (places - ((low_ + high_) / 2)[:, None, None]) / (high_ - low_).amax(-1).clamp_min(1e-6)[:, None, None, None]
     outward = (sides[:, 0] * places[:, 0]).sum(-1).mean(-1)
     sides = sides * torch.where(outward < 0, -1.0, 1.0)[:, None, None, None]
-    since = (times / 16)[..., None]
-    spin = torch.where(chance(0.12), 1.2 * randn(batch), 0.0)[:, None] * since[..., 0]
+    since = (times / times[:, -1:])[..., None]
+    spin = torch.where(chance(0.1), randn(batch), 0.0)[:, None] * since[..., 0]
     spun = rotation(1, spin)
     places, sides = places @ spun.mT, sides @ spun.mT
-    heading = randn(batch, 3) * torch.tensor([0.35, 0.08, 0.45], device=device) * chance(0.3)[:, None]
+    heading = randn(batch, 3) * torch.tensor([0.3, 0.06, 0.35], device=device) * chance(0.15)[:, None]
     places = places + (heading[:, None] * since)[:, :, None]
 
     # The camera.
@@ -404,6 +409,8 @@ def train(options: argparse.Namespace) -> None:
     bank = build_bank(options.clips, options.objects, max(options.objects // 20, 40), device, options.generated)
     log.info("bank: %d clips, %d frames, %.0f s", len(bank.model), len(bank.matrices), time.monotonic() - began)
     network = MotionTransformer(options.width, options.layers).to(device)
+    if options.start is not None:
+        network.load_state_dict({k: v.float() for k, v in MotionPrior(options.start).network.state_dict().items()})
     log.info("%.2f million parameters", sum(p.numel() for p in network.parameters()) / 1e6)
     half = torch.bfloat16 if device.type == "cuda" else torch.float32
     # Steps are taken in float32; what computes is a copy in half precision.
@@ -427,7 +434,7 @@ def train(options: argparse.Namespace) -> None:
         rate = min(1.0, (step + 1) / 400) * (0.5 + 0.5 * math.cos(math.pi * progress)) * 0.98 + 0.005
         for group in adam.param_groups:
             group["lr"] = options.lr * rate
-        frames, count = int(random.choice([10, 13, 16, 16, 16])), int(random.choice([192, 256, 256, 384]))
+        frames, count = int(random.choice([10, 13, 16, 16, 16])), int(random.choice([128, 192, 192, 256, 256, 384]))
         size = max(int(options.batch * 16 * 256 / (frames * count)), 1)
         which = torch.multinomial(shares, size, replacement=True, generator=generator)
         loss = loss_of(swift, draw(bank, which, frames, count, generator))
@@ -489,6 +496,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=Path)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--start", type=Path, help="weights to go on from")
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--objects", type=int, default=3000)
     parser.add_argument("--generated", type=float, default=0.4, help="share of generated objects")

@@ -118,7 +118,11 @@ class _Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (B, S, L, C): over L
         batch, rows, length, width = x.shape
         qkv = self.ask(self.norm(x)).reshape(batch * rows, length, 3, self.heads, 32).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(*qkv.unbind(0))
+        q, k, v = qkv.unbind(0)
+        if length > 32:
+            mixed = F.scaled_dot_product_attention(q, k, v)
+        else:  # kernels made for long rows waste themselves on short ones
+            mixed = ((q @ k.transpose(-1, -2)) * 32**-0.5).softmax(-1) @ v
         return self.answer(mixed.transpose(1, 2).reshape(batch, rows, length, width))
 
 
@@ -146,6 +150,15 @@ class MotionPrior:
             raise InputError(f"motion prior {self.path}: no such file; leave it out for the one that comes with the pack")
 
     @property
+    def network(self) -> MotionTransformer:
+        """The network, in float32 on the CPU, or where it was used last.
+
+        Raises:
+            InputError: for a damaged file.
+        """
+        return _network(self.path, self.path.stat().st_mtime_ns)
+
+    @property
     def identity(self) -> str:
         """A hash of the file."""
         return _identity(self.path, self.path.stat().st_mtime_ns)
@@ -164,7 +177,7 @@ class MotionPrior:
         every second or third frame is looked at, in windows that each begin with the first frame, and those between are
         interpolated.
         """
-        network = _network(self.path, self.path.stat().st_mtime_ns).to(rest.device)
+        network = self.network.to(rest.device)
         frames, count = seen.shape
         stride = min(max(math.ceil((frames - 1) / (WINDOW - 1)), 1), 3)
         looked = [*range(0, frames - 1, stride), frames - 1] if frames > 1 else [0]
