@@ -22,6 +22,7 @@ from ..core.files import InputError, atomic_path
 from ..core.generate.chain import INFLATE, Links, complete
 from ..core.identity import canonical, fingerprint
 from ..core.io import write_frames
+from ..core.io.clip import pick_frames
 from ..core.methods.registry import METHODS
 from ..core.metrics import read_case, score_case
 from ..core.progress import Progress
@@ -128,8 +129,10 @@ def run_case(case: Path, out: Path, settings: Settings, console: Output, alone: 
     ours = dict(zip(views, rendered))
     for view, pictures in ours.items():
         write_frames(out / "renders" / view, pictures)
-    scores = score_case(case, out / "renders")
     truth = {view: read_pictures(case / "front" if view == "0" else case / "views" / view) for view in views}
+    kept = pick_frames(len(truth["0"]), settings.frames)
+    scores = score_case(case, out / "renders", kept)
+    truth = {view: pictures[kept] for view, pictures in truth.items()}
     with atomic_path(out / "sheet.png") as temporary:
         comparison_sheet(truth, ours).save(temporary)
     report = json.loads((out / REPORT).read_text(encoding="utf-8"))

@@ -116,7 +116,7 @@ def test_edits_nest(tmp_path: Path) -> None:
     both = edit.opacity(edit.transform(edit.merge([a, b]), Placement((1, 0, 0))), 0.5)
     index = torch.arange(0, 2 * COUNT, 3)
     some = edit.select(both, index)
-    same(some.at(TIMES), both.at(TIMES).map(lambda t: t[:, index]), 0)
+    same(some.at(TIMES), both.at(TIMES).map(lambda t: t[:, index]), 1e-6)  # products of fewer rows may round otherwise
     some.save(tmp_path / "s.safetensors")
     same(Scene4D.load(tmp_path / "s.safetensors").at(TIMES), some.at(TIMES), 0)
     # Fits can go on: the parameters of the fields inside are found.

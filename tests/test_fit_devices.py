@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -74,7 +75,8 @@ def fit(
     field = None if train == "gaussians" else ControlNodes.on_surface(gaussians, FRAMES, nodes=12)
     taus = frame_times(FRAMES) if field is not None else torch.zeros(1)
 
-    def progress(stage: str, step: int, *_: object) -> None:
+    def progress(stage: str, step: int, steps: int, losses: object, preview: Callable[[], Tensor]) -> None:
+        assert preview().shape[-1] == 3
         if step == stop:
             raise Stop
 

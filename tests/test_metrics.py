@@ -84,6 +84,14 @@ def test_score_case_takes_the_mean_over_test_views_only(tmp_path: Path) -> None:
     assert rows["0"] == direct
 
 
+def test_score_case_compares_the_frames_that_were_kept(tmp_path: Path) -> None:
+    case, renders = make_case(tmp_path)
+    for view in ("0", "15", "105"):
+        (renders / view / "001.png").unlink()
+    truth, ours = load_frames(case / "front"), load_frames(renders / "0")
+    assert score_case(case, renders, [0, 2])["0"] == score(truth[[0, 2]], ours)
+
+
 def test_score_case_names_what_is_missing_or_does_not_fit(tmp_path: Path) -> None:
     case, renders = make_case(tmp_path)
     write_frames(renders / "105", np.zeros((2, 16, 16, 4)))

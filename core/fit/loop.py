@@ -562,18 +562,30 @@ class _Fit:
         size = max(1, int(min(FIELD_BYTES, 0.4 * free) / max(taken, 1)))
         return 0 if size >= frames else size
 
+    def _not_taken(self) -> FitStep:
+        """A step to look at, where none was taken since the state was taken back."""
+        schedule, inputs = self.schedule, self.inputs
+        frames = torch.tensor([self.order[0][0]]) if self.order else torch.arange(len(inputs.taus))
+        return FitStep(
+            index=self.done, total=schedule.steps, canonical=self.gaussians, field=self.field, frames=inputs.first + frames,
+            taus=inputs.taus[frames].to(self.device), driving=inputs.video, times=self.times, fronts=inputs.fronts,
+            resolution=schedule.resolution(self.done / schedule.steps), background=torch.ones(3, device=self.device),
+            generator=self.generator, still=self.still, meshes=inputs.meshes, loop=inputs.loop, backend=inputs.backend,
+            slice=self.slice,
+        )  # fmt: skip
+
     def preview(self) -> Tensor:
         """Target and render of one frame side by side, (H, 2 W, 3); without a video, the first and last frame of the step.
 
-        On white, whatever the step's background is: colours that change every time hide the object.
+        On white, whatever the step's background is: colours that change every time hide the object. White alone while the state
+        is not finite, which is found within ten steps.
         """
-        step = self.step
-        assert step is not None
+        step = self.step or self._not_taken()
         if self.numbers is not None or not bool((step.background == 1).all()):
             taus = step.taus if self.numbers is None else self.inputs.taus[step.frames - self.inputs.first].to(self.device)
             step = replace(step, taus=taus, background=torch.ones(3, device=self.device), rows=None)
             step.statistics = None
-        return _preview(step)
+        return _preview(step) if self.sound() else torch.ones(step.resolution, 2 * step.resolution, 3)
 
 
 def tracking_order(frames: int, loop: bool) -> list[tuple[int, int, int]]:

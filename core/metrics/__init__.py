@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,12 +144,15 @@ def read_case(case: str | os.PathLike[str]) -> dict[str, Any]:
         raise InputError(f"{path}: not a readable case description ({error}), choose a case folder") from None
 
 
-def score_case(case: str | os.PathLike[str], renders: str | os.PathLike[str]) -> dict[str, dict[str, float]]:
+def score_case(
+    case: str | os.PathLike[str], renders: str | os.PathLike[str], frames: Sequence[int] | None = None
+) -> dict[str, dict[str, float]]:
     """Scores of a case's rendered views.
 
     Args:
         case: folder with case.json, ``front/NNN.png`` and ``views/<azimuth>/NNN.png``.
         renders: folder with ``0/NNN.png`` for the driving view and ``<azimuth>/NNN.png`` for every test azimuth.
+        frames: which of the case's frames the renders show; all where None.
 
     Returns:
         Metrics by view: "0", each test azimuth, and "mean of test views".
@@ -161,6 +165,7 @@ def score_case(case: str | os.PathLike[str], renders: str | os.PathLike[str]) ->
     rows: dict[str, dict[str, float]] = {}
     for view in ["0", *azimuths]:
         truth = load_frames(case / "front" if view == "0" else case / "views" / view)
+        truth = truth if frames is None else truth[list(frames)]
         try:
             rows[view] = score(truth, load_frames(renders / view))
         except InputError as error:

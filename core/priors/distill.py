@@ -257,21 +257,28 @@ class Distillation:
 
     def _encode(self, pictures: Tensor) -> Tensor:
         if pictures.is_cuda:
-            # Of the ways to attend, the one whose gradients are summed in a fixed order; an encoder has one such layer.
-            with sdpa_kernel(SDPBackend.MATH):
-                module = self.prior.small_encoder or self.prior.modules.get("vae")
-                if module is not None and pictures.requires_grad and not self.encode_batch and self.prior.encodes_apart:
-                    return self.prior.graphs.differentiable(module, self._encoded, pictures)
-                return self._encoded(pictures)
+            module = self.prior.small_encoder or self.prior.modules.get("vae")
+            if module is not None and pictures.requires_grad and not self.encode_batch and self.prior.encodes_apart:
+                return self.prior.graphs.differentiable(module, self._encoded, pictures)
         return self._encoded(pictures)
 
     def _encoded(self, pictures: Tensor) -> Tensor:
         prior, size = self.prior, self.encode_batch
         if not size or not prior.encodes_apart or pictures.shape[0] * pictures.shape[1] <= size:
-            return prior.encode(pictures)
+            return _encode_in_one_order(prior, pictures)
         flat = rearrange(pictures, "b v h w c -> (b v) 1 h w c").split(size)
-        latents = torch.cat([torch.as_tensor(checkpoint(prior.encode, part, use_reentrant=False)) for part in flat])
+        latents = torch.cat(
+            [torch.as_tensor(checkpoint(_encode_in_one_order, prior, part, use_reentrant=False)) for part in flat]
+        )
         return rearrange(latents, "(b v) 1 c h w -> b v c h w", b=len(pictures))
+
+
+def _encode_in_one_order(prior: Prior, pictures: Tensor) -> Tensor:
+    """On a card, of the ways to attend the one whose gradients are summed in a fixed order; an encoder has one such layer."""
+    if not pictures.is_cuda:
+        return prior.encode(pictures)
+    with sdpa_kernel(SDPBackend.MATH):
+        return prior.encode(pictures)
 
 
 def in_batches(function: Callable[[slice], T], count: int, size: int, what: str) -> Iterator[T]:

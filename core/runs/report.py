@@ -144,7 +144,8 @@ def versions() -> dict[str, str | None]:
     found["platform"] = platform.platform()
     for name in ("torch", "numpy", "numba", "gsplat", "lpips", "diffusers", "transformers"):
         try:
-            found[name] = metadata.version(name)
+            # PyTorch's own name of its version says which card's libraries it was built for.
+            found[name] = torch.__version__ if name == "torch" else metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = None
     return found

@@ -1,5 +1,7 @@
 """A running ComfyUI with this pack alone, the workflows as prompts, and a client that follows a run.
 
+It runs on the CPU; with ANCHOR4D_HOST_CARD=1 on what it finds.
+
 Nothing is written into the user's checkout: the pack is linked into a folder of its own, and every other folder is temporary.
 """
 
@@ -264,8 +266,9 @@ def _running(comfyui: Any, folder: Path, more: Sequence[Any]) -> Iterator[Host]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    processor = () if os.environ.get("ANCHOR4D_HOST_CARD") else ("--cpu",)
     command = [
-        comfyui.python, comfyui.path / "main.py", "--cpu", "--listen", "127.0.0.1", "--port", port, "--disable-auto-launch",
+        comfyui.python, comfyui.path / "main.py", *processor, "--listen", "127.0.0.1", "--port", port, "--disable-auto-launch",
         "--base-directory", place.parent, "--disable-all-custom-nodes", "--whitelist-custom-nodes", "anchor4d", "random_nodes",
         "--input-directory", folder / "input", "--output-directory", folder / "output", "--temp-directory", folder,
         "--user-directory", folder / "user", "--database-url", f"sqlite:///{folder / 'host.db'}", *more,
