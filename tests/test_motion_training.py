@@ -52,7 +52,7 @@ def test_cameras_see_the_object_move(bank: Bank) -> None:
     assert not bool(b.truth[:, 0].any()) and not bool(b.times[:, 0].any())
     assert torch.equal(b.offsets, b.truth[..., :2] * b.seen[..., None])
     assert torch.equal(b.seen, b.visible.float()) and 0.02 < float(b.seen.mean()) < 0.9
-    # The longest side at rest is 1, so that no point is further from the middle than half a cube's diagonal, seen in perspective.
+    # The longest side at rest is 1: no point is further from the middle than half the diagonal of a cube.
     assert float(b.rest[..., 2].abs().max()) < 0.87
     assert bool((b.distance >= 1.2).all()) and bool((b.distance <= 3.0).all())
 
@@ -86,7 +86,10 @@ def test_animated_models_are_read_as_they_move(tmp_path: Path) -> None:
     glb = Glb()
     corners = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0]], np.float32)
     position = glb.array(corners, bounds=True)
-    times, values = glb.array(np.array([0.0, 1.0], np.float32)[:, None]), glb.array(np.array([[0, 0, 0], [1, 0, 0]], np.float32))
+    times, values = (
+        glb.array(np.array([0.0, 1.0], np.float32)[:, None]),
+        glb.array(np.array([[0, 0, 0], [1, 0, 0]], np.float32)),
+    )
     glb.add("meshes", {"primitives": [{"attributes": {"POSITION": position}}]})
     glb.add("nodes", {"mesh": 0})
     glb.add("scenes", {"nodes": [0]})

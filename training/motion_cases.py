@@ -1,6 +1,6 @@
 """Benchmark cases of animated models whose families the motion prior never saw, in the layout of ``bench --cases``.
 
-    python -m anchor4d.training.motion_cases LIST --clones DIR --out FOLDER [--only NAME ...]
+python -m anchor4d.training.motion_cases LIST --clones DIR --out FOLDER [--only NAME ...]
 """
 
 from __future__ import annotations

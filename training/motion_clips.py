@@ -341,7 +341,7 @@ def main() -> None:
         about.append({k: entry[k] for k in ("repo", "path", "category", "family", "licence")} | {"seconds": seconds})
         log.info("%s: %d bones, %d clips, %.0f s", entry["path"], len(model.bones), len(quantised), seconds)
     arrays["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
-    np.savez_compressed(options.out, **arrays)
+    np.savez_compressed(options.out, allow_pickle=False, **arrays)
     log.info("%d models, %.0f s, %.1f MB", len(about), sum(a["seconds"] for a in about), options.out.stat().st_size / 1e6)
 
 

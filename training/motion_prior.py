@@ -416,7 +416,8 @@ def train(options: argparse.Namespace) -> None:
     # Steps are taken in float32; what computes is a copy in half precision.
     swift = copy.deepcopy(network).to(half)
     average = copy.deepcopy(network)
-    master, fast = list(network.parameters()), list(swift.parameters())
+    master: list[Tensor] = list(network.parameters())
+    fast, kept = list[Tensor](swift.parameters()), list[Tensor](average.parameters())
     decayed = [p for p in master if p.ndim > 1]
     rest = [p for p in master if p.ndim <= 1]
     adam = torch.optim.AdamW(
@@ -448,7 +449,7 @@ def train(options: argparse.Namespace) -> None:
         with torch.no_grad():
             torch._foreach_copy_(fast, master)
             decay = min(0.999, (step + 1) / (step + 20))
-            torch._foreach_lerp_(list(average.parameters()), master, 1 - decay)
+            torch._foreach_lerp_(kept, master, 1 - decay)
         step += 1
         if step % 50 == 0:
             value = float(loss.detach())

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+#: Weights (n, J) of points (n, 3).
+Weights = Callable[[np.ndarray], np.ndarray]
 #: Frames of an object, at 20 frames a second.
 FRAMES, RATE = 64, 20
 POINTS = 1536
@@ -96,19 +98,18 @@ class Builder:
 
     # Surfaces
 
-    def _add(self, sample: Callable[[int], tuple[np.ndarray, np.ndarray]], area: float, follow: object) -> None:
-        if callable(follow):
-            self.surfaces.append((sample, area, follow))
+    def _add(self, sample: Callable[[int], tuple[np.ndarray, np.ndarray]], area: float, follow: int | Weights) -> None:
+        if isinstance(follow, int):
+            self.surfaces.append((sample, area, lambda points: self.only(follow, len(points))))
         else:
-            bone = int(follow)  # pyright: ignore[reportArgumentType]
-            self.surfaces.append((sample, area, lambda points: self.only(bone, len(points))))
+            self.surfaces.append((sample, area, follow))
 
     def only(self, bone: int, count: int) -> np.ndarray:
         weights = np.zeros((count, BONES))
         weights[:, bone] = 1
         return weights
 
-    def ellipsoid(self, centre: np.ndarray, axes: np.ndarray, follow: object) -> None:
+    def ellipsoid(self, centre: np.ndarray, axes: np.ndarray, follow: int | Weights) -> None:
         """Axes (3, 3): rows are half axes."""
         radii = np.linalg.norm(axes, axis=-1)
 
@@ -122,7 +123,7 @@ class Builder:
         area = 4 * np.pi * (((a * b) ** 1.6 + (a * c) ** 1.6 + (b * c) ** 1.6) / 3) ** (1 / 1.6)
         self._add(sample, area, follow)
 
-    def box(self, centre: np.ndarray, axes: np.ndarray, follow: object) -> None:
+    def box(self, centre: np.ndarray, axes: np.ndarray, follow: int | Weights) -> None:
         """Axes (3, 3): rows are half edges."""
         size = np.linalg.norm(axes, axis=-1)
         areas = np.array([size[1] * size[2], size[0] * size[2], size[0] * size[1]]) * 4
@@ -136,7 +137,7 @@ class Builder:
 
         self._add(sample, 2 * areas.sum(), follow)
 
-    def limb(self, start: np.ndarray, end: np.ndarray, radius: float, follow: object, flat: float = 1.0) -> None:
+    def limb(self, start: np.ndarray, end: np.ndarray, radius: float, follow: int | Weights, flat: float = 1.0) -> None:
         """An ellipsoid or a box from one place to another."""
         start, end = np.asarray(start, float), np.asarray(end, float)
         along = (end - start) / 2 * 1.08
