@@ -127,7 +127,7 @@ def _standard(more: tuple[Objective, ...]) -> MethodConfig:
             field="control-nodes",
             fields={"control-nodes": {"nodes": 600}},
             tracking=Schedule(steps=60, one_by_one=60, resolutions=((1.0, 96),), background="random"),
-            lift=Schedule(steps=150, resolutions=((1.0, 96),)),
+            lift=Schedule(steps=150, lr=4.0, resolutions=((1.0, 96),)),
             schedule=Schedule(steps=300, resolutions=((0.6, 96), (1.0, 128)), background="random"),
             fine=Schedule(steps=400, resolutions=((0.5, 192), (1.0, 256)), background="random", smoothing=0.125, stiffness=0.5),
             refine=Schedule(
