@@ -214,7 +214,7 @@ class Anchor4DMotionPrior(io.ComfyNode):
                 *widgets.weight(20.0, "it is followed more", end=0.0),
                 widgets.real(
                     "trust",
-                    0.05,
+                    0.3,
                     (0.001, 10.0),
                     "The doubt, in lengths of the object, at which it is followed half as much. Higher = bold guesses count.",
                     step=0.001,
@@ -233,7 +233,7 @@ class Anchor4DMotionPrior(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, weight: float, end_weight: float = 0.0, trust: float = 0.05, every: int = 100, objectives: Terms = ()
+        cls, weight: float, end_weight: float = 0.0, trust: float = 0.3, every: int = 100, objectives: Terms = ()
     ) -> io.NodeOutput:
         return io.NodeOutput((*objectives, MotionPriorPull(widgets.ramp(weight, end_weight), every=every, trust=trust)))
 

@@ -38,7 +38,7 @@ class MotionPriorPull(Objective):
     weight: Weight = linear(20.0, 0.0)  # noqa: RUF009
     prior: MotionPrior = field(default_factory=MotionPrior)
     every: int = 100
-    trust: float = 0.05
+    trust: float = 0.3
     hold: float = 1.0
 
     def loss(self, step: FitStep) -> Tensor:
