@@ -12,36 +12,26 @@ import io
 import logging
 import math
 import re
-import shutil
 import signal
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from . import __version__
+from .bench import measuring
+from .console import Console, ConsoleLog
 from .core.files import InputError
 from .core.packages import problem
+from .core.progress import pulsing
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-#: Seconds between preview pictures, and between progress lines where standard error is not a terminal.
-PREVIEW_SECONDS, LINE_SECONDS = 10.0, 10.0
-#: Seconds of silence after which a line says that work goes on, and within which a second Ctrl-C is part of the first.
-BEAT_SECONDS, SAME_SECONDS = 2.5, 1.0
 #: Exit code.
 INTERRUPTED = 130
 
 
 #: Packages that every command needs, see requirements.txt.
-REQUIRED = ("numpy", "torch", "PIL", "safetensors", "scipy", "einops", "trimesh", "av")
-#: Seconds that reading a file may take without a line.
-READ_SECONDS = 2.0
+REQUIRED = ("numpy", "torch", "PIL", "safetensors", "scipy", "einops", "trimesh", "av", "rich")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,14 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names that the terminal has no letters for
     console = Console()
-    handler = _ConsoleLog(console)
+    handler = ConsoleLog(console)
     log = logging.getLogger(__package__)
     log.addHandler(handler)
     try:
-        args = _parser().parse_args(argv)
-        log.setLevel(logging.DEBUG if args.verbose else logging.INFO)
         with console.interruptible():
-            return _run(args, console)
+            return _run(argv, console, log)
     except (InputError, OSError) as error:
         return _refuse(console, " ".join(str(error).split()))
     finally:
@@ -75,12 +63,15 @@ def program() -> int:
     return code
 
 
-def _run(args: argparse.Namespace, console: Console) -> int:
+def _run(argv: Sequence[str] | None, console: Console, log: logging.Logger) -> int:
+    args = argparse.Namespace()
     try:
-        if broken := [f"{name} {reason}" for name in REQUIRED if (reason := problem(name))]:
-            install = f'python -m pip install -e "{Path(__file__).parent}[torch,cpu]"'
-            return _refuse(console, f"the Python package {'; '.join(broken)}; run: {install}")
-        with console.beating():
+        with console.beating(), pulsing(console.check):  # imports take seconds, those of the arguments' choices too
+            _parser().parse_args(argv, args)
+            log.setLevel(logging.DEBUG if args.verbose else logging.INFO)
+            if broken := [f"{name} {reason}" for name in REQUIRED if (reason := problem(name))]:
+                install = f'python -m pip install -e "{Path(__file__).parent}[torch,cpu]"'
+                return _refuse(console, f"the Python package {'; '.join(broken)}; run: {install}")
             return args.run(args, console)
     except BaseException as error:
         # What an interruption meets may turn it into another error: an import, a callback of a library.
@@ -112,9 +103,9 @@ def demo(args: argparse.Namespace, console: Console) -> int:
     from .core.runs.demo import make_demo
 
     made = make_demo(args.out, seed=args.seed, progress=console.watch(args.out))
-    print(made.table)
-    print(NEXT.format(out=args.out, python=sys.executable))
-    print(f"film: {args.out / 'demo.mp4'}\nsheet: {args.out / 'sheet.png'}\nscene: {args.out / 'scene.safetensors'}")
+    console.table(made.table)
+    console.result(NEXT.format(out=args.out, python=sys.executable))
+    console.result(f"film: {args.out / 'demo.mp4'}\nsheet: {args.out / 'sheet.png'}\nscene: {args.out / 'scene.safetensors'}")
     return 0
 
 
@@ -186,7 +177,7 @@ def fit(args: argparse.Namespace, console: Console) -> int:
     )
     if done is None:
         console.line("already finished with these inputs and settings")
-    print(args.out / "scene.safetensors")
+    console.result(args.out / "scene.safetensors")
     verdict = None if done is None else done.report.get("verdict")
     if args.strict and verdict is not None and verdict["word"] != "good":
         raise InputError(f"{args.out}: the result is {verdict['word']}: {'; '.join(verdict['reasons'])}")
@@ -245,7 +236,7 @@ def render(args: argparse.Namespace, console: Console) -> int:
             progress=console.counting(f"azimuth {text}"),
         )[0]
         write_frames(args.out / text, composited(pictures, args.background))
-    print(args.out)
+    console.result(args.out)
     return 0
 
 
@@ -269,7 +260,7 @@ def export(args: argparse.Namespace, console: Console) -> int:
             azimuths=[float(text) for text in args.azimuths or ["0"]],
             elevation=args.elevation,
             size=args.size,
-            background=args.background or ("white" if args.format == "mp4" else "none"),
+            background=args.background or form.backgrounds[0],
             loops=1 if args.loops is None else args.loops,
             trajectory=None if args.camera_path is None else Trajectory.load(args.camera_path),
         )
@@ -299,7 +290,7 @@ def export(args: argparse.Namespace, console: Console) -> int:
         backend=args.renderer,
         progress=console.counting(args.format),
     )
-    print(out)
+    console.result(out)
     return 0
 
 
@@ -308,7 +299,7 @@ def bench(args: argparse.Namespace, console: Console) -> int:
         from .bench.speed import run_speed
         from .core.runs.session import resolve_device
 
-        print(run_speed(args.speed, resolve_device(args.device), args.only, args.out))
+        console.result(run_speed(args.speed, resolve_device(args.device), args.only, args.out))
         return 0
     if args.cases is None:
         raise InputError("bench: give --cases, a folder of cases, or --speed, one case")
@@ -319,7 +310,7 @@ def bench(args: argparse.Namespace, console: Console) -> int:
         others = ", ".join(name for name, method in METHODS.items() if method.follows == "video")
         raise InputError(f"method {args.method!r}: follows a text, and the cases are videos; choose one of {others}")
 
-    print(run_cases(args.cases, args.out, _settings(args), only=args.only, console=console, alone=args.video_alone))
+    console.table(run_cases(args.cases, args.out, _settings(args), only=args.only, console=console, alone=args.video_alone))
     return 0
 
 
@@ -329,14 +320,14 @@ def models(args: argparse.Namespace, console: Console) -> int:
     if args.action == "list" and args.name is not None:
         raise InputError(f"models list {args.name}: the list takes no name; leave it out")
     if args.action == "list":
-        print(table())
+        console.result(table())
     elif args.action == "convert":
-        print(convert(args.name))
+        console.result(convert(args.name))
     else:
         model = model_named(args.name or "")
         if model is not None and model.warning:
             console.note(f"licence: {model.licence}: {model.warning}")
-        print(download(args.name, progress=console.counting(f"download {args.name}, MB")))
+        console.result(download(args.name, progress=console.counting(f"download {args.name}, MB")))
     return 0
 
 
@@ -372,178 +363,6 @@ def _our_folder(folder: Path, pattern: str) -> None:
     foreign = [p.name for p in folder.iterdir() if not re.fullmatch(pattern, p.name)] if folder.is_dir() else []
     if foreign:
         raise InputError(f"{folder}: holds other files ({foreign[0]}); choose a new folder")
-
-
-# Progress
-
-
-class Console:
-    """Standard error: one line that updates itself on a terminal, a plain line now and then elsewhere."""
-
-    def __init__(self) -> None:
-        self.terminal = sys.stderr.isatty()
-        self.shown = False
-        self.stage, self.began, self.first, self.spoken = "", 0.0, 0, 0.0
-        self.fitting = self.stopping = self.interrupted = False
-        self.notes: list[str] = []
-        self.lock, self.doing, self.wrote = threading.RLock(), "reading", time.monotonic()
-
-    def note(self, text: str) -> None:
-        """A line that waits until work begins: bad input is answered by its error alone."""
-        self.notes.append(text)
-
-    def line(self, text: str) -> None:
-        """A line that stays."""
-        with self.lock:
-            self._clear()
-            self._tell_notes()
-            print(text, file=sys.stderr, flush=True)
-            self.wrote = time.monotonic()
-
-    def update(self, text: str, last: bool = False) -> None:
-        """A line that the next one replaces, unless it is the ``last`` of its kind."""
-        with self.lock:
-            if self.terminal:
-                width = shutil.get_terminal_size().columns - 1
-                print("\r" + text[:width].ljust(width), end="\n" if last else "", file=sys.stderr, flush=True)
-                self.shown = not last
-            elif last or time.monotonic() - self.spoken > LINE_SECONDS:
-                self.spoken = time.monotonic()
-                print(text, file=sys.stderr, flush=True)
-            else:
-                return
-            self.wrote, self.doing = time.monotonic(), "writing" if last else text
-
-    @contextmanager
-    def beating(self) -> Iterator[None]:
-        """Says that work goes on where nothing else does, on a terminal: what it was about and for how long."""
-        ended = threading.Event()
-
-        def beat() -> None:
-            while not ended.wait(BEAT_SECONDS / 5):
-                with self.lock:
-                    silent = time.monotonic() - self.wrote
-                    if silent > BEAT_SECONDS:
-                        width = shutil.get_terminal_size().columns - 1
-                        waited = f"  ({_clock(silent)})"
-                        text = self.doing[: max(width - len(waited), 0)] + waited
-                        print("\r" + text[:width].ljust(width), end="", file=sys.stderr, flush=True)
-                        self.shown = True
-
-        thread = threading.Thread(target=beat, daemon=True)
-        if self.terminal:
-            thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            if self.terminal:
-                thread.join()
-                self._clear()
-
-    def _tell_notes(self) -> None:
-        notes, self.notes = self.notes, []
-        for note in notes:
-            self.line(note)
-
-    def _clear(self) -> None:
-        if self.shown:
-            print("\r" + " " * (shutil.get_terminal_size().columns - 1) + "\r", end="", file=sys.stderr)
-            self.shown = False
-
-    def step(self, stage: str, step: int, steps: int, note: str = "") -> None:
-        """Progress of a stage, with the time left."""
-        if self.interrupted:  # and a library has swallowed it
-            raise KeyboardInterrupt
-        now = time.monotonic()
-        self._tell_notes()
-        if stage != self.stage:
-            self.stage, self.began, self.first, self.spoken = stage, now, step, now
-        done = step - self.first
-        left = f"  {_clock((now - self.began) / done * (steps - step))} left" if done > 0 and step < steps else ""
-        self.update(f"{stage}  {step}/{steps}{note}{left}", last=step >= steps)
-        if step >= steps:
-            self.stage = ""
-
-    def counting(self, stage: str) -> Callable[[int, int], None]:
-        """Progress of something without losses."""
-        return lambda step, steps: self.step(stage, step, steps)
-
-    def reading(self, path: Path) -> Callable[[int, int], None]:
-        """Progress of reading a file, once that takes long: bad input is answered by its error alone."""
-        began, stage = 0.0, f"read {path.name}, %"
-
-        def progress(done: int, of: int) -> None:
-            nonlocal began
-            began = began or time.monotonic()
-            if time.monotonic() - began > READ_SECONDS:
-                if self.stage != stage:
-                    self.line(f"reading {path}")
-                self.step(stage, done, of)
-
-        return progress
-
-    def watch(self, out: Path, label: str = "") -> Callable[..., None]:
-        """Progress of a fit: a line with the loss, ``preview.png`` in ``out`` now and then, and interruption between steps."""
-        drawn = time.monotonic()
-
-        def progress(stage: str, step: int, steps: int, losses: dict[str, float], preview: Callable[[], Tensor]) -> None:
-            nonlocal drawn
-            loss = sum(losses.values())
-            self.step(label + stage, step, steps, f"  loss {loss:.4g}" if losses else "")
-            self.fitting = bool(losses) and step < steps
-            if time.monotonic() - drawn > PREVIEW_SECONDS:
-                from .core.io import write_png
-
-                write_png(out / "preview.png", preview())
-                drawn = time.monotonic()
-            if self.stopping:
-                raise KeyboardInterrupt
-
-        return progress
-
-    @contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM end a fit between two steps, so that its checkpoint is exact; elsewhere, and again, at once."""
-
-        raised = 0.0
-
-        def stop(number: int, frame: Any) -> None:
-            nonlocal raised
-            if self.fitting and not self.stopping:
-                self.stopping = True
-                with suppress(RuntimeError):  # in the midst of another line
-                    self.line("stopping after this step")
-            elif not self.interrupted or time.monotonic() - raised > SAME_SECONDS:
-                self.interrupted, raised = True, time.monotonic()
-                raise KeyboardInterrupt
-
-        try:
-            before = [(number, signal.signal(number, stop)) for number in (signal.SIGINT, signal.SIGTERM)]
-        except ValueError:  # not the main thread: whoever runs us handles signals
-            before = []
-        try:
-            yield
-        finally:
-            for number, handler in before:
-                signal.signal(number, handler)
-
-
-class _ConsoleLog(logging.Handler):
-    def __init__(self, console: Console) -> None:
-        super().__init__()
-        self.console = console
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno <= logging.INFO:
-            self.console.note(record.getMessage())
-        else:
-            self.console.line(f"{record.levelname.lower()}: {record.getMessage()}")
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes}:{seconds:02}"
 
 
 # Arguments
@@ -616,7 +435,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="anchor4d", description="Turn a driving video and a 3D model into a moving object made of Gaussians.")
     parser.add_argument("--version", action="version", version=f"anchor4d {__version__}")
     common = _Parser(add_help=False)
-    common.add_argument("--verbose", action="store_true", help="also tell what matters only when something goes wrong")
+    common.add_argument("--verbose", action="store_true", help="also print messages for finding faults")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def command(name: str, run: Callable[[argparse.Namespace, Console], int], text: str) -> argparse.ArgumentParser:
@@ -624,7 +443,7 @@ def _parser() -> argparse.ArgumentParser:
         made.set_defaults(run=run)
         return made
 
-    renderers = ("auto", "gsplat", "nvrtc", "numba", "torch")
+    renderers, ups = _constant("core/render/rasterize.py", "BACKENDS"), list(_constant("core/mesh.py", "UP_AXES"))
     made = command("demo", demo, "make the bundled sample, fit it with PLA4D and score it; no downloads")
     made.add_argument("--out", type=Path, default=Path("anchor4d-demo"), help="folder (default: %(default)s)")
     made.add_argument("--seed", type=SEED, default=0, help="of every random choice (default: %(default)s)")
@@ -669,7 +488,7 @@ wan-1.3b, whichever is here), --image-model (sd21-base; none = without) and, wit
     )
     made.add_argument(
         "--up",
-        choices=("y", "-y", "z", "-z", "x", "-x"),
+        choices=ups,
         default="y",
         help="axis of --object's file that points up (default: %(default)s; z = from Blender's or a CAD program's axes)",
     )
@@ -707,7 +526,7 @@ wan-1.3b, whichever is here), --image-model (sd21-base; none = without) and, wit
 
     made = command("render", render, "draw a scene with alpha from the driving video's camera, turned to each azimuth")
     scene = "scene.safetensors, a splat file, or a folder or .zip of splat files, one a frame"
-    ups, up = ("y", "-y", "z", "-z", "x", "-x"), "splats: axis that points up (default: y; -y = what stands on its head)"
+    up = "splats: axis that points up (default: y; -y = what stands on its head)"
     made.add_argument("scene", type=Path, metavar="SCENE", help=scene)
     made.add_argument("--up", choices=ups, default="y", help=up)
     made.add_argument(
@@ -747,8 +566,8 @@ wan-1.3b, whichever is here), --image-model (sd21-base; none = without) and, wit
     made.add_argument(
         "--camera-path", type=Path, metavar="FILE", help="films: .json of camera keys, as the player records them"
     )
-    made.add_argument("--video", metavar="DIR|FILE", help="html, a4d: the driving video, shown beside the object")
-    made.add_argument("--compare", type=Path, metavar="SCENE", help="html: a second scene, behind a wiper")
+    made.add_argument("--video", metavar="DIR|FILE", help="html, a4d: the driving video, played beside the object")
+    made.add_argument("--compare", type=Path, metavar="SCENE", help="html: a second scene, in a split view")
     made.add_argument("--renderer", choices=renderers, default="auto", help=RENDERER)
     made.add_argument(
         "--out",
@@ -773,6 +592,14 @@ wan-1.3b, whichever is here), --image-model (sd21-base; none = without) and, wit
     )
     made.add_argument("--out", type=Path, default=Path("anchor4d-bench"), help="folder (default: %(default)s)")
 
+    measuring.add_compare(command("compare", measuring.compare, measuring.COMPARE))
+    made = command("measure", measuring.measure, measuring.MEASURE)
+    made.add_argument("--up", choices=ups, default="y", help=up)
+    made.add_argument(
+        "--azimuths", nargs="+", type=_azimuth, default=[], metavar="A", help="views of a scene without a reference, degrees"
+    )
+    measuring.add_measure(made)
+
     made = command("models", models, "optional models: what is here, where each is expected, and fetching one")
     made.set_defaults(again="run the same command to go on")
     made.add_argument("action", choices=("list", "get", "convert"))
@@ -792,6 +619,14 @@ def method_summaries() -> dict[str, str]:
                 if node.args and "summary" in facts:
                     found[ast.literal_eval(node.args[0])] = ast.literal_eval(facts["summary"])
     return found
+
+
+def _constant(path: str, name: str) -> Any:
+    """A plain constant of a module, read from its file: help imports nothing."""
+    for node in ast.parse((Path(__file__).parent / path).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == name:
+            return ast.literal_eval(node.value)
+    raise LookupError(f"{path}: no constant {name}")
 
 
 def _method(made: argparse.ArgumentParser, renderers: Sequence[str]) -> None:
@@ -818,7 +653,7 @@ def _method(made: argparse.ArgumentParser, renderers: Sequence[str]) -> None:
     )
     made.add_argument(
         "--preset",
-        choices=("draft", "standard", "paper"),
+        choices=_constant("core/methods/registry.py", "PRESETS"),
         default="standard",
         help="draft: a quick look; standard: the best results here; paper: the paper's own settings (default: %(default)s)",
     )

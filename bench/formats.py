@@ -35,7 +35,7 @@ def main() -> None:
             form = FORMATS[name]
             suffix = ".zip" if ".zip" in form.suffixes else form.suffixes[0]
             target = (args.out or Path(folder)) / f"{name}{suffix}"
-            shot = Shot(size=512, background="white" if name == "mp4" else "none") if form.kind == "film" else None
+            shot = Shot(size=512, background=form.backgrounds[0]) if form.kind == "film" else None
             began = time.perf_counter()
             try:
                 export_scene(scene, target, name, frames=args.frames if "frames" in form.takes else None, shot=shot)

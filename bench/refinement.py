@@ -1,4 +1,4 @@
-"""What reference refinement mends: tears seen from behind, on generated objects and on the benchmark's cases.
+"""What reference refinement repairs: tearing artefacts seen from behind, on generated objects and on the benchmark's cases.
 
     python -m anchor4d.bench.refinement [--objects 20] [--cases DIR] [--out DIR]
 
@@ -159,7 +159,7 @@ def line(name: str, before: dict[str, float], after: dict[str, float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Tears seen from behind, before and after reference refinement.")
+    parser = argparse.ArgumentParser(description="Tearing artefacts seen from behind, before and after reference refinement.")
     parser.add_argument("--objects", type=int, default=20, help="generated objects that tear (default: %(default)s)")
     parser.add_argument("--skip", type=int, default=0, help="seeds to pass over, to share the work (default: %(default)s)")
     parser.add_argument("--cases", type=Path, metavar="DIR", help="folder of benchmark cases")

@@ -80,11 +80,11 @@ def predict(networks: Networks, trial: Trial, *, steps: int = 25, guidance: floa
 
 
 @torch.no_grad()
-def mend(networks: Networks, count: int = 12, time: float = 0.5, guidance: float = 3.0) -> list[Tensor]:
-    """What reference refinement asks of the prior: condition, truth, torn picture, and that noised to ``time`` and denoised.
+def repair(networks: Networks, count: int = 12, time: float = 0.5, guidance: float = 3.0) -> list[Tensor]:
+    """What reference refinement asks of the prior: condition, truth, cut picture, and that noised to ``time`` and denoised.
 
     The condition shows the object (seeds HELD_OUT + 300 and up) from the very same camera at tau = 0, the others at tau = 0.25;
-    holes are torn into it.
+    holes are cut into it.
     """
     generator = torch.Generator().manual_seed(3)
     views = draw_pairs(count, generator, free=True).views[:, :1].repeat(1, 2, 1)
@@ -93,9 +93,9 @@ def mend(networks: Networks, count: int = 12, time: float = 0.5, guidance: float
     objects = generate_many(range(HELD_OUT + 300, HELD_OUT + 300 + count))
     condition, truth = (render(objects, pairs.tau[:, k], pairs.cameras(k), supersample=3)[0] for k in (0, 1))
     field = torch.nn.functional.interpolate(torch.rand(count, 1, 12, 12, generator=generator), size=64, mode="bilinear")
-    torn = torch.where(field[:, 0, :, :, None] > 0.72, 1.0, truth)
+    cut = torch.where(field[:, 0, :, :, None] > 0.72, 1.0, truth)
     token, latent = networks.condition(condition, pairs.camera_vectors)
-    x = networks.vae.encode(torn.permute(0, 3, 1, 2) * 2 - 1).latent_dist.mode() * networks.vae.config.scaling_factor
+    x = networks.vae.encode(cut.permute(0, 3, 1, 2) * 2 - 1).latent_dist.mode() * networks.vae.config.scaling_factor
     ddim = scheduler()
     ddim.set_timesteps(20)
     steps = [t for t in ddim.timesteps if t <= 1000 * time]
@@ -104,8 +104,8 @@ def mend(networks: Networks, count: int = 12, time: float = 0.5, guidance: float
         seen = networks.unet(torch.cat([x, latent], 1), t, token).sample
         blind = networks.unet(torch.cat([x, 0 * latent], 1), t, 0 * token).sample
         x = ddim.step(blind + guidance * (seen - blind), t, x).prev_sample
-    mended = networks.vae.decode(x / networks.vae.config.scaling_factor).sample.permute(0, 2, 3, 1) / 2 + 0.5
-    return [condition, truth, torn, mended.clamp(0, 1)]
+    repaired = networks.vae.decode(x / networks.vae.config.scaling_factor).sample.permute(0, 2, 3, 1) / 2 + 0.5
+    return [condition, truth, cut, repaired.clamp(0, 1)]
 
 
 def sheet(rows: list[Tensor], path: Path, *, columns: int = 12, zoom: int = 2) -> None:
@@ -145,7 +145,7 @@ def main() -> None:
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "scores.json").write_text(json.dumps(table, indent=1) + "\n")
-        sheet(mend(networks), options.out / "tiny-prior-mends.png")
+        sheet(repair(networks), options.out / "tiny-prior-repairs.png")
         sheet([trial.condition, trial.target, samples[0], samples.mean(0)], options.out / "tiny-prior-views.png")
 
 

@@ -34,7 +34,6 @@ def _options(name: str) -> list[io.Input]:
     """What a format asks."""
     form = FORMATS[name]
     if form.kind == "film":
-        backgrounds = ["white", "black"] if name == "mp4" else ["none", "white", "black"]
         return [
             widgets.real(
                 "azimuth",
@@ -44,7 +43,7 @@ def _options(name: str) -> list[io.Input]:
                 step=1.0,
             ),
             widgets.whole("size", 512, (32, 4096), "Longer side of the picture, in pixels.", step=16),
-            io.Combo.Input("background", options=backgrounds, tooltip="none = transparent."),
+            io.Combo.Input("background", options=list(form.backgrounds), tooltip="none = transparent."),
             widgets.whole("repeats", 1, (1, 100), "How often the clip plays."),
         ]
     if form.kind == "splats" and form.moment and "" in form.suffixes:

@@ -167,6 +167,8 @@ class Anchor4DFitGaussians(io.ComfyNode):
                     progress=host.Report(note=cost).fit, checkpoint=path,
                 )  # fmt: skip
             scene = fitting.finished(scene)
+            if line := fitting.verdict(driving_video, alignment):
+                host.say(f"{cost}\n{line}")
             return io.NodeOutput(scene, ui=_look(scene, driving_video, scene.taus[:1]))
 
 
@@ -186,7 +188,7 @@ class Anchor4DMotionAlignment(io.ComfyNode):
                 host.Alignment.Input(
                     "alignment",
                     optional=True,
-                    tooltip="From Focal Alignment: its mesh tells which parts belong together. Recommended.",
+                    tooltip="From Focal Alignment: by its mesh control nodes know which parts belong together. Recommended.",
                 ),
                 host.Cameras.Input(
                     "cameras", optional=True, tooltip="From Focal per Frame, when the video's camera zooms. Else leave it open."
@@ -316,6 +318,8 @@ class Anchor4DMotionAlignment(io.ComfyNode):
                     progress=host.Report(note=cost).fit, checkpoint=path,
                 )  # fmt: skip
             moving = fitting.finished(moving)
+            if line := fitting.verdict(driving_video, alignment, moving):
+                host.say(f"{cost}\n{line}")
             return io.NodeOutput(moving, ui=_look(moving, driving_video, moving.taus))
 
 

@@ -367,7 +367,7 @@ class _OneStep(comfy.samplers.Sampler):
     ) -> Tensor:  # fmt: skip
         model, options, sigma = model_wrap.inner_model, extra_args["model_options"], self.sigma.to(noise)
         names = [name for name in ("positive", "negative") if name in model_wrap.conds]
-        # The place in this list tells patches which of the two they see.
+        # By the place in this list patches know which of the two they see.
         conds = [model_wrap.conds.get("positive"), model_wrap.conds.get("negative")]
         if "sampler_calc_cond_batch_function" in options:
             args = {"conds": conds, "input": noise, "sigma": sigma, "model": model, "model_options": options}

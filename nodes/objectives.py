@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..core.align.distance import ObjectDistance
 from ..core.methods import align4d, dg4d, pla4d
-from ..core.methods.registry import method_config
+from ..core.methods.registry import METHODS, method_config
 from ..core.objectives.base import Objective
 from ..core.objectives.first_frame import FirstFrame
 from ..core.objectives.front import ReferenceViewLoss
@@ -504,6 +504,12 @@ class Anchor4DPLA4DObjectives4D(io.ComfyNode):
         return chain(pla4d.preset(preset, prior).motion.objectives, objectives)
 
 
+#: Methods that distil views of every frame without drawing anchors of them.
+METHODS_JOINT = [
+    name for name, method in METHODS.items() if "multi-view" in (asked := method.motion_objectives()) and "anchors" not in asked
+]
+
+
 class Anchor4DAlign4DObjectives(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -518,7 +524,7 @@ class Anchor4DAlign4DObjectives(io.ComfyNode):
             inputs=[
                 widgets.choice(
                     "method",
-                    ["align4d", "dg4d"],
+                    METHODS_JOINT,
                     "align4d = the prior is asked about motion and geometry. dg4d = DreamGaussian4D: motion alone.",
                 ),
                 widgets.preset("standard and draft = fewer views, for any computer. paper = as published, needs a GPU."),

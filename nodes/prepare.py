@@ -432,7 +432,7 @@ def convert_object(value: Object3D | Types.MESH | Types.SPLAT | Types.File3D, in
 
 
 def mesh_output(mesh: Object3D) -> io.NodeOutput:
-    """An object as a node's output, said in words and shown from four sides."""
+    """An object as a node's output, with a description and pictures from four sides."""
     if isinstance(mesh, SplatObject):
         host.say(f"{len(mesh.gaussians)} Gaussians")
     else:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..core.align import FocalAlignment
 from ..core.methods import stag4d, stages
+from ..core.methods.registry import METHODS, method_config
 from ..core.priors.base import Prior
 from ..core.scene.anchors import LENS, Anchors
 from ..core.video import DrivingVideo
@@ -111,6 +112,10 @@ def _row(pictures: Tensor | None) -> Tensor | None:  # (V, H, W, 3) -> (H, V W, 
     return None if pictures is None else torch.cat(list(pictures.cpu()), 1)
 
 
+#: Methods that draw anchors of every frame.
+METHODS_ANCHORED = [name for name, method in METHODS.items() if "anchors" in method.motion_objectives()]
+
+
 class Anchor4DSTAG4DObjectives(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -130,7 +135,7 @@ class Anchor4DSTAG4DObjectives(io.ComfyNode):
                 ),
                 widgets.choice(
                     "method",
-                    ["stag4d", "stag4d-code"],
+                    METHODS_ANCHORED,
                     "With preset paper: the paper's text, or its released code where the two differ.",
                 ),
                 widgets.preset(
@@ -165,7 +170,8 @@ class Anchor4DSTAG4DObjectives(io.ComfyNode):
         anchors: Anchors | None = None, geometry: bool = False,
     ) -> io.NodeOutput:  # fmt: skip
         with host.work(cls):
-            config = stag4d.preset(preset, prior, method=method, plus=("mgja",) if geometry else ())
+            models = {} if prior is None else {"prior": prior}
+            config = method_config(method, preset, models, plus=("mgja",) if geometry else ())
             if from_object and config.with_object is not None:
                 config = config.with_object
             if anchors is not None:

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 from ..core.mesh import UP_AXES
 from ..core.methods.registry import PRESETS as METHOD_PRESETS
+from ..core.render.rasterize import BACKENDS
 from ..core.schedules import Ramp
 from . import host
 
@@ -143,7 +144,7 @@ def drawing() -> list[io.Input]:
         ),
         io.Combo.Input(
             "renderer",
-            options=["auto", "nvrtc", "gsplat", "numba", "torch"],
+            options=list(BACKENDS),
             default="auto",
             optional=True,
             advanced=True,

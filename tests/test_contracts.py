@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
@@ -21,12 +22,14 @@ from anchor4d.core.gaussians import Gaussians, random_gaussians
 from anchor4d.core.identity import canonical_json, file_identity, fingerprint
 from anchor4d.core.io.export import FORMATS
 from anchor4d.core.io.meshes import load_mesh, write_glb
+from anchor4d.core.mesh import UP_AXES
 from anchor4d.core.methods.registry import METHODS, PRESETS, Choice, method_config
 from anchor4d.core.objectives.base import OBJECTIVES, FitStep, Objective, identified
 from anchor4d.core.objectives.rigidity import Rigidity
 from anchor4d.core.priors.base import PRIORS, Prior, Role
 from anchor4d.core.priors.exact import ExactPrior
 from anchor4d.core.registry import Registry
+from anchor4d.core.render.rasterize import BACKENDS
 from anchor4d.core.runs.sample import sample_meshes, write_sample
 from anchor4d.core.runs.session import Settings, run_in_folder
 from anchor4d.core.scene.object3d import SplatObject
@@ -72,7 +75,10 @@ def fitted(scene: Scene4D, field: DeformationField, *objectives: Objective, step
 def test_every_objective_says_what_it_is(name: str) -> None:
     kind = OBJECTIVES[name]
     assert issubclass(kind, Objective) and kind.name == name and kind.__doc__
-    assert kind.loss is not Objective.loss or kind.weighted is not Objective.weighted
+    # One or the other: a weight that leaves a part of the loss as it is, or one that multiplies all of it, scaled or not.
+    whole, partly = kind.loss is not Objective.loss, kind.weighted is not Objective.weighted
+    assert whole != partly and not (partly and kind.scaled is not Objective.scaled)
+    assert not partly or "perceptual" in kind.__dataclass_fields__  # pyright: ignore[reportAttributeAccessIssue]
     settings = set(kind.__dataclass_fields__)  # pyright: ignore[reportAttributeAccessIssue]
     assert "weight" in settings and kind.takes <= settings
     offered = frozenset().union(*(field.offers for field in FIELDS.values()))
@@ -311,6 +317,31 @@ def test_a_registry_names_what_there_is() -> None:
         things.named("b")
     with pytest.raises(ValueError, match="registered twice"):
         things.add("a", Gaussians)
+
+
+ROOT = Path(__file__).parent.parent
+CHOOSERS = [ROOT / "cli.py", *(ROOT / "nodes").rglob("*.py"), *(ROOT / "bench").rglob("*.py")]
+
+
+@pytest.mark.parametrize("path", CHOOSERS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_choices_are_read_from_their_registry(path: Path) -> None:
+    """No list of names is written out where an option or a node's input offers them: a new entry would be missing there."""
+    known = [set(names) for names in (METHODS, FORMATS, FIELDS, OBJECTIVES, PRIORS, PRESETS, BACKENDS, UP_AXES)]
+    for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(call, ast.Call) or ast.unparse(call.func).split(".")[-1] not in ("choice", "Input", "add_argument"):
+            continue
+        for given in (*call.args, *(word.value for word in call.keywords if word.arg in ("options", "choices"))):
+            if isinstance(given, ast.List | ast.Tuple | ast.Set):
+                names = {part.value for part in given.elts if isinstance(part, ast.Constant)}
+                assert len(names) < 2 or not any(names <= entries for entries in known), f"{path}:{call.lineno}: {names}"
+
+
+def test_constants_that_help_reads_are_those_of_their_modules() -> None:
+    read = cli._constant  # pyright: ignore[reportPrivateUsage]
+    assert read("core/methods/registry.py", "PRESETS") == PRESETS and read("core/render/rasterize.py", "BACKENDS") == BACKENDS
+    assert list(read("core/mesh.py", "UP_AXES")) == list(UP_AXES)
+    with pytest.raises(LookupError, match=r"core/mesh\.py: no constant NONE"):
+        read("core/mesh.py", "NONE")
 
 
 def test_a_broken_plug_in_is_left_out(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

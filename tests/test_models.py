@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants, file_download
 from safetensors.torch import load_file
 
 from anchor4d import cli
 from anchor4d.core.files import InputError
-from anchor4d.core.metrics.perceptual import BACKBONES
+from anchor4d.core.metrics.perceptual import NETWORKS
 from anchor4d.core.priors import downloads, models
 
 ROOT = Path(__file__).parent.parent
@@ -38,7 +39,7 @@ class Hub:
         self.status: dict[str, int] = {}  # path prefix: answer
         self.code = ""  # X-Error-Code
         self.ranges = True
-        self.length = ""  # in place of Content-Length
+        self.length: str | None = ""  # in place of Content-Length; None: without
         self.redirect = ""
         self.served: dict[str, bytes] = {}  # instead of what the listing promises
 
@@ -53,7 +54,7 @@ class Hub:
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         path = request.path.split("?")[0]
-        self.asked.append((request.path, dict(request.headers)))
+        self.asked.append((request.path, {name.title(): value for name, value in request.headers.items()}))
         status = next((status for start, status in self.status.items() if path.startswith(start)), 200)
         if status != 200:
             request.send_response(status)
@@ -82,7 +83,8 @@ class Hub:
             request.send_response(206)
         else:
             request.send_response(200)
-        request.send_header("Content-Length", self.length or str(len(data)))
+        if self.length is not None:
+            request.send_header("Content-Length", self.length or str(len(data)))
         request.end_headers()
         if self.stop_after is not None and len(data) > self.stop_after:
             data, self.stop_after = data[: self.stop_after], None
@@ -119,8 +121,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setenv("ANCHOR4D_MODELS", str(tmp_path / "models"))
     monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr(downloads, "PAUSE", 0.0)
-    monkeypatch.setattr(downloads, "BLOCK", 1 << 20)
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 18)
+    monkeypatch.setattr(file_download.time, "sleep", lambda seconds: None)
     try:
         yield made
     finally:
@@ -136,6 +138,7 @@ def test_a_model_is_fetched_whole_and_checked(hub: Hub, tmp_path: Path, capsys: 
     printed = capsys.readouterr()
     assert printed.out.strip() == str(folder)
     assert "download zero123-xl, MB  3/3" in printed.err
+    assert f"zero123-xl: 0.00231 GB to {folder}\n" in printed.err
     assert models.find("zero123-xl") == folder == models.find("ashawkey/zero123-xl-diffusers")
     assert models.folders_for("zero123") == ["zero123-xl"]
     held = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -160,7 +163,7 @@ def test_an_interrupted_download_keeps_what_it_has_and_goes_on(hub: Hub, tmp_pat
 
     def stop(done: int, total: int) -> None:
         seen.append((done, total))
-        if done >= 2:
+        if done >= 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -243,27 +246,23 @@ def test_a_server_that_says_odd_things(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Lengths that are none, more bytes than there should be, and lists that are no lists."""
-    monkeypatch.setattr(downloads, "ATTEMPTS", 1)
     name = "unet/diffusion_pytorch_model.safetensors"
     hub.served = {name: hub.files[name] + bytes(50_000_000)}
-    hub.length = "abc"
     held: list[int] = []
-    real = downloads._digest  # pyright: ignore[reportPrivateUsage]
+    real = downloads._Bar.update  # pyright: ignore[reportPrivateUsage]
 
-    class Counting:
-        def __init__(self, file: downloads.RemoteFile) -> None:
-            self.inner = real(file)
+    def counting(bar: Any, new: int) -> None:
+        held.append(new)
+        real(bar, new)
 
-        def update(self, block: bytes) -> None:
-            held.append(len(block))
-            self.inner.update(block)
-
-        def hexdigest(self) -> str:
-            return self.inner.hexdigest()
-
-    monkeypatch.setattr(downloads, "_digest", Counting)
-    assert "not the file its makers describe" in refused(capsys, "zero123-xl")
-    assert sum(held) < 2 * sum(map(len, hub.files.values()))
+    monkeypatch.setattr(downloads._Bar, "update", counting)  # pyright: ignore[reportPrivateUsage]
+    for hub.length in ("", None):
+        held.clear()
+        assert "not the file its makers describe" in refused(capsys, "zero123-xl")
+        assert sum(held) < 2 * sum(map(len, hub.files.values()))
+    hub.length = "abc"
+    assert "cannot be reached" in refused(capsys, "zero123-xl")
+    hub.length = None
     assert not list((tmp_path / "models").rglob(f"{name}*"))
     hub.served = {}
     assert models.download("zero123-xl").is_dir()
@@ -312,6 +311,19 @@ def test_addresses_names_and_paths_that_are_none(
     for address in ("here", "http://", "http://[", "http://a b"):
         monkeypatch.setenv("HF_ENDPOINT", address)
         refused(capsys, "zero123-xl")
+
+
+def test_nothing_is_asked_offline_and_nothing_but_the_request_is_said(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert "offline mode is enabled" in refused(capsys, "zero123-xl")
+    assert hub.asked == []
+    models.download("zero123-xl")
+    assert {headers["User-Agent"] for _, headers in hub.asked} == {"anchor4d"}
+    assert not [path for path, _ in hub.asked if hub.repository not in path]
+    assert not [headers for _, headers in hub.asked if "Authorization" in headers]
 
 
 def test_no_connection_is_said_at_once(hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -402,6 +414,34 @@ def test_single_files_from_elsewhere(hub: Hub, tmp_path: Path, monkeypatch: pyte
     assert models.find("rembg") == tmp_path / "home" / "u2net.onnx"
 
 
+def test_a_file_that_git_names_is_checked_and_brings_what_it_needs(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.files |= {"network.pth": UNET, "linear.pth": VAE}
+    elsewhere = f"{os.environ['HF_ENDPOINT']}/elsewhere"
+
+    def serve(content: bytes) -> None:
+        named = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        network = models.Model(
+            "net", ("metric",), "metrics/network.pth", url=f"{elsewhere}/network.pth", git=named, brings=("lin",)
+        )
+        linear = models.Model(
+            "lin", ("metric",), "metrics/linear.pth", url=f"{elsewhere}/linear.pth", md5=hashlib.md5(VAE).hexdigest()
+        )
+        monkeypatch.setattr(models, "known_models", lambda: (network, linear))
+
+    serve(VAE)
+    with pytest.raises(InputError, match="git differs"):
+        models.download("net")
+    serve(UNET)
+    folder = tmp_path / "models" / "metrics"
+    assert models.download("net") == folder / "network.pth" and (folder / "network.pth").read_bytes() == UNET
+    assert (folder / "linear.pth").read_bytes() == VAE
+    (folder / "linear.pth").unlink()  # as of one that was here before it brought anything
+    models.download("net")
+    assert models.find("lin") == folder / "linear.pth"
+
+
 def test_a_folder_that_lacks_parts_is_not_taken_for_the_model(hub: Hub, tmp_path: Path) -> None:
     folder = tmp_path / "models" / "diffusers" / "zero123-xl-diffusers"
     (folder / "unet").mkdir(parents=True)
@@ -446,11 +486,11 @@ def test_the_registry_is_whole() -> None:
         assert model.roles and model.purpose and model.licence and model.folder
         assert bool(model.hub) != bool(model.url)
         assert bool(model.parts or model.files) == bool(model.hub)
-        assert bool(model.url) == bool(model.md5 or model.sha256)
-        assert set(model.needs) <= set(known)
+        assert [bool(model.md5), bool(model.sha256), bool(model.git)].count(True) == bool(model.url)
+        assert {*model.needs, *model.brings} <= set(known)
         forbids = re.search(r"\bNC\b|non-commercial", model.licence)
         assert bool(forbids) == model.warning.startswith("no commercial use")
-    assert {known[f"lpips-{net}"].file for net in BACKBONES} == set(BACKBONES.values())
+    assert all(f"lpips-{net}-linear" in known[f"lpips-{net}"].brings for net in NETWORKS)
     roles = {role for listed in models._registry()["pipelines"].values() for role in listed}  # pyright: ignore[reportPrivateUsage]
     assert roles <= set(models._registry()["roles"])  # pyright: ignore[reportPrivateUsage]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -90,9 +91,19 @@ def test_help_pages_are_as_the_schemas_say(nodes, monkeypatch):
 
 def test_words_are_those_of_the_field(nodes):
     """What the page shows: one name for a thing, and plain verbs."""
-    odd = re.compile(r"\b(told|mends?|has (its|their|the) say|wiper|tears|ball of|still object|Front Match|Togetherness)\b")
-    texts = {path.name: path.read_text(encoding="utf-8") for path in [*HELP.glob("*.md"), ROOT / "README.md"]}
+    odd = re.compile(
+        r"\b(told|mends?|has (its|their|the) say|wiper|tears|torn|ball of|still object|Front Match|Togetherness|stay in place|"
+        r"needs equal ones|tell what|is said, with)\b",
+        re.IGNORECASE,
+    )
+    written = [*HELP.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CHANGELOG.md"]
+    texts = {path.name: path.read_text(encoding="utf-8") for path in written}
     texts |= {name: json.dumps(node) for name, node in nodes.items()}
+    # Errors, tooltips and help lines: whatever is written in a call.
+    for path in [ROOT / "cli.py", *(ROOT / "core").rglob("*.py"), *(ROOT / "nodes").rglob("*.py")]:
+        calls = (call for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(call, ast.Call))
+        strings = (part.value for call in calls for part in ast.walk(call) if isinstance(part, ast.Constant))
+        texts[path.relative_to(ROOT).as_posix()] = "\n".join(text for text in strings if isinstance(text, str))
     found = {
         name: match.group() for name, text in texts.items() if (match := odd.search(text.replace("Anchor4DTogetherness", "")))
     }

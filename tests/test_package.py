@@ -13,7 +13,10 @@ import pytest
 import anchor4d
 
 ROOT = Path(__file__).parent.parent
-SOURCES = [p for folder in ("core", "nodes", "bench", "training") for p in (ROOT / folder).rglob("*.py")] + [ROOT / "cli.py"]
+SOURCES = [p for folder in ("core", "nodes", "bench", "training") for p in (ROOT / folder).rglob("*.py")] + [
+    ROOT / "cli.py",
+    ROOT / "console.py",
+]
 
 
 @pytest.fixture(scope="module")

@@ -557,7 +557,7 @@ def _autocast(device: torch.device) -> torch.autocast:
 
 
 class Journal:
-    """What a run tells: a line of log.jsonl every ``every`` steps, a snapshot of the weights every ``minutes``."""
+    """What a run writes: a line of log.jsonl every ``every`` steps, a snapshot of the weights every ``minutes``."""
 
     def __init__(self, folder: Path, every: int = 200, minutes: float = 4.0) -> None:
         self.folder, self.every, self.minutes = folder, every, minutes

@@ -294,7 +294,7 @@ def align_model_distance(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> ModelDistance:
-    """MAOD: the distance at which a multi-view prior, shown the first frame, finds the object's other views likeliest.
+    """MAOD: the distance at which a multi-view prior that is given the first frame finds the object's other views likeliest.
 
     The object is drawn from four sides at each of :data:`DISTANCES`, one noise is added to all pictures at the same late times,
     and the squared errors of the prior's predictions, with the condition alone, are averaged with weight 1 - abar. d_MA is the

@@ -1,4 +1,4 @@
-"""Distances along a surface: what tells a leg from the other leg beside it.
+"""Distances along a surface: what separates a leg from the other leg beside it.
 
 Control nodes are spread, bound and connected by geodesic distance, so that parts that only touch do not move together.
 """

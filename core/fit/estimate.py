@@ -16,7 +16,7 @@ from ..progress import Progress
 from .loop import FitState, Inputs, Schedule, Train, run_fit
 
 #: Steps taken at each picture size; the first, which fills caches, is not counted. On a card the third is captured, so
-#: that those behind it tell the time of a step.
+#: that those behind it give the time of a step.
 PROBE_STEPS = {"cpu": 3, "cuda": 8}
 
 

@@ -502,7 +502,7 @@ def _write_list(folder: Path, made: dict[str, dict[str, Any]]) -> None:
 
 
 def _digest(path: Path) -> str:
-    """Tells inputs apart: a hash of a file, or of all files of a folder with their names."""
+    """Identity of an input: a hash of a file, or of all files of a folder with their names."""
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():
@@ -513,5 +513,5 @@ def _digest(path: Path) -> str:
 
 
 def _identity(place: Path) -> str:
-    """Tells models apart, without reading them whole."""
+    """Identity of a model, without reading it whole."""
     return Checkpoint(place).identity if place.is_dir() else f"{place.stat().st_size} {place.stat().st_mtime_ns}"

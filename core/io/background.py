@@ -333,7 +333,7 @@ def _import_rembg(source: str) -> Any:
 
 
 def _offline_session(rembg: Any, model: Path) -> Any:
-    """A session of a model that is here. Told to skip its checksum, rembg has no reason left to reach for the network."""
+    """A session of a model that is here. Without its checksum, rembg has no reason left to reach for the network."""
     settings = {"U2NET_HOME": str(model.parent), "MODEL_CHECKSUM_DISABLED": "1"}
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..files import InputError
+from ..files import InputError, atomic_path
 from ..gaussians import Gaussians
 from ..registry import Registry
 from ..render import Render
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 #: Longer side of a film, pixels.
 MAX_SIZE = 8192
+Background = Literal["none", "white", "black"]
 Kind = Literal["splats", "mesh", "page", "scene", "film"]
 #: What an export may be asked for beyond the scene: :class:`Export` says what each is.
 Option = Literal["frames", "moment", "shot", "film", "compare"]
@@ -51,7 +52,7 @@ class Shot:
     azimuths: Sequence[float] = (0.0,)
     elevation: float | None = None
     size: int | None = None
-    background: Literal["none", "white", "black"] = "white"
+    background: Background = "white"
     loops: int = 1
     trajectory: Trajectory | None = None
 
@@ -106,6 +107,7 @@ class Format:
         write: its writer.
         takes: the options it has a use for; others are refused.
         folder: what the files of its folder are called (a regular expression), so that no other folder is replaced.
+        opaque: a film's: whether it has no transparency.
     """
 
     kind: Kind
@@ -114,6 +116,12 @@ class Format:
     write: Writer
     takes: frozenset[Option]
     folder: str = ""
+    opaque: bool = False
+
+    @property
+    def backgrounds(self) -> tuple[Background, ...]:
+        """What can lie behind the object in its pictures, the customary one first."""
+        return ("white", "black") if self.opaque else ("none", "white", "black")
 
     @property
     def moment(self) -> bool:
@@ -130,16 +138,23 @@ FORMATS: Registry[Format] = Registry("format")
 
 
 def register_format(
-    name: str, kind: Kind, suffixes: tuple[str, ...], text: str, *, takes: Sequence[Option] = (), folder: str = ""
+    name: str,
+    kind: Kind,
+    suffixes: tuple[str, ...],
+    text: str,
+    *,
+    takes: Sequence[Option] = (),
+    folder: str = "",
+    opaque: bool = False,
 ) -> Callable[[Writer], Writer]:
     """Decorator that makes a writer a format, which the command line, the nodes and the docs then offer.
 
     Args:
-        kind, suffixes, text, takes, folder: see :class:`Format`.
+        kind, suffixes, text, takes, folder, opaque: see :class:`Format`.
     """
 
     def decorate(write: Writer) -> Writer:
-        FORMATS.add(name, Format(kind, suffixes, text, write, frozenset(takes), folder))
+        FORMATS.add(name, Format(kind, suffixes, text, write, frozenset(takes), folder, opaque))
         return write
 
     return decorate
@@ -280,6 +295,22 @@ def _glb_splats(scene: Scene4D, path: Path, export: Export) -> None:
 
 
 @register_format(
+    "glb-spz",
+    "splats",
+    (".glb",),
+    "the same compressed (KHR_gaussian_splatting_compression_spz_2), a tenth of the size: Cesium",
+    takes=["frames", "moment"],
+)
+def _glb_spz(scene: Scene4D, path: Path, export: Export) -> None:
+    from .gltf_splats import write_splat_glb, write_splat_glb_frames
+
+    if export.moment is None:
+        write_splat_glb_frames(path, scene, export.frames, compressed=True, progress=export.progress)
+    else:
+        write_splat_glb(path, _at(scene, export.moment), compressed=True)
+
+
+@register_format(
     "usd",
     "splats",
     (".usdc", ".usda", ".usdz", ".usd"),
@@ -297,6 +328,36 @@ def _4dgs(scene: Scene4D, path: Path, export: Export) -> None:
     from .fourdgs import write_4dgs
 
     write_4dgs(path, scene, export.frames, progress=export.progress)
+
+
+@register_format(
+    "tsog", "splats", (".tsog",), "TSOG, one file: Gaussians with lives and speeds, or frame by frame", takes=["frames"]
+)
+def _tsog(scene: Scene4D, path: Path, export: Export) -> None:
+    from .tsog import encode
+
+    _write(path, encode(scene, export.frames, progress=export.progress))
+
+
+@register_format(
+    "ftgs", "splats", (".ply",), "FreeTimeGS, one file: Gaussians with lives and speeds, for the FTGS player", takes=["frames"]
+)
+def _ftgs(scene: Scene4D, path: Path, export: Export) -> None:
+    from ..scene.timed import bake_timed
+    from .moving_ply import encode_ftgs
+    from .tsog import is_continuous
+
+    if not is_continuous(scene):
+        baked = bake_timed(scene, life="gaussian", turning=False)
+        errors = ", ".join(f"{key} {value:.2g}" for key, value in baked.errors.items() if key != "opacity")
+        log.info("%s: baked into %d Gaussians with lives, largest errors: %s", path, len(baked.source), errors)
+        scene = baked.scene
+    _write(path, encode_ftgs(scene, export.frames))
+
+
+def _write(path: Path, data: bytes) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
 
 
 @register_format(
@@ -333,14 +394,14 @@ def _scene(scene: Scene4D, path: Path, export: Export) -> None:
 # Films
 
 
-def _film(name: str, text: str, suffix: str, folder: str = "") -> None:
+def _film(name: str, text: str, suffix: str, folder: str = "", opaque: bool = False) -> None:
     def write(scene: Scene4D, path: Path, export: Export) -> None:
         _write_film(scene, path, name, export.frames, export.shot or Shot(), export.backend, export.progress)
 
-    register_format(name, "film", (suffix,), text, takes=("frames", "shot"), folder=folder)(write)
+    register_format(name, "film", (suffix,), text, takes=("frames", "shot"), folder=folder, opaque=opaque)(write)
 
 
-_film("mp4", "a film", ".mp4")
+_film("mp4", "a film", ".mp4", opaque=True)
 _film("webm", "a film, with alpha if wanted", ".webm")
 _film("gif", "a small film that plays anywhere, with on-or-off alpha", ".gif")
 _film("webp", "a small film, with alpha", ".webp")
@@ -356,8 +417,9 @@ def _at(scene: Scene4D, moment: float) -> Gaussians:
 def _write_film(
     scene: Scene4D, path: Path, name: str, frames: int | None, shot: Shot, backend: str, progress: FrameProgress | None
 ) -> None:
-    if shot.background == "none" and name == "mp4":
-        raise InputError("background none: an mp4 has no transparency; choose white or black, or webm, webp, gif or png")
+    if shot.background not in FORMATS[name].backgrounds:
+        clear = ", ".join(other for other, form in FORMATS.items() if form.kind == "film" and not form.opaque)
+        raise InputError(f"background {shot.background}: {name} has no transparency; choose white or black, or one of {clear}")
     count = scene.frames if frames is None else frames
     taus, fps, loops = frame_times(count, scene.loop), scene.fps * count / scene.frames, shot.loops
     if shot.trajectory is None:

@@ -1,7 +1,7 @@
 """DreamGaussian4D (Ren et al., arXiv 2312.17142): the baseline, from the same parts.
 
 The object stands before a fixed camera (field of view 49.1 degrees, distance 1.5). A HexPlane and the Gaussians are fitted at
-once to the driving video and, from random sides, to a prior that is shown the frame of the same time. Numbers are those of the
+once to the driving video and, from random sides, to a prior that is given the frame of the same time. Numbers are those of the
 released code; its LGM object and its mesh refinement are not part of this.
 """
 
@@ -30,7 +30,7 @@ PAPER = MotionConfig(
     objectives=(),
 )
 SIZES = ((0.3, 0.5), (0.6, 1.0), (1.0, 2.0))
-#: Pictures shown to the prior at once: a step has 16 to 64 of them, which no card of 8 GB holds (docs/memory.md).
+#: Pictures that the prior sees at once: a step has 16 to 64 of them, which no card of 8 GB holds (docs/memory.md).
 MICRO_BATCH = 4
 #: What two processor cores carry: steps, views of each frame, pictures.
 OURS = {

@@ -29,12 +29,12 @@ from .stages import MethodConfig, MotionConfig, StaticConfig
 
 PRIOR = ModelRole("prior", own=("zero123-xl",), fallback="tiny")
 
-#: First weight of an objective that asks a prior, against a front match of weight 3; the paper does not give it. In our presets
-#: it falls to zero, so that the front, which a prior's noise costs up to a decibel, is sharp again at the end
+#: First weight of an objective that asks a prior, against a reference view loss of weight 3; the paper does not give it. In our
+#: presets it falls to zero, so that the front, which a prior's noise costs up to a decibel, is sharp again at the end
 #: (docs/benchmarks.md).
 REFINEMENT_WEIGHT = 0.6
 NOVEL_VIEW_WEIGHT = 0.1
-#: Diffusion times of our presets: below them a prior sharpens what is there, tears included.
+#: Diffusion times of our presets: below them a prior sharpens what is there, tearing artefacts included.
 REFINEMENT_TIME = Annealed(0.6, 0.4)
 
 

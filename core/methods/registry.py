@@ -94,6 +94,11 @@ class Method:
     prolongs: bool = False
     object_a_frame: bool = False
 
+    def motion_objectives(self) -> frozenset[str]:
+        """Names of its motion's objectives with every model and part of preset standard."""
+        config = self.settings(Choice(models=frozenset(role.name for role in self.roles)))
+        return frozenset(objective.name for objective in config.motion.objectives)
+
     def check(self, choice: Choice) -> None:
         """Refuse a preset or parts that it does not have.
 

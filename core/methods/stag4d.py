@@ -10,7 +10,7 @@ From the parts that the other methods share:
 ``paper`` is the paper's text, the variant ``stag4d-code`` its released code. ``draft`` and ``standard`` are ours: there the
 anchors are targets as well. Neither paper nor code starts from an object. Where one is given, the canonical stage starts from
 it in place of the ball, and at the first frame, which it shows; in ours it is fitted to the object's own sides and that frame,
-and the anchors, which know less of the object than it tells itself, only condition the prior.
+and the anchors, which know less of the object than it holds itself, only condition the prior.
 """
 
 from __future__ import annotations

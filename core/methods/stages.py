@@ -38,6 +38,7 @@ from ..scene.anchors import Anchors
 from ..scene.object3d import Object3D, SplatObject
 from ..scene.scene import Scene4D
 from ..video import DrivingVideo, looks_looping
+from .backing import backed
 
 #: How the driving video's camera is found: PLA4D's focal alignment or Align4D's object distance (VAOD), each robust or as the
 #: paper searches, or DreamGaussian4D's fixed camera.
@@ -157,7 +158,7 @@ class MethodConfig(Config):
     Args:
         camera: how it is found.
         resolution: of the driving video as it is read, pixels.
-        model_distance: search the prior's preferred object distance (MAOD) and tell it so; None = no search.
+        model_distance: search the prior's preferred object distance (MAOD) and condition it on that; None = no search.
         anchors: how the anchors are sampled; None = none are, unless they are given.
         distance: of the lens (49.1 degrees) of anchors from the object, whose longest side is 1; where ``model_distance`` is
             searched for, the video's.
@@ -416,7 +417,7 @@ def build_field(config: MotionConfig, scene: Scene4D, mesh: Object3D | None = No
     """A deformation field at rest for a scene's Gaussians.
 
     Args:
-        mesh: its surface tells control nodes which parts belong together; without one, neighbourhoods in space do.
+        mesh: by its surface control nodes know which parts belong together; without one, neighbourhoods in space do.
 
     Raises:
         InputError: for an unknown field.
@@ -455,6 +456,9 @@ def fit_motion(
         window: the part of the clip, of [0, 1], whose frames the objectives see.
         label: put before the stages' names.
         identity: of all inputs, where the caller knows it; else their content is theirs.
+
+    Returns:
+        the moving scene; where the far side would show through, with Gaussians beneath its surface (:mod:`.backing`).
     """
     if scene.front is None:
         raise ValueError("motion: the scene has no aligned camera; align it with the driving video first")
@@ -490,7 +494,8 @@ def fit_motion(
         )
         losses[stage] = state.losses
     surface = mesh if scene.surface is None and isinstance(mesh, Mesh) else scene.surface
-    return replace(scene, gaussians=state.gaussians, field=state.field, meta={**scene.meta, "losses": losses}, surface=surface)
+    made = replace(scene, gaussians=state.gaussians, field=state.field, meta={**scene.meta, "losses": losses}, surface=surface)
+    return made if video is None else backed(made, video, inputs.fronts, backend)
 
 
 def motion_passes(config: MotionConfig, frames: int) -> list[tuple[str, Pass]]:

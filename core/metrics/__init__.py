@@ -21,7 +21,7 @@ from ..pictures import open_picture, readable
 PSNR_CAP = 40.0
 #: RGB pictures without alpha: a pixel is object where a channel lies below this on white.
 WHITE = 0.98
-METRICS = ("psnr", "ssim", "iou", "motion", "frozen")
+SCORES = ("psnr", "ssim", "iou", "motion", "frozen")
 
 
 def psnr(images: np.ndarray, truth: np.ndarray) -> np.ndarray:  # (T, H, W, 3), (T, H, W, 3) -> (T,)
@@ -33,7 +33,8 @@ def psnr(images: np.ndarray, truth: np.ndarray) -> np.ndarray:  # (T, H, W, 3), 
 def ssim(images: np.ndarray, truth: np.ndarray) -> np.ndarray:  # (T, H, W, C), (T, H, W, C) -> (T,)
     """Structural similarity of each frame (Wang et al. 2004), averaged over channels.
 
-    Uniform 7x7 windows inside the picture, sample covariance, K = (0.01, 0.03), values in [0, 1].
+    Uniform 7x7 windows inside the picture, sample covariance, K = (0.01, 0.03), values in [0, 1]: scikit-image's
+    ``structural_similarity``, which a fit need not have for its report.
 
     Raises:
         ValueError: for pictures smaller than the window.

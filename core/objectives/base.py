@@ -39,8 +39,8 @@ class Objective:
     """One term of a fit. Subclasses are small frozen dataclasses, registered by their name; their fields are their settings.
 
     The loop checks :attr:`needs` before the first step, and at each step adds ``weighted(step, weight_at(step))``. A subclass
-    implements :meth:`loss`; one whose weight scales a part of the loss only, or does so in an order of operations that results
-    depend on, implements :meth:`weighted` instead.
+    implements :meth:`loss`, and :meth:`scaled` where its weight is relative to a count. Only one whose weight leaves a part of
+    the loss as it is, as lambda does the perceptual distance of PLA4D, implements :meth:`weighted` in place of both.
 
     Random numbers come from ``step.generator`` alone. What an objective keeps from step to step is tensors in ``step.memory``:
     these are its own in a fit, go on from pass to pass, and are written to checkpoints. Nothing else remembers a fit.
@@ -82,12 +82,19 @@ class Objective:
         return None
 
     def loss(self, step: FitStep) -> Tensor:
-        """The loss of a step, a scalar, without its weight."""
+        """The loss of a step, a scalar, without its weight and its scale."""
         return self.weighted(step, 1.0)
 
     def weighted(self, step: FitStep, weight: float | Tensor) -> Tensor:
         """The loss of a step, a scalar, with a weight that is a number or a scalar tensor."""
-        return weight * self.loss(step)
+        return self.scaled(step, weight) * self.loss(step)
+
+    def scaled(self, step: FitStep, weight: float | Tensor) -> float | Tensor:
+        """The weight as it multiplies the loss: itself, or relative to the number of values that the loss is a sum of.
+
+        One number, so that a step on a graphics card multiplies once, and results round the same way everywhere.
+        """
+        return weight
 
     def weight_at(self, step: FitStep) -> float:
         """The weight of a step, from the host's numbers alone."""

@@ -82,13 +82,16 @@ class LocalRigidity(Objective):
     k: int = 40
     sample: int = 2048
 
-    def weighted(self, step: FitStep, weight: float | Tensor) -> Tensor:
+    def scaled(self, step: FitStep, weight: float | Tensor) -> float | Tensor:
+        return weight * near(step, self.k).shape[1]
+
+    def loss(self, step: FitStep) -> Tensor:
         count = len(step.canonical)
         chosen = torch.randperm(count, generator=step.generator)[: self.sample or count].to(step.canonical.device)
         delta = step.gaussians.means - step.canonical.means
         others = near(step, self.k)[chosen]
         apart = picked(delta, chosen.repeat_interleave(others.shape[1])) - picked(delta, others.flatten())  # (B, n k, 3)
-        return weight * others.shape[1] * apart.square().sum(-1).mean()
+        return apart.square().sum(-1).mean()
 
 
 @OBJECTIVES.register("seam")

@@ -1,4 +1,4 @@
-"""Multi-view distillation: every frame's object, seen from random sides, must suit what a prior is shown of it.
+"""Multi-view distillation: every frame's object, seen from random sides, must suit the picture that conditions a prior.
 
 One objective over questions: DreamGaussian4D asks about the frame, Align4D's motion-geometry joint alignment about the frame
 and the static object, STAG4D about the frame or the nearest anchor.
@@ -143,7 +143,7 @@ class AboutAnchor:
     """Given that time's frame or, of views more than 30 degrees from the front, the nearest anchor (STAG4D Eq. 6 and its code).
 
     Args:
-        anchors: views of every frame; without them, only the frames are shown.
+        anchors: views of every frame; without them, only the frames.
         share: which share of the views off the front are given their anchor (STAG4D's code: 0.4).
         both: those are all given the frame and the anchor, weighed ``1 - share`` and ``share`` (STAG4D Eq. 6).
     """
@@ -224,7 +224,7 @@ class MultiViewDistillation(Objective):
             as far as the video shows it, and nothing.
         elevation: range of the random elevations, degrees, relative to the driving video's.
         sizes: pairs (until rho, factor on the prior's resolution) of the renders.
-        dark: share of the views drawn on black although what the prior is shown is not (STAG4D's code: 0.5).
+        dark: share of the views drawn on black although the prior's condition is not (STAG4D's code: 0.5).
     """
 
     name: ClassVar[str] = "multi-view"
@@ -251,13 +251,20 @@ class MultiViewDistillation(Objective):
     def with_anchors(self, anchors: Anchors) -> Self:
         return replace(self, asks=tuple(ask.with_anchors(anchors) for ask in self.asks))
 
+    @property
+    def samples(self) -> int:
+        """Samples of each frame, a prior's pictures each."""
+        return math.ceil(self.views / self.distillation.prior.pictures)
+
+    def scaled(self, step: FitStep, weight: float | Tensor) -> float | Tensor:
+        return weight * CELLS / (len(step.taus) * self.samples * math.prod(self.distillation.prior.latent_shape()))
+
     def variant(self, step: FitStep) -> int:
         return self._size(step)
 
     def draw(self, step: FitStep) -> dict[str, Tensor]:
         prior, front, distance = self.distillation.prior, step.fronts[0], self._lens(step)
-        frames, around = len(step.frames), prior.pictures
-        samples = math.ceil(self.views / around)  # of each frame
+        frames, around, samples = len(step.frames), prior.pictures, self.samples
         azimuth, elevation = torch.rand(2, frames * samples, 1, generator=step.generator)
         azimuth = 360 * azimuth - 180 + torch.arange(around) * (360 / around)  # (B, V)
         low, high = self.elevation
@@ -276,12 +283,11 @@ class MultiViewDistillation(Objective):
             drawn |= {f"{number} {name}": tensor for name, tensor in ask.draw(views).items()}
         return drawn | self.distillation.draws(step.rho, len(azimuth), step.generator)
 
-    def weighted(self, step: FitStep, weight: float | Tensor) -> Tensor:
+    def loss(self, step: FitStep) -> Tensor:
         prior, drawn, device = self.distillation.prior, step.given(self), step.canonical.device
         if not prior.small or prior.device != device:
             step.leave_uncaptured()
-        frames, around, size = len(step.taus), prior.pictures, self._size(step)
-        samples = len(drawn["azimuth"]) // frames
+        frames, around, samples, size = len(step.taus), prior.pictures, self.samples, self._size(step)
         background = constant(tuple(prior.background), device)
         behind = background
         if self.dark:
@@ -292,8 +298,7 @@ class MultiViewDistillation(Objective):
         for number, ask in enumerate(self.asks):
             own = {name.removeprefix(f"{number} "): tensor for name, tensor in drawn.items() if name.startswith(f"{number} ")}
             questions += ask.questions(replace(self._views(step, drawn, background), drawn=own))
-        loss = self.distillation.judged(images, questions, drawn)
-        return weight * CELLS / (len(images) * math.prod(prior.latent_shape())) * loss
+        return self.distillation.judged(images, questions, drawn)
 
     def _size(self, step: FitStep) -> int:
         """Pixels a side of the renders."""

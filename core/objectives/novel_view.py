@@ -1,4 +1,4 @@
-"""Novel-view distillation: a prior tells how the driving video's frames look from other sides.
+"""Novel-view distillation: a prior says how the driving video's frames look from other sides.
 
 The time-multiview (T-MV) refinement of PLA4D's later version; with one frame, the image-to-3D distillation of DreamGaussian.
 """
@@ -64,7 +64,10 @@ class NovelView(Objective):
     def check(self) -> None:
         require_image(self.distillation.prior, "Novel View")
 
-    def weighted(self, step: FitStep, weight: float | Tensor) -> Tensor:
+    def scaled(self, step: FitStep, weight: float | Tensor) -> float | Tensor:
+        return weight / (self.views * math.prod(self.distillation.prior.latent_shape()))
+
+    def loss(self, step: FitStep) -> Tensor:
         prior = self.distillation.prior
         device, front = step.canonical.device, step.fronts[0]
         low, high = (front.elevation + e for e in self.elevation)
@@ -73,5 +76,4 @@ class NovelView(Objective):
         images, pick = random_moments(step, cameras, background)
         seen = front.centred(prior.resolution[0], 0.0, margin=FRAMING).to(device)
         condition = self._conditions(step, self.distillation, seen, background)[step.frames[pick]]
-        loss = self.distillation(images, condition, step.rho, step.generator, Viewpoints.of(cameras, seen))
-        return weight / (self.views * math.prod(prior.latent_shape())) * loss
+        return self.distillation(images, condition, step.rho, step.generator, Viewpoints.of(cameras, seen))

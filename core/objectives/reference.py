@@ -49,7 +49,10 @@ class ReferenceRefinement(Objective):
     def check(self) -> None:
         require_image(self.distillation.prior, "Reference Refinement")
 
-    def weighted(self, step: FitStep, weight: float | Tensor) -> Tensor:
+    def scaled(self, step: FitStep, weight: float | Tensor) -> float | Tensor:
+        return weight / (self.views * math.prod(self.distillation.prior.latent_shape()))
+
+    def loss(self, step: FitStep) -> Tensor:
         prior = self.distillation.prior
         device = step.canonical.device
         cameras = framing_cameras(
@@ -61,8 +64,7 @@ class ReferenceRefinement(Objective):
         with torch.no_grad():
             reference = rasterize(step.canonical, cameras, background, backend=step.backend).color
             condition = self.distillation.condition(reference.clamp(0, 1))
-        loss = self.distillation(images, condition, step.rho, step.generator, Viewpoints.of(cameras, cameras))
-        return weight / (self.views * math.prod(prior.latent_shape())) * loss
+        return self.distillation(images, condition, step.rho, step.generator, Viewpoints.of(cameras, cameras))
 
 
 def random_moments(step: FitStep, cameras: Cameras, background: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,7 +75,7 @@ def random_moments(step: FitStep, cameras: Cameras, background: Tensor) -> tuple
 
 
 def require_image(prior: Prior, who: str) -> None:
-    """Refuse a prior that cannot be shown a picture."""
+    """Refuse a prior that is not conditioned on a picture."""
     if "image" not in prior.conditions:
         raise InputError(
             f"{who}: prior {prior.name} is not conditioned on a picture; choose an image-conditioned one (tiny, Zero123, ...)"

@@ -230,8 +230,8 @@ class Prior(ABC):
     One that is loaded from checkpoints is registered, ``@PRIORS.register("name")``, and says which are its own.
 
     Attributes:
-        name: shown to users and kept in checkpoints' fingerprints.
-        identity: tells weights of one name apart, in fingerprints.
+        name: for users, and kept in checkpoints' fingerprints.
+        identity: of the weights, where several have one name, in fingerprints.
         conditions: what it can be given: a subset of {"image", "text", "cameras", "fps"}.
         resolution: picture (height, width) in pixels.
         pictures: pictures in one sample, V.
@@ -284,6 +284,15 @@ class Prior(ABC):
         """Moves the networks; returns itself."""
         for module in (*self.modules.values(), *([self.small_encoder] if self.small_encoder is not None else [])):
             module.to(device)
+        return self.arrange()
+
+    def arrange(self) -> Prior:
+        """Lays the networks out in memory as their device prefers, see :mod:`.layout`; returns itself."""
+        for module in self.modules.values():
+            if not self.hosted and any(isinstance(part, nn.GroupNorm) for part in module.modules()):
+                from .layout import arrange  # needs diffusers
+
+                arrange(module)
         self.graphs.passes.clear()
         return self
 

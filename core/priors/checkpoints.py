@@ -72,7 +72,7 @@ class Checkpoint:
 
     @property
     def identity(self) -> str:
-        """Tells apart checkpoints of one layout without reading them whole: a hash over size and end of every weight file."""
+        """Identity among checkpoints of one layout, not read whole: a hash over size and end of every weight file."""
         digest = hashlib.sha256()
         for path in sorted(self.folder.rglob("*.safetensors")):
             size = path.stat().st_size

@@ -99,7 +99,7 @@ class Distillation:
             over the clip is multiplied by it; 1 = off.
         normalise: scale the latent gradient of each step to unit RMS (before ``weight`` and amplification), so that priors of
             different size and noise can be weighed against each other.
-        micro_batch: samples shown to the network at once, 0 = all; on a card at least so many, as its free memory allows.
+        micro_batch: samples that the network takes at once, 0 = all; on a card at least so many, as its free memory allows.
             Changes memory, not results.
         encode_batch: pictures encoded at once, their activations made again when gradients are taken; 0 = all, kept.
             Changes memory, not results.
@@ -189,7 +189,7 @@ class Distillation:
         return parts[0] if len(parts) == 1 else Condition.cat(parts)
 
     def _batch(self, images: Tensor, questions: int) -> int:  # (B, V, H, W, 3)
-        """Samples shown to the network at once: ``micro_batch``, or on a card as many more, twofold, as its free memory holds.
+        """Samples that the network takes at once: ``micro_batch``, on a card as many more, twofold, as its free memory holds.
 
         What a sample takes is measured once: by encoding one with gradient, by far the most of it.
         """

@@ -1,39 +1,42 @@
-"""Fetching files over HTTP: resumed where they were left, checked against a hash, in place only when whole.
+"""Fetching models with huggingface_hub: resumed where they were left, checked against a hash, in place only when whole.
 
-Called by ``models get`` and by nothing else: nothing is fetched that was not asked for.
+huggingface_hub lists a repository, follows redirects, keeps the token to its host and takes up broken connections. What it does
+not do stays here: which files are worth fetching, an interrupted file that the next call goes on with (its own download throws
+it away), a check of every hash, and an end to a server that sends more than the file has.
+
+Imported by ``models get`` and by nothing else: nothing is fetched that was not asked for.
 """
 
 from __future__ import annotations
 
 import hashlib
-import http.client
-import json
+import logging
 import os
 import re
-import ssl
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from email.message import Message
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, NoReturn
-from urllib.error import HTTPError, URLError
-from urllib.parse import quote, urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from typing import Any, NoReturn, cast
+from urllib.parse import quote
+
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.file_download import http_get
 
 from ..files import InputError
+from .models import PICKLES
 
-#: Bytes read at a time, seconds without an answer that count as a broken connection, how often a broken one is taken up again
-#: with nothing received in between, and the seconds before each of these attempts.
-BLOCK, TIMEOUT, ATTEMPTS, PAUSE = 1 << 20, 30.0, 5, 2.0
-#: Bytes of the Hub's list of a model's files at most.
-LISTING = 64 << 20
-
-PICKLES = (".bin", ".ckpt", ".pth", ".pt")
+#: Seconds that the Hub's list of files may take.
+TIMEOUT = 30.0
 #: What a model's folder holds beside its weights. Python files are never fetched.
 TEXTS = (".json", ".txt", ".model", ".jinja")
 
-_BROKEN = (URLError, ConnectionError, TimeoutError, ssl.SSLError, http.client.HTTPException)
+#: What a connection raises: the base of the HTTP client that this huggingface_hub is built on, which need not be an OSError.
+_BROKEN: tuple[type[BaseException], ...] = (OSError, *HfHubHTTPError.__bases__)
+
+# One line of progress and one of error, ours; and no word about this machine beyond the request.
+constants.HF_HUB_DISABLE_TELEMETRY = True
+logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)
@@ -71,22 +74,21 @@ def hub_files(
     Raises:
         InputError: if the Hub does not answer, does not know the model, does not hand it out, or lacks a part.
     """
-    endpoint = hub()
-    address = f"{endpoint}/api/models/{repository}/revision/{quote(revision, safe='')}?blobs=true"
+    endpoint, token = hub(), _token()
+    address = f"{endpoint}/api/models/{repository}"
     try:
-        with _open(address, repository) as answer:
-            text = answer.read(LISTING)
+        listed = HfApi(endpoint, token=token or False, headers=_headers("")).model_info(
+            repository, revision=revision, files_metadata=True, timeout=TIMEOUT
+        )
+        commit, entries = str(listed.sha or ""), {entry.rfilename: _described(entry) for entry in listed.siblings or []}
+        if not re.fullmatch(r"\w{1,64}", commit) or not entries:
+            raise ValueError
+    except HfHubHTTPError as error:
+        _refuse(error, address, repository)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        raise InputError(f"{address}: the answer is not the Hub's description of a model; try again") from None
     except _BROKEN as error:
         raise InputError(f"{endpoint}: cannot be reached ({_reason(error)}); check the connection and try again") from None
-    try:
-        listed = json.loads(text)
-    except (ValueError, RecursionError):
-        listed = {}
-    try:
-        commit = str(listed["sha"])
-        entries = {str(entry["rfilename"]): _described(entry) for entry in listed["siblings"]}
-    except (KeyError, TypeError, ValueError):
-        raise InputError(f"{address}: the answer is not the Hub's description of a model; try again") from None
     # What a server names must stay below the folder that it goes to, on every system.
     entries = {n: e for n, e in entries.items() if re.fullmatch(r"[\w.+ -]+(/[\w.+ -]+)*", n) and ".." not in n.split("/")}
     if not parts and not files:
@@ -115,14 +117,13 @@ def hub_files(
     ]
 
 
-def _described(entry: dict[str, Any]) -> tuple[int | None, tuple[str, str]]:
+def _described(entry: Any) -> tuple[int | None, tuple[str, str]]:
     """A file's size and digest in the Hub's list.
 
     Raises:
         KeyError, TypeError, ValueError: for an entry without them.
     """
-    lfs = entry.get("lfs") or {}
-    kind, digits, size = ("sha256", lfs["sha256"], lfs["size"]) if lfs else ("git", entry["blobId"], entry.get("size"))
+    kind, digits, size = ("sha256", entry.lfs.sha256, entry.lfs.size) if entry.lfs else ("git", entry.blob_id, entry.size)
     if not re.fullmatch(r"[0-9a-fA-F]{40,64}", digits) or not (size is None or (type(size) is int and 0 <= size < 1 << 50)):
         raise ValueError(entry)
     return size, (kind, digits)
@@ -158,12 +159,11 @@ def _without_variant(name: str, insert: bool = False) -> str:
     return str(path.with_name(f"{path.stem.partition('.')[0]}{'.fp16' if insert else ''}{path.suffix}"))
 
 
-def fetch(file: RemoteFile, folder: Path, progress: Callable[[int, int | None], None], name: str) -> Path:
+def fetch(file: RemoteFile, folder: Path, progress: Callable[[int], None], name: str) -> Path:
     """Fetch a file into a folder, checking its hash; where a part is there already, only the rest.
 
     Args:
-        progress: called with every number of bytes that are there, whether new or from before, negative to start over, and
-            with the file's size where it is known.
+        progress: called with every number of bytes that are there, whether new or from before, negative to start over.
         name: of the model, for messages; the Hub's id of one that is there.
 
     Raises:
@@ -174,43 +174,28 @@ def fetch(file: RemoteFile, folder: Path, progress: Callable[[int, int | None], 
     part = target.with_name(target.name + ".part")
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.is_file() and _matches(target, file):
-        progress(target.stat().st_size, target.stat().st_size)
+        progress(target.stat().st_size)
         return target
-    digest, done = _taken_up(part, file)
-    size, reached, failures = file.size, False, 0
-    progress(done, size)
-    while size is None or done < size:
-        before = done
-        try:
-            with _open(file.url, name, start=done) as answer:
-                reached = True
-                if done and answer.status != 206:  # from the beginning again
-                    progress(-done, size)
-                    digest, done = _digest(file), 0
-                if size is None and answer.status != 416 and re.fullmatch(r"\d{1,15}", answer.headers["Content-Length"] or ""):
-                    size = done + int(answer.headers["Content-Length"])
-                most = min(file.most if size is None else size, file.most)
-                with open(part, "ab" if done else "wb") as out:
-                    # A byte more than there should be shows that it is another file; no more of it is taken.
-                    while answer.status != 416 and done <= most and (block := answer.read(min(BLOCK, most + 1 - done))):
-                        out.write(block)
-                        digest.update(block)
-                        done += len(block)
-                        progress(len(block), size)
-                reason = f"the connection ends after {done} bytes" + (f" of {size}" if size else "")
-                if (size is None and answer.status != 416) or done > most:
-                    break
-        except _BROKEN as error:
-            reason = _reason(error)
-        if size is None or done < size:
-            failures = 0 if done != before else failures + 1
-            if not reached or failures >= ATTEMPTS:
-                raise InputError(
-                    f"{file.url}: cannot be fetched ({reason}); run the same command again to go on, or put it at {target}"
-                )
-            time.sleep(PAUSE * failures)
-    if done != (size or done) or done > file.most or not digest.hexdigest().startswith(file.digest[1].lower()):
-        part.unlink(missing_ok=True)
+    most = file.most if file.size is None else file.size
+    if part.is_file() and part.stat().st_size > most:
+        part.unlink()
+    try:
+        with open(part, "ab") as out:
+            # The bar is an argument for its own retries, and the one that every version counts bytes with.
+            bar = cast(Any, _Bar(most, progress))
+            bar.update(out.tell())
+            http_get(file.url, out, resume_size=out.tell(), headers=_headers(file.url), expected_size=file.size, _tqdm_bar=bar)
+    except HfHubHTTPError as error:
+        if error.response.status_code != 416:  # else nothing is left of a file whose size was not known
+            _refuse(error, file.url, name)
+    except _TooLong:
+        pass  # another file, as its hash says
+    except (ValueError, *_BROKEN) as error:
+        raise InputError(
+            f"{file.url}: cannot be fetched ({_reason(error)}); run the same command again to go on, or put it at {target}"
+        ) from None
+    if not _matches(part, file):
+        part.unlink()
         raise InputError(
             f"{file.url}: not the file its makers describe ({file.digest[0]} differs); it was not kept, run the command again"
         )
@@ -218,90 +203,70 @@ def fetch(file: RemoteFile, folder: Path, progress: Callable[[int, int | None], 
     return target
 
 
+class _TooLong(Exception):
+    """A server sends more than the file has."""
+
+
+class _Bar:
+    """What huggingface_hub takes for its progress bar: counts bytes before they are written, and stops a server without end."""
+
+    def __init__(self, most: int, progress: Callable[[int], None]) -> None:
+        self.done, self.most, self.progress = 0, most, progress
+
+    def update(self, new: int) -> None:
+        self.done += new
+        if self.done > self.most:
+            raise _TooLong
+        self.progress(new)
+
+
 def hub() -> str:
-    """Address of the Hub; HF_ENDPOINT names a mirror."""
-    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    """Address of the Hub; HF_ENDPOINT names a mirror.
 
-
-def _digest(file: RemoteFile) -> Any:
-    kind = file.digest[0]
-    if kind != "git":
-        return hashlib.new(kind, usedforsecurity=False)
-    return hashlib.sha1(b"blob %d\0" % (file.size or 0), usedforsecurity=False)
-
-
-def _taken_up(part: Path, file: RemoteFile) -> tuple[Any, int]:
-    """The hash and the length of what was fetched before."""
-    digest, done = _digest(file), part.stat().st_size if part.is_file() else 0
-    if file.size is not None and done > file.size:
-        return digest, 0
-    if done:
-        with open(part, "rb") as before:
-            while block := before.read(BLOCK):
-                digest.update(block)
-    return digest, done
+    Raises:
+        InputError: if that is no address.
+    """
+    address = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    if not re.fullmatch(r"https?://(\[[\da-fA-F:]+\]|[\w.-]+)(:\d{1,5})?(/[\w./-]*)?", address):
+        raise InputError(f"{address}: not an address; HF_ENDPOINT is one such as https://huggingface.co")
+    return address
 
 
 def _matches(path: Path, file: RemoteFile) -> bool:
-    digest, done = _taken_up(path, file)
-    return done == (file.size or done) and digest.hexdigest().startswith(file.digest[1].lower())
+    (kind, digits), size = file.digest, path.stat().st_size
+    git = kind == "git"
+    digest = hashlib.new("sha1" if git else kind, b"blob %d\0" % size if git else b"", usedforsecurity=False)
+    with open(path, "rb") as there:
+        hashlib.file_digest(there, lambda: digest)  # pyright: ignore[reportArgumentType]
+    return file.size in (None, size) and digest.hexdigest().startswith(digits.lower())
 
 
-class _Redirects(HTTPRedirectHandler):
-    """Follows redirects, and tells the token only to the host that it is for."""
-
-    def redirect_request(
-        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
-    ) -> Request | None:
-        new = super().redirect_request(req, fp, code, msg, headers, newurl)  # pyright: ignore[reportArgumentType]
-        if new is not None and urlsplit(newurl)[:2] == urlsplit(req.full_url)[:2]:
-            new.unredirected_hdrs |= {k: v for k, v in req.unredirected_hdrs.items() if k == "Authorization"}
-        return new
-
-
-def _open(url: str, name: str, start: int = 0) -> Any:
-    """An answer, also one that says that there is nothing from ``start`` on (416).
-
-    Raises:
-        InputError: where the server refuses, for good.
-        OSError: of :data:`_BROKEN`, where another attempt may help.
-    """
-    try:
-        request = Request(url, headers={"User-Agent": "anchor4d"})
-    except ValueError:
-        raise InputError(f"{url}: not an address; HF_ENDPOINT is one such as https://huggingface.co") from None
-    if start:
-        request.add_header("Range", f"bytes={start}-")
+def _headers(url: str) -> dict[str, str]:
+    """Of a request; the token goes to the Hub alone."""
+    # Lengths and places in a compressed answer are not those of the file.
+    headers = {"user-agent": "anchor4d", "accept-encoding": "identity"}
     if url.startswith(hub() + "/") and (token := _token()):
-        request.add_unredirected_header("Authorization", f"Bearer {token}")
-    try:
-        return build_opener(_Redirects).open(request, timeout=TIMEOUT)
-    except HTTPError as error:
-        if error.code == 416 and start:
-            return error
-        with error:
-            if error.code == 429 or error.code >= 500:
-                raise URLError(f"the server answers {error.code}") from None
-            _refuse(error, url, name)
+        headers["authorization"] = f"Bearer {token}"
+    return headers
 
 
-def _refuse(error: HTTPError, url: str, name: str) -> NoReturn:
-    code = error.headers.get("X-Error-Code", "")
-    if code == "GatedRepo" or error.code == 403:
+def _refuse(error: HfHubHTTPError, url: str, name: str) -> NoReturn:
+    code = error.response.status_code
+    if error.response.headers.get("X-Error-Code", "") == "GatedRepo" or code == 403:
         page = f"{hub()}/{name}" if url.startswith(hub() + "/") else url
         raise InputError(
             f"{name}: its makers hand it out only to those who accept their terms; accept them at {page}, make an access token "
             f"there (Settings, Access Tokens), set it as HF_TOKEN and run the same command again"
         ) from None
-    if error.code == 401:
+    if code == 401:
         raise InputError(
-            f"{name}: the Hub has no such model, or shows it only to its owners (401); if it is yours, set HF_TOKEN"
+            f"{name}: the Hub has no such model, or only its owners may see it (401); if it is yours, set HF_TOKEN"
         ) from None
-    raise InputError(f"{url}: the server answers {error.code} {error.reason}; it may have moved, get it by hand") from None
+    raise InputError(f"{url}: the server answers {code}; try again later, or get it by hand") from None
 
 
 def _reason(error: BaseException) -> str:
-    return " ".join(str(getattr(error, "reason", None) or error).split()) or type(error).__name__
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _token() -> str | None:

@@ -13,7 +13,7 @@ from .base import PRIORS, Prior
 from .checkpoints import Checkpoint, Precision, precision_dtypes, readable
 
 TINY = Path(__file__).parent / "tiny"
-#: Without guidance, at half the cost: more of it saturates colours and mends no better (docs/benchmarks.md).
+#: Without guidance, at half the cost: more of it saturates colours and repairs no better (docs/benchmarks.md).
 TINY_GUIDANCE = 1.0
 
 
@@ -50,7 +50,7 @@ def load_prior(
             f"{checkpoint.folder}: not a kind of prior that is known here ({', '.join(PRIORS)}); {checkpoint.found()}"
         )
     with readable(checkpoint.folder, "a prior of its kind"):
-        prior = adapter.load(checkpoint, device, precision)
+        prior = adapter.load(checkpoint, device, precision).arrange()
     if checkpoint.folder == TINY:
         prior.guidance = TINY_GUIDANCE
     prior.identity = f"{checkpoint.identity} {precision_name(prior)}"

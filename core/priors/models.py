@@ -7,6 +7,7 @@ ComfyUI's, else one among the user's data. Several may hold models; the first is
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import sys
@@ -21,7 +22,10 @@ from urllib.parse import unquote, urlsplit
 from ..files import InputError
 from ..packages import problem
 
+log = logging.getLogger(__name__)
+
 COMMAND = "python -m anchor4d models"
+PICKLES = (".bin", ".ckpt", ".pth", ".pt")
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Model:
     url: str = ""
     md5: str = ""
     sha256: str = ""
+    git: str = ""
     parts: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     size: float | None = None
@@ -42,6 +47,7 @@ class Model:
     licence: str = ""
     warning: str = ""
     needs: tuple[str, ...] = ()
+    brings: tuple[str, ...] = ()
     package: str = ""
 
     @property
@@ -65,11 +71,12 @@ class Model:
             from ..io.background import rembg_folders
 
             return [folder / self.file for folder in rembg_folders()]
-        if self.folder == "lpips":
-            from ..metrics.perceptual import backbone_folders
+        places = [folder / self.folder for folder in models_folders()]
+        if "perceptual" in self.roles:
+            import torch
 
-            return [folder / self.file for folder in backbone_folders()]
-        return [folder / self.folder for folder in models_folders()]
+            places.append(Path(torch.hub.get_dir()) / "checkpoints" / self.file)  # where torchvision fetches its own to
+        return places
 
     def found(self) -> Path | None:
         """Where it is on this machine; a folder counts if no part of it is missing."""
@@ -89,7 +96,7 @@ _host_folder: Path | None = None
 
 
 def set_models_folder(folder: str | os.PathLike[str] | None) -> None:
-    """Tell where the host, ComfyUI, keeps its models."""
+    """Set where the host, ComfyUI, keeps its models."""
     global _host_folder
     _host_folder = Path(folder) if folder is not None else None
 
@@ -256,35 +263,43 @@ def download(name: str | None, progress: Callable[[int, int], None] | None = Non
     Raises:
         InputError: for an unknown name, too little space, no connection, or a file that is not the one its makers describe.
     """
-    from .downloads import RemoteFile, fetch, hub_files
-
     model = model_named(name or "")
     if model is None:
         names = ", ".join(model.name for model in known_models())
         raise InputError(f"models get {name or 'NAME'}: choose one of {names}, or the id of a model on the Hub, owner/name")
+    for part in model.brings:
+        download(part)
     if found := model.found():
         return found
     target = model.expected
     if model.hub and target.exists():
         raise InputError(f"{target}: has no {', '.join(model.lacks(target))}; move this folder away and run the command again")
+    if reason := problem("huggingface_hub"):
+        raise InputError(f"models get {model.name}: huggingface_hub {reason}; run: pip install huggingface_hub")
+    from .downloads import RemoteFile, fetch, hub_files
+
     if model.hub:
         _, files = hub_files(model.hub, model.parts, model.files)
         folder = target.with_name(target.name + ".part")
     else:
-        digest = ("sha256", model.sha256) if model.sha256 else ("md5", model.md5)
+        kinds = {"sha256": model.sha256, "md5": model.md5, "git": model.git}
+        digest = next((kind, digits) for kind, digits in kinds.items() if digits)
         most = round(1.2e9 * model.size) + 10**6 if model.size else 1 << 40
         files, folder = [RemoteFile(model.url, model.file, None, digest, most)], target.parent
-    total, done = sum(file.size or 0 for file in files), 0
+    total, done = sum(file.size or 0 for file in files) or round(1e9 * (model.size or 0)), 0
     _require_space(total - _fetched(folder), folder)
+    log.info("%s: %.3g GB to %s", model.name, total / 1e9, target)
 
-    def count(new: int, size: int | None) -> None:
+    def count(new: int) -> None:
         nonlocal done
         done += new
-        if progress is not None and (whole := total or size):
-            progress(-(-done // 10**6), -(-whole // 10**6))
+        if progress is not None:
+            progress(-(-done // 10**6), -(-max(done, total) // 10**6))
 
     for file in files:
         fetch(file, folder, count, model.hub or model.name)
+    total = done  # of a single file, only now known exactly
+    count(0)
     if model.hub:
         os.replace(folder, target)
         if _pickle(target):
@@ -303,8 +318,6 @@ def convert(path: str | os.PathLike[str] | None) -> Path:
 
 def _pickle(folder: Path) -> Path | None:
     """A pickle in a model's folder that has no safetensors beside it."""
-    from .downloads import PICKLES
-
     found = (file for file in sorted(folder.rglob("*")) if file.suffix in PICKLES)
     return next((file for file in found if not any(file.parent.glob("*.safetensors"))), None)
 

@@ -278,7 +278,7 @@ class StableZero123(Zero123):
 
     @classmethod
     def matches(cls, checkpoint: Checkpoint) -> bool:
-        """Told by its name, since the layout is Zero123's."""
+        """By its name, since the layout is Zero123's."""
         names = (checkpoint.name, checkpoint.index.get("_class_name"), checkpoint.index.get("_name_or_path"))
         # Zero123's own class is named Zero1to3StableDiffusionPipeline.
         return super().matches(checkpoint) and any(re.search("stable[-_ ]?zero", str(name), re.IGNORECASE) for name in names)

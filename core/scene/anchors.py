@@ -62,7 +62,7 @@ class Anchors:
 
     @cached_property
     def identity(self) -> str:
-        """Tells anchors apart, in the fingerprints of runs."""
+        """Identity of the anchors, for the fingerprints of runs."""
         return fingerprint(self.images, self.elevations, self.distance, self.fovy)
 
     @property

@@ -36,7 +36,7 @@ def scene_from_gaussians(
 ) -> Scene4D:
     """A scene that shows the given sets one after the other.
 
-    Frames of unequal numbers of Gaussians are filled up with invisible ones, and shown as they are, one after the other.
+    Frames of unequal numbers of Gaussians are filled up with invisible ones, and follow each other as they are.
     Frames of equal numbers may be the same Gaussians moved: then what lies between two frames is interpolated.
 
     Args:
@@ -60,7 +60,9 @@ def scene_from_gaussians(
     counts = [len(gaussians) for gaussians in sets]
     ragged = min(counts) != max(counts)
     if ragged and motion == "smooth":
-        raise InputError(f"frames of {min(counts)} to {max(counts)} Gaussians: smooth motion needs equal ones, choose steps")
+        raise InputError(
+            f"frames of {min(counts)} to {max(counts)} Gaussians: smooth motion needs one number in every frame; choose steps"
+        )
     if motion == "auto":
         motion = "smooth" if not ragged and corresponding(sets) else "steps"
         why = "the frames have unequal numbers of Gaussians" if ragged else (
