@@ -1,6 +1,6 @@
 """Benchmark cases of animated models whose families the motion prior never saw, in the layout of ``bench --cases``.
 
-python -m anchor4d.training.motion_cases LIST --clones DIR --out FOLDER [--only NAME ...]
+python -m anchor4d.training.motion_cases LIST --files DIR --out FOLDER [--only NAME ...]
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import argparse
 import json
 import logging
 import math
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 
 from ..core.cameras import orbit
+from ..core.files import InputError
 from ..core.io import write_frames
 from ..core.io.gltf import Gltf
 from ..core.io.gltf_parts import gltf_parts
@@ -25,7 +25,7 @@ from ..core.io.meshes import write_glb
 from ..core.io.parts import joined
 from ..core.mesh import Mesh
 from ..core.render.mesh import render_mesh
-from .motion_clips import extracted, pose
+from .motion_clips import checked_out, pose
 from .motion_prior import HELD_FAMILIES
 
 log = logging.getLogger(__name__)
@@ -74,21 +74,19 @@ def span(gltf: Gltf, index: int) -> tuple[float, float]:
     return min(float(k[0]) for k in keys), max(float(k[-1]) for k in keys)
 
 
-def make(name: str, shot: Shot, entries: list[dict[str, Any]], clones: Path, out: Path) -> None:
+def make(name: str, shot: Shot, entries: list[dict[str, Any]], files: Path, out: Path) -> None:
     entry = next(e for e in entries if shot.path in e["path"] and not e.get("twin_of"))
-    assert entry["family"] in HELD_FAMILIES, entry["family"]
-    clone = clones / entry["repo"].replace("/", "+") / "repo"
-    clone = clone / ".git" if (clone / ".git").is_dir() else clone
-    with tempfile.TemporaryDirectory() as temporary:
-        gltf = Gltf(extracted(clone, entry, Path(temporary), pictures=True))
-        names = [animation.text("name").lower() for animation in gltf.all("animations")]
-        fitting = [i for i, text in enumerate(names) if shot.clip in text] or list(range(len(names)))
-        index = fitting[0]
-        first, last = span(gltf, index)
-        length = min(last - first, 2.0)
-        loops = length == last - first
-        times = first + length * np.arange(FRAMES) / (FRAMES if loops else FRAMES - 1)
-        meshes = [mesh.turned(shot.turn) for mesh in posed(gltf, index, times)]
+    if entry["family"] not in HELD_FAMILIES:
+        raise InputError(f"{name}: its family {entry['family']} was trained on; choose another")
+    gltf = Gltf(checked_out(files, entry))
+    names = [animation.text("name").lower() for animation in gltf.all("animations")]
+    fitting = [i for i, text in enumerate(names) if shot.clip in text] or list(range(len(names)))
+    index = fitting[0]
+    first, last = span(gltf, index)
+    length = min(last - first, 2.0)
+    loops = length == last - first
+    times = first + length * np.arange(FRAMES) / (FRAMES if loops else FRAMES - 1)
+    meshes = [mesh.turned(shot.turn) for mesh in posed(gltf, index, times)]
     matrix = meshes[0].normalized()[1].float()
     meshes = [mesh.transformed(matrix) for mesh in meshes]
     reach = max(float(mesh.vertices.norm(dim=-1).max()) for mesh in meshes)
@@ -118,13 +116,13 @@ def make(name: str, shot: Shot, entries: list[dict[str, Any]], clones: Path, out
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("list", type=Path)
-    parser.add_argument("--clones", type=Path, required=True)
+    parser.add_argument("--files", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="*", default=list(SHOTS))
     options = parser.parse_args()
     entries = json.loads(options.list.read_text())
     for name in options.only:
-        make(name, SHOTS[name], entries, options.clones, options.out)
+        make(name, SHOTS[name], entries, options.files, options.out)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Animated models as training data of the motion prior: surface points, what they follow, and matrices over time.
 
-    python -m anchor4d.training.motion_clips LIST --clones DIR --out clips.npz
+    python -m anchor4d.training.motion_clips LIST --files DIR --out clips.npz
 
 LIST is a JSON list of glTF files with ``repo``, ``path``, ``commit``, ``category``, ``family`` and, of twins, ``twin_of``; DIR
-holds a git directory a repository, named ``owner+name`` (or a git directory within). Files are read by our own glTF reader.
+holds each repository as it is at that commit, in a folder named ``owner+name``. Files are read by our own glTF reader.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -262,29 +260,15 @@ def prepared(model: Model, clips: list[np.ndarray]) -> tuple[dict[str, np.ndarra
     return shape, scaled
 
 
-def show(clone: Path, commit: str, path: str) -> bytes:
-    return subprocess.run(["git", f"--git-dir={clone}", "show", f"{commit}:{path}"], check=True, capture_output=True).stdout
-
-
-def extracted(clone: Path, entry: dict[str, Any], folder: Path, *, pictures: bool = False) -> Path:
-    """A file, and the buffers (and pictures) that it names, from a clone."""
-    data = show(clone, entry["commit"], entry["path"])
-    target = folder / Path(entry["path"]).name
-    target.write_bytes(data)
-    if target.suffix == ".gltf":
-        named = json.loads(data)
-        for buffer in [*named.get("buffers", []), *(named.get("images", []) if pictures else [])]:
-            uri = buffer.get("uri", "")
-            if uri and not uri.startswith("data:"):
-                (folder / uri).parent.mkdir(parents=True, exist_ok=True)
-                (folder / uri).write_bytes(show(clone, entry["commit"], str(Path(entry["path"]).parent / uri)))
-    return target
+def checked_out(folder: Path, entry: dict[str, Any]) -> Path:
+    """Where a file is."""
+    return folder / entry["repo"].replace("/", "+") / entry["path"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("list", type=Path)
-    parser.add_argument("--clones", type=Path, required=True)
+    parser.add_argument("--files", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     generator = np.random.default_rng(0)
@@ -292,29 +276,24 @@ def main() -> None:
     about: list[dict[str, Any]] = []
     entries = json.loads(options.list.read_text())
     for entry in entries:
-        with tempfile.TemporaryDirectory() as temporary:
-            try:
-                clone = options.clones / entry["repo"].replace("/", "+") / "repo"
-                clone = clone / ".git" if (clone / ".git").is_dir() else clone
-                path = extracted(clone, entry, Path(temporary))
-                gltf, source = Gltf(path), Gltf(path)
-                if entry.get("kind") != "clips_only":
-                    pose(source, 0, 0.0)  # some files' resting pose is not one that is ever shown
-                if entry.get("kind") == "clips_only":
-                    path = entry["mesh_from"].split(" ")[1]
-                    source = Gltf(extracted(clone, {**entry, "path": path}, Path(temporary)))
-                model = read_model(source, generator)
-                bones = model.bones
-                if entry.get("kind") == "clips_only":
-                    names = {node.text("name"): index for index, node in enumerate(gltf.all("nodes"))}
-                    bones = [(names.get(source.item("nodes", n).text("name"), -1), b) for n, b in bones]
-                    gone = [j for j, (n, _) in enumerate(bones) if n < 0]
-                    hips = next(n for n, _ in bones if n >= 0)
-                    bones = [(hips if j in gone else n, b) for j, (n, b) in enumerate(bones)]
-                clips = [clip_matrices(gltf, animation, bones) for animation in gltf.all("animations")]
-            except (InputError, subprocess.CalledProcessError, LookupError, ValueError) as error:
-                log.warning("%s %s: left out, %s", entry["repo"], entry["path"], error)
-                continue
+        try:
+            path = checked_out(options.files, entry)
+            gltf, source = Gltf(path), Gltf(path)
+            if entry.get("kind") != "clips_only":
+                pose(source, 0, 0.0)  # some files' resting pose is not one that is ever shown
+            else:
+                source = Gltf(checked_out(options.files, {**entry, "path": entry["mesh_from"].split(" ")[1]}))
+            model = read_model(source, generator)
+            bones = model.bones
+            if entry.get("kind") == "clips_only":
+                names = {node.text("name"): index for index, node in enumerate(gltf.all("nodes"))}
+                bones = [(names.get(source.item("nodes", n).text("name"), -1), b) for n, b in bones]
+                hips = next(n for n, _ in bones if n >= 0)
+                bones = [(hips if n < 0 else n, b) for n, b in bones]
+            clips = [clip_matrices(gltf, animation, bones) for animation in gltf.all("animations")]
+        except (InputError, LookupError, ValueError) as error:
+            log.warning("%s %s: left out, %s", entry["repo"], entry["path"], error)
+            continue
         made = prepared(model, clips)
         if made is None:
             log.warning("%s %s: nothing moves", entry["repo"], entry["path"])
