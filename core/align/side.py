@@ -24,6 +24,8 @@ AROUND, STEP, TILTS = 40.0, 10.0, (-15.0, 0.0, 15.0)
 BEST = 3
 #: Intersection over union of outlines below which a film does not show this object from there.
 LEAST = 0.4
+#: By how much less the outlines may agree where the driving video's own camera, turned, is taken.
+TURNED = 0.03
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,13 @@ def place_view(view: SideView, driving: DrivingVideo, front: FrontCamera, item: 
     pose, _ = min(found, key=lambda each: each[1])
     pose, error = refine(item, target, pose, free, resolution=STAGES[1][0], scale=STAGES[1][1])
     cameras = _through(target, pose, view.video, item)
-    seen = render_object(item, cameras).alpha[0] > 0.5
-    mask = view.video.masks[0].cpu() > 0.5
-    overlap = float((seen & mask).sum() / (seen | mask).sum().clamp_min(1))
+    overlap = _overlap(item, cameras, view.video)
+    crop = view.video.crop
+    if not view.search and (crop.width, crop.height) == (front.width, front.height):
+        # Pictures of one size are most probably of one camera that was turned, or of alike ones.
+        turned = front.cropped(crop, view.video.resolution, view.azimuth, elevation)
+        if (there := _overlap(item, turned, view.video)) > overlap - TURNED:
+            cameras, overlap = turned, there
     azimuth, tilt = math.degrees(pose[AZIMUTH]), math.degrees(pose[ELEVATION])
     if overlap < LEAST:
         raise InputError(
@@ -84,6 +90,12 @@ def place_view(view: SideView, driving: DrivingVideo, front: FrontCamera, item: 
     log.info("%s: azimuth %.1f, elevation %.1f, outlines agree by %.2f", name, azimuth, tilt, overlap)
     report = {"azimuth": azimuth, "elevation": tilt, "overlap": overlap, "error": error}
     return Placed(PlacedView(view, cameras), report)
+
+
+def _overlap(item: Object3D, cameras: Cameras, video: DrivingVideo) -> float:
+    """Intersection over union of the object's outline and the first frame's."""
+    seen, mask = render_object(item, cameras).alpha[0] > 0.5, video.masks[0].cpu() > 0.5
+    return float((seen & mask).sum() / (seen | mask).sum().clamp_min(1))
 
 
 def _through(target: Target, pose: torch.Tensor, video: DrivingVideo, item: Object3D) -> Cameras:

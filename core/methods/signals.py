@@ -20,7 +20,7 @@ from ..video import DrivingVideo
 from .stages import MethodConfig, MotionConfig, StaticConfig
 
 #: Weights relative to the reference view loss's (docs/signals.md).
-DEPTH, TRACKS, SIDE = 1.0, 2.0, 1.0
+DEPTH, TRACKS, SIDE = 20.0, 20.0, 1.0
 
 Fit = TypeVar("Fit", StaticConfig, MotionConfig)
 
