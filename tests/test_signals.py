@@ -190,6 +190,10 @@ def test_scale_and_shift_are_robust_and_never_upside_down() -> None:
     scale, shift = fitted(given, shown, torch.ones_like(given))
     torch.testing.assert_close(scale, torch.full((2,), 0.5), atol=0.02, rtol=0)
     torch.testing.assert_close(shift, torch.full((2,), 1.5), atol=0.05, rtol=0)
+    # Noise in the given values does not flatten the line.
+    noisy = given + 0.3 * torch.randn(given.shape, generator=generator)
+    scale, _ = fitted(noisy, 0.2 * given, torch.ones_like(given))
+    torch.testing.assert_close(scale, torch.full((2,), 0.2), atol=0.05, rtol=0)
     assert float(fitted(given, -shown, torch.ones_like(given))[0].max()) == 0
 
 
@@ -357,7 +361,9 @@ def test_bad_signals_are_refused_in_a_line(walk: Walk) -> None:
         replace(tracks, points=tracks.points / SIZE).on_object(video)
     with pytest.raises(InputError, match="tracks of 2 frames where the video has 4"):
         PointTracks(tracks.points[:2], tracks.visible[:2]).on_object(video)
-    wide = replace(walk.film(0.0), masks=torch.ones(FRAMES, SIZE, SIZE))
+    bar = torch.zeros(FRAMES, SIZE, SIZE)
+    bar[:, 18:21] = 1
+    wide = replace(walk.film(0.0), masks=bar)
     with pytest.raises(InputError, match=r"the object's outline covers .* of the film's"):
         place_view(SideView(wide, 90.0), video, front, mesh)
 

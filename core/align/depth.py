@@ -20,7 +20,9 @@ log = logging.getLogger(__name__)
 #: Residual, in units of the object's longest side, beyond which a pixel's pull no longer grows.
 WIDTH = 0.1
 #: Rounds of reweighting of a scale and a shift.
-ROUNDS = 4
+ROUNDS = 5
+#: Correlation below which a scale is taken back.
+FAINT = 0.25
 #: Pixels that the first frame's depth and the object must have in common, and a correlation below which depth is doubtful.
 SHARED, DOUBTFUL = 16, 0.3
 
@@ -109,20 +111,25 @@ def comparable(depth: Tensor, distance: float, inverse: bool) -> Tensor:
 
 
 def fitted(given: Tensor, shown: Tensor, weight: Tensor, width: float = WIDTH) -> tuple[Tensor, Tensor]:
-    """Scale and shift (B,) of ``given`` (B, H, W) that bring it nearest to ``shown``: least squares, reweighted (Cauchy).
+    """Scale and shift (B,) that take ``given`` (B, H, W) to ``shown``: least squares, reweighted against outliers
+    (Geman and McClure).
 
-    Scales are not below 0: a map that says the opposite of the render says nothing.
+    Once outliers are left out, ``given`` is regressed on ``shown`` and the line turned round: what is shown is free of noise,
+    and noise in what is given would flatten a line fitted the other way. Scales are not below 0: a map that says the opposite
+    says nothing, and one that hardly correlates (below :data:`FAINT`) little.
     """
     x, y, base = given.flatten(1), shown.flatten(1), weight.flatten(1)
     current = base
     scale, shift = torch.zeros_like(x[:, 0]), torch.zeros_like(x[:, 0])
-    for _ in range(ROUNDS):
+    for turn in range(ROUNDS):
         total = current.sum(1).clamp_min(1e-6)
         mean_x, mean_y = (current * x).sum(1) / total, (current * y).sum(1) / total
-        off = x - mean_x[:, None]
-        variance = (current * off.square()).sum(1)
-        scale = ((current * off * (y - mean_y[:, None])).sum(1) / variance.clamp_min(1e-12)).clamp_min(0)
+        off_x, off_y = x - mean_x[:, None], y - mean_y[:, None]
+        spread_x, spread_y = ((current * off.square()).sum(1).clamp_min(1e-12).sqrt() for off in (off_x, off_y))
+        r = (current * off_x * off_y).sum(1) / (spread_x * spread_y)
+        slope = r if turn < ROUNDS - 1 else torch.where(r > FAINT, 1 / r.clamp_min(FAINT), r.clamp_min(0) / FAINT**2)
+        scale = spread_y / spread_x * slope
         shift = mean_y - scale * mean_x
         residual = y - scale[:, None] * x - shift[:, None]
-        current = base / (1 + (residual / width).square())
+        current = base / (1 + (residual / width).square()).square()
     return scale, shift
