@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 #: Residual, in units of the object's longest side, beyond which a pixel's pull no longer grows.
 WIDTH = 0.1
+#: Residual that halves a pixel's pull on scale and shift, about: limbs move by less.
+OUTLYING = 0.3
 #: Rounds of reweighting of a scale and a shift.
 ROUNDS = 5
 #: Correlation below which a scale is taken back.
@@ -110,7 +112,7 @@ def comparable(depth: Tensor, distance: float, inverse: bool) -> Tensor:
     return distance**2 / depth.clamp_min(0.05 * distance) if inverse else depth
 
 
-def fitted(given: Tensor, shown: Tensor, weight: Tensor, width: float = WIDTH) -> tuple[Tensor, Tensor]:
+def fitted(given: Tensor, shown: Tensor, weight: Tensor, width: float = OUTLYING) -> tuple[Tensor, Tensor]:
     """Scale and shift (B,) that take ``given`` (B, H, W) to ``shown``: least squares, reweighted against outliers
     (Geman and McClure).
 
@@ -127,7 +129,7 @@ def fitted(given: Tensor, shown: Tensor, weight: Tensor, width: float = WIDTH) -
         off_x, off_y = x - mean_x[:, None], y - mean_y[:, None]
         spread_x, spread_y = ((current * off.square()).sum(1).clamp_min(1e-12).sqrt() for off in (off_x, off_y))
         r = (current * off_x * off_y).sum(1) / (spread_x * spread_y)
-        slope = r if turn < ROUNDS - 1 else torch.where(r > FAINT, 1 / r.clamp_min(FAINT), r.clamp_min(0) / FAINT**2)
+        slope = r if turn < 2 else torch.where(r > FAINT, 1 / r.clamp_min(FAINT), r.clamp_min(0) / FAINT**2)
         scale = spread_y / spread_x * slope
         shift = mean_y - scale * mean_x
         residual = y - scale[:, None] * x - shift[:, None]
