@@ -125,13 +125,17 @@ def fit(args: argparse.Namespace, console: Console) -> int:
             raise InputError(f"--{name}: says how a video is read; give --video, or leave it out")
     if args.mask is not None and not Path(args.mask).exists():
         raise InputError(f"--mask {args.mask}: no such film, folder or picture, check the path")
+    _check_signals(args, method.follows)
     from .core.io.background import check_method
+    from .core.io.signals import SignalFiles
     from .core.io.video import Part, Reading
     from .core.runs.session import prior_device, run_in_folder
 
     reading = Reading(args.mask, args.start, args.end, args.every, args.background)
     Part(args.fps, args.frames, args.start, args.end, args.every).checked(args.video or "fit")
     check_method(args.background, source=args.video or "fit")
+    signals = SignalFiles(args.depth, args.depth_kind, args.depth_span, args.tracks, args.flow or "", tuple(args.view))
+    signals.check()
     settings, watch = _settings(args), console.watch(args.out)
     video, item, fps = args.video, args.object, args.fps
     if method.follows == "video":
@@ -172,6 +176,7 @@ def fit(args: argparse.Namespace, console: Console) -> int:
         resume=args.resume,
         reading=reading,
         strict=args.strict,
+        signals=signals,
         progress=watch,
         read=None if video is None else console.reading(Path(video)),
     )
@@ -200,6 +205,18 @@ def _check_unused(args: argparse.Namespace, follows: str) -> None:
             raise InputError(f"--{name.replace('_', '-')}: is not asked, since --{given} is given; leave one of them out")
     if follows == "text" and args.video_model is not None and args.prior != "auto":
         raise InputError(f"--prior: of method {args.method} the same as --video-model; leave one of them out")
+
+
+def _check_signals(args: argparse.Namespace, follows: str) -> None:
+    """Refuse signals about a video where none is followed, and words about depth where none is given."""
+    for name in ("depth", "tracks", "flow", "view"):
+        if follows == "text" and getattr(args, name):
+            raise InputError(f"--{name}: says more of a video, and method {args.method} follows a text; leave it out")
+        if name != "flow" and args.video is None and getattr(args, name):
+            raise InputError(f"--{name}: says more of a video; give --video, or leave it out")
+    for name, default in (("depth_kind", "auto"), ("depth_span", "clip")):
+        if args.depth is None and getattr(args, name) != default:
+            raise InputError(f"--{name.replace('_', '-')}: says what --depth holds; give --depth, or leave it out")
 
 
 def _check_text(args: argparse.Namespace) -> None:
@@ -516,6 +533,16 @@ wan-1.3b, whichever is here), --image-model (sd21-base; none = without) and, wit
         "(green, #00b140); rembg = a neural network; auto = key where the border is plain, else rembg",
     )
     made.add_argument("--fps", type=_real(0.01, 1000), help="frames a second (default: the video's own, else 12)")
+    kinds, spans, flows = (_constant("core/signals.py", name) for name in ("DEPTH_KINDS", "DEPTH_SPANS", "FLOWS"))
+    depth = "relative depth of the video's frames: a folder of pictures, a film, .npy or .npz of (frames, height, width)"
+    tracks = ".npz of points (frames, points, 2), pixels of the video's picture, and visible (frames, points)"
+    side = "the same motion from another side, several times: 90=FILM from +X; 90,10=FILM with elevation; 90~=FILM near there"
+    made.add_argument("--depth", metavar="DIR|FILE", help=depth)
+    made.add_argument("--depth-kind", choices=kinds, default="auto", help="depth grows away from the camera (default: auto)")
+    made.add_argument("--depth-span", choices=spans, default="clip", help="what has a scale and shift of its own")
+    made.add_argument("--tracks", metavar="FILE", help=tracks)
+    made.add_argument("--flow", choices=flows, help="tracks by optical flow: dis = OpenCV's (opencv-python-headless)")
+    made.add_argument("--view", action="append", default=[], metavar="AZIMUTH=FILM", help=side)
     made.add_argument("--resume", action="store_true", help="go on where an interrupted run in OUT stopped, to the same result")
     made.add_argument(
         "--out",

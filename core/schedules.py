@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 #: A weight as a function of rho = step / steps in [0, 1].
 Weight = Callable[[float], float]
@@ -46,3 +46,14 @@ def constant(value: float) -> Weight:
 def linear(start: float, end: float, scale: float = 1.0) -> Weight:
     """From ``scale * start`` at the first step to ``scale * end`` at the last (PLA4D's lambda: 0.98 to 0.02)."""
     return Ramp(scale * start, scale * end)
+
+
+def scaled(weight: Weight, factor: float) -> Weight:
+    """A weight times a factor.
+
+    Raises:
+        TypeError: for one that is no value of this module.
+    """
+    if isinstance(weight, Ramp | Switch):
+        return replace(weight, start=factor * weight.start, end=factor * weight.end)
+    raise TypeError(f"weight {weight!r}: cannot be scaled, give a Ramp or a Switch")

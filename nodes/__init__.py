@@ -2,13 +2,29 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import align, ayg, edit, export, fit, generate, measure, objectives, player, prepare, priors, stag4d, trajectory, view
+from . import (
+    align,
+    ayg,
+    edit,
+    export,
+    fit,
+    generate,
+    measure,
+    objectives,
+    player,
+    prepare,
+    priors,
+    signals,
+    stag4d,
+    trajectory,
+    view,
+)
 
 
 class Anchor4DExtension(ComfyExtension):
     """All nodes of the pack, in the order of the pipeline."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        first = (prepare, align, objectives, fit, stag4d, ayg, priors, generate)
+        first = (prepare, align, objectives, signals, fit, stag4d, ayg, priors, generate)
         parts = (*first, view, edit, trajectory, player, export, measure)
         return [node for part in parts for node in part.NODES]

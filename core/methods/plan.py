@@ -27,8 +27,10 @@ from ..render.mesh import drawing_on
 from ..scene.anchors import Anchors
 from ..scene.object3d import Object3D
 from ..scene.scene import Scene4D
+from ..signals import Signals
 from ..video import DrivingVideo
 from . import stages
+from .signals import with_signals
 from .stages import MotionConfig, StaticConfig
 from .verdict import judge
 
@@ -96,6 +98,8 @@ class MethodRun:
         fronts, moving: the camera and the object of each frame, for methods that have them.
         scene: as far as it is made.
         foreseen: what the fits will cost.
+        signals: what is given besides the video, which the motion follows too.
+        signal_report: what a report says of them, once their places are known.
         strict: an object that the verdict on its alignment does not call good is refused before any fit.
     """
 
@@ -121,6 +125,8 @@ class MethodRun:
     scene: Scene4D | None = None
     foreseen: FitEstimate | None = None
     strict: bool = False
+    signals: Signals = field(default_factory=Signals)
+    signal_report: dict[str, Any] = field(default_factory=dict)
 
     @property
     def clip(self) -> DrivingVideo:
@@ -170,6 +176,9 @@ class MethodRun:
             if self.strict:
                 raise InputError(f"{self.objects[0].name}: {early.line}")
             log.warning("%s", early.line)
+        if self.signals:
+            with drawing_on(self.device):
+                self.config, self.signal_report = with_signals(self.config, self.signals, self.clip, self.aligned)
         self.clock.stop("align camera")
 
     def focal_per_frame(self) -> None:

@@ -66,6 +66,8 @@ def report_of(run: MethodRun, scene: Scene4D, settings: Any, config: Any, item: 
             "warnings": list(video.warnings),
             "loops": scene.loop,
         }
+    if run.signal_report:
+        report["signals"] = run.signal_report
     if alignment is not None:
         curves = [*alignment.curves, *([run.distance.curve] if run.distance is not None else [])]
         report["camera"] = asdict(alignment.front) | {"yaw": alignment.yaw}

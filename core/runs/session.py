@@ -20,6 +20,7 @@ from ..io import side_by_side
 from ..io.clip import natural
 from ..io.meshes import SUFFIXES
 from ..io.objects import load_object
+from ..io.signals import SignalFiles, read_signals
 from ..io.video import Percent, Reading, load_video
 from ..methods.plan import Clock, MethodRun, check_objects
 from ..methods.registry import METHODS, Choice, Method, ModelRole
@@ -32,6 +33,7 @@ from ..scene.anchors import Anchors
 from ..scene.object3d import Object3D
 from ..scene.scene import Scene4D
 from ..scene.views import object_cameras, render_frames, turning_cameras
+from ..signals import Signals
 from ..video import DrivingVideo
 from .folder import into_folder
 from .page import run_page
@@ -245,6 +247,7 @@ def run(
     checkpoints: str | os.PathLike[str] | None = None,
     identity: str = "",
     strict: bool = False,
+    signals: Signals = Signals(),
 ) -> Run:
     """One method with a named preset, from its inputs to a scene.
 
@@ -260,6 +263,7 @@ def run(
         checkpoints: folder to keep checkpoints in, and to resume from where it holds some of the same run.
         identity: of all inputs, names the checkpoints; "" takes their content.
         strict: refuse an object that the verdict on its alignment does not call good, before any fit.
+        signals: what is given besides the video, which the motion follows too.
 
     Raises:
         InputError: for settings, inputs or models that do not fit; with ``strict``, for an object that does not.
@@ -271,10 +275,12 @@ def run(
         config = settings.plain(prompt).bound(settings.models())
     if method.follows == "video":
         _check_video_inputs(video, meshes, method, config, anchors)
+    elif signals:
+        raise InputError(f"signals: depth, tracks and other sides are of a video, and method {method.name} follows a text")
     work = MethodRun(
         config, method.name, Clock(progress), video, meshes, prompt, settings.then, settings.closed, settings.yaw,
         settings.seed, settings.device, settings.renderer, None if checkpoints is None else Path(checkpoints), identity,
-        alignment, anchors, strict=strict,
+        alignment, anchors, strict=strict, signals=signals,
     )  # fmt: skip
     if not meshes and method.follows == "video" and "tiny" in {settings.prior, settings.anchors}:
         log.warning("%s", TOYS)
@@ -318,6 +324,7 @@ def run_in_folder(
     resume: bool = False,
     reading: Reading = Reading(),
     strict: bool = False,
+    signals: SignalFiles = SignalFiles(),
     progress: Progress | None = None,
     read: Percent | None = None,
 ) -> Run | None:
@@ -334,6 +341,7 @@ def run_in_folder(
         resume: go on from the checkpoints in ``out``; to the same result, bit by bit on a CPU, as a run without interruption.
         reading: the part of the video that is taken, and how the object is found in it.
         strict: see :func:`run`.
+        signals: files of what is given besides the video.
         read: progress of reading the video.
 
     Returns:
@@ -357,14 +365,20 @@ def run_in_folder(
         clip = load_video(video, progress=read, **size, **vars(reading))
         mask = None if reading.mask is None else file_identity(reading.mask)
         clip = replace(clip, identity=fingerprint(file_identity(video), size, replace(reading, mask=mask)))
+    beside = Signals()
+    if signals and clip is not None:
+        beside = read_signals(signals, clip, fps=fps, frames=settings.frames, reading=reading)
     objects = [] if mesh is None else [load_object(path, settings.up) for path in _mesh_files(Path(mesh))]
     parts = {"settings": settings, "config": plain, "models": models, "prompt": prompt, "video": clip, "object": objects}
+    if signals:
+        parts["signals"] = beside
     key = fingerprint(parts, __version__)
     given = {
         "prompt": prompt,
         "config": plain.bound(models) if config is None else config,
         "progress": progress,
         "strict": strict,
+        "signals": beside,
     }
     return into_folder(
         out,

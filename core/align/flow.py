@@ -1,0 +1,86 @@
+"""Point tracks of a driving video by dense optical flow from frame to frame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..files import InputError
+from ..identity import fingerprint
+from ..packages import problem
+from ..signals import PointTracks
+from ..video import DrivingVideo
+
+#: Where a picture's pixels (x, y) have moved to in another, (H, W, 2): of two pictures (H, W, 3) in [0, 1].
+Flow = Callable[[Tensor, Tensor], Tensor]
+
+#: Points along a side of the crop, and pixels by which a step forward and back may miss.
+SPACING, MISS = 48, 1.0
+
+
+def dis_flow() -> Flow:
+    """OpenCV's dense inverse search (Kroeger et al. 2016) at its finest preset.
+
+    Raises:
+        InputError: without OpenCV.
+    """
+    if reason := problem("cv2"):
+        raise InputError(f"flow dis: takes OpenCV (cv2), which {reason}; run: pip install opencv-python-headless")
+    import cv2
+
+    found: Any = cv2
+    search = found.DISOpticalFlow_create(found.DISOPTICAL_FLOW_PRESET_MEDIUM)
+
+    def flow(first: Tensor, second: Tensor) -> Tensor:
+        grey = [(picture.mean(-1) * 255).round().clamp(0, 255).numpy().astype(np.uint8) for picture in (first, second)]
+        return torch.from_numpy(search.calc(*grey, None))
+
+    return flow
+
+
+@torch.no_grad()
+def tracks_by_flow(video: DrivingVideo, flow: Flow, name: str = "dis", frame: int = 0) -> PointTracks:
+    """Points spread over the object in a frame, followed both ways through the clip by flow between neighbouring frames.
+
+    A track ends where the flow back misses its way by more than :data:`MISS` pixels, or where it leaves the mask.
+
+    Args:
+        flow: of two neighbours, by the video's own pixels.
+        frame: where the points are spread.
+    """
+    pictures, masks = video.composited(0.5).cpu(), video.masks.cpu()
+    count, size = len(video), video.resolution
+    step = max(size / SPACING, 1.0)
+    at = torch.arange(step / 2, size, step)
+    y, x = torch.meshgrid(at, at, indexing="ij")
+    start = torch.stack([x, y], -1).reshape(-1, 2)
+    start = start[masks[frame][start[:, 1].long(), start[:, 0].long()] > 0.9]
+    points, visible = start.expand(count, -1, -1).clone(), torch.zeros(count, len(start), dtype=torch.bool)
+    visible[frame] = True
+    for way in (1, -1):
+        t = frame
+        while 0 <= t + way < count:
+            ahead, back = flow(pictures[t], pictures[t + way]), flow(pictures[t + way], pictures[t])
+            moved = points[t] + _sampled(ahead, points[t])
+            missed = (moved + _sampled(back, moved) - points[t]).norm(dim=-1)
+            inside = _sampled(masks[t + way][..., None], moved)[:, 0] > 0.9
+            points[t + way], visible[t + way] = moved, visible[t] & (missed < MISS) & inside
+            t += way
+    crop = video.crop
+    whole = points * (crop.size / size) + torch.tensor([crop.x, crop.y])
+    source = f"flow {name} of {video.source or 'the video'}"
+    return PointTracks(whole, visible, source, fingerprint(name, frame, video))
+
+
+def _sampled(image: Tensor, points: Tensor) -> Tensor:  # (H, W, C), (N, 2) pixels -> (N, C)
+    height, width = image.shape[:2]
+    grid = points / points.new_tensor([width, height]) * 2 - 1
+    found = F.grid_sample(
+        image.movedim(-1, 0)[None].float(), grid[None, None], mode="bilinear", padding_mode="border", align_corners=False
+    )
+    return found[0, :, 0].T
