@@ -14,7 +14,7 @@ import math
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     log = logging.getLogger(__package__)
     log.addHandler(handler)
     try:
-        args = _parser().parse_args(argv)
+        args = parser().parse_args(argv)
         log.setLevel(logging.DEBUG if args.verbose else logging.INFO)
         with console.interruptible():
             return _run(args, console)
@@ -378,6 +378,9 @@ class _Formats:
 
 
 class _Parser(argparse.ArgumentParser):
+    #: Parsers of the commands, by name.
+    commands: Mapping[str, argparse.ArgumentParser] = {}
+
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see {self.prog} --help)")
 
@@ -428,12 +431,14 @@ ELEVATION = _real(-90, 90, "degrees")
 RENDERER = "what draws Gaussians: the fastest that is here, or one by name (default: %(default)s)"
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> _Parser:
+    """The command line's parser."""
     parser = _Parser(prog="anchor4d", description="Turn a driving video and a 3D model into a moving object made of Gaussians.")
     parser.add_argument("--version", action="version", version=f"anchor4d {__version__}")
     common = _Parser(add_help=False)
     common.add_argument("--verbose", action="store_true", help="also print messages for finding faults")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    parser.commands = commands.choices
 
     def command(name: str, run: Callable[[argparse.Namespace, Console], int], text: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", parents=[common])
@@ -588,6 +593,15 @@ wan-1.3b, whichever is here), --image-model (sd21-base; none = without) and, wit
         "--only", nargs="+", metavar="NAME", help="names of the cases, or rows of the speed, to run (default: all)"
     )
     made.add_argument("--out", type=Path, default=Path("anchor4d-bench"), help="folder (default: %(default)s)")
+
+    from .bench import batch, study
+
+    batch.add_options(
+        command("batch", batch.batch, "many runs: rows of a table or a folder of cases, here or on a Ray cluster")
+    )
+    study.add_options(
+        command("study", study.study, "a user study: a page of blind pairs and ratings, and the count of its votes")
+    )
 
     made = command("models", models, "optional models: what is here, where each is expected, and fetching one")
     made.set_defaults(again="run the same command to go on")
