@@ -37,7 +37,8 @@ STOP_SECONDS = 60.0
 #: Columns of the table: heading, key of a record, format.
 COLUMNS = (
     ("state", "state", "{}"), ("method", "method", "{}"), ("preset", "preset", "{}"), ("verdict", "verdict", "{}"),
-    ("s", "seconds", "{:.1f}"), ("processor s", "processor_seconds", "{:.1f}"), ("MB", "memory_mb", "{:.0f}"), ("tries", "tries", "{}"), ("on", "on", "{}"),
+    ("s", "seconds", "{:.1f}"),
+    ("processor s", "processor_seconds", "{:.1f}"), ("MB", "memory_mb", "{:.0f}"), ("tries", "tries", "{}"), ("on", "on", "{}"),
     ("error", "error", "{}"),
 )  # fmt: skip
 
@@ -301,7 +302,8 @@ class Processes:
         found: list[tuple[Job, Record]] = []
         if not self.running:
             time.sleep(seconds)
-        for pipe in wait(list(self.running), seconds):
+        ready: list[Any] = wait(list(self.running), seconds)
+        for pipe in ready:
             job, process, card, attempt = self.running[pipe]
             try:
                 message = pipe.recv()
