@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,7 +55,7 @@ def plan(run):
     if "RAY_JOB_ID" in os.environ or node:
         import ray
         node = ray.get_runtime_context().get_node_id()
-    say(f"start|{run.prompt}|{first}|{node}")
+    say(f"start|{run.prompt}|{first}|{node}|{os.getpid()}")
     for step in range(first, 12):
         kept.write_text(str(step))
         if run.prompt.endswith("dies") and step == 6 and first < 6:
@@ -199,7 +201,7 @@ def test_a_broken_run_stops_no_other_and_one_that_dies_goes_on(
     assert records["killed"]["tries"] == 2 and records["good"]["method"] == "count"
     assert "| killed | done | count |" in (out / "batch.md").read_text()
     # From its checkpoint.
-    assert [first for prompt, first, _ in lines(said, "start") if prompt == "a fox dies"] == ["0", "6"]
+    assert [first for prompt, first, _, _ in lines(said, "start") if prompt == "a fox dies"] == ["0", "6"]
     assert "count  1" in (out / "good" / "log.txt").read_text()
     for name in ("good", "killed"):
         assert (copies / name / "scene.safetensors").read_bytes() == (out / name / "scene.safetensors").read_bytes()
@@ -231,7 +233,7 @@ def test_an_interrupted_batch_goes_on(tmp_path: Path, said: Path) -> None:
     assert json.loads((tmp_path / "out" / "fox" / "job.json").read_text())["state"] == "interrupted"
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    (_, first, _), (_, second, _) = lines(said, "start")
+    (_, first, *_), (_, second, *_) = lines(said, "start")
     assert first == "0" and int(second) > 0
     assert len(lines(said, "done")) == 1
 
@@ -242,20 +244,25 @@ def test_an_interrupted_batch_goes_on(tmp_path: Path, said: Path) -> None:
 class Killer:
     """A console that takes a node away once runs have begun on it."""
 
-    def __init__(self, said: Path, cluster: object, node: object) -> None:
+    def __init__(self, said: Path, cluster: Any, node: Any) -> None:
         self.said, self.cluster, self.node, self.killed = said, cluster, node, False
 
     def line(self, text: str) -> None:
         pass
 
     def step(self, stage: str, step: int, steps: int, note: str = "") -> None:
-        begun = [prompt for prompt, _, node in lines(self.said, "start") if node == self.node.node_id]  # pyright: ignore
         ended = [prompt for prompt, _, _ in lines(self.said, "done")]
-        if not self.killed and set(begun) - set(ended):
+        begun = [line for line in lines(self.said, "start") if line[2] == self.node.node_id and line[0] not in ended]
+        if begun and not self.killed:
             self.killed = True
-            self.cluster.remove_node(self.node, allow_graceful=False)  # pyright: ignore[reportAttributeAccessIssue]
+            # A node that dies takes all its processes: Ray's own, and the run's.
+            self.cluster.remove_node(self.node, allow_graceful=False)
+            for _, _, _, process in begun:
+                with suppress(ProcessLookupError):
+                    os.kill(int(process), signal.SIGKILL)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Ray's test clusters are for Linux and macOS")
 def test_a_node_that_dies_loses_nothing_and_nothing_is_made_twice(tmp_path: Path, said: Path) -> None:
     pytest.importorskip("ray", reason="needs ray: pip install ray")
     from ray.cluster_utils import Cluster as Nodes
