@@ -153,15 +153,24 @@ def run_job(job: Job, out: Path, run: Run, attempt: int, report: Report, to: str
 
 
 class _Begun:
-    """Passes progress on; with the first of it, when the folder is this run's, its record replaces an older one."""
+    """Passes progress on. The run's record is written once the folder is its own: at once, or, where another run left
+    checkpoints, with the first progress."""
 
-    def __init__(self, folder: Path, record: Record, report: Report, begun: bool) -> None:
-        self.folder, self.record, self.report, self.begun = folder, dict(record), report, begun
+    def __init__(self, folder: Path, record: Record, report: Report, again: bool) -> None:
+        from ..generate.chain import FOLDER
+        from .folder import CHECKPOINTS
+
+        self.folder, self.record, self.report, self.begun = folder, dict(record), report, False
+        if again or not any((folder / name).exists() for name in (CHECKPOINTS, FOLDER)):
+            self.begin()
+
+    def begin(self) -> None:
+        write_record(self.folder, self.record)
+        self.begun = True
 
     def __call__(self, stage: str, step: int, steps: int) -> None:
         if not self.begun:
-            write_record(self.folder, self.record)
-            self.begun = True
+            self.begin()
         self.report(stage, step, steps)
 
 
