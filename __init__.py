@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from .core.io.video import load_video as load_video
     from .core.methods.registry import METHODS as METHODS
     from .core.methods.registry import method as method
+    from .core.metrics.base import METRICS as METRICS
     from .core.objectives.base import OBJECTIVES as OBJECTIVES
     from .core.objectives.base import FitStep as FitStep
     from .core.objectives.base import Objective as Objective
     from .core.priors.load import load_prior as load_prior
+    from .core.runs.measure import measure_files as measure_files
     from .core.runs.public import export as export
     from .core.runs.public import fit as fit
     from .core.runs.public import render as render
@@ -60,6 +62,8 @@ _PUBLIC = {
     "OBJECTIVES": "core.objectives.base",
     "FIELDS": "core.deformation",
     "FORMATS": "core.io.export",
+    "METRICS": "core.metrics.base",
+    "measure_files": "core.runs.measure",
 }
 
 

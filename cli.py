@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
+from .bench import batch, measuring, study
 from .console import Console, ConsoleLog
 from .core.files import InputError
 from .core.packages import problem
+from .core.progress import pulsing
 
 #: Exit code.
 INTERRUPTED = 130
@@ -42,10 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     log = logging.getLogger(__package__)
     log.addHandler(handler)
     try:
-        args = parser().parse_args(argv)
-        log.setLevel(logging.DEBUG if args.verbose else logging.INFO)
         with console.interruptible():
-            return _run(args, console)
+            return _run(argv, console, log)
     except (InputError, OSError) as error:
         return _refuse(console, " ".join(str(error).split()))
     finally:
@@ -63,12 +63,15 @@ def program() -> int:
     return code
 
 
-def _run(args: argparse.Namespace, console: Console) -> int:
+def _run(argv: Sequence[str] | None, console: Console, log: logging.Logger) -> int:
+    args = argparse.Namespace()
     try:
-        if broken := [f"{name} {reason}" for name in REQUIRED if (reason := problem(name))]:
-            install = f'python -m pip install -e "{Path(__file__).parent}[torch,cpu]"'
-            return _refuse(console, f"the Python package {'; '.join(broken)}; run: {install}")
-        with console.beating():
+        with console.beating(), pulsing(console.check):  # imports take seconds, those of the arguments' choices too
+            parser().parse_args(argv, args)
+            log.setLevel(logging.DEBUG if args.verbose else logging.INFO)
+            if broken := [f"{name} {reason}" for name in REQUIRED if (reason := problem(name))]:
+                install = f'python -m pip install -e "{Path(__file__).parent}[torch,cpu]"'
+                return _refuse(console, f"the Python package {'; '.join(broken)}; run: {install}")
             return args.run(args, console)
     except BaseException as error:
         # What an interruption meets may turn it into another error: an import, a callback of a library.
@@ -594,14 +597,19 @@ wan-1.3b, whichever is here), --image-model (sd21-base; none = without) and, wit
     )
     made.add_argument("--out", type=Path, default=Path("anchor4d-bench"), help="folder (default: %(default)s)")
 
-    from .bench import batch, study
-
     batch.add_options(
         command("batch", batch.batch, "many runs: rows of a table or a folder of cases, here or on a Ray cluster")
     )
     study.add_options(
         command("study", study.study, "a user study: a page of blind pairs and ratings, and the count of its votes")
     )
+    measuring.add_compare(command("compare", measuring.compare, measuring.COMPARE))
+    made = command("measure", measuring.measure, measuring.MEASURE)
+    made.add_argument("--up", choices=ups, default="y", help=up)
+    made.add_argument(
+        "--azimuths", nargs="+", type=_azimuth, default=[], metavar="A", help="views of a scene without a reference, degrees"
+    )
+    measuring.add_measure(made)
 
     made = command("models", models, "optional models: what is here, where each is expected, and fetching one")
     made.set_defaults(again="run the same command to go on")

@@ -44,6 +44,7 @@ class Console:
         self.stage, self.began, self.first, self.spoken = "", 0.0, 0, 0.0
         self.fitting = self.stopping = self.interrupted = self.said = False
         self.notes: list[str] = []
+        self.asked = 0.0
         self.lock, self.doing, self.wrote = threading.RLock(), "reading", time.monotonic()
 
     def note(self, text: str) -> None:
@@ -205,6 +206,11 @@ class Console:
 
         return progress
 
+    def check(self) -> None:
+        """Ends a step that goes on for long after the Ctrl-C that it ought to end with: what was sound before it is kept."""
+        if self.stopping and time.monotonic() - self.asked > SAME_SECONDS:
+            raise KeyboardInterrupt
+
     @contextmanager
     def interruptible(self) -> Iterator[None]:
         """Ctrl-C and SIGTERM end a fit between two steps, so that its checkpoint is exact; elsewhere, and again, at once."""
@@ -214,7 +220,7 @@ class Console:
         def stop(number: int, frame: Any) -> None:
             nonlocal raised
             if self.fitting and not self.stopping:
-                self.stopping = True
+                self.stopping, self.asked = True, time.monotonic()
                 with suppress(RuntimeError):  # in the midst of another line
                     self.line("stopping after this step")
             elif not self.interrupted or time.monotonic() - raised > SAME_SECONDS:

@@ -19,7 +19,8 @@ from typing import Any
 
 from ..console import Console, ConsoleLog
 from ..core.files import InputError
-from ..core.runs.batch import RESULTS, TABLE, Job, Report, local_plan
+from ..core.progress import pulsing
+from ..core.runs.batch import PAGE, RESULTS, TABLE, Job, Report, local_plan
 
 #: Options of ``fit`` that the batch itself gives.
 OURS = ("help", "verbose", "out", "resume")
@@ -110,7 +111,7 @@ def batch(args: argparse.Namespace, console: Console) -> int:
         executor = Processes(fit_row, args.out, workers, cards=cards, threads=args.threads or threads, to=args.to)
     records = run_batch(jobs, args.out, executor, console, retries=args.retries, to=args.to)
     console.table(table(records))
-    console.result(f"{summary(records)}\ntable: {args.out / TABLE}\nrecords: {args.out / RESULTS}")
+    console.result(f"{summary(records)}\ntable: {args.out / TABLE}\npage: {args.out / PAGE}\nrecords: {args.out / RESULTS}")
     if failed := [record["name"] for record in records if record["state"] != "done"]:
         raise InputError(
             f"{args.out}: {len(failed)} of {len(records)} runs failed ({', '.join(failed[:5])}); see {TABLE} there"
@@ -145,7 +146,7 @@ def fit_row(arguments: Sequence[str], report: Report) -> None:
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     try:
-        with console.interruptible():
+        with console.interruptible(), pulsing(console.check):
             fit(args, console)
     except BaseException as error:
         if console.interrupted and not isinstance(error, KeyboardInterrupt):

@@ -14,6 +14,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from html import escape
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,20 +27,29 @@ from ..core.io.clip import pick_frames
 from ..core.methods.registry import METHODS
 from ..core.metrics import read_case, score_case
 from ..core.progress import Progress
+from ..core.runs.compare import PER_FRAME, TRUTH, baselines, cut_alike, scores_of
 from ..core.runs.demo import comparison_sheet, read_pictures
-from ..core.runs.folder import REPORT, SCENE
+from ..core.runs.folder import PAGE, REPORT, SCENE
+from ..core.runs.page import address, figure, loss_curves, verdict_line, write_page, write_panels
+from ..core.runs.page import table as html_table
 from ..core.runs.report import write_json
 from ..core.runs.session import Settings, run_in_folder
 from ..core.scene.scene import Scene4D
 from ..core.scene.views import render_frames, scene_cameras
 
-SCORES = "scores.json"
+SCORES, FILM = "scores.json", "unseen.webm"
+#: What the page's table says.
+SAYS = (
+    "<p>PSNR in dB, frames 1 to the last, mean over unseen views. Frozen: the truth's first frame held still. Per frame: the "
+    "outline of every frame of the video inflated by itself. Motion: share of the true change that is explained.</p>"
+)
 #: Columns of the table: heading, key, format.
 COLUMNS = (
     ("front", "front_psnr", "{:.2f}"),
     ("unseen", "psnr", "{:.2f}"),
     ("frozen", "frozen", "{:.2f}"),
     ("gain", "gain", "{:+.2f}"),
+    ("per frame", "per_frame", "{:.2f}"),
     ("motion", "motion", "{:.3f}"),
     ("ssim", "ssim", "{:.3f}"),
     ("iou", "iou", "{:.3f}"),
@@ -93,7 +103,24 @@ def run_cases(
         write_json(Path(out) / "results.json", results)
         with atomic_path(Path(out) / "results.md") as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
+    write_page(Path(out) / PAGE, f"Benchmark: {settings.method} {settings.preset}", _page(Path(out), rows, settings))
     return text
+
+
+def _page(out: Path, rows: Sequence[dict[str, Any]], settings: Settings) -> list[str]:
+    """The page's parts: the table, a film and the verdict of every case, and its terms."""
+    shown = [*rows, mean_row(rows)] if len(rows) > 1 else rows
+    cells = [[r["case"], *("" if r.get(key) is None else text.format(r[key]) for _, key, text in COLUMNS)] for r in shown]
+    parts = [f"<h1>Benchmark: {settings.method} {settings.preset}, seed {settings.seed}</h1>", SAYS]
+    parts.append(html_table(["case", *(heading for heading, _, _ in COLUMNS)], cells))
+    for row in rows:
+        folder = out / row["case"]
+        parts.append(f"<h2>{escape(row['case'])}</h2>{verdict_line(row.get('verdict'))}")
+        if (folder / FILM).is_file():
+            parts.append(figure(address(folder / FILM), f"from {row['side']} degrees, which the video never shows"))
+        terms = loss_curves({"": _read_json(folder / REPORT).get("losses", {})})
+        parts += ["<details><summary>terms</summary>", *terms, "</details>"]
+    return parts
 
 
 def run_case(case: Path, out: Path, settings: Settings, console: Output, alone: bool = False) -> dict[str, Any]:
@@ -135,8 +162,14 @@ def run_case(case: Path, out: Path, settings: Settings, console: Output, alone: 
     truth = {view: pictures[kept] for view, pictures in truth.items()}
     with atomic_path(out / "sheet.png") as temporary:
         comparison_sheet(truth, ours).save(temporary)
+    others = baselines(truth, truth["0"], scene, views)
+    side = azimuths[len(azimuths) // 2]
+    panels = {TRUTH: truth[side], "result": ours[side]} | {kind: pictures[side] for kind, pictures in others.items()}
+    write_panels(out / FILM, cut_alike(panels), scene.fps)
     report = json.loads((out / REPORT).read_text(encoding="utf-8"))
-    row = _row(name, scores, report, described.get("camera"))
+    row = _row(name, scores, report, described.get("camera")) | {"side": side, "verdict": report.get("verdict")}
+    if PER_FRAME in others:
+        row["per_frame"] = scores_of(others[PER_FRAME], truth)["psnr"]
     write_json(out / SCORES, {"key": key, "row": row, "views": scores})
     return row
 

@@ -15,6 +15,7 @@ import torch
 from ..core.cameras import orbit
 from ..core.files import InputError
 from ..core.mesh import Mesh
+from ..core.methods.backing import within
 from ..core.objectives.through import shown_through
 from ..core.render import rasterize
 from ..core.render.mesh import render_mesh
@@ -22,7 +23,8 @@ from ..core.scene.scene import Scene4D
 from ..core.scene.surface import carry
 
 AZIMUTHS = (0.0, 60.0, 120.0, 180.0, 240.0, 300.0)
-#: Pixels nearer to the outline than this are left out: an edge is half transparent in every picture.
+#: Pixels nearer to an outline than this are left out, also to that of a part before another: an edge is half transparent in
+#: every picture.
 EDGE = 2
 
 
@@ -45,8 +47,7 @@ def opacity(scene: Scene4D, taus: list[float], azimuths: tuple[float, ...] = AZI
         mesh = Mesh(vertices, scene.surface.faces)
         truth = render_mesh(mesh, cameras, supersample=1)
         moved = scene.at(tau)
-        empty = (truth.alpha < 0.5).float()[:, None]
-        inside = torch.nn.functional.max_pool2d(empty, 2 * EDGE + 1, 1, EDGE)[:, 0] < 0.5
+        inside = within(truth.depth, EDGE)
         alphas.append(rasterize(moved, cameras).alpha[inside])
         throughs.append(shown_through(moved, cameras, truth.depth)[inside])
     alpha, through = torch.cat(alphas), torch.cat(throughs)

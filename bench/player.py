@@ -99,7 +99,8 @@ def serve(files: dict[str, bytes | Callable[[], Iterator[bytes]]]) -> Iterator[s
             if path.startswith("/data/"):
                 found, kind = files.get(path[6:]), "application/octet-stream"
             elif path.startswith("/player/") and ".." not in path and (WEB / path[1:]).is_file():
-                found, kind = (WEB / path[1:]).read_bytes(), "text/javascript"
+                found = (WEB / path[1:]).read_bytes()
+                kind = "text/html" if path.endswith(".html") else "text/javascript"
             self.send_response(404 if found is None else 200)
             self.send_header("Content-Type", kind)
             self.send_header("Cache-Control", "no-store")

@@ -121,15 +121,19 @@ def traffic(views: int, gaussians: int, pixels: int) -> float:
     return views * (gaussians * (PER_GAUSSIAN + INTERSECTIONS * PER_INTERSECTION) + pixels**2 * PER_PIXEL)
 
 
-@cache
-def published_zero123(device: str) -> Prior:
-    """Zero123 at its published size with random weights."""
+def random_zero123(device: str) -> Prior:
+    """Zero123 at its published size with random weights, its networks laid out as they are made."""
     from .memory import _zero123, networks
 
     half = torch.float16 if device != "cpu" else torch.float32
     torch.manual_seed(0)
-    prior = _zero123(networks(device, half, torch.bfloat16 if device != "cpu" else torch.float32))
-    return prior
+    return _zero123(networks(device, half, torch.bfloat16 if device != "cpu" else torch.float32))
+
+
+@cache
+def published_zero123(device: str) -> Prior:
+    """The same, laid out as a prior that is loaded."""
+    return random_zero123(device).arrange()
 
 
 @cache
@@ -285,13 +289,13 @@ class Speed:
         floor = 8 * distillation_operations(prior, 1) / self.machine.half
         name = "SDS step of 8 pictures, Zero123 at its size"
         rows = [Row(name, 1e3 * seconds(step, self.device, 10), "ms", 36.0, 1e3 * floor)]
-        return rows + [row for layout in LAYOUTS for row in self._parts(prior, layout)]
+        plain = random_zero123(self.device)
+        return rows + [row for layout in LAYOUTS for row in self._parts(plain, layout)] + self._norms()
 
     def _parts(self, prior: Prior, layout: str) -> list[Row]:
         """Of a distillation step: the network for 16 samples and the encoder there and back for 8, launched and as graphs."""
         dtype = next(prior.modules["unet"].parameters()).dtype
-        for part in ("unet", "vae"):
-            prior.modules[part].to(memory_format=LAYOUTS[layout])  # pyright: ignore[reportCallIssue]
+        LAYOUTS[layout](prior)
         unet: Any = prior.modules["unet"]
         noisy = torch.randn(16, 8, 32, 32, device=self.device, dtype=dtype)
         time_, token = torch.full((16,), 500.0, device=self.device), torch.randn(16, 1, 768, device=self.device, dtype=dtype)
@@ -317,13 +321,37 @@ class Speed:
             ordered = seconds(lambda: network(noisy, time_, token), self.device)
         with in_one_order():
             ordered_back = seconds(lambda: there_and_back(prior.encode), self.device)
-        for part in ("unet", "vae"):
-            prior.modules[part].to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
         found = {
             "UNet of 16, launched": launched, "UNet of 16, one order": ordered, "UNet of 16, graph": captured,
             "encoder of 8 and back, launched": back, "encoder of 8, one order": ordered_back, "encoder of 8, graph": whole,
         }  # fmt: skip
         return [Row(f"{name}, {layout}", 1e3 * x, "ms") for name, x in found.items()]
+
+    def _norms(self) -> list[Row]:
+        """Group norm with SiLU and its gradient, by PyTorch in both layouts and by our kernels; floor: all moved once."""
+        from ..core.priors.norms import group_norm
+
+        def there_and_back(function: Callable[[Tensor], Tensor], x: Tensor, gradient: Tensor) -> None:
+            torch.autograd.grad(function(x), x, gradient)
+
+        rows = []
+        for shape in ((8, 128, 256, 256), (8, 512, 32, 32), (16, 320, 32, 32), (16, 1280, 8, 8)):
+            norm = torch.nn.GroupNorm(32, shape[1], device=self.device, dtype=torch.bfloat16).requires_grad_(False)
+            plain = lambda x, norm=norm: torch.nn.functional.silu(norm(x))  # noqa: E731
+            own = lambda x, norm=norm: group_norm(x, norm, silu=True)  # noqa: E731
+            for name, function, layout in (
+                ("PyTorch, rows of channels", plain, torch.contiguous_format),
+                ("PyTorch, channels last", plain, torch.channels_last),
+                ("own", own, torch.channels_last),
+            ):
+                x, gradient = torch.randn(2, *shape, device=self.device, dtype=torch.bfloat16)
+                x, gradient = (t.to(memory_format=layout) for t in (x, gradient))
+                taken = seconds(lambda: there_and_back(function, x.requires_grad_(), gradient), self.device, 10)  # noqa: B023
+                floor = 5 * x.nbytes / self.machine.bandwidth
+                rows.append(
+                    Row(f"norm of {' x '.join(map(str, shape))} and back, {name}", 1e3 * taken, "ms", None, 1e3 * floor)
+                )
+        return rows
 
     def rasterise(self) -> list[Row]:
         """Drawing and its gradients, all backends."""
@@ -348,8 +376,17 @@ class Speed:
         return rows
 
 
-#: How weights of convolutions may lie in memory.
-LAYOUTS = {"rows of channels": torch.contiguous_format, "channels last": torch.channels_last}
+def _formatted(prior: Prior, layout: torch.memory_format) -> None:
+    for part in ("unet", "vae"):
+        prior.modules[part].to(memory_format=layout)  # pyright: ignore[reportCallIssue]
+
+
+#: How networks may lie in memory, each made of the one before.
+LAYOUTS: dict[str, Callable[[Prior], Any]] = {
+    "rows of channels": lambda prior: _formatted(prior, torch.contiguous_format),
+    "channels last": lambda prior: _formatted(prior, torch.channels_last),
+    "channels last, own norms": lambda prior: prior.arrange(),
+}
 
 #: Rows by the name that ``--only`` takes, quickest first.
 ROWS = (

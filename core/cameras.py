@@ -303,14 +303,34 @@ def zero123_vector(
     return torch.stack([torch.deg2rad(condition_elevation - e), phi.sin(), phi.cos(), radius], -1)
 
 
-def from_camera_info(info: dict[str, Any], width: int, height: int) -> Cameras:
-    """One camera from the host's LOAD3D_CAMERA value (three.js: right-handed, Y up, looks along its own -Z).
+#: The host's LOAD3D_CAMERA value: one camera, or since ComfyUI 0.46 a list of them, one a picture.
+CameraInfo = dict[str, Any] | Sequence[dict[str, Any]]
+
+
+def camera_infos(info: CameraInfo) -> list[dict[str, Any]]:
+    """The cameras of a LOAD3D_CAMERA value, one or more.
+
+    Raises:
+        ValueError: for an empty list, or what is no camera.
+    """
+    infos = [info] if isinstance(info, dict) else list(info)
+    if not infos or not all(isinstance(each, dict) for each in infos):
+        raise ValueError(f"camera: {len(infos)} cameras, of which some are none; connect Create Camera Info or a batch of them")
+    return infos
+
+
+def from_camera_info(info: CameraInfo, width: int, height: int) -> Cameras:  # (C,)
+    """Cameras from the host's LOAD3D_CAMERA value (three.js: right-handed, Y up, looks along its own -Z), mostly one.
 
     ``fov`` is vertical, in degrees, 35 where absent. A quaternion, where given, wins over the target.
 
     Raises:
         ValueError: for an orthographic camera or one that stands on its target.
     """
+    return Cameras.cat([_from_camera_info(each, width, height) for each in camera_infos(info)])
+
+
+def _from_camera_info(info: dict[str, Any], width: int, height: int) -> Cameras:  # (1,)
     if info.get("cameraType", "perspective") != "perspective":
         raise ValueError("camera: orthographic cameras are not supported, switch the viewer to perspective")
     position = torch.tensor([float(info["position"][k]) for k in "xyz"])
@@ -357,6 +377,11 @@ def to_camera_info(camera: Cameras) -> dict[str, Any]:
         "near": 0.01,
         "far": 100.0,
     }
+
+
+def to_camera_infos(cameras: Cameras) -> list[dict[str, Any]]:  # (C,)
+    """The host's LOAD3D_CAMERA value of a batch, see :func:`to_camera_info`."""
+    return [to_camera_info(cameras[i : i + 1]) for i in range(len(cameras.world_to_camera))]
 
 
 def quaternion_to_matrix(quats: Tensor) -> Tensor:  # (..., 4) wxyz -> (..., 3, 3)

@@ -20,6 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from .files import InputError
 from .identity import canonical
 from .pictures import PictureBudget, decode_texture, encode_picture
+from .progress import pulse
 
 log = logging.getLogger(__name__)
 
@@ -362,11 +363,13 @@ def sample_evenly(mesh: Mesh, count: int, generator: torch.Generator) -> Surface
 
     def thrown(radius: float) -> np.ndarray:
         """Darts that land: in order of their rank, those that no earlier one lies within the radius of."""
+        pulse()
         pairs = KDTree(np.concatenate([places, 0.6 * radius * normals], 1)).query_pairs(radius, output_type="ndarray")
         first, second = np.where(rank[pairs[:, 0]] < rank[pairs[:, 1]], pairs.T, pairs.T[::-1])
         before: Any = coo_matrix((np.ones(len(first)), (second, first)), shape=(len(rank), len(rank))).tocsr()
         landed, open_ = np.zeros(len(rank), bool), np.ones(len(rank), bool)
         while open_.any():
+            pulse()
             now = open_ & ~((before @ open_.astype(float)) > 0)
             landed |= now
             open_ &= ~now & ~((before @ now.astype(float)) > 0)

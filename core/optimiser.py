@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within it PyTorch computes on one thread: what LAPACK gives depends on how many share the work, and no fit's result may.
+
+    What fits ask otherwise gives the same bits on any number of threads (``tests/test_threads.py``).
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass

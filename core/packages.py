@@ -44,7 +44,7 @@ def problem(name: str) -> str:
 def problems(*names: str) -> str:
     """What keeps any of several packages from working, with the command that installs them; "" where all work.
 
-    Called before diffusers, transformers or lpips are used: broken packages beside them are put out of their way.
+    Called before diffusers or transformers are used: broken packages beside them are put out of their way.
     """
     for neighbour in NEIGHBOURS:
         problem(neighbour)

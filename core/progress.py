@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Protocol
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Progress(Protocol):
@@ -15,3 +18,22 @@ class Progress(Protocol):
     """
 
     def __call__(self, stage: str, step: int, steps: int, losses: dict[str, float], preview: Callable[[], Tensor]) -> None: ...
+
+
+_listener: ContextVar[Callable[[], None] | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def pulsing(listener: Callable[[], None]) -> Iterator[None]:
+    """Within it, in this thread, :func:`pulse` calls ``listener``, which interrupts the work by raising."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+def pulse() -> None:
+    """Work that takes seconds and reports no steps calls this several times a second, so that it can be interrupted."""
+    if (listener := _listener.get()) is not None:
+        listener()

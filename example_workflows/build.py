@@ -1,4 +1,4 @@
-"""Writes the workflows, and in the help pages what nodes take and give: ``python example_workflows/build.py --host http://127.0.0.1:8188``.
+"""Writes the workflows, the subgraph blueprints, and in the help pages what nodes take and give: ``python example_workflows/build.py --host http://127.0.0.1:8188``.
 
 The templates lie beside this file, in the order in which the page lists them; ablations and graphs that need large models of
 other makers lie in ``docs/workflows``. A workflow is never edited by hand: change it here and build again.
@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
+from blueprints import Blueprint
 from graph import File, Graph, Node, Output, text_of
 from help_pages import page
 
 HERE = Path(__file__).parent
 ELSEWHERE = HERE.parent / "docs" / "workflows"
 HELP = HERE.parent / "web" / "docs"
+#: Where ComfyUI looks for a pack's subgraph blueprints.
+BOXES = HERE.parent / "subgraphs"
 
 PREPARE, ALIGN, FIT, PRIORS, VIEW, MEASURE = (
     "Prepare", "Align", "Fit", "Priors", "View and export", "Measure",
@@ -320,6 +323,13 @@ The prior *tiny* comes with the pack and knows toys alone. For anything else loa
     start = g.add("Anchor4DStartWithoutObject", ALIGN, driving_video=video)["alignment"]
     asked = g.add("Anchor4DLoadPrior", PRIORS, prior="tiny")["prior"]
     drawing = g.add("Anchor4DLoadPrior", f"{PRIORS}: anchors", title="Load Prior for the anchors", prior="tiny")["prior"]
+    scene = followed(g, video, start, preset, asked, drawing)
+    view(g, scene, video, film=False)
+    return g
+
+
+def followed(g: Graph, video: Output, start: Output, preset: Output, asked: Output, drawing: Output) -> Output:
+    """STAG4D behind its camera: anchors of every frame, and the two fits that follow them."""
     anchors = g.add(
         "Anchor4DTemporalAnchors", f"{PRIORS}: anchors", driving_video=video, alignment=start, prior=drawing
     )["anchors"]  # fmt: skip
@@ -334,12 +344,10 @@ The prior *tiny* comes with the pack and knows toys alone. For anything else loa
         "Anchor4DSTAG4DObjectives", FIT, title="STAG4D Objectives: motion", prior=asked, anchors=anchors, stage="motion",
         preset=preset, column=True,
     )["objectives"]  # fmt: skip
-    scene = g.add(
+    return g.add(
         "Anchor4DMotionAlignment", FIT, driving_video=video, scene=scene, alignment=start, objectives=terms, preset=preset,
         method="stag4d",
     )["scene"]  # fmt: skip
-    view(g, scene, video, film=False)
-    return g
 
 
 AYG_MODELS = ("mvdream", "sd21-base", "modelscope")
@@ -354,7 +362,7 @@ def priors(g: Graph, **paths: str) -> dict[str, Output]:
     }
 
 
-def text_terms(g: Graph, group: str, prompt: str, asked: dict[str, Output], column: bool = False) -> Output:
+def text_terms(g: Graph, group: str, prompt: str | Output, asked: dict[str, Output], column: bool = False) -> Output:
     """The scores of a motion and its two regularisers."""
     terms = g.add(
         "Anchor4DTextTo4DScores", group, video_prior=asked["films"], image_prior=asked["images"], prompt=prompt, column=column
@@ -736,9 +744,48 @@ def elsewhere() -> list[Graph]:
     ]  # fmt: skip
 
 
+def prepared(g: Blueprint) -> Output:
+    """A box's pictures or film, as driving video."""
+    made = g.add("Anchor4DPrepareVideo", PREPARE, source=g.takes("source"), mask=g.takes("mask"))
+    return made["driving_video"]
+
+
+def blueprints() -> list[Blueprint]:
+    """A method each."""
+    where = "Anchor4D"
+    one = Blueprint("PLA4D (Video + 3D to 4D)", where, "Moves a 3D model or splats as a video shows it, by PLA4D.")
+    video = prepared(one)
+    one.gives("scene", pla4d(one, video, one.takes("mesh"), one.preset("draft")))
+    alone = Blueprint("PLA4D (Video to 4D)", where, "Moves an object that is inflated from the video's first frame, by PLA4D.")
+    video = prepared(alone)
+    mesh = alone.add("Anchor4DInflateObject", PREPARE, driving_video=video, column=True)["mesh"]
+    alone.gives("scene", pla4d(alone, video, mesh, alone.preset("draft"), yaw=0.0))
+    two = Blueprint("Align4D (Video + 3D to 4D)", where, "Moves a 3D model or splats as a video shows it, by Align4D.")
+    video = prepared(two)
+    two.gives("scene", align4d(two, video, two.takes("mesh"), two.preset("draft"), yaw=None))
+    three = Blueprint("STAG4D (Video to 4D)", where, "Makes a moving object of a video and a multi-view prior, by STAG4D.")
+    video = prepared(three)
+    start = three.add("Anchor4DStartWithoutObject", ALIGN, driving_video=video)["alignment"]
+    asked, drawing = three.takes("prior"), three.takes("anchors_prior")
+    three.gives("scene", followed(three, video, start, three.preset("draft"), asked, drawing))
+    four = Blueprint("Align Your Gaussians (Text to 4D)", where, "Makes a moving object of two texts, by Align Your Gaussians.")
+    asked = {key: four.takes(f"{key}_prior") for key in ("views", "images", "films")}
+    object_, motion, preset = four.takes("object_prompt"), four.takes("motion_prompt"), four.preset("draft")
+    group = f"{FIT}: text to a static object"
+    terms = four.add(
+        "Anchor4DTextTo3DScores", group, views_prior=asked["views"], image_prior=asked["images"], prompt=object_
+    )["objectives"]  # fmt: skip
+    scene = four.add("Anchor4DTextToGaussians", group, objectives=terms, preset=preset)["scene"]
+    group = f"{FIT}: its motion"
+    terms = text_terms(four, group, motion, asked)
+    four.gives("scene", four.add("Anchor4DTextMotion", group, scene=scene, objectives=terms, preset=preset)["scene"])
+    return [one, alone, two, three, four]
+
+
 def built(schema: dict[str, Any]) -> dict[Path, str]:
     """Every workflow's and every help page's file and text."""
     placed = [(HERE, g) for g in templates()] + [(ELSEWHERE, g) for g in elsewhere()]
+    placed += [(BOXES, box) for box in blueprints()]
     graphs = {folder / f"{g.name}.json": text_of(g.build(schema)) for folder, g in placed}
     pages = {HELP / f"{name}.md": info for name, info in schema.items() if name.startswith("Anchor4D")}
     return graphs | {path: page(path.read_text("utf-8") if path.is_file() else "", info) for path, info in pages.items()}

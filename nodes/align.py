@@ -13,11 +13,10 @@ from ..core.align.distance import LENS, Meaning, align_model_distance, distance_
 from ..core.cameras import to_camera_info
 from ..core.methods import stages
 from ..core.methods.stages import Camera
-from ..core.methods.verdict import judge
 from ..core.priors.base import Prior
 from ..core.scene.object3d import Object3D
 from ..core.video import DrivingVideo
-from . import host, host_prior, widgets
+from . import fitting, host, host_prior, widgets
 from .prepare import OBJECT_TYPES, convert_object
 
 #: What the node's methods are called in :func:`core.methods.stages.align`.
@@ -111,7 +110,7 @@ class Anchor4DFocalAlignment(io.ComfyNode):
             camera = found.front
             host.say(
                 f"field of view {camera.fovy:.1f}°, distance {camera.distance:.2f} × the object's size, "
-                f"mesh turned by {found.yaw:.0f}°, error {found.error:.4g}\n{judge(driving_video, found).line}"
+                f"mesh turned by {found.yaw:.0f}°, error {found.error:.4g}\n{fitting.verdict(driving_video, found)}"
             )
             picture = overlay(found.mesh, camera, Target.of(driving_video, color=found.mesh.has_color))[None]
             curves = torch.stack([draw_curve(curve) for curve in found.curves])
@@ -357,7 +356,7 @@ def _distance_output(found: FocalAlignment, video: DrivingVideo) -> io.NodeOutpu
     host.say(
         f"object distance {report['visual_distance']:.3f} × the object's size (for a lens of {report['lens']:.1f}° on the "
         f"cut-out), camera at {camera.distance:.2f} with {camera.fovy:.1f}°, mesh turned by {found.yaw:.0f}°, "
-        f"error {found.error:.4g}\n{judge(video, found).line}"
+        f"error {found.error:.4g}\n{fitting.verdict(video, found)}"
     )
     picture = overlay(found.mesh, found.front, Target.of(video, color=found.mesh.has_color))[None]
     curves = torch.stack([draw_curve(curve) for curve in found.curves])

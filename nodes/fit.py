@@ -167,6 +167,8 @@ class Anchor4DFitGaussians(io.ComfyNode):
                     progress=host.Report(note=cost).fit, checkpoint=path,
                 )  # fmt: skip
             scene = fitting.finished(scene)
+            if line := fitting.verdict(driving_video, alignment):
+                host.say(f"{cost}\n{line}")
             return io.NodeOutput(scene, ui=_look(scene, driving_video, scene.taus[:1]))
 
 
@@ -316,6 +318,8 @@ class Anchor4DMotionAlignment(io.ComfyNode):
                     progress=host.Report(note=cost).fit, checkpoint=path,
                 )  # fmt: skip
             moving = fitting.finished(moving)
+            if line := fitting.verdict(driving_video, alignment, moving):
+                host.say(f"{cost}\n{line}")
             return io.NodeOutput(moving, ui=_look(moving, driving_video, moving.taus))
 
 

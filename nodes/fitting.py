@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
+from ..core.align import FocalAlignment
 from ..core.methods import stages
+from ..core.methods.verdict import judge
 from ..core.render import resolve_backend, slow_renderer
 from ..core.scene.scene import Scene4D
+from ..core.video import DrivingVideo
 from . import host
 from .objectives import Terms, describe
 
@@ -28,6 +32,21 @@ def estimate(*fit: Any, **inputs: Any) -> str:
     slow = slow_renderer(resolve_backend(inputs.get("backend", "auto"), device), device)
     host.say(f"{cost}\n{slow}" if slow else cost)
     return cost
+
+
+def verdict(video: DrivingVideo, alignment: FocalAlignment | None, scene: Scene4D | None = None) -> str:
+    """Whether the result can be good, with what to try where not: in the log, and as a line for the node.
+
+    "" where no object was aligned.
+
+    Args:
+        scene: the moving object; None before the motion is fitted.
+    """
+    if alignment is None or alignment.report.get("mode") == "none":
+        return ""
+    found = judge(video, alignment, scene)
+    host.log.log(logging.INFO if found.word == "good" else logging.WARNING, "%s", found.line)
+    return found.line
 
 
 def finished(scene: Scene4D) -> Scene4D:

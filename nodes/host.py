@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,8 +25,9 @@ from torch import Tensor
 from ..core.files import InputError, keep_last_used
 from ..core.gaussians import Gaussians
 from ..core.identity import fingerprint
-from ..core.io.film import to_uint8
+from ..core.io.film import to_uint8, write_webp
 from ..core.priors.models import models_folders, set_models_folder
+from ..core.progress import pulsing
 from ..core.render import available_backends
 from ..core.scene import sequence
 from ..core.scene.scene import Scene4D
@@ -49,6 +51,8 @@ Turns = io.Custom("A4D_TURNS")  # tuple of two ints, core.fit.loop.Schedule.turn
 NONE = "none"
 #: Seconds between live previews, and bytes of checkpoints that are kept of runs nobody took up again, the last used first.
 PREVIEW_EVERY, CHECKPOINT_BYTES = 0.5, 4 * 2**30
+#: Seconds after which a node that says nothing says that it is at work.
+SILENCE = 2.0
 
 
 def scene_of(value: Scene4D | Types.SPLAT, fps: float = sequence.FPS) -> Scene4D:
@@ -68,10 +72,12 @@ def sets_of(value: Types.SPLAT) -> list[Gaussians]:
 def work(node: type[io.ComfyNode], gradients: bool = False) -> Iterator[None]:
     """What every node works in: ordinary tensors in place of the host's inference tensors, and errors that name the node.
 
-    Values on our own sockets are always made in here, so they never hold inference tensors; the host's must be cloned.
+    The user's interrupt ends the work at the next :func:`~..core.progress.pulse`, and a node that was silent for
+    :data:`SILENCE` seconds says for how long it has been at work. Values on our own sockets are always made in here, so they
+    never hold inference tensors; the host's must be cloned.
     """
-    threads = torch.get_num_threads()
-    with torch.inference_mode(False), torch.set_grad_enabled(gradients):
+    threads, check = torch.get_num_threads(), comfy.model_management.throw_exception_if_processing_interrupted
+    with torch.inference_mode(False), torch.set_grad_enabled(gradients), _beating(), pulsing(check):
         try:
             # PyTorch's threads spin while they wait for each other: where the page's drawing holds one of them up, a fit or a
             # search with a prior takes twenty times as long on two cores. Half the cores cost next to nothing.
@@ -90,10 +96,49 @@ def owned(tensor: Tensor | None) -> Tensor | None:
 
 def say(text: str) -> None:
     """A line of text in the running node."""
-    context = get_executing_context()
+    _spoken.set(text)
+    _send(get_executing_context(), text)
+
+
+def _send(context: Any, text: str) -> None:
     server = getattr(PromptServer, "instance", None)
     if context is not None and server is not None:
         server.send_progress_text(text, context.node_id)
+
+
+class _Spoken:
+    """What the running node said last, and when it last gave a sign of life."""
+
+    def __init__(self) -> None:
+        self.text, self.at = "", time.monotonic()
+
+    def set(self, text: str | None = None) -> None:
+        self.text, self.at = self.text if text is None else text, time.monotonic()
+
+
+_spoken = _Spoken()
+
+
+@contextmanager
+def _beating() -> Iterator[None]:
+    """Repeats in a node that is silent what it said last, and for how long it has been at work, from a thread of its own."""
+    began, ended, context = time.monotonic(), threading.Event(), get_executing_context()
+    _spoken.set("")
+
+    def beat() -> None:
+        while not ended.wait(0.5):
+            if time.monotonic() - _spoken.at > SILENCE:
+                waited = f"at work for {time.monotonic() - began:.0f} s"
+                _spoken.set()
+                _send(context, f"{_spoken.text}\n{waited}" if _spoken.text else waited)
+
+    thread = threading.Thread(target=beat, name="anchor4d node", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 class Report:
@@ -109,6 +154,7 @@ class Report:
         drawn = picture() if due and picture is not None else None
         preview = None if drawn is None else ("JPEG", Image.fromarray(to_uint8(drawn)), 512)
         self.bar.update_absolute(step, total, preview)
+        _spoken.set()
         if due:
             self.shown = time.monotonic()
             if text:
@@ -140,9 +186,13 @@ def stills(images: Tensor) -> dict[str, Any]:  # (T, H, W, 3)
 
 def film(frames: Tensor | np.ndarray, fps: float) -> dict[str, Any]:  # (T, H, W, 3)
     """A film that plays in the node."""
-    images = torch.from_numpy(np.ascontiguousarray(to_uint8(frames))).float() / 255
-    saved = ui.ImageSaveHelper.save_animated_webp(images, PREVIEW_PREFIX, io.FolderType.temp, None, fps, False, 85, 0)
-    return {"images": [saved], "animated": (True,)}
+    height, width = frames.shape[1:3]
+    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+        PREVIEW_PREFIX, folder_paths.get_temp_directory(), width, height
+    )
+    file = f"{name}_{counter:05}_.webp"
+    write_webp(Path(folder) / file, frames, fps, quality=85, effort=0)
+    return {"images": [ui.SavedResult(file, subfolder, io.FolderType.temp)], "animated": (True,)}
 
 
 def device_for(choice: str, renderer: str) -> torch.device:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..core.metrics import METRICS, on_white, score
+from ..core.files import InputError
+from ..core.metrics import SCORES, on_white, score
+from ..core.metrics.base import Footage, measure
+from ..core.runs.session import resolve_device
 from . import host
 
 
@@ -55,9 +60,9 @@ class Anchor4DScore(io.ComfyNode):
     ) -> io.NodeOutput:
         with host.work(cls):
             found = score(_pictures(truth, truth_masks), _pictures(images, masks))
-            report = "\n".join(f"{name} {found[name]:.3f}" for name in METRICS)
+            report = "\n".join(f"{name} {found[name]:.3f}" for name in SCORES)
             host.say(report)
-            return io.NodeOutput(*(found[name] for name in METRICS), report, ui=ui.PreviewText(report))
+            return io.NodeOutput(*(found[name] for name in SCORES), report, ui=ui.PreviewText(report))
 
 
 def _pictures(images: Tensor, masks: Tensor | None) -> np.ndarray:  # (T, H, W, 3), (T, H, W) -> (T, H, W, 4)
@@ -67,4 +72,78 @@ def _pictures(images: Tensor, masks: Tensor | None) -> np.ndarray:  # (T, H, W, 
     return pictures
 
 
-NODES = [Anchor4DScore]
+class Anchor4DMeasure(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Anchor4DMeasure",
+            display_name="Measure",
+            category="Anchor4D/6 Measure",
+            description="Measures frames by themselves, or against true frames, a text or a picture: every metric that can be "
+            "measured with what is plugged in and the networks on this computer. What is left out is said, and what to get.",
+            search_aliases=[
+                "metrics",
+                "lpips",
+                "clip",
+                "fvd",
+                "fid",
+                "ssim",
+                "jitter",
+                "flow",
+                "consistency",
+                "evaluate",
+                "4d",
+            ],
+            inputs=[
+                io.Image.Input("images", tooltip="Rendered frames on white; of several views, one view after another."),
+                io.Image.Input(
+                    "truth", optional=True, tooltip="The true frames on white, in the same order: as many, of the same size."
+                ),
+                io.Mask.Input("masks", optional=True, tooltip="Where the object is. Without it, whatever is not white."),
+                io.Mask.Input(
+                    "truth_masks", optional=True, tooltip="Where the true object is. Without it, whatever is not white."
+                ),
+                io.Image.Input("picture", optional=True, tooltip="A picture of the object on white, for clip-image."),
+                io.String.Input("text", default="", multiline=True, tooltip="What the object is and does, for clip-text."),
+                io.Int.Input("views", default=1, min=1, max=64, tooltip="How many views lie one after another in the frames."),
+                io.String.Input(
+                    "metrics",
+                    default="",
+                    tooltip="Names of what to measure, with spaces between: psnr lpips clip-f. Empty = all that can be.",
+                ),
+            ],
+            outputs=[
+                io.String.Output("report", tooltip="Every metric's mean over views, and what was left out and why."),
+                io.String.Output("json", tooltip="All values by metric and view as JSON."),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls, images: Tensor, text: str, views: int, metrics: str, truth: Tensor | None = None, masks: Tensor | None = None,
+        truth_masks: Tensor | None = None, picture: Tensor | None = None,
+    ) -> io.NodeOutput:  # fmt: skip
+        with host.work(cls):
+            footage = Footage(
+                _views(_pictures(images, masks), views),
+                {} if truth is None else _views(_pictures(truth, truth_masks), views),
+                text,
+                None if picture is None else on_white(picture[:1, ..., :3])[0],
+                driving="",
+                device=resolve_device("auto"),
+            )
+            names = metrics.replace(",", " ").split()
+            found = measure(footage, names or None)
+            report = found.table()
+            host.say(report)
+            return io.NodeOutput(report, json.dumps(found.values), ui=ui.PreviewText(report))
+
+
+def _views(pictures: np.ndarray, count: int) -> dict[str, np.ndarray]:  # (V T, H, W, 4) -> V of (T, H, W, 4)
+    if len(pictures) % count:
+        raise InputError(f"views {count}: {len(pictures)} frames are no {count} views of one length, give the number of views")
+    return {str(view): part for view, part in enumerate(np.split(pictures, count))}
+
+
+NODES = [Anchor4DScore, Anchor4DMeasure]

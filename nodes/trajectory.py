@@ -7,7 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..core.cameras import FrontCamera
+from ..core.cameras import CameraInfo, FrontCamera, camera_infos, to_camera_infos
 from ..core.files import InputError
 from ..core.scene.trajectory import EASINGS, INTERPOLATIONS, Trajectory, dolly_zoom, orbit, spiral
 from ..core.scene.views import DEFAULT_FRONT, placement
@@ -69,16 +69,33 @@ def _time() -> io.Input:
     )
 
 
+def _batch() -> io.Input:
+    return widgets.whole(
+        "batch",
+        1,
+        (1, 50),
+        "Cameras that camera_info holds: 1 = the one at the moment above. More = so many along the path, for nodes of ComfyUI "
+        "0.46 and newer that draw one picture a camera.",
+        folded=True,
+    )
+
+
 def _outputs() -> list[io.Output]:
     return [
         host.Trajectory.Output("trajectory", tooltip="The path, for Render Scene and Export Scene."),
-        io.Load3DCamera.Output("camera_info", tooltip="The camera at one moment of the path, for the 3D nodes of ComfyUI."),
+        io.Load3DCamera.Output(
+            "camera_info", tooltip="The camera at one moment of the path, or a batch along it, for the 3D nodes of ComfyUI."
+        ),
         io.String.Output("json", tooltip="The path as text, for Keyframe Trajectory and the command line's --camera-path."),
     ]
 
 
-def _given(trajectory: Trajectory, time: float) -> io.NodeOutput:
-    return io.NodeOutput(trajectory, trajectory.camera_info(time), trajectory.to_json())
+def _given(trajectory: Trajectory, time: float, batch: int) -> io.NodeOutput:
+    if batch > 1:
+        info: CameraInfo = to_camera_infos(trajectory.cameras(batch, *trajectory.size(1024)))
+    else:
+        info = trajectory.camera_info(time)
+    return io.NodeOutput(trajectory, info, trajectory.to_json())
 
 
 def _around(scene: Any, path: Callable[[FrontCamera], Trajectory]) -> Trajectory:
@@ -106,6 +123,7 @@ class Anchor4DOrbitTrajectory(io.ComfyNode):
                 _distance("distance", 1.0, "How far away, in distances of the scene's own camera. Farther = smaller object."),
                 _easing(),
                 _time(),
+                _batch(),
             ],
             outputs=_outputs(),
         )
@@ -120,10 +138,11 @@ class Anchor4DOrbitTrajectory(io.ComfyNode):
         easing: str,
         scene: Any = None,
         time: float = 0.0,
+        batch: int = 1,
     ) -> io.NodeOutput:
         with host.work(cls):
             settings = {"azimuth": azimuth, "sweep": sweep, "elevation": elevation, "distance": distance, "easing": easing}
-            return _given(_around(scene, lambda front: orbit(front, **settings)), time)
+            return _given(_around(scene, lambda front: orbit(front, **settings)), time, batch)
 
 
 class Anchor4DSpiralTrajectory(io.ComfyNode):
@@ -153,6 +172,7 @@ class Anchor4DSpiralTrajectory(io.ComfyNode):
                 ),
                 _easing(),
                 _time(),
+                _batch(),
             ],
             outputs=_outputs(),
         )
@@ -170,6 +190,7 @@ class Anchor4DSpiralTrajectory(io.ComfyNode):
         easing: str,
         scene: Any = None,
         time: float = 0.0,
+        batch: int = 1,
     ) -> io.NodeOutput:
         def path(front: FrontCamera) -> Trajectory:
             return spiral(
@@ -183,7 +204,7 @@ class Anchor4DSpiralTrajectory(io.ComfyNode):
             )
 
         with host.work(cls):
-            return _given(_around(scene, path), time)
+            return _given(_around(scene, path), time, batch)
 
 
 class Anchor4DDollyZoomTrajectory(io.ComfyNode):
@@ -204,6 +225,7 @@ class Anchor4DDollyZoomTrajectory(io.ComfyNode):
                 _distance("distance_end", 3.0, "How far away at the end, in distances of the scene's own camera."),
                 _easing("in-out"),
                 _time(),
+                _batch(),
             ],
             outputs=_outputs(),
         )
@@ -218,6 +240,7 @@ class Anchor4DDollyZoomTrajectory(io.ComfyNode):
         easing: str,
         scene: Any = None,
         time: float = 0.0,
+        batch: int = 1,
     ) -> io.NodeOutput:
         def path(front: FrontCamera) -> Trajectory:
             return dolly_zoom(
@@ -225,14 +248,14 @@ class Anchor4DDollyZoomTrajectory(io.ComfyNode):
             )
 
         with host.work(cls):
-            return _given(_around(scene, path), time)
+            return _given(_around(scene, path), time, batch)
 
 
 class Anchor4DKeyframeTrajectory(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         camera = io.Load3DCamera.Input(
-            "camera", optional=True, tooltip="A camera to pass: Create Camera Info, Load 3D, Play Scene."
+            "camera", optional=True, tooltip="A camera to pass: Create Camera Info, Load 3D, Play Scene; or a batch of them."
         )
         return io.Schema(
             node_id="Anchor4DKeyframeTrajectory",
@@ -276,6 +299,7 @@ class Anchor4DKeyframeTrajectory(io.ComfyNode):
                     "own times, interpolation, easing and loop.",
                 ),
                 _time(),
+                _batch(),
             ],
             outputs=_outputs(),
         )
@@ -291,9 +315,10 @@ class Anchor4DKeyframeTrajectory(io.ComfyNode):
         scene_times: str = "",
         path: str = "",
         time: float = 0.0,
+        batch: int = 1,
     ) -> io.NodeOutput:
         with host.work(cls):
-            infos = [info for info in cameras.values() if info is not None]
+            infos = [each for info in cameras.values() if info is not None for each in camera_infos(info)]
             if infos:
                 moments, clip = (_numbers(text, name) for text, name in ((times, "times"), (scene_times, "scene_times")))
                 made = Trajectory.from_camera_infos(infos, moments, clip, loop=loop, interpolation=interpolation, easing=easing)
@@ -301,7 +326,7 @@ class Anchor4DKeyframeTrajectory(io.ComfyNode):
                 made = Trajectory.from_json(path)
             else:
                 raise InputError("no camera is connected, connect one or more, or fill in path")
-            return _given(made, time)
+            return _given(made, time, batch)
 
 
 def _numbers(text: str, name: str) -> list[float] | None:

@@ -15,7 +15,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from einops import rearrange
 from torch import Tensor
 
-from ..core.cameras import Cameras, from_camera_info, orbit_poses, to_camera_info
+from ..core.cameras import CameraInfo, Cameras, camera_infos, from_camera_info, orbit_poses, to_camera_info
 from ..core.gaussians import Gaussians, half_turn
 from ..core.io import SPLAT_SUFFIXES, write_ply_sequence
 from ..core.io.sequence import open_scene
@@ -119,7 +119,8 @@ class Anchor4DRenderScene(io.ComfyNode):
                     "camera_info",
                     optional=True,
                     tooltip="Look from this camera instead (Create Camera Info, Load 3D). The object is 1 unit long and "
-                    "centred; azimuth and sweep still turn it.",
+                    "centred; azimuth and sweep still turn it. A batch of cameras (Create Camera Orbit, Batch Cameras) gives "
+                    "one picture each, spread over the clip or all of the frozen moment; sides shows them side by side.",
                 ),
                 *widgets.drawing(),
                 host.Trajectory.Input(
@@ -162,15 +163,20 @@ class Anchor4DRenderScene(io.ComfyNode):
         elevation: float,
         device: str = "auto",
         renderer: str = "auto",
-        camera_info: dict[str, Any] | None = None,
+        camera_info: CameraInfo | None = None,
         trajectory: Trajectory | None = None,
         maps: bool = False,
     ) -> io.NodeOutput:
         with host.work(cls):
             scene = host.scene_of(scene)
+            batch = [] if camera_info is None or trajectory is not None else camera_infos(camera_info)
+            if len(batch) > 1 and shot["shot"] != "sides":
+                shot = shot | {"frames": len(batch), "repeats": 1}
             taus, fps = _times(scene, shot)
-            if trajectory is None:
-                cameras = _cameras(scene, _azimuths(shot, len(taus)), framing, size, elevation, camera_info)
+            if len(batch) > 1:
+                cameras = _batch(batch, _azimuths(shot | {"sides": 1}, len(taus)), size, shot["shot"] == "sides")
+            elif trajectory is None:
+                cameras = _cameras(scene, _azimuths(shot, len(taus)), framing, size, elevation, batch)
             else:
                 cameras = trajectory.cameras(len(taus), *trajectory.size(size)).reshape(-1, 1)
                 own = trajectory.taus(len(taus))
@@ -210,15 +216,29 @@ def _azimuths(shot: dict[str, Any], count: int) -> Tensor:  # (F, C), or (1, C) 
     return shot["azimuth"] + shot.get("sweep", 0.0) * torch.arange(count)[:, None] / count
 
 
+def _batch(infos: list[dict[str, Any]], azimuths: Tensor, size: int, sides: bool) -> Cameras:
+    """A batch of the host's cameras, turned by ``azimuths`` (F or 1, 1): one a frame, (F, 1), or all in each frame, (C,)."""
+    turn = orbit_poses(0.0, 0.0, 0.0).mT @ orbit_poses(azimuths[:, 0], 0.0, 0.0)
+    width, height = _size(infos[0], size)
+    cameras = from_camera_info(infos, width, height)
+    cameras = Cameras(cameras.world_to_camera @ turn, cameras.K, width, height)
+    return cameras if sides else cameras.reshape(-1, 1)
+
+
+def _size(info: dict[str, Any], size: int) -> tuple[int, int]:
+    """Width and height of a camera's picture whose longer side is ``size``."""
+    aspect = float(info.get("aspect") or 1.0)
+    return (size, max(1, round(size / aspect))) if aspect >= 1 else (max(1, round(size * aspect)), size)
+
+
 def _cameras(
-    scene: Scene4D, azimuths: Tensor, framing: str, size: int, elevation: float, camera_info: dict[str, Any] | None
+    scene: Scene4D, azimuths: Tensor, framing: str, size: int, elevation: float, infos: list[dict[str, Any]]
 ) -> Cameras:  # (F, C), or (C,) where they stand
     flat, shape = azimuths.flatten(), azimuths.shape if len(azimuths) > 1 else azimuths.shape[1:]
     above = (scene.front or DEFAULT_FRONT).elevation + elevation
-    if camera_info is not None:
-        aspect = float(camera_info.get("aspect") or 1.0)
-        width, height = (size, max(1, round(size / aspect))) if aspect >= 1 else (max(1, round(size * aspect)), size)
-        camera = from_camera_info(camera_info, width, height)
+    if infos:
+        width, height = _size(infos[0], size)
+        camera = from_camera_info(infos, width, height)
         # orbit_poses at distance 0 is the turn of the camera alone, as seen from azimuth 0.
         turn = orbit_poses(0.0, 0.0, 0.0).mT @ orbit_poses(flat, 0.0, 0.0)
         cameras = Cameras(camera.world_to_camera @ turn, camera.K.expand(len(flat), 3, 3), width, height)
@@ -272,17 +292,27 @@ class Anchor4DLoadScene(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         output, given = Path(folder_paths.get_output_directory()), Path(folder_paths.get_input_directory())
-        saved = host.listed(output, [".safetensors", ".zip"], output)
+        saved = host.listed(output, [".safetensors", ".zip", ".tsog"], output)
         saved.sort(key=lambda name: host.changed(output / name), reverse=True)
         files = [f"{name} [output]" for name in saved]
-        files += host.listed(given / "3d", [".safetensors", ".zip", *SPLAT_SUFFIXES], given)
+        files += host.listed(given / "3d", [".safetensors", ".zip", ".tsog", *SPLAT_SUFFIXES], given)
         return io.Schema(
             node_id="Anchor4DLoadScene",
             display_name="Load Scene",
             category=CATEGORY,
             description="Loads a scene that Save Scene or the command line wrote, or splats of any program: one file, or a "
             "sequence.",
-            search_aliases=["import scene", "safetensors", "ply sequence", "load splat", "spz", "4dgs", "4d"],
+            search_aliases=[
+                "import scene",
+                "safetensors",
+                "ply sequence",
+                "load splat",
+                "spz",
+                "tsog",
+                "freetimegs",
+                "4dgs",
+                "4d",
+            ],
             inputs=[
                 io.Combo.Input(
                     "file",

@@ -428,7 +428,7 @@ def test_text_to_4d_with_tiny_models(models: dict[str, Prior], video: str, tmp_p
     out = tmp_path / "run"
     done = run_in_folder(None, None, out, settings, prompt="a dog running", config=config)
     assert done is not None
-    assert {p.name for p in out.iterdir()} == {"scene.safetensors", "report.json", "preview.mp4"}
+    assert {p.name for p in out.iterdir()} == {"scene.safetensors", "report.json", "report.html", "preview.mp4"}
     report = json.loads((out / "report.json").read_text())
     assert {"to 3D", "to 3D, fine", "3D to 4D", "clip 2, 3D to 4D", "clip 3, 3D to 4D"} == set(report["losses"])
     assert report["prompt"] == "a dog running" and report["then"] == ["a dog jumping", ""]

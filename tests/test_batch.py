@@ -200,6 +200,7 @@ def test_a_broken_run_stops_no_other_and_one_that_dies_goes_on(
     assert "gone.mp4" in records["bad"]["error"] and "tries" in records["bad"] and records["bad"]["tries"] == 1
     assert records["killed"]["tries"] == 2 and records["good"]["method"] == "count"
     assert "| killed | done | count |" in (out / "batch.md").read_text()
+    assert 'href="killed/report.html"' in (out / "batch.html").read_text()
     # From its checkpoint.
     assert [first for prompt, first, _, _ in lines(said, "start") if prompt == "a fox dies"] == ["0", "6"]
     assert "count  1" in (out / "good" / "log.txt").read_text()

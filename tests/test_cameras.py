@@ -11,6 +11,7 @@ from anchor4d.core.cameras import (
     Cameras,
     Crop,
     FrontCamera,
+    camera_infos,
     from_camera_info,
     from_dreamgaussian,
     from_opengl,
@@ -22,6 +23,7 @@ from anchor4d.core.cameras import (
     quaternion_to_matrix,
     sample_orbit,
     to_camera_info,
+    to_camera_infos,
     to_opengl,
     zero123_vector,
 )
@@ -134,6 +136,17 @@ def test_host_camera_round_trip(azimuth, elevation):
     if abs(elevation) < 90:
         by_target = from_camera_info({k: v for k, v in info.items() if k != "quaternion"}, 320, 240)
         torch.testing.assert_close(by_target.world_to_camera, cameras.world_to_camera, atol=2e-5, rtol=0)
+
+
+def test_a_batch_of_the_host_s_cameras_is_a_camera_each():
+    cameras = orbit([0.0, 90.0, -45.0], 10.0, 2.2, 37.0, 320, 240)
+    infos = to_camera_infos(cameras)
+    assert len(infos) == 3 and infos[1] == to_camera_info(cameras[1:2])
+    torch.testing.assert_close(from_camera_info(infos, 320, 240).world_to_camera, cameras.world_to_camera, atol=2e-6, rtol=0)
+    assert camera_infos(infos[0]) == [infos[0]] and from_camera_info(infos[0], 4, 4).batch == (1,)
+    for wrong in ([], [None]):
+        with pytest.raises(ValueError, match="cameras, of which some are none"):
+            camera_infos(wrong)
 
 
 def test_host_camera_defaults_and_refusals():

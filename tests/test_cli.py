@@ -133,7 +133,7 @@ def test_fit_leaves_what_it_promises(case: Path, tmp_path: Path, capsys: pytest.
     assert "prior: tiny" in printed.err
     assert "3D to 4D  6/6" in printed.err
     left = {p.name for p in (tmp_path / "out").iterdir()} - {"preview.png"}  # drawn where a fit takes longer
-    assert left == {"scene.safetensors", "report.json", "preview.mp4"}
+    assert left == {"scene.safetensors", "report.json", "report.html", "preview.mp4"}
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert (report["seed"], report["preset"], report["method"]) == (7, "draft", "pla4d")
     assert report["memory_peak_mb"]["host"] is None or report["memory_peak_mb"]["host"] > 100
@@ -608,13 +608,24 @@ def test_bench_scores_a_folder_of_cases_and_skips_what_is_done(
     table = capsys.readouterr().out
     assert re.search(r"\| sample +\| +\d+\.\d\d \|", table)
     left = {p.name for p in (out / "sample").iterdir()}
-    assert {"scene.safetensors", "report.json", "preview.mp4", "renders", "scores.json", "sheet.png"} <= left
+    assert {
+        "scene.safetensors",
+        "report.json",
+        "report.html",
+        "preview.mp4",
+        "unseen.webm",
+        "renders",
+        "scores.json",
+        "sheet.png",
+    } <= left
     scores = json.loads((out / "sample" / "scores.json").read_text())
     row, views = scores["row"], scores["views"]
     assert row["gain"] == pytest.approx(row["psnr"] - row["frozen"])
     assert row["front_psnr"] == views["0"]["psnr"]
     assert abs(row["size_error"]) < 5
     assert (out / "results.md").read_text() == table
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert page.count("<video") == 1 and 'class="verdict' in page and f"{row['per_frame']:.2f}" in page
     assert json.loads((out / "results.json").read_text())["cases"] == [row]
     scene = out / "sample" / "scene.safetensors"
     before = scene.stat().st_mtime_ns

@@ -17,6 +17,7 @@ PLUGINS = {
     "04_field": "path",
     "05_format": "xyz",
     "06_method": "front-only",
+    "07_metric": "steady-size",
 }
 
 
@@ -74,6 +75,7 @@ from anchor4d.core.priors.base import PRIORS
 from anchor4d.core.priors.distill import Distillation
 
 assert "ground" in a4d.OBJECTIVES and "path" in a4d.FIELDS and "xyz" in a4d.FORMATS
+assert "steady-size" in a4d.METRICS
 assert "one-colour" in PRIORS and a4d.METHODS["front-only"].title == "Front only"
 
 scene = a4d.Scene4D(random_gaussians(20, torch.Generator().manual_seed(0)), frames=3)

@@ -18,7 +18,7 @@ from anchor4d.core.deformation import ControlNodes, DeformationMLP
 from anchor4d.core.deformation.wrappers import Placed
 from anchor4d.core.fit.checkpoint import load_checkpoint
 from anchor4d.core.fit.density import DensityControl
-from anchor4d.core.fit.loop import FitState, Inputs, Schedule, Train, run_fit
+from anchor4d.core.fit.loop import FitState, Inputs, Schedule, Train, _Fit, run_fit
 from anchor4d.core.fit.replay import Replays
 from anchor4d.core.gaussians import Gaussians, random_gaussians
 from anchor4d.core.objectives.anchors import AnchorMatch
@@ -160,6 +160,38 @@ def test_captured_steps_are_the_plain_ones(name: str, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Replays, "run", plain)
     expected = fit("cuda", train, schedule, objectives)
     assert all(torch.equal(found[key], expected[key]) for key in found)
+
+
+@dataclass(frozen=True)
+class Growth(Objective):
+    """Larger Gaussians, step by step, so that each takes more tiles."""
+
+    name: ClassVar[str] = "growth"
+    weight: Weight = constant(1.0)  # noqa: RUF009
+
+    def loss(self, step: FitStep) -> Tensor:
+        return (1 - step.front.alpha).mean() - step.canonical.log_scales.mean()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA or ROCm device")
+def test_a_captured_step_without_room_is_taken_again_and_the_fit_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = ball(20_000).to("cuda")
+    small = Gaussians(**(small.tensors() | {"log_scales": torch.full_like(small.log_scales, -7.0)}))
+    returns, restore = [], _Fit.restore
+    monkeypatch.setattr(_Fit, "restore", lambda self, *state: (returns.append(self.done), restore(self, *state))[1])
+    rates = {"means": 0.0, "sh": 0.0, "opacity_logits": 0.0, "log_scales": 0.15, "quats": 0.0}
+    inputs = Inputs(moving_video("cuda"), torch.zeros(1), [FRONT])
+    schedule = Schedule(40, resolutions=((1.0, 256),), lr_final=1.0)
+
+    def progress(*_: object) -> None:
+        assert len(returns) < 10, "the fit goes back for ever"
+
+    state = run_fit(
+        "fit", FitState(small), [Growth()], schedule, inputs, train="gaussians", gaussian_lr=rates, progress=progress
+    )  # fmt: skip
+    assert returns  # there was too little room, or this says nothing
+    assert float(state.gaussians.log_scales.mean()) > -2.0
 
 
 @dataclass(frozen=True)

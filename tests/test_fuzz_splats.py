@@ -27,10 +27,14 @@ from test_splat_kinds import columns, gaussians, ply
 from anchor4d.core.cameras import Crop
 from anchor4d.core.files import InputError
 from anchor4d.core.fit.checkpoint import load_checkpoint, save_checkpoint
+from anchor4d.core.io import tsog
+from anchor4d.core.io.gltf_splats import write_splat_glb
+from anchor4d.core.io.moving_ply import encode_ftgs
 from anchor4d.core.io.sequence import open_scene
 from anchor4d.core.io.splats import encode_splats, write_splat_sequence
 from anchor4d.core.io.stream import read_stream, write_stream
 from anchor4d.core.scene.scene import Scene4D
+from anchor4d.core.scene.timed import bake_timed
 from anchor4d.core.scene.views import render_frames, scene_cameras
 
 #: Inputs a kind, and seconds that one may take on a busy machine.
@@ -70,6 +74,33 @@ def stream(folder: Path) -> bytes:
     return file.getvalue()
 
 
+def timed() -> Scene4D:
+    return bake_timed(scene("control-nodes"), life="gaussian", turning=False).scene
+
+
+def timed_scene(folder: Path) -> bytes:
+    timed().save(folder / "whole.safetensors")
+    return (folder / "whole.safetensors").read_bytes()
+
+
+def moving(*names: str) -> bytes:
+    draw = torch.Generator().manual_seed(0)
+    values = columns(gaussians(1))
+    return ply(values | {name: torch.rand(len(values["x"]), generator=draw).numpy() for name in names})
+
+
+def packed_glb(folder: Path) -> bytes:
+    write_splat_glb(folder / "whole.glb", gaussians(1), compressed=True)
+    return (folder / "whole.glb").read_bytes()
+
+
+def shiny_stream(folder: Path) -> bytes:
+    file, made = io.BytesIO(), scene("control-nodes")
+    sh = torch.cat([made.gaussians.sh[:, :1], torch.rand(len(made.gaussians), 8, 3)], 1)
+    write_stream(file, replace(made, gaussians=replace(made.gaussians, sh=sh)))
+    return file.getvalue()
+
+
 SCENES = ["control-nodes", "frames", "hexplane", "mlp", "parts"]
 #: Kinds of file: the ending, and what makes a sound one.
 KINDS: dict[str, tuple[str, Callable[[Path], bytes]]] = {
@@ -85,10 +116,19 @@ KINDS: dict[str, tuple[str, Callable[[Path], bytes]]] = {
     "spz 2": (".spz", lambda folder: encode_splats(gaussians(), "spz", version=2)),
     "splat": (".splat", lambda folder: encode_splats(gaussians(), "splat")),
     "sog": (".sog", lambda folder: encode_splats(gaussians(1), "sog")),
+    "FreeTimeGS": (".ply", lambda folder: encode_ftgs(timed())),
+    "Spacetime": (".ply", lambda folder: moving("trbf_center", "trbf_scale", *(f"motion_{i}" for i in range(9)), "omega_0")),
+    "4DGS": (".ply", lambda folder: moving("t", "scale_t", *(f"rot_r_{i}" for i in range(4)))),
+    "windows": (".ply", lambda folder: moving("vx", "vy", "vz", "time", "duration")),
+    "tsog": (".tsog", lambda folder: tsog.encode(timed())),
+    "tsog by frames": (".tsog", lambda folder: tsog.encode(scene("control-nodes"))),
+    "packed glb": (".glb", packed_glb),
     "zip of ply": (".zip", lambda folder: sequence("ply", folder)),
     "zip of spz": (".zip", lambda folder: sequence("spz", folder)),
     "a4d": (".a4d", stream),
+    "a4d with harmonics": (".a4d", shiny_stream),
     "checkpoint": (".ckpt", checkpoint),
+    "scene of timed": (".safetensors", timed_scene),
     **{f"scene of {kind}": (".safetensors", lambda folder, kind=kind: saved(kind, folder)) for kind in SCENES},
 }
 
@@ -146,7 +186,7 @@ def damage(data: bytes, suffix: str, draw: random.Random) -> bytes:
         ways += [_scene_header] * 5 + [_scene_tensors] * 3
     elif suffix == ".a4d":
         ways += [_stream_header] * 4
-    elif suffix in (".zip", ".sog"):
+    elif suffix in (".zip", ".sog", ".tsog"):
         ways += [_members] * 4
     elif data.startswith(b"ply"):
         ways += [_ply_header] * 3

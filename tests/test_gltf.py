@@ -7,6 +7,7 @@ import math
 import shutil
 import struct
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from anchor4d.core.files import InputError
 from anchor4d.core.gaussians import Gaussians, random_gaussians
 from anchor4d.core.io.gltf import Glb
 from anchor4d.core.io.gltf_mesh import write_mesh_glb
-from anchor4d.core.io.gltf_splats import EXTENSION, read_splat_glb, write_splat_glb, write_splat_glb_frames
+from anchor4d.core.io.gltf_splats import EXTENSION, SPZ, read_splat_glb, write_splat_glb, write_splat_glb_frames
 from anchor4d.core.io.meshes import load_mesh
 from anchor4d.core.mesh import Mesh, srgb_to_linear
 from anchor4d.core.runs.sample import sample_scene
@@ -201,12 +202,91 @@ def test_frames_are_shown_in_turn(tmp_path: Path, scene: Scene4D) -> None:
 def test_splat_files_pass_the_validator(tmp_path: Path, scene: Scene4D) -> None:
     write_splat_glb(tmp_path / "still.glb", scene.at(0.5))
     write_splat_glb_frames(tmp_path / "frames.glb", scene, 3)
-    for name in ("still.glb", "frames.glb"):
+    write_splat_glb(tmp_path / "packed.glb", scene.at(0.5), compressed=True)
+    for name in ("still.glb", "frames.glb", "packed.glb"):
         # The validator does not know the extension, so not the names that it gives to attributes either.
         left = [
             m for m in validated(tmp_path / name) if not (EXTENSION in m["pointer"] and m["code"].endswith("INVALID_ATTRIBUTE"))
         ]
         assert left == []
+
+
+@pytest.mark.parametrize("degree", [0, 2])
+def test_splats_come_back_through_spz(tmp_path: Path, scene: Scene4D, degree: int) -> None:
+    gaussians = scene.at(0.5)
+    sh = torch.rand(len(gaussians), (degree + 1) ** 2, 3, generator=torch.Generator().manual_seed(0)) - 0.5
+    gaussians, path = replace(gaussians, sh=sh), tmp_path / "a.glb"
+    write_splat_glb(path, gaussians, compressed=True)
+    again = read_splat_glb(path)
+    for key, worst in (("means", 2e-5), ("log_scales", 0.032), ("opacities", 0.003), ("sh", 0.03)):
+        torch.testing.assert_close(getattr(again, key), getattr(gaussians, key), rtol=0, atol=worst)
+    turned = quaternion_to_matrix(again.quats) - quaternion_to_matrix(gaussians.quats)
+    assert float(turned.abs().max()) < 0.01
+    header, _ = parsed(path)
+    assert header["extensionsRequired"] == [EXTENSION, SPZ] and "bufferView" not in header["accessors"][0]
+    settings = header["meshes"][0]["primitives"][0]["extensions"][EXTENSION]
+    assert settings["kernel"] == "ellipse" and settings["extensions"][SPZ] == {"bufferView": 0}
+    write_splat_glb(tmp_path / "plain.glb", gaussians)
+    assert path.stat().st_size < (tmp_path / "plain.glb").stat().st_size / 3
+
+
+def test_frames_are_packed_too(tmp_path: Path, scene: Scene4D) -> None:
+    write_splat_glb_frames(tmp_path / "a.glb", scene, 3, compressed=True)
+    header, _ = parsed(tmp_path / "a.glb")
+    assert len(header["meshes"]) == 3 and len(header["animations"][0]["channels"]) == 3
+    torch.testing.assert_close(read_splat_glb(tmp_path / "a.glb").means, scene.at(0.0).means, rtol=0, atol=2e-5)
+
+
+def rewritten(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    header, binary = parsed(path)
+    change(header["meshes"][0]["primitives"][0]["extensions"][EXTENSION])
+    glb = Glb()
+    glb.header = {k: v for k, v in header.items() if k != "buffers"}
+    glb.chunks, glb.length = [binary], len(binary)
+    glb.write(path)
+
+
+def test_the_first_tilers_kept_their_numbers(tmp_path: Path, scene: Scene4D) -> None:
+    """Without kernel and colour space the .spz's numbers are glTF's as they are."""
+    path, gaussians = tmp_path / "a.glb", scene.at(0.0)
+    write_splat_glb(path, gaussians, compressed=True)
+    rewritten(path, lambda settings: (settings.pop("kernel"), settings.pop("colorSpace")))
+    turned = gaussians.means * torch.tensor([-1.0, 1.0, -1.0])
+    torch.testing.assert_close(read_splat_glb(path).means, turned, rtol=0, atol=2e-5)
+    write_splat_glb(path, gaussians, compressed=True)
+    rewritten(path, lambda settings: settings.update(kernel="cube"))
+    with pytest.raises(InputError, match=r"of another kind or compressed \(cube\)"):
+        read_splat_glb(path)
+
+
+def test_niantic_s_library_finds_the_same_in_a_packed_file(tmp_path: Path, scene: Scene4D) -> None:
+    program = (
+        "const fs = require('fs'), path = require('path'), keys = ['positions', 'scales', 'rotations', 'sh'];"
+        "process.type = 'renderer';"  # it is built for browsers
+        "import(path.join(path.dirname(require.resolve('@spz-loader/core')), 'index.js')).then(({ loadSpz }) => "
+        "loadSpz(fs.readFileSync(process.argv[1]), { unpackOptions: { coordinateSystem: 'LUF' } })).then((cloud) => "
+        "console.log(JSON.stringify(Object.fromEntries(keys.map((key) => [key, [...cloud[key]]])))))"
+    )
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("no node")
+    gaussians = scene.at(0.5)
+    sh = torch.rand(len(gaussians), 9, 3, generator=torch.Generator().manual_seed(0)) - 0.5
+    gaussians = replace(gaussians, sh=sh)
+    write_splat_glb(tmp_path / "a.glb", gaussians, compressed=True)
+    header, binary = parsed(tmp_path / "a.glb")
+    (tmp_path / "a.spz").write_bytes(binary[: header["bufferViews"][0]["byteLength"]])
+    run = subprocess.run([node, "-e", program, str(tmp_path / "a.spz")], capture_output=True, text=True, check=False)
+    if "Cannot find module" in run.stderr:
+        pytest.skip("npm's @spz-loader/core is not on NODE_PATH")
+    assert run.returncode == 0, run.stderr
+    read = {key: torch.tensor(value) for key, value in json.loads(run.stdout).items()}
+    torch.testing.assert_close(read["positions"].reshape(-1, 3), gaussians.means, rtol=0, atol=2e-5)
+    # The library turns shapes by signs alone: an axis may point the other way, which is the same Gaussian.
+    axes = quaternion_to_matrix(read["rotations"].reshape(-1, 4)[:, [3, 0, 1, 2]])
+    alike = (axes * quaternion_to_matrix(gaussians.quats)).sum(1).abs()
+    torch.testing.assert_close(alike, torch.ones_like(alike), rtol=0, atol=1e-4)
+    torch.testing.assert_close(read["sh"].reshape(-1, 8, 3), gaussians.sh[:, 1:], rtol=0, atol=0.03)
 
 
 def test_another_reader_sees_the_same_splats(tmp_path: Path, scene: Scene4D) -> None:

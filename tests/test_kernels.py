@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+import anchor4d.core
 from anchor4d.core.cameras import Cameras, orbit
 from anchor4d.core.gaussians import Gaussians
 from anchor4d.core.render import ScreenStatistics, rasterize
 from anchor4d.core.render.nvrtc import backend, compiler, mesh_backend
 
+SOURCES = sorted(Path(anchor4d.core.__path__[0]).rglob("*.cu"))
 no_card = pytest.mark.skipif(not torch.cuda.is_available(), reason="no graphics card")
 DEVICES = [
     pytest.param("cpu", id="shim", marks=kernel_shim.needs_compiler),
@@ -51,8 +53,8 @@ def _has_nvrtc() -> bool:
 
 
 @pytest.mark.skipif(not _has_nvrtc(), reason="no NVRTC, install nvidia-cuda-nvrtc")
-@pytest.mark.parametrize("source", sorted(p.name for p in compiler.FOLDER.glob("*.cu")))
-def test_every_source_compiles_for_every_architecture(source: str) -> None:
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_every_source_compiles_for_every_architecture(source: Path) -> None:
     targets = [f"sm_{x}" for x in (75, 80, 86, 89, 90, 100, 120) if x in compiler._supported()]
     assert targets
     for target in targets:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from anchor4d import cli
 from anchor4d.core.files import InputError
-from anchor4d.core.metrics.perceptual import BACKBONES
+from anchor4d.core.metrics.perceptual import NETWORKS
 from anchor4d.core.priors import downloads, models
 
 ROOT = Path(__file__).parent.parent
@@ -414,6 +414,34 @@ def test_single_files_from_elsewhere(hub: Hub, tmp_path: Path, monkeypatch: pyte
     assert models.find("rembg") == tmp_path / "home" / "u2net.onnx"
 
 
+def test_a_file_that_git_names_is_checked_and_brings_what_it_needs(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.files |= {"network.pth": UNET, "linear.pth": VAE}
+    elsewhere = f"{os.environ['HF_ENDPOINT']}/elsewhere"
+
+    def serve(content: bytes) -> None:
+        named = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        network = models.Model(
+            "net", ("metric",), "metrics/network.pth", url=f"{elsewhere}/network.pth", git=named, brings=("lin",)
+        )
+        linear = models.Model(
+            "lin", ("metric",), "metrics/linear.pth", url=f"{elsewhere}/linear.pth", md5=hashlib.md5(VAE).hexdigest()
+        )
+        monkeypatch.setattr(models, "known_models", lambda: (network, linear))
+
+    serve(VAE)
+    with pytest.raises(InputError, match="git differs"):
+        models.download("net")
+    serve(UNET)
+    folder = tmp_path / "models" / "metrics"
+    assert models.download("net") == folder / "network.pth" and (folder / "network.pth").read_bytes() == UNET
+    assert (folder / "linear.pth").read_bytes() == VAE
+    (folder / "linear.pth").unlink()  # as of one that was here before it brought anything
+    models.download("net")
+    assert models.find("lin") == folder / "linear.pth"
+
+
 def test_a_folder_that_lacks_parts_is_not_taken_for_the_model(hub: Hub, tmp_path: Path) -> None:
     folder = tmp_path / "models" / "diffusers" / "zero123-xl-diffusers"
     (folder / "unet").mkdir(parents=True)
@@ -458,11 +486,11 @@ def test_the_registry_is_whole() -> None:
         assert model.roles and model.purpose and model.licence and model.folder
         assert bool(model.hub) != bool(model.url)
         assert bool(model.parts or model.files) == bool(model.hub)
-        assert bool(model.url) == bool(model.md5 or model.sha256)
-        assert set(model.needs) <= set(known)
+        assert [bool(model.md5), bool(model.sha256), bool(model.git)].count(True) == bool(model.url)
+        assert {*model.needs, *model.brings} <= set(known)
         forbids = re.search(r"\bNC\b|non-commercial", model.licence)
         assert bool(forbids) == model.warning.startswith("no commercial use")
-    assert {known[f"lpips-{net}"].file for net in BACKBONES} == set(BACKBONES.values())
+    assert all(f"lpips-{net}-linear" in known[f"lpips-{net}"].brings for net in NETWORKS)
     roles = {role for listed in models._registry()["pipelines"].values() for role in listed}  # pyright: ignore[reportPrivateUsage]
     assert roles <= set(models._registry()["roles"])  # pyright: ignore[reportPrivateUsage]
 

@@ -14,13 +14,13 @@ from anchor4d.core.deformation import ControlNodes, DeformationField, Deformatio
 from anchor4d.core.files import InputError
 from anchor4d.core.gaussians import Gaussians, from_points, random_gaussians
 from anchor4d.core.methods.stages import gaussians_on_mesh
-from anchor4d.core.metrics import perceptual
-from anchor4d.core.metrics.perceptual import LPIPS, SSIMDistance, perceptual_distance
+from anchor4d.core.metrics.perceptual import SSIMDistance, perceptual_distance
 from anchor4d.core.objectives.base import FitStep, check_objectives
 from anchor4d.core.objectives.first_frame import FirstFrame
 from anchor4d.core.objectives.front import ReferenceViewLoss, image_loss
 from anchor4d.core.objectives.mesh import MeshMatch
 from anchor4d.core.objectives.rigidity import Rigidity, Smoothness, edge_strain
+from anchor4d.core.priors import models
 from anchor4d.core.render import rasterize
 from anchor4d.core.runs.sample import sample_meshes
 from anchor4d.core.scene.scene import frame_times
@@ -203,7 +203,7 @@ def test_ssim_distance_is_that_of_scikit_image() -> None:
 def test_ssim_stands_in_where_the_machine_has_no_backbone(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, gaussians: Gaussians
 ) -> None:
-    monkeypatch.setenv("ANCHOR4D_LPIPS", str(tmp_path_factory.mktemp("empty")))
+    monkeypatch.setattr(models, "models_folders", lambda: [tmp_path_factory.mktemp("empty")])
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path_factory.mktemp("hub")))
     perceptual_distance.cache_clear()
     try:
@@ -216,33 +216,6 @@ def test_ssim_stands_in_where_the_machine_has_no_backbone(
         assert float(with_term(step_of(gaussians))) < 1e-4
     finally:
         perceptual_distance.cache_clear()
-
-
-def test_lpips_with_a_random_backbone_is_a_distance() -> None:
-    torch.manual_seed(0)
-    try:
-        distance = LPIPS("alex")
-    except perceptual.InputError as error:
-        pytest.skip(str(error))
-    picture = torch.rand(1, 64, 64, 3)
-    moved = picture.clone().requires_grad_(True)
-    assert float(distance(picture, picture)) == pytest.approx(0, abs=1e-6)
-    loss = distance((moved + 0.1).clamp(0, 1), picture)
-    loss.backward()
-    assert loss.item() > 0
-    assert moved.grad is not None
-    assert float(moved.grad.abs().sum()) > 0
-    assert not any(p.requires_grad for p in distance.parameters())
-    # A backbone as torchvision stores it goes to the same layers.
-    weights = {f"features.{k.split('.', 1)[1]}": v for k, v in distance.net.net.state_dict().items()}
-    torch.manual_seed(1)
-    torch.testing.assert_close(LPIPS("alex", weights)(1 - picture, picture), distance(1 - picture, picture))
-
-
-def test_lpips_says_how_to_get_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "lpips", None)
-    with pytest.raises(perceptual.InputError, match="pip install lpips"):
-        LPIPS("vgg")
 
 
 # Motion

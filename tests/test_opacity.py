@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+import trimesh
 
 from anchor4d.bench.opacity import opacity
 from anchor4d.core.cameras import orbit
-from anchor4d.core.gaussians import neighbour_distances
+from anchor4d.core.deformation import ControlNodes
+from anchor4d.core.gaussians import Gaussians, neighbour_distances
 from anchor4d.core.mesh import Mesh, sample_evenly, sample_surface
+from anchor4d.core.methods.backing import backed
 from anchor4d.core.methods.stages import gaussians_on_mesh
 from anchor4d.core.objectives.through import shown_through
 from anchor4d.core.render.mesh import render_mesh
@@ -35,10 +40,56 @@ def test_even_samples_keep_their_distance(character: Mesh) -> None:
     assert torch.equal(even.points, again.points)
 
 
-def test_little_of_the_far_side_shows_through(character: Mesh) -> None:
-    skin, _ = gaussians_on_mesh(character, 8000)
-    found = opacity(Scene4D(skin, surface=character), [0.0], size=128)
-    assert found["alpha"] > 0.98 and found["through"] < 0.02  # points drawn at random: 0.04
+@pytest.fixture(scope="module")
+def skin(character: Mesh) -> Gaussians:
+    return gaussians_on_mesh(character, 8000)[0]
+
+
+def test_little_of_the_far_side_shows_through(character: Mesh, skin: Gaussians) -> None:
+    bare = Scene4D(skin, surface=character)
+    before, after = (opacity(scene, [0.0]) for scene in (bare, backed(bare)))
+    assert before["through"] > 0.02  # points drawn at random: 0.04
+    assert after["alpha"] > 0.98 and after["through"] < 0.01
+
+
+def test_a_second_layer_moves_with_the_first_and_hides_what_stretches(character: Mesh, skin: Gaussians) -> None:
+    field = ControlNodes.on_surface(skin, 3, mesh=character, nodes=100)
+    with torch.no_grad():  # the last frame is a quarter longer from left to right
+        field.translations[2] = field.node_positions * torch.tensor([0.25, 0.0, 0.0])
+    bare = Scene4D(skin, field, frames=3, surface=character)
+    made = backed(bare)
+    assert len(bare.gaussians) < len(made.gaussians) <= 2 * len(bare.gaussians)
+    assert torch.equal(made.at(1.0).means[: len(skin)], bare.at(1.0).means)
+    before, after = (opacity(scene, [0.0, 1.0]) for scene in (bare, made))
+    assert before["through"] > 0.02 and after["alpha"] > 0.98 and after["through"] < 0.01
+
+
+@pytest.mark.parametrize("mirrored", [False, True], ids=["outward", "inward"])
+def test_the_second_layer_lies_inside(mirrored: bool) -> None:
+    """Also where a mesh's faces are wound the wrong way."""
+    solid: Any = trimesh.creation.icosphere(4, 0.5)
+    faces = torch.from_numpy(solid.faces[:, ::-1].copy() if mirrored else solid.faces.copy()).long()
+    ball = Mesh(torch.from_numpy(solid.vertices.copy()).float(), faces)
+    skin, _ = gaussians_on_mesh(ball, 1500)
+    added = backed(Scene4D(skin, surface=ball)).gaussians.means[1500:]
+    assert len(added) > 1000 and float(added.norm(dim=-1).max()) < 0.499
+
+
+def test_sheets_keep_both_sides() -> None:
+    """What is seen from both sides has no inside: the second layer lies within the first."""
+    flat = torch.tensor([[-0.5, -0.5, 0.0], [0.5, -0.5, 0.0], [0.5, 0.5, 0.0], [-0.5, 0.5, 0.0]])
+    corners = torch.cat([flat, flat[:, [2, 1, 0]]])  # two sheets that cross
+    cross = Mesh(corners, torch.tensor([[0, 1, 2], [0, 2, 3], [4, 5, 6], [4, 6, 7]]))
+    skin, _ = gaussians_on_mesh(cross, 800)
+    added = backed(Scene4D(skin, surface=cross)).gaussians.means[800:]
+    assert len(added) > 400 and float(added[:, [0, 2]].abs().amin(-1).max()) < 1e-6
+
+
+def test_what_hides_its_far_side_stays_as_it_is(character: Mesh) -> None:
+    dense = Scene4D(gaussians_on_mesh(character, 60_000)[0], surface=character)
+    assert backed(dense) is dense
+    bare = Scene4D(dense.gaussians.map(lambda t: t[::10]))  # nothing says where its surface is
+    assert backed(bare) is bare
 
 
 def test_a_holey_surface_is_measured_as_such(character: Mesh) -> None:

@@ -242,7 +242,7 @@ def test_a_run_in_a_folder_leaves_its_files_and_nothing_else(sample: Path, tmp_p
     (out / "mine.txt").write_text("keep")
     done = run_in_folder(sample / "front", sample / "mesh.glb", out, Settings(yaw=0.0), config=TINY)
     assert done is not None
-    assert {p.name for p in out.iterdir()} == {"mine.txt", "scene.safetensors", "report.json", "preview.mp4"}
+    assert {p.name for p in out.iterdir()} == {"mine.txt", "scene.safetensors", "report.json", "report.html", "preview.mp4"}
     assert json.loads((out / "report.json").read_text())["resumed"] is False
     loaded = Scene4D.load(out / "scene.safetensors")
     assert loaded.meta["preset"] == "standard"

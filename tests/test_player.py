@@ -162,6 +162,29 @@ def test_draws_every_layout(player: Player, changing: str):
     assert psnr(drawn(scene.at(float(scene.taus[2])), camera), player.shoot(camera, 2)) >= 46
 
 
+def shiny(scene: Scene4D, degree: int) -> Scene4D:
+    """The scene with colours that depend on the view, the constant part in places below 0."""
+    generator = torch.Generator().manual_seed(5)
+    rest = 0.2 * torch.randn(len(scene.gaussians), (degree + 1) ** 2 - 1, 3, generator=generator)
+    sh = torch.cat([scene.gaussians.sh - 0.2, rest], 1)
+    return replace(scene, gaussians=replace(scene.gaussians, sh=sh))
+
+
+@pytest.mark.parametrize("degree", [1, 2, 3])
+def test_colours_depend_on_the_view(player: Player, degree: int):
+    scene = shiny(moving_sample(2500, 4), degree)
+    header = player.add("shiny.a4d", scene)
+    assert header["harmonics"]["coefficients"] == (degree + 1) ** 2 - 1
+    player.load("shiny.a4d")
+    cameras = scene_cameras(scene, [0.0, 100.0, 220.0], 20.0, SIZE)
+    plain = replace(scene.at(float(scene.taus[2])), sh=scene.gaussians.sh[:, :1])
+    for view in range(3):
+        ours, theirs = drawn(scene.at(float(scene.taus[2])), cameras[view]), player.shoot(cameras[view], 2)
+        assert psnr(ours, theirs) >= 46, view
+        assert psnr(drawn(plain, cameras[view]), theirs) < 35, view
+    player.page.evaluate("renderer.setClip(0, null)")
+
+
 def test_draws_close_ups_and_odd_gaussians(player: Player):
     """Needles, flat and wide ones across the picture's edge and behind the camera, colours beyond 1: where semantics part."""
     generator = torch.Generator().manual_seed(3)

@@ -99,6 +99,30 @@ def test_pictures_of_what_was_read_match():
         assert float(-10 * (real - shown).square().mean().log10()) > 55
 
 
+@pytest.mark.parametrize("degree", [1, 2, 3])
+def test_colours_that_depend_on_the_view_come_back(tmp_path: Path, degree: int, caplog: pytest.LogCaptureFixture):
+    scene = moving_sample(200, 3)
+    rest = torch.randn(200, (degree + 1) ** 2 - 1, 3, generator=torch.Generator().manual_seed(0))
+    shiny = replace(scene, gaussians=replace(scene.gaussians, sh=torch.cat([scene.gaussians.sh - 0.5, rest], 1)))
+    header = write_stream(tmp_path / "a.a4d", shiny)
+    frames = read_stream(tmp_path / "a.a4d").frames
+    worst = header["harmonics"]["reach"] / 1022 * 1.01
+    for frame, tau in zip(frames, scene.taus.tolist()):
+        torch.testing.assert_close(frame.sh[:, 1:], shiny.at(tau).sh[:, 1:], rtol=0, atol=worst)
+        torch.testing.assert_close(frame.colors, shiny.at(tau).colors, rtol=0, atol=2e-3)
+    data = (tmp_path / "a.a4d").read_bytes()
+    for wrong in (b'"coefficients":7', b'"coefficients":0'):
+        (tmp_path / "b.a4d").write_bytes(
+            data.replace(b'"coefficients":%d' % ((degree + 1) ** 2 - 1), wrong.ljust(16 + (degree > 2)))
+        )
+        with pytest.raises(InputError):
+            read_stream(tmp_path / "b.a4d")
+    turning = replace(shiny, field=FrameField.of([shiny.gaussians, replace(shiny.gaussians, sh=-shiny.gaussians.sh)]))
+    with caplog.at_level(logging.INFO):
+        assert "harmonics" not in write_stream(tmp_path / "c.a4d", turning)
+    assert "view-dependent colours change over the clip" in caplog.text
+
+
 def test_retimed_still_and_held_clips(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     scene = moving_sample(200, 8)
     header = write_stream(tmp_path / "a.a4d", scene, 12)
@@ -107,10 +131,8 @@ def test_retimed_still_and_held_clips(tmp_path: Path, caplog: pytest.LogCaptureF
     assert torch.allclose(frames[6].means, scene.at(0.5).means, atol=1e-4)
 
     still = Scene4D(replace(scene.gaussians, sh=torch.cat([scene.gaussians.sh, torch.zeros(200, 3, 3)], 1)))
-    with caplog.at_level(logging.INFO):
-        header = write_stream(tmp_path / "b.a4d", still)
-    assert "view-dependent" in caplog.text
-    assert header["frames"] == 1
+    header = write_stream(tmp_path / "b.a4d", still)
+    assert header["frames"] == 1 and "harmonics" not in header
     assert torch.allclose(read_stream(tmp_path / "b.a4d").frames[0].colors, still.gaussians.colors.clamp_min(0), atol=1e-3)
 
     held = FrameField.of([scene.gaussians, scene.at(0.5)], interpolation="hold")

@@ -142,3 +142,39 @@ def test_an_ablation_is_the_whole_workflow_with_nodes_bypassed(left_out: str, by
         if a["type"] in ("MarkdownNote", "SaveVideo", "Anchor4DSaveScene"):
             continue
         assert a["widgets_values_named"] == b["widgets_values_named"]
+
+
+BOXES = sorted((ROOT / "subgraphs").glob("*.json"))
+
+
+def test_blueprints_are_as_the_command_makes_them(build: ModuleType, nodes: dict[str, dict[str, Any]]):
+    """Subgraphs of this pack's nodes alone, where ComfyUI looks for them: a box for every method."""
+    made = {box.name: box for box in build.blueprints()}
+    assert sorted(made) == [path.stem for path in BOXES]
+    for path in BOXES:
+        assert path.read_text(encoding="utf-8") == sys.modules["graph"].text_of(made[path.stem].build(nodes)), path.name
+
+
+@pytest.mark.parametrize("path", BOXES, ids=lambda path: path.stem)
+def test_a_blueprint_is_one_box_whose_ends_are_linked(path: Path):
+    file = load(path)
+    (box,), (inside,) = file["nodes"], file["definitions"]["subgraphs"]
+    assert box["type"] == inside["id"] and inside["name"] == path.stem == box["title"] and len(inside["description"]) > 20
+    assert [slot["name"] for slot in box["inputs"]] == [end["name"] for end in inside["inputs"]]
+    assert [(slot["name"], slot["type"]) for slot in box["outputs"]] == [("scene", "A4D_SCENE")]
+    nodes = {node["id"]: node for node in inside["nodes"]}
+    links = {link["id"]: link for link in inside["links"]}
+    for link in links.values():
+        if link["origin_id"] == -10:
+            assert link["id"] in inside["inputs"][link["origin_slot"]]["linkIds"]
+        else:
+            out = nodes[link["origin_id"]]["outputs"][link["origin_slot"]]
+            assert link["id"] in out["links"] and out["type"] == link["type"]
+        if link["target_id"] == -20:
+            assert link["id"] in inside["outputs"][link["target_slot"]]["linkIds"]
+        else:
+            into = nodes[link["target_id"]]["inputs"][link["target_slot"]]
+            assert into["link"] == link["id"]
+            assert set(link["type"].split(",")) & set(into["type"].split(",")), (link["type"], into["type"])
+    presets = [slot["link"] for node in nodes.values() for slot in node["inputs"] if slot["name"] == "preset"]
+    assert presets and all(links[at]["origin_id"] == -10 for at in presets)

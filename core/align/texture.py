@@ -11,6 +11,7 @@ from torch import Tensor
 from ..cameras import Cameras
 from ..files import InputError
 from ..mesh import Mesh
+from ..progress import pulse
 from ..render.mesh import render_mesh
 
 MOST_FACES = 300_000
@@ -94,11 +95,13 @@ def color_from_frame(
     data[~seen] = sampled[KDTree(vertices[seen]).query(vertices[~seen])[1]]
     data[seen], weight[seen] = sampled, 300 * facing[seen] ** 2
 
+    pulse()
     edges = np.unique(np.sort(faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1), axis=0)
     stiffness = pixel / (np.linalg.norm(vertices[edges[:, 0]] - vertices[edges[:, 1]], axis=1) + 0.1 * pixel)
     adjacency = coo_matrix((stiffness, (edges[:, 0], edges[:, 1])), shape=(len(vertices),) * 2)
     adjacency = adjacency + adjacency.T
     system = diags(np.asarray(adjacency.sum(1)).ravel() + weight) - adjacency
+    pulse()
     colors = splu(system.tocsc()).solve(weight[:, None] * data)
     rgba = np.concatenate([colors.clip(0, 1), np.ones((len(vertices), 1))], 1)
     return replace(fine, vertex_colors=torch.from_numpy(rgba).float())
@@ -115,6 +118,7 @@ def _weld(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarr
 def _subdivide(vertices: np.ndarray, faces: np.ndarray, longest: float) -> tuple[np.ndarray, np.ndarray]:
     """Edges above ``longest`` halved, alike in both their faces, until none is left or :data:`MOST_FACES` is near."""
     while len(faces) * 4 <= MOST_FACES:
+        pulse()
         corners = np.sort(faces[:, [1, 2, 2, 0, 0, 1]].reshape(-1, 2), axis=1)  # edge k lies opposite corner k
         edges, which = np.unique(corners, axis=0, return_inverse=True)
         which = which.reshape(-1, 3)

@@ -7,6 +7,7 @@ from .frames import FrameField
 from .hexplane import HexPlane
 from .mlp import DeformationMLP
 from .time_gated import TimeGatedMLP
+from .timed import TimedGaussians
 from .wrappers import ClosedLoop, Faded, Parts, Placed, TimeMap
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "StaticScene",
     "TimeGatedMLP",
     "TimeMap",
+    "TimedGaussians",
     "field_from_config",
     "loaded_field",
     "register_field",

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..cameras import quaternion_multiply, quaternion_to_matrix
 from ..gaussians import Gaussians
 from ..mesh import Mesh
-from ..optimiser import Group
+from ..optimiser import Group, one_thread
 from . import fused
 from .base import DeformationField, Handles, StaticScene, register_field
 from .graph import graph_from_mesh, graph_from_points, spaced_binding
@@ -311,7 +311,8 @@ class ControlNodes(DeformationField):
         laplacian[i, j] = laplacian[j, i] = -1.0
         laplacian.diagonal().copy_(-laplacian.sum(1))
         laplacian /= laplacian.diagonal().mean()
-        space = torch.linalg.inv(torch.eye(nodes, device=device) + factor * self.smooth_space * laplacian)
+        with one_thread():
+            space = torch.linalg.inv(torch.eye(nodes, device=device) + factor * self.smooth_space * laplacian)
         step = torch.eye(self.keys, device=device) - torch.eye(self.keys, device=device).roll(1, 1)
         if not self.loop:
             step = step[:-1]

@@ -26,7 +26,7 @@ from ..files import InputError
 from ..gaussians import Gaussians
 from ..objectives.base import FitStep, Objective, check_objectives, identified
 from ..optimiser import Adam, Group
-from ..progress import Progress
+from ..progress import Progress, pulse
 from ..render.nvrtc.backend import overflowed
 from ..scene.object3d import Object3D
 from ..video import DrivingVideo
@@ -206,9 +206,11 @@ def run_fit(
         except FloatingPointError:
             raise
         except BaseException:
-            # A step cut short has moved the generator and perhaps half the parameters: the last checkpoint is the one to keep.
+            # A step cut short has moved the generator and perhaps half the parameters: what was sound before it is kept.
             if fit.between_steps:
                 save()
+            elif path is not None and fit.last_sound[1]["step"] > first:
+                save_checkpoint(path, *fit.last_sound)
             raise
         if fit.done > first:
             # The finished stage is kept too: a run that is interrupted in a later stage resumes behind this one.
@@ -251,6 +253,7 @@ class _Fit:
         self.replays = Replays(self.device, frozenset(varying))
         self.numbers = Numbers(self.device, self.replays.forget) if self.device.type == "cuda" else None
         self.captured: dict[tuple[str, str], Tensor] = {}
+        self.launched_until = 0  # steps before this one are not captured
         self.optimisers = self._optimisers()
         self.step: FitStep | None = None
         if self.device.type == "cuda" and self.field is not None and self.field.handles() is None:
@@ -405,6 +408,8 @@ class _Fit:
         for id, objective in self.objectives.items():
             step.memory = self.memory.setdefault(id, {})
             step.drawn = None if drawn is None else drawn[id]
+            if self.numbers is None:  # on a card this may be recorded, and a step takes little
+                pulse()
             terms[id] = objective.weighted(step, weights[id])
         # What waits for its share of the gradient counts nothing until then.
         waiting = {id: o for id, o in self.objectives.items() if o.share > 0 and id not in self.factors}
@@ -419,6 +424,8 @@ class _Fit:
         terms = {id: scale.get(id, 1.0) * term for id, term in terms.items()}
         stacked = torch.stack([term for term in terms.values()])
         total = stacked.sum()
+        if self.numbers is None:
+            pulse()
         if total.requires_grad:
             total.backward()
         return stacked.detach()
@@ -474,7 +481,7 @@ class _Fit:
             )  # fmt: skip
 
         self.step = None
-        if waiting:
+        if waiting or index < self.launched_until:
             taken = take(stepped(FitStep))
         else:
             taken = self.replays.run(key, index, stepped, take, self.memory)
@@ -509,6 +516,7 @@ class _Fit:
                 "%s: the lists of a captured step were too short, back to step %d", self.stage, self.last_sound[1]["step"]
             )
             self.restore(*self.last_sound)
+            self.launched_until = index + 1  # each of these steps makes the room that it needs
             return
         for id, value in values.items():
             self.losses.setdefault(id, []).append(value)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..files import InputError
+from ..files import InputError, atomic_path
 from ..gaussians import Gaussians
 from ..registry import Registry
 from ..render import Render
@@ -295,6 +295,22 @@ def _glb_splats(scene: Scene4D, path: Path, export: Export) -> None:
 
 
 @register_format(
+    "glb-spz",
+    "splats",
+    (".glb",),
+    "the same compressed (KHR_gaussian_splatting_compression_spz_2), a tenth of the size: Cesium",
+    takes=["frames", "moment"],
+)
+def _glb_spz(scene: Scene4D, path: Path, export: Export) -> None:
+    from .gltf_splats import write_splat_glb, write_splat_glb_frames
+
+    if export.moment is None:
+        write_splat_glb_frames(path, scene, export.frames, compressed=True, progress=export.progress)
+    else:
+        write_splat_glb(path, _at(scene, export.moment), compressed=True)
+
+
+@register_format(
     "usd",
     "splats",
     (".usdc", ".usda", ".usdz", ".usd"),
@@ -312,6 +328,36 @@ def _4dgs(scene: Scene4D, path: Path, export: Export) -> None:
     from .fourdgs import write_4dgs
 
     write_4dgs(path, scene, export.frames, progress=export.progress)
+
+
+@register_format(
+    "tsog", "splats", (".tsog",), "TSOG, one file: Gaussians with lives and speeds, or frame by frame", takes=["frames"]
+)
+def _tsog(scene: Scene4D, path: Path, export: Export) -> None:
+    from .tsog import encode
+
+    _write(path, encode(scene, export.frames, progress=export.progress))
+
+
+@register_format(
+    "ftgs", "splats", (".ply",), "FreeTimeGS, one file: Gaussians with lives and speeds, for the FTGS player", takes=["frames"]
+)
+def _ftgs(scene: Scene4D, path: Path, export: Export) -> None:
+    from ..scene.timed import bake_timed
+    from .moving_ply import encode_ftgs
+    from .tsog import is_continuous
+
+    if not is_continuous(scene):
+        baked = bake_timed(scene, life="gaussian", turning=False)
+        errors = ", ".join(f"{key} {value:.2g}" for key, value in baked.errors.items() if key != "opacity")
+        log.info("%s: baked into %d Gaussians with lives, largest errors: %s", path, len(baked.source), errors)
+        scene = baked.scene
+    _write(path, encode_ftgs(scene, export.frames))
+
+
+def _write(path: Path, data: bytes) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
 
 
 @register_format(

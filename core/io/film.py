@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from ..files import InputError, atomic_path
+from ..progress import pulse
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -145,15 +146,16 @@ def write_webm(path: str | os.PathLike[str], frames: Film, fps: float, *, loops:
     _encode(path, "webm", "libvpx-vp9", _repeated(frames, loops), fps, setup)
 
 
-def write_webp(path: str | os.PathLike[str], frames: Film, fps: float, *, quality: int = 90) -> None:
+def write_webp(path: str | os.PathLike[str], frames: Film, fps: float, *, quality: int = 90, effort: int = 4) -> None:
     """Write an animated WebP that repeats for ever, with alpha where the frames have it.
 
     Args:
         quality: 1 to 100, higher = better and larger.
+        effort: 0 to 6, higher = slower and smaller.
     """
 
     def setup(stream: Any, height: int, width: int, channels: int) -> str:
-        stream.options = {"quality": str(quality), "compression_level": "4"}
+        stream.options = {"quality": str(quality), "compression_level": str(effort)}
         return "bgra"
 
     _encode(path, "webp", "libwebp_anim", frames, fps, setup, {"loop": "0"})
@@ -206,6 +208,7 @@ def write_gif(path: str | os.PathLike[str], frames: Film, fps: float) -> None:
         file.write(palette.tobytes() + b"\x21\xff\x0bNETSCAPE2.0\x03\x01\x00\x00\x00")
         before = np.full((height, width), -1)
         for index, end in zip(shown, ends):
+            pulse()
             picture = np.frombuffer(zlib.decompress(packed[index]), np.uint8).reshape(shape)
             colours = picture[..., :3]
             plain = nearest[tuple(np.moveaxis(colours >> 2, -1, 0))]
@@ -295,6 +298,7 @@ def _pictures(frames: Film) -> Iterator[np.ndarray]:
     """
     shape = None
     for number, frame in enumerate(frames):
+        pulse()
         picture = to_uint8(frame)
         if picture.ndim != 3 or picture.shape[2] not in (3, 4) or 0 in picture.shape:
             raise InputError(f"film: frame {number} has shape {picture.shape}, give (height, width, 3 or 4)")

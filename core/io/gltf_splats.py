@@ -4,6 +4,10 @@ Source: the ratified extension, KhronosGroup/glTF, extensions/2.0/Khronos/KHR_ga
 harmonics have the order and signs of 3DGS. Scales are linear, opacities in [0, 1], quaternions xyzw of unit length. The
 extension knows no motion: frames are nodes of their own, shown in turn by animating their scale between 1 and 0, which the core
 specification (3.5.2) names as the way to hide a node.
+
+KHR_gaussian_splatting_compression_spz_2 (a draft) keeps a .spz in place of the arrays, of SPZ's release 2 and so of version 3,
+whose own axes (x right, y up, z back) are glTF's (x left, y up, z forward) turned about Y. Files without the base extension's
+kernel and colour space, as Cesium's first tilers wrote them, keep their numbers as they are, which then are glTF's.
 """
 
 from __future__ import annotations
@@ -24,23 +28,31 @@ from ..gaussians import Gaussians
 from ..mesh import srgb_to_linear
 from ..scene.scene import Scene4D, frame_times
 from ..scene.views import FrameProgress
-from .gltf import VERTICES, Entry, Glb, Gltf
+from . import spz
+from .gltf import FLOAT, VERTICES, Entry, Glb, Gltf
+from .ply import sound
 
 log = logging.getLogger(__name__)
 
 EXTENSION = "KHR_gaussian_splatting"
+SPZ = "KHR_gaussian_splatting_compression_spz_2"
 
 
-def write_splat_glb(path: str | os.PathLike[str], gaussians: Gaussians, *, name: str = "splats") -> None:
+def write_splat_glb(
+    path: str | os.PathLike[str], gaussians: Gaussians, *, name: str = "splats", compressed: bool = False
+) -> None:
     """Write one set of Gaussians (N, ...).
 
     Points with colours are what a reader without the extension shows.
+
+    Args:
+        compressed: as SPZ, a tenth of the size, which readers must know.
 
     Raises:
         InputError: for an empty set, a batch or values that are not numbers.
     """
     glb = Glb()
-    mesh = _mesh(glb, _checked(path, gaussians), name, {})
+    mesh = (_packed if compressed else _mesh)(glb, _checked(path, gaussians), name, {})
     glb.add("nodes", {"name": name, "mesh": mesh})
     _finish(glb, [0])
     glb.write(path)
@@ -52,6 +64,7 @@ def write_splat_glb_frames(
     frames: int | None = None,
     *,
     name: str = "splats",
+    compressed: bool = False,
     progress: FrameProgress | None = None,
 ) -> None:
     """Write a clip: a node a frame under one node, the first shown, the others in turn by an animation of steps.
@@ -60,6 +73,7 @@ def write_splat_glb_frames(
 
     Args:
         frames: the clip is spread over so many, its own where None.
+        compressed: each frame as SPZ.
         progress: called with the frames done and all of them.
 
     Raises:
@@ -71,7 +85,7 @@ def write_splat_glb_frames(
     for index, tau in enumerate(frame_times(count, scene.loop)):
         with torch.no_grad():
             gaussians = _checked(path, scene.at(tau))
-        mesh = _mesh(glb, gaussians, f"{name}{index:04}", stored)
+        mesh = (_packed if compressed else _mesh)(glb, gaussians, f"{name}{index:04}", stored)
         glb.add("nodes", {"name": f"{name}{index:04}", "mesh": mesh} | ({"scale": [0.0, 0.0, 0.0]} if index else {}))
         if progress is not None:
             progress(index + 1, count)
@@ -148,6 +162,35 @@ def _mesh(glb: Glb, gaussians: Gaussians, name: str, stored: dict[str, tuple[Ten
     return glb.add("meshes", {"name": name, "primitives": [primitive]})
 
 
+def _packed(glb: Glb, gaussians: Gaussians, name: str, stored: dict[str, tuple[Tensor, int]]) -> int:
+    """A mesh of one primitive whose attributes are in a .spz; accessors say their kind and number alone."""
+    count, degree = len(gaussians), math.isqrt(gaussians.sh.shape[-2]) - 1
+    if degree > 3:
+        raise InputError(f"{name}: harmonics of degree {degree}, glTF holds up to 3; reduce them")
+    view = glb.view(spz.encode(_about_y(gaussians), version=3, axes="rub"))
+
+    def promised(kind: str, **bounds: list[float]) -> int:
+        return glb.add("accessors", {"componentType": FLOAT, "count": count, "type": kind, **bounds})
+
+    low, high = gaussians.means.amin(0).tolist(), gaussians.means.amax(0).tolist()
+    attributes = {"POSITION": promised("VEC3", min=low, max=high), "COLOR_0": promised("VEC4")}
+    attributes |= {f"{EXTENSION}:ROTATION": promised("VEC4"), f"{EXTENSION}:SCALE": promised("VEC3")}
+    attributes[f"{EXTENSION}:OPACITY"] = promised("SCALAR")
+    for order in range(degree + 1):
+        for coefficient in range(2 * order + 1):
+            attributes[f"{EXTENSION}:SH_DEGREE_{order}_COEF_{coefficient}"] = promised("VEC3")
+    settings = {"kernel": "ellipse", "colorSpace": "srgb_rec709_display", "extensions": {SPZ: {"bufferView": view}}}
+    primitive = {"mode": 0, "attributes": attributes, "extensions": {EXTENSION: settings}, "material": 0}
+    glb.use(SPZ)
+    glb.header["extensionsRequired"] = [EXTENSION, SPZ]
+    return glb.add("meshes", {"name": name, "primitives": [primitive]})
+
+
+def _about_y(gaussians: Gaussians) -> Gaussians:
+    """Half a turn about Y, glTF's axes to SPZ's and back."""
+    return gaussians.transformed(torch.diag(torch.tensor([-1.0, 1.0, -1.0, 1.0])))
+
+
 def _shorts(values: Tensor) -> np.ndarray:
     return (values.clamp(0, 1) * 65535).round().to(torch.int32).numpy().astype("<u2")
 
@@ -189,12 +232,18 @@ def _placed(gltf: Gltf, gaussians: Gaussians, node: Entry, matrix: np.ndarray) -
 
 def _read_primitive(gltf: Gltf, primitive: Entry) -> Gaussians:
     settings, attributes = primitive.entry("extensions").entry(EXTENSION), primitive.entry("attributes")
-    if settings.text("kernel") != "ellipse" or settings.extensions:
-        kind = ", ".join(settings.extensions) or settings.text("kernel")
+    # Compressed by a draft of the extension that had neither: these are the only ones then.
+    packed, older = SPZ in settings.extensions, not {"kernel", "colorSpace"} & settings.value.keys()
+    kernel, space = ("ellipse", "srgb_rec709_display") if packed and older else map(settings.text, ("kernel", "colorSpace"))
+    if kernel != "ellipse" or settings.extensions - {SPZ}:
+        kind = ", ".join(sorted(settings.extensions - {SPZ})) or kernel
         raise InputError(f"{gltf.path}: its splats are of another kind or compressed ({kind}), export plain ones")
-    space = settings.text("colorSpace")
     if space != "srgb_rec709_display":
         raise InputError(f"{gltf.path}: its colours are in {space}, only srgb_rec709_display is read; export it again as sRGB")
+    if packed:
+        data = bytes(gltf.view(settings.entry("extensions").entry(SPZ).whole("bufferView")))
+        found = sound(spz.decode(data, str(gltf.path), axes="rub"), str(gltf.path))
+        return found if older else _about_y(found)
     count = gltf.count(attributes.whole("POSITION"))
     if count > gltf.limits.elements:
         raise InputError(f"{gltf.path}: {count:,} Gaussians, more than {gltf.limits.elements:,}, reduce them")

@@ -44,7 +44,8 @@ _MAX_LISTS = 1 << 20
 _FLAT = 1e-3
 #: What programs that keep motion in a .ply call its columns: Spacetime Gaussians, FreeTimeGS, 4DGS and their kin.
 _MOTION = re.compile(
-    r"motion_\d+|omega_\d+|trbf_\w+|velocity\w*|v[xyz]|v_[xyz]|t|t_scale|scale_t|rot_r_\d|time|times|duration|durations|tau_\w+"
+    r"motion_\d+|omega_\d+|trbf_\w+|velocity\w*|v[xyz]|v_[xyz]|t|t_scale|scale_t|scale_t_0|rot_r_\d|mu_t|time|times|duration|"
+    r"durations|log_duration|tau_\w+"
 )
 #: A header longer than this is not one.
 _HEADER_BYTES = 1 << 16
@@ -220,26 +221,62 @@ def read_ply(path: str | os.PathLike[str]) -> Gaussians:
 
 def decode(data: bytes, name: str) -> Gaussians:
     """:func:`read_ply` of a file's content, with Gaussians that hold NaN; ``name`` is for messages."""
+    columns = read_columns(data, name)
+    if moving := sorted(n for n in columns if _MOTION.fullmatch(n)):
+        shown = ", ".join(moving[:4]) + (", ..." if len(moving) > 4 else "")
+        log.warning("%s: %d columns of motion (%s) are not read, it opens as it stands in the file", name, len(moving), shown)
+    return gaussians_of(columns, name)
+
+
+def read_columns(data: bytes, name: str) -> dict[str, np.ndarray]:
+    """The columns (N,) of a splat file's vertices by name, of the types they are stored in.
+
+    Raises:
+        InputError: for a compressed, truncated or foreign file.
+    """
     header = parse_header(data, name)
     foreign = f"{name}: a ply file, but not of 3D Gaussians"
     if header.is_compressed:
         raise InputError(f"{foreign} in the plain form: it is compressed, save it uncompressed")
     vertex = header.element("vertex")
-    names = set() if vertex is None else {entry.name for entry in vertex.properties}
-    colors = _RGB if {*_RGB} <= names and not {*_COLORS} & names else _COLORS
-    flat = "scale_1" in names and "scale_2" not in names
-    lacking = [n for n in [*"xyz", *colors, *_SHAPE] if n not in names and not (flat and n == "scale_2")]
-    if vertex is None or lacking:
-        raise InputError(f"{foreign}: it has no {', '.join(lacking[:4])}; choose a splat .ply (a mesh is opened as an object)")
+    if vertex is None:
+        raise InputError(f"{foreign}: it has no vertices; choose a splat .ply (a mesh is opened as an object)")
+    _check_names({entry.name for entry in vertex.properties}, name)
     table = read_element(data, name, header, vertex)
     check_count(name, vertex.count)
-    rest = sorted((n for n in names if re.fullmatch(r"f_rest_\d{1,4}", n)), key=lambda n: int(n[7:]))
+    return {entry.name: table[entry.name] for entry in vertex.properties}
+
+
+def _check_names(names: set[str], name: str) -> tuple[list[str], bool]:
+    """Which columns are colours, and whether Gaussians are flat.
+
+    Raises:
+        InputError: where columns are missing.
+    """
+    colors = _RGB if {*_RGB} <= names and not {*_COLORS} & names else _COLORS
+    flat = "scale_1" in names and "scale_2" not in names
+    turned = {n.replace("rot_l_", "rot_") for n in names}  # 4DGS, whose rotations are pairs
+    lacking = [n for n in [*"xyz", *colors, *_SHAPE] if n not in turned and not (flat and n == "scale_2")]
+    if lacking:
+        raise InputError(
+            f"{name}: a ply file, but not of 3D Gaussians: it has no {', '.join(lacking[:4])}; choose a splat .ply (a mesh is "
+            "opened as an object)"
+        )
+    return colors, flat
+
+
+def gaussians_of(table: dict[str, np.ndarray], name: str) -> Gaussians:
+    """Gaussians (N, ...) of a file's columns, in our frame, those that hold NaN among them.
+
+    Raises:
+        InputError: for columns that make none.
+    """
+    colors, flat = _check_names(set(table), name)
+    count = len(table["x"])
+    rest = sorted((n for n in table if re.fullmatch(r"f_rest_\d{1,4}", n)), key=lambda n: int(n[7:]))
     coefficients = 1 + len(rest) // 3
     if len(rest) % 3 or math.isqrt(coefficients) ** 2 != coefficients:
         raise InputError(f"{name}: {len(rest)} f_rest properties, which fit no degree of spherical harmonics; export it again")
-    if moving := sorted(n for n in names if _MOTION.fullmatch(n)):
-        shown = ", ".join(moving[:4]) + (", ..." if len(moving) > 4 else "")
-        log.warning("%s: %d columns of motion (%s) are not read, it opens as it stands in the file", name, len(moving), shown)
 
     def columns(names: list[str]) -> np.ndarray:
         return np.stack([table[n].astype(np.float32) for n in names], 1)
@@ -250,15 +287,16 @@ def decode(data: bytes, name: str) -> Gaussians:
             whole = table["red"].dtype.kind in "iu"
             sh = (sh / np.float32(np.iinfo(table["red"].dtype).max if whole else 1) - np.float32(0.5)) / np.float32(SH_C0)
         if rest:
-            sh = np.concatenate([sh, columns(rest).reshape(vertex.count, 3, coefficients - 1).swapaxes(1, 2)], 1)
+            sh = np.concatenate([sh, columns(rest).reshape(count, 3, coefficients - 1).swapaxes(1, 2)], 1)
         scales = columns(["scale_0", "scale_1"] if flat else ["scale_0", "scale_1", "scale_2"])
         if flat:
             scales = np.concatenate([scales, scales.min(1, keepdims=True) + np.float32(math.log(_FLAT))], 1)
             log.info("%s: 2D Gaussians, read as flat ones", name)
+        rotation = "rot_" if "rot_0" in table else "rot_l_"
         return from_file(
             name,
             columns([*"xyz"]),
-            columns([f"rot_{i}" for i in range(4)]),
+            columns([f"{rotation}{i}" for i in range(4)]),
             scales,
             table["opacity"].astype(np.float32),
             sh,

@@ -16,15 +16,17 @@ import torch
 from ..files import InputError
 from ..gaussians import Gaussians
 from ..mesh import up_matrix
+from ..reading import read_bytes
 from ..scene.scene import Scene4D
 from ..scene.sequence import FPS, Motion, scene_from_gaussians
 from ..scene.validation import MAX_FPS, MAX_FRAMES
 from ..scene.views import FrameProgress
+from . import moving_ply, tsog
 from .archives import member, opened_zip
 from .gltf_splats import read_splat_glb
 from .ply import MAX_BYTES, is_sound, sound
 from .sog import META, is_folder
-from .splats import SPLAT_SUFFIXES, decode_raw, read_splats, turned
+from .splats import SPLAT_SUFFIXES, decode_raw, decode_splats, read_splats, turned
 
 log = logging.getLogger(__name__)
 
@@ -196,10 +198,12 @@ def open_scene(
 ) -> Scene4D:
     """A scene from anything that holds one: our scene file, a splat file (still), or a folder or .zip of splat files.
 
-    A folder that a fit wrote opens as its ``scene.safetensors``.
+    A folder that a fit wrote opens as its ``scene.safetensors``; one that 3DGS's own training wrote
+    (``point_cloud/iteration_N``) as its last iteration's ``point_cloud.ply``. A .ply with columns of motion moves, see
+    :mod:`.moving_ply`.
 
     Args:
-        fps, loop, motion, frames, progress: of sequences, see :func:`read_sequence`.
+        fps, loop, motion, frames, progress: of sequences, see :func:`read_sequence`; fps, loop and frames of moving files too.
         up: of splats, the axis that points up: "y" as it should be, "-y" for what stands on its head, "z" for what lies on its
             back, also "-z", "x", "-x".
 
@@ -212,6 +216,7 @@ def open_scene(
     path = Path(path)
     if path.name == META:
         path = path.parent
+    path = _trained(path)
     suffix = path.suffix.lower()
     if path.is_dir():
         fitted = path / "scene.safetensors"
@@ -228,10 +233,37 @@ def open_scene(
         return Scene4D.load(path)
     if suffix == ".zip":
         return read_sequence(path, **sequence)
+    if suffix == ".ply":
+        data = read_bytes(path, "splat .ply", MAX_BYTES)
+        if moving_ply.is_moving(data, str(path)):
+            scene = moving_ply.decode(data, str(path), fps=fps, loop=loop, frames=frames, up=up)
+            return replace(scene, meta={**scene.meta, "source": path.name})
+        return Scene4D(decode_splats(data, str(path), up=up), meta={"source": path.name})
+    if suffix == ".tsog":
+        data = read_bytes(path, "TSOG file", MAX_BYTES)
+        scene = tsog.decode(data, str(path), fps=fps, loop=loop, frames=frames, up=up)
+        return replace(scene, meta={**scene.meta, "source": path.name})
     if suffix in (*SPLAT_SUFFIXES, ".glb"):
         gaussians = turned(read_splat_glb(path), up) if suffix == ".glb" else read_splats(path, up=up)
         return Scene4D(gaussians, meta={"source": path.name})
     raise InputError(
-        f"{path}: no scene; choose a scene.safetensors, a splat file ({', '.join(SPLAT_SUFFIXES)}, .glb), or a folder or .zip "
-        "of splat files"
+        f"{path}: no scene; choose a scene.safetensors, a splat file ({', '.join(SPLAT_SUFFIXES)}, .tsog, .glb), or a folder "
+        "or .zip of splat files"
     )
+
+
+def _trained(path: Path) -> Path:
+    """Of a folder that 3DGS's own training wrote, or one inside it, the splats of its last iteration; else the path itself."""
+    if not path.is_dir():
+        return path
+    found = [*path.glob("point_cloud/iteration_*/point_cloud.ply"), *path.glob("iteration_*/point_cloud.ply")]
+    if re.fullmatch(r"iteration_\d+", path.name):
+        found += path.glob("point_cloud.ply")
+    numbered = [(int(m[1]), file) for file in found if (m := re.fullmatch(r"iteration_(\d+)", file.parent.name))]
+    if not numbered:
+        return path
+    number, file = max(numbered)
+    log.info("%s: iteration %d of a training", path, number)
+    if (file.parent / "deformation.pth").is_file():
+        log.warning("%s: its motion is a network in deformation.pth, which is not read; it opens as it stands", file)
+    return file

@@ -16,7 +16,8 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from torch import Tensor
 from ..files import InputError
 from ..gaussians import Gaussians
 from ..pictures import PictureBudget
+from ..progress import pulse
 from ..reading import beside, read_bytes
 from .archives import member, opened_zip
 from .compressed_ply import place_order
@@ -37,6 +39,8 @@ META = "meta.json"
 _ROW, _COEFFICIENTS = 64, (0, 3, 8, 15)
 _PALETTE = 1 << 16
 _META_BYTES = 1 << 20
+#: A member's bytes by its name.
+Content = Callable[[str], bytes]
 _OTHERS = np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]])
 
 
@@ -51,9 +55,14 @@ def encode(gaussians: Gaussians, *, order: Tensor | None = None) -> bytes:
         InputError: for values that are not finite.
     """
     turned = to_file(gaussians)
-    turned = turned.select(place_order(turned.means) if order is None else order.cpu())
+    meta, pictures = attributes(turned.select(place_order(turned.means) if order is None else order.cpu()))
+    return archive({"version": 2, **meta}, pictures)
+
+
+def attributes(turned: Gaussians) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """What ``meta.json`` says of Gaussians (N, ...) as they are to lie in the file, and the pictures by name."""
     count = len(turned)
-    width = -(-int(np.ceil(np.sqrt(count))) // 4) * 4
+    width = picture_width(count)
     means = turned.means.numpy().astype(np.float64)
     logs = np.sign(means) * np.log1p(np.abs(means))
     low, high = logs.min(0), logs.max(0)
@@ -62,14 +71,13 @@ def encode(gaussians: Gaussians, *, order: Tensor | None = None) -> bytes:
     colors, color_index = _chosen(turned.sh[:, 0].numpy())
     alpha = opacity_bytes(turned.opacity_logits.numpy())[:, None]
     pictures = {
-        "means_l": _picture(steps & 255, width),
-        "means_u": _picture(steps >> 8, width),
-        "scales": _picture(scale_index, width),
-        "quats": _picture(_packed(turned.quats.numpy()), width),
-        "sh0": _picture(np.concatenate([color_index, alpha], 1), width),
+        "means_l": picture(steps & 255, width),
+        "means_u": picture(steps >> 8, width),
+        "scales": picture(scale_index, width),
+        "quats": picture(_packed(turned.quats.numpy()), width),
+        "sh0": picture(np.concatenate([color_index, alpha], 1), width),
     }
     meta: dict[str, Any] = {
-        "version": 2,
         "asset": {"generator": "Anchor4D"},
         "count": count,
         "means": {"mins": low.tolist(), "maxs": high.tolist(), "files": ["means_l.webp", "means_u.webp"]},
@@ -88,8 +96,13 @@ def encode(gaussians: Gaussians, *, order: Tensor | None = None) -> bytes:
             "codebook": values.tolist(),
             "files": ["shN_centroids.webp", "shN_labels.webp"],
         }
-        pictures["shN_centroids"] = _picture(index.reshape(-1, 3), _ROW * each)
-        pictures["shN_labels"] = _picture(np.stack([label & 255, label >> 8, 0 * label], 1), width)
+        pictures["shN_centroids"] = picture(index.reshape(-1, 3), _ROW * each)
+        pictures["shN_labels"] = picture(np.stack([label & 255, label >> 8, 0 * label], 1), width)
+    return meta, pictures
+
+
+def archive(meta: dict[str, Any], pictures: dict[str, bytes]) -> bytes:
+    """A .zip of ``meta.json`` and pictures, the same bytes for the same content."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, content in pictures.items():
@@ -98,11 +111,27 @@ def encode(gaussians: Gaussians, *, order: Tensor | None = None) -> bytes:
     return file.getvalue()
 
 
+def picture_width(count: int) -> int:
+    """Pixels of a row of the pictures of so many Gaussians."""
+    return -(-int(np.ceil(np.sqrt(count))) // 4) * 4
+
+
 def decode(data: bytes, name: str) -> Gaussians:
     """Gaussians (N, ...) of a .sog's content, in our frame; ``name`` is for messages.
 
     Raises:
         InputError: for a foreign or damaged file.
+    """
+    with contents(data, name) as content:
+        return _decoded(content, name)
+
+
+@contextmanager
+def contents(data: bytes, name: str) -> Iterator[Content]:
+    """Members of an archive beside its ``meta.json``, by name.
+
+    Raises:
+        InputError: for what is no such archive.
     """
     with opened_zip(io.BytesIO(data), name, "SOG pictures") as archive:
         members = {info.filename: info for info in archive.infolist()}
@@ -117,7 +146,7 @@ def decode(data: bytes, name: str) -> Gaussians:
                 raise InputError(f"{name}: lacks {entry[:80]}, which {META} names; copy or export it again")
             return member(archive, members[folder + entry], name)
 
-        return _decoded(content, name)
+        yield content
 
 
 def read_folder(path: Path) -> Gaussians:
@@ -142,44 +171,20 @@ def is_folder(path: Path) -> bool:
     return meta.is_file() and meta.stat().st_size <= _META_BYTES and b'"means"' in meta.read_bytes()
 
 
-def _decoded(content: Callable[[str], bytes], name: str) -> Gaussians:
-    try:
-        text = content(META)
-        if len(text) > _META_BYTES:
-            raise ValueError(f"{META} of {len(text)} bytes")
-        meta = json.loads(text)
+def _decoded(content: Content, name: str) -> Gaussians:
+    with damage(name):
+        meta = read_meta(content)
         first = meta.get("version") is None
         if not first and meta["version"] != 2:
             raise InputError(f"{name}: version {str(meta['version'])[:20]} of SOG, where 1 and 2 are read; save it as .ply")
-        count = meta["means"]["shape"][0] if first else meta["count"]
-        if not isinstance(count, int) or isinstance(count, bool):
-            raise ValueError("a count that is no whole number")
-        check_count(name, count)
+        return from_file(name, *read_attributes(content, meta, name, first=first))
 
-        def pixels(part: str, index: int = 0) -> np.ndarray:  # (count, 4) uint8
-            return _pixels(content, meta[part]["files"][index], name).reshape(-1, 4)[:count]
 
-        low, high = (np.array(meta["means"][end], np.float64).reshape(3) for end in ("mins", "maxs"))
-        steps = pixels("means")[:, :3] | pixels("means", 1)[:, :3].astype(np.uint16) << 8
-        with np.errstate(all="ignore"):  # absurd bounds become infinite, and are left out
-            logs = low + (high - low) * (steps / 65535)
-            means = np.sign(logs) * np.expm1(np.abs(logs))
-            scales, sh0 = pixels("scales")[:, :3], pixels("sh0")
-            if first:
-                log_scales = _between(scales, meta["scales"], 3)
-                colors = _between(sh0, meta["sh0"], 4)
-                opacities = colors[:, 3]
-                colors = colors[:, :3]
-            else:
-                log_scales, colors = _looked_up(scales, meta["scales"]), _looked_up(sh0[:, :3], meta["sh0"])
-                opacities = opacity_of(sh0[:, 3])
-            sh = colors[:, None]
-            if meta.get("shN"):
-                sh = np.concatenate([sh, _harmonics(content, meta["shN"], pixels, name)], 1)
-        quats = pixels("quats")
-        if min(map(len, (steps, scales, sh0, quats))) < count:
-            raise ValueError(f"pictures of fewer than {count} pixels")
-        return from_file(name, means, _unpacked(quats), log_scales, opacities, sh)
+@contextmanager
+def damage(name: str) -> Iterator[None]:
+    """What goes wrong with values of a file in one line."""
+    try:
+        yield
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
@@ -187,7 +192,65 @@ def _decoded(content: Callable[[str], bytes], name: str) -> Gaussians:
         raise InputError(f"{name}: a damaged SOG ({reason}), copy or export it again") from None
 
 
-def _pixels(content: Callable[[str], bytes], entry: Any, name: str) -> np.ndarray:  # (H, W, 4) uint8
+def read_meta(content: Content) -> dict[str, Any]:
+    """``meta.json``; call it, as what follows, within :func:`damage`."""
+    text = content(META)
+    if len(text) > _META_BYTES:
+        raise ValueError(f"{META} of {len(text)} bytes")
+    return json.loads(text)
+
+
+def count_of(meta: dict[str, Any], name: str) -> int:
+    """The number of Gaussians."""
+    count = meta["count"] if "count" in meta else meta["means"]["shape"][0]
+    if not isinstance(count, int) or isinstance(count, bool):
+        raise ValueError("a count that is no whole number")
+    check_count(name, count)
+    return count
+
+
+def read_pixels(content: Content, entry: Any, count: int, name: str) -> np.ndarray:  # (count, 4) uint8
+    """The pixels of a picture that are Gaussians."""
+    pixels = _pixels(content, entry, name).reshape(-1, 4)[:count]
+    if len(pixels) < count:
+        raise ValueError(f"pictures of fewer than {count} pixels")
+    return pixels
+
+
+def read_attributes(
+    content: Content, meta: dict[str, Any], name: str, *, first: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Means, rotations, log scales, opacity logits and harmonics (N, ...) as :func:`.ply.from_file` takes them.
+
+    Args:
+        first: of version 1, which has linear bounds in place of chosen values.
+    """
+    count = count_of(meta, name)
+
+    def pixels(part: str, index: int = 0) -> np.ndarray:  # (count, 4) uint8
+        return read_pixels(content, meta[part]["files"][index], count, name)
+
+    low, high = (np.array(meta["means"][end], np.float64).reshape(3) for end in ("mins", "maxs"))
+    steps = pixels("means")[:, :3] | pixels("means", 1)[:, :3].astype(np.uint16) << 8
+    with np.errstate(all="ignore"):  # absurd bounds become infinite, and are left out
+        logs = low + (high - low) * (steps / 65535)
+        means = np.sign(logs) * np.expm1(np.abs(logs))
+        scales, sh0 = pixels("scales")[:, :3], pixels("sh0")
+        if first:
+            log_scales = _between(scales, meta["scales"], 3)
+            colors = _between(sh0, meta["sh0"], 4)
+            opacities = colors[:, 3]
+            colors = colors[:, :3]
+        else:
+            log_scales, colors = _looked_up(scales, meta["scales"]), _looked_up(sh0[:, :3], meta["sh0"])
+            opacities = opacity_of(sh0[:, 3])
+        sh = colors[:, None]
+        if meta.get("shN"):
+            sh = np.concatenate([sh, _harmonics(content, meta["shN"], pixels, name)], 1)
+    return means, _unpacked(pixels("quats")), log_scales, opacities, sh
+
+
+def _pixels(content: Content, entry: Any, name: str) -> np.ndarray:  # (H, W, 4) uint8
     if not isinstance(entry, str):
         raise ValueError("a picture whose name is no text")
     image = PictureBudget().open(content(entry), entry[:80], name)
@@ -203,12 +266,13 @@ def _between(values: np.ndarray, part: dict[str, Any], width: int) -> np.ndarray
 
 
 def _looked_up(index: np.ndarray, part: dict[str, Any]) -> np.ndarray:
-    return np.array(part["codebook"], np.float64).reshape(256)[index]
+    book = np.array(part["codebook"], np.float64)
+    if book.ndim != 1 or not 1 <= len(book) <= 256:
+        raise ValueError(f"a codebook of shape {book.shape}")
+    return book[index]
 
 
-def _harmonics(
-    content: Callable[[str], bytes], part: dict[str, Any], pixels: Callable[..., np.ndarray], name: str
-) -> np.ndarray:  # (N, K, 3)
+def _harmonics(content: Content, part: dict[str, Any], pixels: Callable[..., np.ndarray], name: str) -> np.ndarray:  # (N, K, 3)
     centroids = _pixels(content, part["files"][0], name)
     each = centroids.shape[1] // _ROW
     if each not in _COEFFICIENTS[1:] or centroids.shape[1] != _ROW * each:
@@ -240,7 +304,7 @@ def _packed(quats: np.ndarray) -> np.ndarray:  # (N, 4) wxyz, unit -> (N, 4) uin
     return np.concatenate([np.rint((three * 0.5**0.5 + 0.5) * 255), largest[:, None] + 252], 1).clip(0, 255).astype(np.uint8)
 
 
-def _picture(values: np.ndarray, width: int) -> bytes:  # (N, 3 or 4) -> a lossless WebP
+def picture(values: np.ndarray, width: int) -> bytes:  # (N, 3 or 4) -> a lossless WebP
     height = -(-len(values) // width)
     pixels = np.full((height * width, 4), 255, np.uint8)
     pixels[: len(values), : values.shape[1]] = values
@@ -270,6 +334,7 @@ def _palette(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # (N, C) ->
     count = len(vectors)
     order, starts = np.arange(count), np.array([0])
     while len(starts) * 2 <= _PALETTE and len(starts) < count:
+        pulse()
         sizes = np.diff(np.append(starts, count))
         part = vectors[order]
         mean = np.add.reduceat(part, starts) / sizes[:, None]

@@ -95,8 +95,11 @@ def encode(gaussians: Gaussians, *, version: int = 3, axes: str = "rdf") -> byte
     return header + stated + sizes + b"".join(stream for stream, _ in packed)
 
 
-def decode(data: bytes, name: str) -> Gaussians:
+def decode(data: bytes, name: str, *, axes: str | None = None) -> Gaussians:
     """Gaussians (N, ...) of a .spz's content, in our frame; ``name`` is for messages. Where no axes are stated, a note says so.
+
+    Args:
+        axes: of :data:`AXES`, of a file that does not state its own; as a .ply's where None.
 
     Raises:
         InputError: for a foreign, truncated or damaged file, or one that unpacks to far more than it should.
@@ -120,6 +123,8 @@ def decode(data: bytes, name: str) -> Gaussians:
     system = _stated_axes(extensions, name)
     if system and system not in AXES.values():
         raise InputError(f"{name}: stored in coordinate system {system}, which is not read; save it as .ply")
+    if not system and axes is not None:
+        system = AXES[axes]
     if not system:
         # What is written, by whom, is half the one and half the other: nothing in the file can tell.
         log.info("%s: .spz does not say which way is up, read as a .ply; if it stands on its head, ask for up -y", name)

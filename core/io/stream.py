@@ -13,6 +13,9 @@ frame, extra          1 x 16: the high half of a 32-bit rotation (2 + 3 x 10), w
 frame, colour         1 x 32: 11 + 11 + 10, only where colours change
 ====================  =====================================================================================================
 
+Colours that depend on the view, where they do not change over time, are one more block behind all others: 3, 8 or 15 words of
+32 bits a Gaussian, a harmonic each, 10 bits a channel of [-reach, reach]; the constant part is then not cut off at 0 before.
+
 So a frame takes 10 bytes a Gaussian, 12 where scales or opacities change, 16 where colours change too. Frames after the first
 are stored as differences to the frame before (word by word, modulo the word's size); a block's bytes are sorted by significance
 (all first bytes of the records, then all second ones, ...) and deflated where that is smaller. Rotations are "smallest three".
@@ -53,6 +56,8 @@ LOG_SCALE_LIMIT = 16.0
 STILL_SCALE, STILL_OPACITY, STILL_COLOR = 1e-4, 1e-4, 1e-3
 _OTHERS = np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]])
 _COLOR_STEPS = np.array([2047, 2047, 1023])
+#: Numbers of harmonics above degree 0.
+_WAVES = (3, 8, 15)
 _BATCH = 1 << 19  # records evaluated at once
 _JPEG_QUALITY = 85
 
@@ -114,10 +119,9 @@ def write_stream(
         raise InputError(f"frames {total}: a play stream needs at least one")
     if not 0 < count * total <= MAX_RECORDS:
         raise InputError(f"scene: {count} Gaussians x {total} frames do not fit a play stream, prune it or take fewer frames")
-    if scene.gaussians.sh.shape[-2] > 1:
-        log.info("the play stream keeps the colours' constant part, view-dependent colour is left out")
+    waves = _waves(scene)
     taus = frame_times(total, scene.loop)
-    coder = _Coder(_measure(scene, taus))
+    coder = _Coder(_measure(scene, taus, waves is not None), waves)
     statics = _pack(coder.statics(), STATIC)
     blocks: list[bytes] = []
     errors: dict[str, float] = {}
@@ -133,7 +137,8 @@ def write_stream(
     pictures, kind = ([], None) if film is None else _pictures(film, frame_times(total, scene.loop), scene.loop)
 
     places, offset = [], 0
-    for block in (statics, *blocks, *pictures):
+    behind = [] if waves is None else [_pack([coder.wave_words()], coder.wave_layout)]
+    for block in (statics, *blocks, *pictures, *behind):
         places.append([offset, len(block)])
         offset += len(block)
     scale, center = placement(scene)
@@ -152,12 +157,14 @@ def write_stream(
         "errors": {key: float(f"{value:.3g}") for key, value in errors.items()},
         "statics": places[0],
         "blocks": places[1 : total + 1],
-        "pictures": places[total + 1 :],
+        "pictures": places[total + 1 : total + 1 + len(pictures)],
         "picture_type": kind,
         "bytes": offset,
     }
+    if behind:
+        header["harmonics"] = {"coefficients": coder.wave_layout[0][1], "reach": coder.reach, "place": places[-1]}
     text = json.dumps(header, separators=(",", ":")).encode()
-    parts = [MAGIC, struct.pack("<I", len(text)), text, statics, *blocks, *pictures]
+    parts = [MAGIC, struct.pack("<I", len(text)), text, statics, *blocks, *pictures, *behind]
     if isinstance(target, (str, os.PathLike)):
         with atomic_path(target) as temporary, open(temporary, "wb") as file:
             file.writelines(parts)
@@ -187,6 +194,8 @@ def _read(file: BinaryIO, name: str) -> PlayStream:
     try:
         coder = _Coder.from_header(header)
         count, places = coder.count, [header["statics"], *header["blocks"], *header["pictures"]]
+        if coder.waved:
+            places.append(header["harmonics"]["place"])
         if any(o < 0 or n < 0 or o + n > available for o, n in places):
             raise InputError(f"{name}: cut short or damaged, export it again")
 
@@ -195,6 +204,8 @@ def _read(file: BinaryIO, name: str) -> PlayStream:
             return file.read(place[1])
 
         coder.restore(_unpack(stored(header["statics"]), count, STATIC))
+        if coder.waved:
+            coder.restore_waves(_unpack(stored(header["harmonics"]["place"]), count, coder.wave_layout)[0])
         frames: list[Gaussians] = []
         before: list[np.ndarray] | None = None
         for place in header["blocks"]:
@@ -233,7 +244,14 @@ def _header(file: BinaryIO, name: str) -> dict[str, Any]:
 class _Coder:
     """Records of one clip: packing, unpacking, and what the header says of them."""
 
-    def __init__(self, ranges: _Ranges) -> None:
+    #: Harmonics above degree 0, (N, K - 1, 3), their number, and the greatest value that their words stand for.
+    waves: Tensor | None = None
+    waved: int = 0
+    reach: float = 1.0
+
+    def __init__(self, ranges: _Ranges, waves: Tensor | None = None) -> None:
+        if waves is not None:
+            self.waves, self.waved, self.reach = waves, waves.shape[1], max(float(waves.abs().max()), 1e-6)
         self.count = len(ranges.opacities[0])
         self.low = ranges.low
         self.step = np.maximum(ranges.high - ranges.low, 1e-9) / 65535
@@ -268,6 +286,19 @@ class _Coder:
         extra = ("extra", 1, 32 if self.changes_shape else 16)
         return (("pose", 4, 16), extra, ("color", 1, 32))[: 3 if self.changes_color else 2]
 
+    @property
+    def wave_layout(self) -> tuple[Plane, ...]:
+        return (("harmonics", self.waved, 32),)
+
+    def wave_words(self) -> np.ndarray:  # (N, K - 1) uint32
+        assert self.waves is not None
+        q = np.clip(np.round(self.waves.numpy() / self.reach * 511) + 511, 0, 1022).astype(np.uint32)
+        return q[..., 0] << 20 | q[..., 1] << 10 | q[..., 2]
+
+    def restore_waves(self, words: np.ndarray) -> None:
+        q = np.stack([words >> 20 & 1023, words >> 10 & 1023, words & 1023], -1).astype(np.float64)
+        self.waves = torch.from_numpy((q - 511) / 511 * self.reach).float()
+
     def header(self) -> dict[str, Any]:
         return {
             "box": {"low": self.low.tolist(), "high": (self.low + self.step * 65535).tolist()},
@@ -289,11 +320,17 @@ class _Coder:
         coder.step = (np.array(header["box"]["high"], np.float64) - coder.low) / 65535
         coder.scale_low, coder.scale_step = float(header["scales"]["low"]), float(header["scales"]["step"])
         coder.color_low, coder.color_step = (np.array(header["colors"][key], np.float64) for key in ("low", "step"))
+        if (waves := header.get("harmonics")) is not None:
+            coder.waved, coder.reach = waves["coefficients"], float(waves["reach"])
+            if coder.waved not in _WAVES or coder.count * coder.waved > MAX_RECORDS or not 0 < coder.reach < 1e6:
+                raise ValueError("harmonics that are none")
         ranges = header["ranges"]
         coder.range_step = np.array([ranges["scale"] / coder.scale_step, ranges["opacity"] * 65535])
         numbers = (coder.low, coder.step, coder.color_low, coder.color_step)
         if any(x.shape != (3,) for x in numbers) or not np.isfinite([*numbers, [coder.scale_low, *coder.range_step]]).all():
             raise ValueError("box, colours or scales that are no numbers")
+        if max(np.abs(x).max() for x in numbers) * 65535 > 3e38 or abs(coder.scale_low) + 65535 * abs(coder.scale_step) > 1e30:
+            raise ValueError("a box, colours or scales beyond what can be computed with")
         return coder
 
     def statics(self) -> list[np.ndarray]:
@@ -324,7 +361,7 @@ class _Coder:
             k = part.astype(np.uint32)
             extra = rotation >> 16 | k[:, 0] << 10 | k[:, 1] << 15 | k[:, 2] << 20 | k[:, 3] << 25
         pose = np.concatenate([position, (rotation & 0xFFFF).astype(np.uint16)[:, None]], 1)
-        colors = [self._color_words(_colors(frame).numpy())[:, None]] if self.changes_color else []
+        colors = [self._color_words(_colors(frame, bool(self.waved)).numpy())[:, None]] if self.changes_color else []
         return [pose, extra[:, None], *colors]
 
     def decode(self, planes: list[np.ndarray]) -> Gaussians:
@@ -338,12 +375,13 @@ class _Coder:
         words = planes[2][:, 0] if self.changes_color else self.color_base
         color = np.stack([words >> 21, words >> 10 & 2047, words & 1023], 1) * self.color_step + self.color_low
         opacity = torch.from_numpy(steps[:, 3] / 65535).clamp(1e-7, 1 - 1e-7)
+        sh = torch.from_numpy((color - 0.5) / SH_C0).float()[:, None]
         return Gaussians(
             means=torch.from_numpy(self.low + pose[:, :3] * self.step).float(),
             quats=torch.from_numpy(_unpack_rotation(pose[:, 3] | extra << 16, 8 if self.changes_shape else 10)).float(),
             log_scales=torch.from_numpy(self.scale_low + steps[:, :3] * self.scale_step).float(),
             opacity_logits=opacity.logit().float(),
-            sh=torch.from_numpy((color - 0.5) / SH_C0).float()[:, None],
+            sh=sh if self.waves is None else torch.cat([sh, self.waves], 1),
         )
 
     def errors(self, frame: Gaussians, planes: list[np.ndarray]) -> dict[str, float]:
@@ -357,7 +395,7 @@ class _Coder:
             "rotation": float(torch.rad2deg(4 * (off / 2).clamp(max=1).asin()).max()),
             "log_scale": float((found.log_scales - _log_scales(frame)).abs().max()),
             "opacity": float((found.opacities - frame.opacities).abs().max()),
-            "color": float((found.colors - _colors(frame)).abs().max()),
+            "color": float((found.colors - _colors(frame, bool(self.waved))).abs().max()),
         }
 
     def _steps(self, frame: Gaussians) -> np.ndarray:  # (N, 4) static units
@@ -373,9 +411,23 @@ def _log_scales(gaussians: Gaussians) -> Tensor:
     return gaussians.log_scales.clamp(-LOG_SCALE_LIMIT, LOG_SCALE_LIMIT)
 
 
-def _colors(gaussians: Gaussians) -> Tensor:
-    """As the rasteriser draws them: not below 0, above 1 possible."""
-    return gaussians.colors.clamp_min(0)
+def _colors(gaussians: Gaussians, waved: bool) -> Tensor:
+    """As the rasteriser draws them: not below 0, above 1 possible. With harmonics it cuts off only what all give together."""
+    return gaussians.colors if waved else gaussians.colors.clamp_min(0)
+
+
+def _waves(scene: Scene4D) -> Tensor | None:  # (N, K - 1, 3)
+    """Harmonics of degree 1 to 3 that hold for the whole clip; None where there are none."""
+    waves = scene.gaussians.sh.detach()[:, 1:16].to("cpu", torch.float32)
+    if not waves.shape[1] or not bool(waves.any()):
+        return None
+    if scene.field is not None and "sh" in scene.field.changes:
+        log.info("view-dependent colours change over the clip: the play stream keeps their constant part")
+        return None
+    if len(waves) * waves.shape[1] > MAX_RECORDS:
+        log.info("%d Gaussians of %d harmonics: the play stream keeps their constant part", len(waves), waves.shape[1])
+        return None
+    return waves
 
 
 def _evaluated(scene: Scene4D, taus: Tensor) -> Iterator[Gaussians]:
@@ -388,14 +440,15 @@ def _evaluated(scene: Scene4D, taus: Tensor) -> Iterator[Gaussians]:
             yield batch.map(lambda t, i=index: t[i])
 
 
-def _measure(scene: Scene4D, taus: Tensor) -> _Ranges:
+def _measure(scene: Scene4D, taus: Tensor, waved: bool) -> _Ranges:
     """First pass: what the clip spans."""
     spans: dict[str, tuple[Tensor, Tensor]] = {}
     for frame in _evaluated(scene, taus):
         for name, value in frame.tensors().items():
             if value.isnan().any() or (name in ("means", "quats", "sh") and not value.isfinite().all()):
                 raise InputError(f"scene: holds NaN or infinite {name}, it cannot be played; fit or import it again")
-        parts = {"means": frame.means, "scales": _log_scales(frame), "opacities": frame.opacities, "colors": _colors(frame)}
+        parts = {"means": frame.means, "scales": _log_scales(frame), "opacities": frame.opacities}
+        parts["colors"] = _colors(frame, waved)
         for name, value in parts.items():
             low, high = spans.get(name, (value, value))
             spans[name] = torch.minimum(low, value), torch.maximum(high, value)

@@ -38,6 +38,7 @@ from ..scene.anchors import Anchors
 from ..scene.object3d import Object3D, SplatObject
 from ..scene.scene import Scene4D
 from ..video import DrivingVideo, looks_looping
+from .backing import backed
 
 #: How the driving video's camera is found: PLA4D's focal alignment or Align4D's object distance (VAOD), each robust or as the
 #: paper searches, or DreamGaussian4D's fixed camera.
@@ -452,6 +453,9 @@ def fit_motion(
         window: the part of the clip, of [0, 1], whose frames the objectives see.
         label: put before the stages' names.
         identity: of all inputs, where the caller knows it; else their content is theirs.
+
+    Returns:
+        the moving scene; where the far side would show through, with Gaussians beneath its surface (:mod:`.backing`).
     """
     if scene.front is None:
         raise ValueError("motion: the scene has no aligned camera; align it with the driving video first")
@@ -487,7 +491,8 @@ def fit_motion(
         )
         losses[stage] = state.losses
     surface = mesh if scene.surface is None and isinstance(mesh, Mesh) else scene.surface
-    return replace(scene, gaussians=state.gaussians, field=state.field, meta={**scene.meta, "losses": losses}, surface=surface)
+    made = replace(scene, gaussians=state.gaussians, field=state.field, meta={**scene.meta, "losses": losses}, surface=surface)
+    return made if video is None else backed(made, video, inputs.fronts, backend)
 
 
 def motion_passes(config: MotionConfig, frames: int) -> list[tuple[str, Pass]]:

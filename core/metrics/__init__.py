@@ -21,7 +21,7 @@ from ..pictures import open_picture, readable
 PSNR_CAP = 40.0
 #: RGB pictures without alpha: a pixel is object where a channel lies below this on white.
 WHITE = 0.98
-METRICS = ("psnr", "ssim", "iou", "motion", "frozen")
+SCORES = ("psnr", "ssim", "iou", "motion", "frozen")
 
 
 def psnr(images: np.ndarray, truth: np.ndarray) -> np.ndarray:  # (T, H, W, 3), (T, H, W, 3) -> (T,)

@@ -1,61 +1,106 @@
-"""Perceptual distance: LPIPS where its backbone is on this machine, else 1 - SSIM."""
+"""Perceptual distance: LPIPS where its weights are on this machine, else 1 - SSIM."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
-import os
 from functools import lru_cache
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..files import InputError
-from ..packages import problems
+from ..priors.convert import read_pickle
+from ..priors.models import find, missing
 
 log = logging.getLogger(__name__)
 
-#: File names that torchvision gives its ImageNet backbones.
-BACKBONES = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth"}
+#: Convolutions of VGG16 ("M": a pool of 2), and AlexNet's as (channels, kernel, stride, padding) ("M": a pool of 3 by 2).
+VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512)
+ALEXNET = ((64, 11, 4, 2), "M", (192, 5, 1, 2), "M", (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1))
+#: Which layers LPIPS compares, counted as torchvision does, and their channels.
+TAPS = {"vgg": (3, 8, 15, 22, 29), "alex": (1, 4, 7, 9, 11)}
+CHANNELS = {"vgg": (64, 128, 256, 512, 512), "alex": (64, 192, 384, 256, 256)}
+NETWORKS = tuple(TAPS)
+#: Mean and deviation of the pictures that LPIPS was trained on, in [-1, 1].
+SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+
+
+def features(network: str) -> nn.Sequential:
+    """The convolutional part of torchvision's VGG16 or AlexNet, layer by layer under its numbers there."""
+    layers: list[nn.Module] = []
+    channels = 3
+    for layer in VGG16 if network == "vgg" else ALEXNET:
+        if layer == "M":
+            layers.append(nn.MaxPool2d(2) if network == "vgg" else nn.MaxPool2d(3, 2))
+            continue
+        out, kernel, stride, padding = layer if isinstance(layer, tuple) else (layer, 3, 1, 1)
+        layers += [nn.Conv2d(channels, int(out), kernel, stride, padding), nn.ReLU()]
+        channels = int(out)
+    return nn.Sequential(*layers)
 
 
 class LPIPS(nn.Module):
-    """LPIPS with the published linear weights over a local backbone (PLA4D Eq. 7; Zhang et al. 2018).
+    """Learned perceptual distance of pictures (Zhang et al. 2018, version 0.1; PLA4D Eq. 7).
+
+    Features of five layers, unit length along channels, squared differences weighted by channel, mean over places, summed.
 
     Args:
         network: "vgg" or "alex".
-        backbone: state dict of the torchvision backbone, or None for random weights (tests).
+        backbone: torchvision's state dict of the network; random weights where None.
+        linear: the published weights by channel, ``lin0.model.1.weight`` (1, C, 1, 1) and so on; all 1 where None.
 
     Raises:
-        InputError: where the ``lpips`` package cannot be imported.
+        InputError: for weights of another network.
     """
 
-    def __init__(self, network: str = "vgg", backbone: dict[str, Tensor] | None = None) -> None:
-        super().__init__()
-        lpips = _import_lpips()
-        # pnet_rand keeps the package from fetching the backbone; its own linear weights come with it.
-        with contextlib.redirect_stdout(io.StringIO()):
-            self.net = lpips.LPIPS(net=network, pretrained=True, pnet_rand=True, verbose=False, eval_mode=True)
-        if backbone is not None:
-            self._load(backbone)
-        self.requires_grad_(False)
+    shift: Tensor
+    scale: Tensor
 
-    def _load(self, backbone: dict[str, Tensor]) -> None:
-        # The package splits torchvision's "features" into slices but keeps each layer's number.
-        wanted = self.net.net.state_dict()
-        found = {key: backbone[f"features.{key.split('.', 1)[1]}"] for key in wanted}
-        self.net.net.load_state_dict(found)
+    def __init__(
+        self, network: str = "vgg", backbone: dict[str, Tensor] | None = None, linear: dict[str, Tensor] | None = None
+    ) -> None:
+        super().__init__()
+        self.features, self.taps = features(network), TAPS[network]
+        self.weights = nn.ParameterList(torch.ones(1, channels, 1, 1) for channels in CHANNELS[network])
+        self.register_buffer("shift", torch.tensor(SHIFT).view(1, 3, 1, 1))
+        self.register_buffer("scale", torch.tensor(SCALE).view(1, 3, 1, 1))
+        if backbone is not None:
+            wanted = {f"features.{key}": value for key, value in self.features.state_dict().items()}
+            _fill(wanted, backbone, network)
+        if linear is not None:
+            _fill({f"lin{i}.model.1.weight": value for i, value in enumerate(self.weights)}, linear, network)
+        self.requires_grad_(False)
+        self.eval()
+
+    def layers(self, images: Tensor) -> list[Tensor]:  # (B, H, W, 3) in [0, 1] -> 5 of (B, C, h, w), unit length along C
+        x = (2 * images.movedim(-1, 1) - 1 - self.shift) / self.scale
+        found = []
+        for number, layer in enumerate(self.features):
+            x = layer(x)
+            if number in self.taps:
+                found.append(x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + 1e-10))
+        return found
+
+    def each(self, a: Tensor, b: Tensor) -> Tensor:  # (B, H, W, 3) in [0, 1], twice -> (B,)
+        """The distance of each pair."""
+        pairs = zip(self.layers(a), self.layers(b), self.weights)
+        return torch.stack([((x - y).square() * weight).sum(1).mean((1, 2)) for x, y, weight in pairs]).sum(0)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:  # (B, H, W, 3) in [0, 1], twice -> scalar
-        return self.net(a.movedim(-1, 1), b.movedim(-1, 1), normalize=True).mean()
+        return self.each(a, b).mean()
+
+
+def _fill(wanted: dict[str, Tensor], given: dict[str, Tensor], network: str) -> None:
+    for key, value in wanted.items():
+        if key not in given or given[key].shape != value.shape:
+            found = tuple(given[key].shape) if key in given else "missing"
+            raise InputError(f"LPIPS {network}: {key} is {found}, expected {tuple(value.shape)}; get lpips-{network} again")
+        value.data.copy_(given[key])
 
 
 class SSIMDistance(nn.Module):
-    """1 - SSIM over 7x7 windows, averaged over two scales: what stands in for LPIPS without a backbone."""
+    """1 - SSIM over 7x7 windows, averaged over two scales: what stands in for LPIPS without its weights."""
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:  # (B, H, W, 3) in [0, 1], twice -> scalar
         x, y = a.movedim(-1, 1), b.movedim(-1, 1)
@@ -72,16 +117,20 @@ def _ssim(x: Tensor, y: Tensor) -> Tensor:
     return ((2 * mx * my + 1e-4) * (2 * cov + 9e-4) / ((mx * mx + my * my + 1e-4) * (vx + vy + 9e-4))).mean()
 
 
-def backbone_folders() -> list[Path]:
-    """Where backbones are looked for: in ANCHOR4D_LPIPS, then in torch's own download folder."""
-    own = os.environ.get("ANCHOR4D_LPIPS")
-    return [*([Path(own)] if own else []), Path(torch.hub.get_dir()) / "checkpoints"]
+def load_lpips(network: str) -> LPIPS:
+    """LPIPS with its published weights.
 
-
-def backbone_path(network: str) -> Path | None:
-    """Where the backbone lies; None where it is in none of the folders."""
-    files = [folder / BACKBONES[network] for folder in backbone_folders()]
-    return next((file for file in files if file.is_file()), None)
+    Raises:
+        InputError: where they are not on this machine, or not what they should be.
+    """
+    parts = []
+    for name in (f"lpips-{network}", f"lpips-{network}-linear"):
+        path = find(name)
+        if path is None:
+            raise missing(name)
+        parts.append(read_pickle(path))
+    with torch.inference_mode(False):
+        return LPIPS(network, *parts)
 
 
 @lru_cache(maxsize=4)
@@ -94,22 +143,9 @@ def perceptual_distance(network: str = "auto", device: str = "cpu") -> tuple[nn.
     order = {"auto": ["vgg", "alex"] if device != "cpu" else ["alex", "vgg"], "ssim": []}.get(network, [network])
     reason = "SSIM was asked for"
     for name in order:
-        path = backbone_path(name)
-        if path is None:
-            reason = f"no {BACKBONES[name]} in ANCHOR4D_LPIPS or {Path(torch.hub.get_dir()) / 'checkpoints'}"
-            continue
         try:
-            with torch.inference_mode(False):
-                return LPIPS(name, torch.load(path, map_location="cpu", weights_only=True)).to(device), f"lpips-{name}"
+            return load_lpips(name).to(device), f"lpips-{name}"
         except InputError as error:
             reason = str(error)
     log.info("perceptual term: SSIM instead of LPIPS (%s)", reason)
     return SSIMDistance(), "ssim"
-
-
-def _import_lpips() -> Any:
-    if lacking := problems("lpips"):
-        raise InputError(f"LPIPS: {lacking}")
-    import lpips
-
-    return lpips

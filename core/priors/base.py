@@ -284,6 +284,15 @@ class Prior(ABC):
         """Moves the networks; returns itself."""
         for module in (*self.modules.values(), *([self.small_encoder] if self.small_encoder is not None else [])):
             module.to(device)
+        return self.arrange()
+
+    def arrange(self) -> Prior:
+        """Lays the networks out in memory as their device prefers, see :mod:`.layout`; returns itself."""
+        for module in self.modules.values():
+            if not self.hosted and any(isinstance(part, nn.GroupNorm) for part in module.modules()):
+                from .layout import arrange  # needs diffusers
+
+                arrange(module)
         self.graphs.passes.clear()
         return self
 

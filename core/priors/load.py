@@ -50,7 +50,7 @@ def load_prior(
             f"{checkpoint.folder}: not a kind of prior that is known here ({', '.join(PRIORS)}); {checkpoint.found()}"
         )
     with readable(checkpoint.folder, "a prior of its kind"):
-        prior = adapter.load(checkpoint, device, precision)
+        prior = adapter.load(checkpoint, device, precision).arrange()
     if checkpoint.folder == TINY:
         prior.guidance = TINY_GUIDANCE
     prior.identity = f"{checkpoint.identity} {precision_name(prior)}"

@@ -39,6 +39,7 @@ class Model:
     url: str = ""
     md5: str = ""
     sha256: str = ""
+    git: str = ""
     parts: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     size: float | None = None
@@ -46,6 +47,7 @@ class Model:
     licence: str = ""
     warning: str = ""
     needs: tuple[str, ...] = ()
+    brings: tuple[str, ...] = ()
     package: str = ""
 
     @property
@@ -69,11 +71,12 @@ class Model:
             from ..io.background import rembg_folders
 
             return [folder / self.file for folder in rembg_folders()]
-        if self.folder == "lpips":
-            from ..metrics.perceptual import backbone_folders
+        places = [folder / self.folder for folder in models_folders()]
+        if "perceptual" in self.roles:
+            import torch
 
-            return [folder / self.file for folder in backbone_folders()]
-        return [folder / self.folder for folder in models_folders()]
+            places.append(Path(torch.hub.get_dir()) / "checkpoints" / self.file)  # where torchvision fetches its own to
+        return places
 
     def found(self) -> Path | None:
         """Where it is on this machine; a folder counts if no part of it is missing."""
@@ -264,6 +267,8 @@ def download(name: str | None, progress: Callable[[int, int], None] | None = Non
     if model is None:
         names = ", ".join(model.name for model in known_models())
         raise InputError(f"models get {name or 'NAME'}: choose one of {names}, or the id of a model on the Hub, owner/name")
+    for part in model.brings:
+        download(part)
     if found := model.found():
         return found
     target = model.expected
@@ -277,7 +282,8 @@ def download(name: str | None, progress: Callable[[int, int], None] | None = Non
         _, files = hub_files(model.hub, model.parts, model.files)
         folder = target.with_name(target.name + ".part")
     else:
-        digest = ("sha256", model.sha256) if model.sha256 else ("md5", model.md5)
+        kinds = {"sha256": model.sha256, "md5": model.md5, "git": model.git}
+        digest = next((kind, digits) for kind, digits in kinds.items() if digits)
         most = round(1.2e9 * model.size) + 10**6 if model.size else 1 << 40
         files, folder = [RemoteFile(model.url, model.file, None, digest, most)], target.parent
     total, done = sum(file.size or 0 for file in files) or round(1e9 * (model.size or 0)), 0

@@ -22,6 +22,7 @@ from torch import Tensor
 from ..cameras import Cameras
 from ..files import InputError
 from ..mesh import Mesh, decoded, linear_to_srgb, surface_light, surface_normal, texture_atlas
+from ..progress import pulse
 from . import numba_support
 from .nvrtc import mesh_backend as nvrtc
 
@@ -88,6 +89,8 @@ def render_mesh(
         InputError: for an unknown backend, or one that cannot run.
         ValueError: for cameras that are not one batch dimension, no samples, or values that are not finite.
     """
+    if mesh.vertices.device.type != "cuda":  # there it may be recorded, and takes little
+        pulse()
     if len(cameras.batch) != 1:
         raise ValueError(f"render_mesh: cameras need one batch dimension, not {cameras.batch}")
     if supersample < 1:

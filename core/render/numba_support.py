@@ -17,6 +17,7 @@ from typing import Any
 
 from .. import packages
 from ..files import private_cache_folder
+from ..progress import pulse
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ def load(module: str) -> ModuleType | str:
             log.warning("numba %s, slower code takes its place", reason)
         return f"numba {reason}"
     settings = _settings()
+    _pulse_between_passes()
     before = settings.CACHE_DIR
     # Compiled code keeps its package's name, and one copy on disk may be imported under several (a host's custom node and the
     # command line): each name has a cache of its own. Numba watches the file of a kernel only, not those of the kernels that it
@@ -66,6 +68,20 @@ def cache_folder() -> Path | None:
     """
     named = _settings().CACHE_DIR
     return Path(named) if named else private_cache_folder("numba")
+
+
+@functools.cache
+def _pulse_between_passes() -> None:
+    """Compiling a kernel takes seconds to a minute: it can be interrupted before each of the compiler's passes."""
+    event = importlib.import_module("numba.core.event")
+
+    class Pulse(event.Listener):
+        def on_start(self, event: Any) -> None:
+            pulse()
+
+        def on_end(self, event: Any) -> None: ...
+
+    event.register("numba:run_pass", Pulse())
 
 
 def _settings() -> Any:

@@ -29,7 +29,7 @@ from ..files import Busy, InputError, atomic_path, only_process
 #: What a run leaves in its folder beside its results: its record, and what its console says.
 RECORD, LOG = "job.json", "log.txt"
 #: Files of the batch's own folder.
-RESULTS, TABLE = "batch.json", "batch.md"
+RESULTS, TABLE, PAGE = "batch.json", "batch.md", "batch.html"
 #: Seconds between tries for a folder that another run holds, and how many there are.
 BUSY_SECONDS, BUSY_TRIES = 5.0, 24
 #: Seconds that an interrupted run has to end its step and keep a checkpoint.
@@ -465,7 +465,7 @@ def run_batch(
             executor.stop()
             write_results(jobs, records, out, time.monotonic() - began)
         if to:
-            for name in (RESULTS, TABLE):
+            for name in (RESULTS, TABLE, PAGE):
                 system, root = _place(to)
                 with _naming(to):
                     system.put_file(str(out / name), f"{root}/{name}")
@@ -473,23 +473,37 @@ def run_batch(
 
 
 def write_results(jobs: Sequence[Job], records: Mapping[str, Record], out: Path, wall: float) -> None:
-    """Leave ``batch.json`` and ``batch.md``."""
+    """Leave ``batch.json``, ``batch.md``, and ``batch.html``, which leads to the runs' own pages."""
+    from html import escape
+
+    from . import page
+    from .folder import PAGE as RUN_PAGE
     from .report import versions, write_json
 
     rows = [records[job.name] for job in jobs]
     write_json(out / RESULTS, {"program": __version__, "versions": versions(), "wall_seconds": round(wall, 3), "runs": rows})
     with atomic_path(out / TABLE) as temporary:
         temporary.write_text(f"{table(rows)}\n\n{summary(rows)}\n", encoding="utf-8")
+    heads, *cells = columns(rows)
+    names = [row["name"] for row in rows if (out / row["name"] / RUN_PAGE).is_file()]
+    links = " · ".join(f'<a href="{escape(name)}/{RUN_PAGE}">{escape(name)}</a>' for name in names)
+    parts = [f"<h1>{len(rows)} runs</h1>", f"<p>{escape(summary(rows))}</p>", page.table(heads, cells, numbers=False)]
+    page.write_page(out / PAGE, f"{len(rows)} runs", [*parts, f"<h2>Pages of the runs</h2><p>{links}</p>" if links else ""])
+
+
+def columns(rows: Sequence[Record]) -> list[list[str]]:
+    """The header and a row of cells for each run; columns that no run fills are left out."""
+    used = [column for column in COLUMNS if any(row.get(column[1]) not in (None, "") for row in rows)]
+    cells = [["run", *(heading for heading, _, _ in used)]]
+    for row in rows:
+        cells.append([row["name"], *("" if row.get(key) is None else form.format(row[key]) for _, key, form in used)])
+    return cells
 
 
 def table(rows: Sequence[Record]) -> str:
-    """The runs as a Markdown table; columns that no run fills are left out."""
-    used = [column for column in COLUMNS if any(row.get(column[1]) not in (None, "") for row in rows)]
-    cells = [["run", *(heading for heading, _, _ in used)], ["---"] * (len(used) + 1)]
-    for row in rows:
-        shown = ["" if row.get(key) is None else form.format(row[key]).replace("|", "\\|") for _, key, form in used]
-        cells.append([row["name"], *shown])
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+    """The runs as a Markdown table."""
+    head, *cells = [[cell.replace("|", "\\|") for cell in row] for row in columns(rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *cells))
 
 
 def summary(rows: Sequence[Record]) -> str:

@@ -14,7 +14,7 @@ from ..scene.scene import Scene4D
 from .report import read_json, write_json
 
 #: What a run leaves in its folder.
-SCENE, REPORT, FILM, CHECKPOINTS = "scene.safetensors", "report.json", "preview.mp4", "checkpoints"
+SCENE, REPORT, FILM, PAGE, CHECKPOINTS = "scene.safetensors", "report.json", "preview.mp4", "report.html", "checkpoints"
 
 
 class Finished(Protocol):
@@ -37,6 +37,7 @@ def into_folder(
     make: Callable[[Path], Result],
     film: Callable[[Result], Any],
     *,
+    page: Callable[[Path, Result], None] | None = None,
     resume: bool = False,
     started: float | None = None,
 ) -> Result | None:
@@ -47,11 +48,12 @@ def into_folder(
         label: what describes them.
         make: the run, given the folder of its checkpoints.
         film: its preview (T, H, W, 3) uint8.
+        page: writes the page of a run whose report is whole.
         started: when reading the inputs began, as of ``time.perf_counter``.
     """
     checkpoints, path = out / CHECKPOINTS, out / CHECKPOINTS / "run.json"
     with only_process(out):
-        for name in (SCENE, REPORT, FILM):
+        for name in (SCENE, REPORT, FILM, PAGE):
             remove_leftovers(out / name)
         if resume and _finished(out, key):
             shutil.rmtree(checkpoints, ignore_errors=True)  # what a run left that was killed while it cleaned up
@@ -70,6 +72,8 @@ def into_folder(
         write_mp4(out / FILM, film(result), result.scene.fps)
         seconds = {"read": round(read, 3)} | result.report["seconds"] | {"write": round(time.perf_counter() - started, 3)}
         result.report.update(label, key=key, resumed=resumed, seconds=seconds | {"total": round(sum(seconds.values()), 3)})
+        if page is not None:
+            page(out / PAGE, result)
         write_json(out / REPORT, result.report)
         shutil.rmtree(checkpoints)
     return result

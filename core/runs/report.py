@@ -142,7 +142,7 @@ def _curve(curve: Any) -> dict[str, Any]:
 def versions() -> dict[str, str | None]:
     found: dict[str, str | None] = {"anchor4d": __version__, "python": platform.python_version()}
     found["platform"] = platform.platform()
-    for name in ("torch", "numpy", "numba", "gsplat", "lpips", "diffusers", "transformers"):
+    for name in ("torch", "numpy", "numba", "gsplat", "diffusers", "transformers"):
         try:
             # PyTorch's own name of its version says which card's libraries it was built for.
             found[name] = torch.__version__ if name == "torch" else metadata.version(name)

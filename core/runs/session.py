@@ -34,6 +34,7 @@ from ..scene.scene import Scene4D
 from ..scene.views import object_cameras, render_frames, turning_cameras
 from ..video import DrivingVideo
 from .folder import into_folder
+from .page import run_page
 from .report import made_by, report_of
 
 log = logging.getLogger(__name__)
@@ -320,7 +321,7 @@ def run_in_folder(
     progress: Progress | None = None,
     read: Percent | None = None,
 ) -> Run | None:
-    """:func:`run` from files to files: leaves the scene, ``report.json`` and ``preview.mp4`` in ``out``.
+    """:func:`run` from files to files: leaves the scene, ``report.json``, ``report.html`` and ``preview.mp4`` in ``out``.
 
     Inputs are read before anything is written. Files of an earlier run in ``out`` are replaced once the new ones are whole;
     nothing else there is touched. Checkpoints are kept in ``out`` until the run is done.
@@ -371,6 +372,7 @@ def run_in_folder(
         {"settings": asdict(settings), "plan": canonical(plain), "prompt": prompt},
         lambda checkpoints: run(clip, objects or None, settings, checkpoints=checkpoints, identity=key, **given),
         lambda result: preview_film(result, settings.renderer, device=settings.device),
+        page=lambda path, result: run_page(path, result, settings.renderer, settings.device),
         resume=resume,
         started=started,
     )

@@ -17,6 +17,7 @@ from ..files import InputError
 from ..gaussians import Gaussians, half_turn
 from ..identity import canonical
 from ..mesh import Mesh, centring, turn_about_y
+from ..progress import pulse
 from ..render import rasterize
 from ..render.mesh import MeshRender, render_mesh
 
@@ -176,6 +177,8 @@ def render_object(
     together = max(1, _CHUNK // (cameras.height * cameras.width))
     parts = []
     for start in range(0, len(cameras), together):
+        if gaussians.device.type != "cuda":
+            pulse()
         drawn = rasterize(gaussians, cameras[start : start + together], backend=backend)
         channels = torch.cat([drawn.color.movedim(-1, 1), drawn.alpha[:, None], drawn.depth[:, None]], 1)
         parts.append(F.avg_pool2d(channels, supersample))

@@ -18,6 +18,7 @@ from ..deformation import DeformationField, loaded_field
 from ..files import InputError, write_tensors
 from ..gaussians import Gaussians
 from ..mesh import Mesh, mesh_from_tensors, mesh_to_tensors
+from ..progress import pulse
 from ..reading import regular_size
 from . import validation
 
@@ -59,6 +60,7 @@ class Scene4D:
 
     def at(self, tau: Tensor | float) -> Gaussians:
         """The object at time ``tau`` in [0, 1]: unbatched for a number, ``(B, N, ...)`` for ``(B,)`` times."""
+        pulse()
         times = torch.as_tensor(tau, dtype=torch.float32, device=self.gaussians.device)
         if self.field is None:
             moved = self.gaussians.map(lambda t: t.expand(times.numel(), *t.shape))

@@ -16,6 +16,7 @@ from ..files import InputError
 from ..gaussians import Gaussians
 from ..mesh import Mesh
 from ..packages import problem
+from ..progress import pulse
 from ..render import rasterize
 from .object3d import SplatObject
 from .scene import Scene4D
@@ -81,8 +82,10 @@ def extract_surface(gaussians: Gaussians, *, resolution: int = 128, backend: str
     volume = gaussian_filter(_distances(item.gaussians, axes, 3 * cell, backend).numpy(), 0.6)
     if not (volume < 0).any() or not (volume > 0).any():
         raise InputError("surface: these Gaussians are too thin or too transparent for a mesh; export them as splats instead")
+    pulse()
     found: Any = marching_cubes(volume, 0.0, gradient_direction="descent")  # by the right-hand rule
     faces = _islands(found[0], found[1].astype(np.int64))
+    pulse()
     used, faces = np.unique(faces, return_inverse=True)
     points = torch.stack([axis[0] for axis in axes]) + cell * torch.from_numpy(found[0][used].copy())
     colors = vertex_colors(item.gaussians, points)
@@ -210,6 +213,7 @@ def _distances(gaussians: Gaussians, axes: list[Tensor], reach: float, backend: 
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
     total, count = torch.zeros(len(grid)), torch.zeros(len(grid))
     for camera in range(_VIEWS):
+        pulse()
         drawn = rasterize(solid, cameras[camera : camera + 1], backend=backend)
         depth = _opened(torch.where(drawn.alpha < 0.5, 2 * _DISTANCE, drawn.expected_depth))[0].reshape(-1)
         view, K = cameras.world_to_camera[camera], cameras.K[camera]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..cameras import Cameras, FrontCamera, quaternion_to_matrix
 from ..gaussians import SH_C0, Gaussians, neighbours
+from ..progress import pulse
 from ..render import Render, rasterize
 from ..render.torch_backend import NEAR
 from ..video import DrivingVideo
@@ -160,6 +161,7 @@ def renders(
     times = scene.taus if taus is None else taus
     done = 0
     for moved, seen in _chunks(scene, cameras, times):
+        pulse()
         drawn = rasterize(moved, seen, backend=backend)
         for color, alpha, depth in zip(drawn.color, drawn.alpha, drawn.depth):
             done += 1
@@ -189,6 +191,7 @@ def render_maps(
         with torch.no_grad():
             own = surface_normals(scene.at(0.0).detach())[None]
     for moved, seen in _chunks(scene, cameras, scene.taus if taus is None else taus):
+        pulse()
         across = own
         if across is None:
             across = torch.stack([surface_normals(moved.map(lambda t, i=i: t[i])) for i in range(len(moved.means))])

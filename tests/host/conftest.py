@@ -19,6 +19,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -110,11 +111,14 @@ def as_prompt(workflow: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class Outcome:
-    """What a run ended with: its last event, its nodes' outputs, and how many previews and which lines of text came."""
+    """What a run ended with: its last event, its nodes' outputs, which nodes ran and which values were kept from an earlier
+    prompt, and how many previews and which lines of text came."""
 
     ended: str = "timeout"
     detail: dict[str, Any] = field(default_factory=dict)
     outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    ran: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
     previews: int = 0
     texts: list[str] = field(default_factory=list)
 
@@ -193,13 +197,13 @@ class Host:
     async def _run(self, prompt: dict[str, Any], interrupt: Callable[[Outcome], bool] | None, timeout: float) -> Outcome:
         import aiohttp
 
-        outcome, asked = Outcome(), False
+        outcome, asked, client = Outcome(), False, uuid.uuid4().hex
         deadline = time.monotonic() + timeout
         async with (
             aiohttp.ClientSession() as session,
-            session.ws_connect(f"{self.url}/ws?clientId=test", max_msg_size=0) as socket_,
+            session.ws_connect(f"{self.url}/ws?clientId={client}", max_msg_size=0) as socket_,
         ):
-            queued = await asyncio.to_thread(self.post, "/prompt", {"prompt": prompt, "client_id": "test"})
+            queued = await asyncio.to_thread(self.post, "/prompt", {"prompt": prompt, "client_id": client})
             assert not queued["node_errors"], queued["node_errors"]
             while time.monotonic() < deadline:
                 message = await socket_.receive(deadline - time.monotonic())
@@ -218,6 +222,10 @@ class Host:
                         continue
                     if event["type"] == "executed":
                         outcome.outputs[event["data"]["node"]] = event["data"]["output"]
+                    elif event["type"] == "execution_cached":
+                        outcome.kept = event["data"]["nodes"]
+                    elif event["type"] == "executing" and event["data"].get("prompt_id") and event["data"]["node"]:
+                        outcome.ran.append(event["data"]["node"])
                     elif event["type"] in ("execution_success", "execution_error", "execution_interrupted"):
                         outcome.ended, outcome.detail = event["type"], event["data"]
                         break
@@ -243,7 +251,7 @@ def start_host(comfyui: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """Starts a host with further arguments; each stops when the tests are over."""
     pytest.importorskip("aiohttp", reason="aiohttp is not installed, it follows the host's runs")
     with ExitStack() as stack:
-        yield lambda *more: stack.enter_context(_running(comfyui, tmp_path_factory.mktemp("host"), more))
+        yield lambda *more: stack.enter_context(running(comfyui, tmp_path_factory.mktemp("host"), more))
 
 
 @pytest.fixture(scope="session")
@@ -252,7 +260,8 @@ def host(start_host: Callable[..., Host]) -> Host:
 
 
 @contextmanager
-def _running(comfyui: Any, folder: Path, more: Sequence[Any]) -> Iterator[Host]:
+def running(comfyui: Any, folder: Path, more: Sequence[Any]) -> Iterator[Host]:
+    """A host with further arguments, its folders below ``folder``."""
     for name in ("input/3d", "output", "temp", "user", "models"):
         (folder / name).mkdir(parents=True)
     # A place that stays: compiled kernels are kept by the name that the host gives the pack, which is its path.

@@ -129,6 +129,40 @@ LOOKS = """() => {
 }"""
 
 
+#: A blueprint's box on the page: its widgets and slots, and the prompt that comes of it at another preset.
+BOX = """async (file) => {
+  await app.loadGraphData(file);
+  const box = app.graph._nodes[0];
+  const preset = box.widgets.find((widget) => widget.name === "preset");
+  const before = preset.value;
+  preset.value = "paper";
+  const { output } = await app.graphToPrompt();
+  return {
+    before, slots: box.inputs.map((slot) => slot.name), gives: box.outputs.map((slot) => slot.name),
+    unknown: box.subgraph.nodes.map((node) => node.type).filter((type) => !(type in LiteGraph.registered_node_types)),
+    types: Object.values(output).map((node) => node.class_type),
+    presets: Object.values(output).flatMap((node) => ("preset" in node.inputs ? [node.inputs.preset] : [])),
+  };
+}"""
+
+
+def test_every_blueprint_is_a_box_that_sets_its_presets(host: Any, page: Any):
+    failures: list[str] = []
+    page.on("pageerror", lambda error: failures.append(str(error)))
+    offered = page.request.get(f"{host.url}/api/global_subgraphs").json()
+    ours = {entry["name"]: key for key, entry in offered.items() if "anchor4d" in entry["info"]["node_pack"]}
+    assert set(ours) == {path.stem for path in (ROOT / "subgraphs").glob("*.json")}
+    for name, key in ours.items():
+        file = json.loads(page.request.get(f"{host.url}/api/global_subgraphs/{key}").json()["data"])
+        inside = file["definitions"]["subgraphs"][0]
+        shown = page.evaluate(BOX, file)
+        assert shown["before"] == "draft" and not shown["unknown"], name
+        assert shown["slots"] == [end["name"] for end in inside["inputs"]] and shown["gives"] == ["scene"], name
+        assert sorted(shown["types"]) == sorted(node["type"] for node in inside["nodes"]), name
+        assert shown["presets"] and set(shown["presets"]) == {"paper"}, name
+    assert not failures
+
+
 def test_links_have_colours_numbers_words_and_pictures_room(host: Any, page: Any):
     saved = json.loads((ROOT / "example_workflows" / "1_demo.json").read_text(encoding="utf-8"))
     page.evaluate("async (workflow) => { await app.loadGraphData(workflow); }", saved)

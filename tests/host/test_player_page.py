@@ -328,5 +328,5 @@ def test_it_runs_without_a_page(host: Any, scene_file: Path):
     outcome = host.run({key: prompt[key] for key in ("load", "film", "play")})
     assert outcome.ended == "execution_error"
     assert outcome.detail["exception_message"].strip() == (
-        "Play Scene: view: not readable, right-click the node and choose Reset the view"
+        "Play Scene: view: it is not readable, right-click the node and choose Reset the view"
     )

@@ -54,9 +54,10 @@ def test_demo_workflow(host: Any):
     assert outcome.ended == "execution_success", outcome.detail
     assert outcome.previews >= 4
     assert any(text.startswith("estimate: ") and "\n3D to 4D: step 6 of 6\n" in text for text in outcome.texts)
+    assert any(text.startswith("estimate: ") and "\nverdict: " in text for text in outcome.texts)
 
     scene = Scene4D.load(next((host.folder / "output" / "3d").glob("1_demo_*.safetensors")))
-    assert (scene.frames, len(scene.gaussians)) == (4, 800)
+    assert scene.frames == 4 and 800 <= len(scene.gaussians) <= 1600  # those beneath the surface included
     assert scene.field is not None
     assert scene.field.name == "control-nodes"
     assert travelled(scene) > 0.01

@@ -1,6 +1,6 @@
 """Kills runs and exports at random moments, resumes them, and compares with what nobody killed.
 
-    python tests/long/reliability.py --kills 200 --seed 0 [--jobs pla4d export-ply ...] [--device cuda] [--out results.json]
+    python tests/long/reliability.py --kills 200 --seed 0 [--jobs 8] [--only pla4d export-ply ...] [--device cuda] [--out FILE]
 
 A job is a method at a tiny size from files to files, or the export of its scene in a format. Each trial starts it, kills it
 (SIGKILL) after a random part of the time that it takes, goes on from what it left, sometimes kills it again, and holds when
@@ -9,16 +9,22 @@ A job is a method at a tiny size from files to files, or the export of its scene
 - an export's path held nothing, the old file or the whole new one after every kill, and holds the new one alone in the end.
 
 Jobs run in forks of one process on the CPU, with one thread: a start costs next to nothing, so that kills fall on work. On a
-card, where a process cannot be forked, each is a process of its own.
+card, where a process cannot be forked, each is a process of its own, and the clock runs from the moment at which its packages
+are imported. Trial N of a seed draws the same moments everywhere; ``--jobs`` trials run side by side. Nothing is asked of a
+network, and of packages only those that the methods need: a job whose packages are not here is left out, and named. The last
+line is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import logging
+import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,37 +38,35 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+if importlib.util.find_spec("anchor4d") is None:  # not installed: the checkout, whatever its folder is called
+    _spec = importlib.util.spec_from_file_location("anchor4d", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    assert _spec is not None and _spec.loader is not None
+    sys.modules["anchor4d"] = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(sys.modules["anchor4d"])
 
-import tiny_models
-import tiny_videos
 import torch
-from test_mvdream import TINY, write_folder
 
 from anchor4d.core.fit import loop
 from anchor4d.core.io.export import Shot, export_scene
 from anchor4d.core.methods import ayg, dg4d, pla4d, stag4d
 from anchor4d.core.methods.stages import MethodConfig
+from anchor4d.core.packages import problem
 from anchor4d.core.priors.load import load_prior
 from anchor4d.core.runs.sample import write_sample
 from anchor4d.core.runs.session import Settings, run_in_folder
 from anchor4d.core.scene.scene import Scene4D
-from tests.test_align4d import tiny as tiny_align4d
-from tests.test_ayg import config_of as tiny_ayg
-from tests.test_cli import tiny as tiny_pla4d
-from tests.test_stag4d import small as tiny_stag4d
 
 SCENE = "scene.safetensors"
 METHODS = ("pla4d", "pla4d-v4", "align4d", "dg4d", "stag4d", "stag4d-code", "ayg")
+#: Packages without which a job's models cannot be made.
+NEEDS = {"ayg": ("diffusers", "transformers")}
+#: Every format, and a sequence in a .zip, with what the path ends with.
 EXPORTS = {
-    "ply": "",
-    "zip": ".zip",
-    "spz": ".spz",
-    "glb": ".glb",
-    "html": ".html",
-    "a4d": ".a4d",
-    "scene": ".safetensors",
-    "mp4": ".mp4",
-}
+    "ply": "", "zip": ".zip", "compressed-ply": "", "spz": ".spz", "sog": ".sog", "splat": ".splat", "glb": ".glb",
+    "glb-splats": ".glb", "html": ".html", "a4d": ".a4d", "scene": ".safetensors", "mp4": ".mp4", "webm": ".webm",
+    "gif": ".gif", "webp": ".webp", "apng": ".apng", "png": "",
+}  # fmt: skip
+FILMS = ("mp4", "webm", "gif", "webp", "apng", "png")
 #: Seconds between checkpoints, a hundredth of a tiny run, and how often a resumed run is killed once more.
 CHECKPOINT_SECONDS, AGAIN = 0.02, 0.6
 
@@ -82,13 +86,37 @@ def shortened(config: MethodConfig) -> MethodConfig:
     return replace(config, resolution=64, static=static, motion=motion)
 
 
+def tiny_stag4d(config: MethodConfig) -> MethodConfig:
+    """STAG4D at a size that takes seconds."""
+    static, motion = config.static, config.motion
+    assert config.anchors is not None and motion.density is not None
+    schedule = replace(motion.schedule, steps=8, frames=2, resolutions=((1.0, 32),))
+    density = replace(motion.density, every=2, start=2)
+    fields = {"hexplane": {**motion.fields["hexplane"], "resolution": 4, "channels": 2}}
+    return replace(
+        config,
+        resolution=32,
+        with_object=None,
+        anchors=replace(config.anchors, steps=2),
+        static=replace(static, gaussians=150, schedule=replace(static.schedule, steps=4, resolutions=((1.0, 32),))),
+        motion=replace(motion, schedule=schedule, density=density, fields=fields),
+    )
+
+
 def jobs_of(names: list[str], folder: Path, device: str) -> dict[str, Job]:
     """Each job as a function of where it writes and whether it resumes; the inputs are those of :func:`prepare`."""
+    from tests.test_align4d import tiny as tiny_align4d
+    from tests.test_cli import tiny as tiny_pla4d
+
     case = folder / "case"
-    prior = load_prior(folder / "zero123", device=device)
+    smaller = folder / "zero123"  # than the one that comes with the pack, where the packages to make it are here
+    prior = None
+    if any(name in METHODS for name in names):
+        prior = load_prior(smaller if smaller.exists() else "tiny", device=device)
     made: dict[str, Job] = {}
 
     def from_video(method: str, out: Path, resume: bool) -> None:
+        assert prior is not None
         if method == "align4d":
             config = shortened(tiny_align4d(prior))
         elif method.startswith("stag4d"):
@@ -107,6 +135,8 @@ def jobs_of(names: list[str], folder: Path, device: str) -> dict[str, Job]:
 
     for name in names:
         if name == "ayg":
+            from tests.test_ayg import config_of as tiny_ayg
+
             loaded = {n: load_prior(folder / n, device=device) for n in ("views", "images", "modelscope")}
             models = {n: p.with_settings(resolution=(16, 16)) for n, p in loaded.items()}
             text: ayg.TextConfig = tiny_ayg(models | {"modelscope": models["modelscope"].with_settings(pictures=5)})
@@ -118,20 +148,28 @@ def jobs_of(names: list[str], folder: Path, device: str) -> dict[str, Job]:
     return made
 
 
-def prepare(folder: Path, out: Path, resume: bool) -> None:
+def prepare(names: list[str], folder: Path, out: Path, resume: bool) -> None:
     """The jobs' inputs. A job too: the process that forks must not have drawn or computed on threads, which forks lack."""
     write_sample(folder / "case", 3, 64)
-    tiny_models.write_zero123(folder / "zero123")
-    write_folder(folder / "views", TINY)
-    tiny_models.write_stable_diffusion(folder / "images")
-    tiny_videos.write_modelscope(folder / "modelscope")
+    if not any(problem(name) for name in ("diffusers", "transformers")):
+        import tiny_models
+
+        tiny_models.write_zero123(folder / "zero123")
+    if "ayg" in names:
+        import tiny_models
+        import tiny_videos
+        from test_mvdream import TINY, write_folder
+
+        write_folder(folder / "views", TINY)
+        tiny_models.write_stable_diffusion(folder / "images")
+        tiny_videos.write_modelscope(folder / "modelscope")
     jobs_of(["pla4d"], folder, "cpu")["pla4d"](folder / "to-export", False)
     (folder / "to-export" / SCENE).rename(folder / "exported.safetensors")
 
 
 def export(scene: Path, name: str, out: Path, resume: bool) -> None:
     form = "ply" if name == "zip" else name
-    shot = Shot(size=48) if name == "mp4" else None
+    shot = Shot(size=48, background="white") if name in FILMS else None
     export_scene(Scene4D.load(scene), out / f"clip{EXPORTS[name]}", form, shot=shot)
 
 
@@ -146,13 +184,20 @@ def contents(folder: Path) -> dict[str, bytes]:
 class Child:
     """A job in a process of its own."""
 
-    def __init__(self, name: str, job: Job, out: Path, resume: bool, command: list[str] | None) -> None:
+    def __init__(self, name: str, job: Job | None, out: Path, resume: bool, command: list[str] | None) -> None:
         self.log = out.with_suffix(".log")
         if command is not None:
+            started = out.with_suffix(".started")
+            started.unlink(missing_ok=True)
             with open(self.log, "wb") as log:
                 argv = [*command, "--job", name, str(out), *(["--resume"] if resume else [])]
-                self.pid = subprocess.Popen(argv, stdout=log, stderr=log).pid
+                child = subprocess.Popen(argv, stdout=log, stderr=log)
+            self.pid, began = child.pid, time.monotonic()
+            while not started.exists() and child.poll() is None and time.monotonic() - began < 600:
+                time.sleep(0.001)
+            self.ended = child.returncode
             return
+        self.ended = None
         self.pid = os.fork()
         if self.pid == 0:
             code = 1
@@ -160,6 +205,7 @@ class Child:
                 descriptor = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
                 os.dup2(descriptor, 1)
                 os.dup2(descriptor, 2)
+                assert job is not None
                 job(out, resume)
                 code = 0
             except BaseException:
@@ -170,13 +216,14 @@ class Child:
     def wait(self, seconds: float) -> int | None:
         """The exit status, or None where it still runs after so long."""
         deadline = time.monotonic() + seconds
-        while True:
+        while self.ended is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
                 return os.waitstatus_to_exitcode(status)
             if time.monotonic() > deadline:
                 return None
             time.sleep(0.001)
+        return self.ended
 
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
@@ -229,14 +276,65 @@ def result(rows: dict[str, dict[str, Any]], failures: list[str], args: argparse.
     return {"kills": kills, "seed": args.seed, "device": args.device, "jobs": jobs, "failures": failures}
 
 
+class Trials:
+    """Trials side by side: each of the processes takes the next number until enough kills have found a job at work."""
+
+    def __init__(self, rows: dict[str, dict[str, Any]], starts: dict[str, Any], folder: Path, args: argparse.Namespace) -> None:
+        self.rows, self.starts, self.folder, self.args = rows, starts, folder, args
+        forks = multiprocessing.get_context("fork")
+        self.number, self.kills, self.found = forks.Value("i", 0), forks.Value("i", 0), forks.SimpleQueue()
+        self.process = forks.Process
+
+    def work(self) -> None:
+        try:
+            while self.kills.value < self.args.kills:
+                with self.number.get_lock():
+                    number, self.number.value = self.number.value, self.number.value + 1
+                job = list(self.rows)[number % len(self.rows)]
+                row, out = self.rows[job], self.folder / f"trial-{number}"
+                draw = random.Random(f"{self.args.seed} {number}")
+                kills, failed = trial(job, partial(self.starts[job], out), out, row["whole"], row["seconds"], draw)
+                with self.kills.get_lock():
+                    self.kills.value += kills
+                self.found.put((number, job, kills, failed))
+                shutil.rmtree(out, ignore_errors=True)
+        finally:
+            self.found.put(None)
+
+    def run(self, failures: list[str]) -> None:
+        workers = [self.process(target=self.work) for _ in range(self.args.jobs)]
+        for worker in workers:
+            worker.start()
+        running = len(workers)
+        while running:
+            if (told := self.found.get()) is None:
+                running -= 1
+                continue
+            number, job, kills, failed = told
+            row = self.rows[job]
+            row["kills"], row["trials"], row["failures"] = (
+                row["kills"] + kills, row["trials"] + 1, row["failures"] + bool(failed),
+            )  # fmt: skip
+            if failed:
+                failures.append(f"trial {number}, {job}: {failed}")
+                print(failures[-1], flush=True)
+            if self.args.out:  # what is known so far, should this be stopped
+                self.args.out.write_text(json.dumps(result(self.rows, failures, self.args)) + "\n", encoding="utf-8")
+        for worker in workers:
+            worker.join()
+            if worker.exitcode:
+                failures.append(f"a process of trials ended with {worker.exitcode}")
+
+
 def main(argv: list[str] | None = None) -> int:
     everything = [*METHODS, *(f"export-{name}" for name in EXPORTS)]
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=200, help="that find a job at work (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", nargs="+", choices=everything, default=everything, metavar="JOB", help="default: all")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trials side by side (default: %(default)s)")
+    parser.add_argument("--only", nargs="+", choices=everything, default=everything, metavar="JOB", help="default: all")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--out", type=Path, help="results as JSON")
+    parser.add_argument("--out", type=Path, help="results as JSON, kept up to date")
     parser.add_argument("--job", nargs=2, metavar=("JOB", "DIR"), help=argparse.SUPPRESS)
     parser.add_argument("--resume", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -244,53 +342,49 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     loop.run_fit.__kwdefaults__["checkpoint_seconds"] = CHECKPOINT_SECONDS
     if args.job:
-        jobs_of([args.job[0]], args.folder, args.device)[args.job[0]](Path(args.job[1]), args.resume)
+        name, out = args.job[0], Path(args.job[1])
+        job = jobs_of([name], args.folder, args.device)[name]
+        out.with_suffix(".started").touch()
+        job(out, args.resume)
         return 0
-    draw, failures, began = random.Random(args.seed), [], time.monotonic()
+    absent = {job: [name for name in needed if problem(name)] for job, needed in NEEDS.items() if job in args.only}
+    absent = {job: names for job, names in absent.items() if names}
+    names, failures, began = [job for job in args.only if job not in absent], list[str](), time.monotonic()
     rows: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory(prefix="anchor4d-reliability-") as name:
-        folder = Path(name)
-        if failed := Child("prepare", partial(prepare, folder), folder / "inputs", False, None).finish():
+    with tempfile.TemporaryDirectory(prefix="anchor4d-reliability-") as temporary:
+        folder = Path(temporary)
+        if failed := Child("prepare", partial(prepare, names, folder), folder / "inputs", False, None).finish():
             print(f"inputs: {failed}")
             return 1
-        jobs = jobs_of(args.jobs, folder, args.device)
-        command = None
-        if args.device != "cpu":
+        command, jobs = None, dict[str, Job]()
+        if args.device == "cpu":
+            jobs = jobs_of(names, folder, args.device)
+        else:  # this process leaves the card alone
             command = [sys.executable, __file__, "--device", args.device, "--folder", str(folder)]
-        for job in args.jobs:
+        starts = {job: partial(started, job, jobs.get(job), command) for job in names}
+        for job in names:
             out = folder / f"whole-{job}"
-            started = time.monotonic()
-            if failed := Child(job, jobs[job], out, False, command).finish():
+            child = starts[job](out, False)
+            since = time.monotonic()
+            if failed := child.finish():
                 print(f"{job}: {failed}")
                 return 1
-            rows[job] = {"kills": 0, "trials": 0, "failures": 0, "seconds": round(time.monotonic() - started, 2)}
+            rows[job] = {"kills": 0, "trials": 0, "failures": 0, "seconds": round(time.monotonic() - since, 2)}
             rows[job]["whole"] = contents(out)
-        number = 0
-        while sum(row["kills"] for row in rows.values()) < args.kills:
-            job = args.jobs[number % len(args.jobs)]
-            row, out = rows[job], folder / f"trial-{number}"
-            start = partial(lambda resume, job, out: Child(job, jobs[job], out, resume, command), job=job, out=out)
-            kills, failed = trial(job, start, out, row["whole"], row["seconds"], draw)
-            row["kills"], row["trials"], row["failures"] = (
-                row["kills"] + kills,
-                row["trials"] + 1,
-                row["failures"] + bool(failed),
-            )
-            if failed:
-                failures.append(f"trial {number}, {job}: {failed}")
-                print(failures[-1], flush=True)
-            number += 1
-            if args.out:  # what is known so far, should this be stopped
-                args.out.write_text(json.dumps(result(rows, failures, args), indent=1) + "\n", encoding="utf-8")
-    found = result(rows, failures, args)
+        Trials(rows, starts, folder, args).run(failures)
+    found = result(rows, failures, args) | {"left out": absent, "minutes": round((time.monotonic() - began) / 60, 1)}
     for job, row in found["jobs"].items():
         print(
-            f"{job:14} {row['kills']:4} kills in {row['trials']:4} trials, {row['failures']} failed  (a run {row['seconds']} s)"
+            f"{job:22} {row['kills']:4} kills in {row['trials']:4} trials, {row['failures']} failed  (a run {row['seconds']} s)"
         )
-    print(
-        f"{found['kills']} kills, seed {args.seed}, {args.device}: {len(failures)} failed  ({time.monotonic() - began:.0f} s)"
-    )
+    if args.out:
+        args.out.write_text(json.dumps(found) + "\n", encoding="utf-8")
+    print(json.dumps(found))
     return 1 if failures else 0
+
+
+def started(name: str, job: Job | None, command: list[str] | None, out: Path, resume: bool) -> Child:
+    return Child(name, job, out, resume, command)
 
 
 if __name__ == "__main__":

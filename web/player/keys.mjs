@@ -90,6 +90,7 @@ function action(key, shift, does, now) {
       v: () => does.set({ film: !state.film }),
       c: () => does.set({ compare: !state.compare }),
       k: () => does.addKey(),
+      x: () => does.set({ marks: [] }),
       p: () => does.savePicture(),
       r: () => does.menu("record"),
       "[": speed(-1),

@@ -13,6 +13,8 @@ const HELP = [
   ["Right or Shift drag", "move the picture"],
   ["Wheel, pinch", "zoom towards the pointer"],
   ["Double-click", "centre this point"],
+  ["Alt + click", "choose a point: trail, distances; again: not"],
+  ["X", "no chosen points"],
   ["One finger, two", "turn; move and zoom"],
   ["Space", "play, pause"],
   ["← →", "one frame back, on"],

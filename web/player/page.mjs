@@ -1,5 +1,7 @@
-// Starts the player of a page that core/formats/html.py wrote.
+// Starts the player of a page that core/io/html.py wrote.
 
+import { keepBookmark } from "./bookmark.mjs";
+import { answer } from "./messages.mjs";
 import { Player } from "./player.mjs";
 
 /* global anchor4d */
@@ -9,4 +11,6 @@ const player = new Player(document.getElementById("player"), { sources, labels, 
 document.addEventListener("keydown", (event) => {
   if (event.target === document.body) player.key(event);
 });
+keepBookmark(player);
+if (window.parent !== window) answer(player);
 window.player = player; // in place of the element of this id

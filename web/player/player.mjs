@@ -8,6 +8,7 @@ import { control } from "./controls.mjs";
 import { Interface } from "./interface.mjs";
 import { press } from "./keys.mjs";
 import { filmedCamera, fromInfo, homeCamera, lens, toInfo } from "./lens.mjs";
+import { Marks, MOST, measured, nearest } from "./marks.mjs";
 import { Moves } from "./moves.mjs";
 import { pathSeconds } from "./path.mjs";
 import { Playback, steps } from "./playback.mjs";
@@ -20,7 +21,7 @@ import { backgroundOf, fresh, round, rounded, take, viewOf } from "./view.mjs";
 /** @typedef {import("./stream.mjs").Clip} Clip */
 /** @typedef {import("./view.mjs").Key} Key */
 /** @typedef {import("./view.mjs").View} View */
-/** @typedef {string | ReadableStream<Uint8Array> | AsyncIterable<Uint8Array>} Source */
+/** @typedef {string | Blob | ArrayBuffer | ReadableStream<Uint8Array> | AsyncIterable<Uint8Array>} Source */
 
 /**
  * @typedef {object} Options
@@ -40,7 +41,11 @@ const NOWHERE = { target: [0, 0, 0], distance: 2, azimuth: 0, elevation: 0, roll
 const TIMELINE = 70;
 const QUIET = 150;
 
-export class Player {
+/**
+ * Events (CustomEvent): "ready" the first frame is there (its detail: info), "loaded" all are, "play", "pause",
+ * "time" {time, position} as it goes, "view" the view that the user has changed, "error" {message}.
+ */
+export class Player extends EventTarget {
   /** @type {HTMLElement} */ element;
   #options;
   #stop = new AbortController();
@@ -54,15 +59,18 @@ export class Player {
   #ui;
   /** @type {Stage} */ #stage;
   #saving;
+  #marks;
 
   #frame = 0; // of requestAnimationFrame
   #last = 0; // when it was drawn, in milliseconds; 0 after standing still
   #timeShown = 0; // when, in milliseconds
+  #timeTold = -1;
   #told = "";
   #quiet = 0; // timer
 
   /** @param {HTMLElement} element what the player fills @param {Options} [options] */
   constructor(element, options = {}) {
+    super();
     const { signal } = this.#stop;
     this.element = element;
     this.#options = options;
@@ -83,6 +91,15 @@ export class Player {
       settle: () => this.#changed(),
     };
     control(this.#ui.parts.view, target, signal);
+    this.#marks = new Marks(this.#ui.parts.view);
+    this.#ui.parts.view.addEventListener(
+      "click",
+      (/** @type {MouseEvent} */ event) => {
+        if (event.altKey) this.#mark(event.offsetX, event.offsetY);
+      },
+      { signal },
+    );
+    this.#takeDropped(signal);
     document.addEventListener("visibilitychange", () => this.#draw(), { signal });
     document.addEventListener("fullscreenchange", () => this.#arrange(), { signal });
     this.#arrange();
@@ -116,6 +133,10 @@ export class Player {
         header: (/** @type {Clip} */ clip) => this.#arrived(slot, clip),
         frame: (/** @type {number} */ index) => this.#frameArrived(slot, index),
         picture: () => this.#showTime(),
+        harmonics: () => this.#draw(),
+        done: () => {
+          if (this.#clips.every((clip, at) => at >= sources.length || clip?.ready === clip?.frames)) this.#tellOf("loaded");
+        },
         error: (/** @type {Error} */ error) => this.fail(error.message),
       };
       openStream(source, on, { signal }).catch(() => {}); // told by the event
@@ -165,13 +186,16 @@ export class Player {
     this.#last = 0;
     this.#showPlaying();
     this.#draw();
+    this.#tellOf("play");
   }
 
   pause() {
+    const played = this.#busy;
     this.#playback.stop();
     this.#moves.leavePath();
     this.#showPlaying();
     this.#changed();
+    if (played) this.#tellOf("pause");
   }
 
   /** Stands still at a moment. @param {number} time 0 to 1 */
@@ -187,6 +211,7 @@ export class Player {
     this.#playback.playing = false;
     this.#ui.say(message, "error");
     this.#showPlaying();
+    this.#tellOf("error", { message });
   }
 
   get playing() {
@@ -197,6 +222,27 @@ export class Player {
   get position() {
     const clip = this.#clips[0];
     return clip ? this.#playback.tau * steps(clip) : 0;
+  }
+
+  /** What plays and where it stands. */
+  get info() {
+    const clip = this.#clips[0];
+    return {
+      frames: clip?.frames ?? 0,
+      fps: clip?.fps ?? 0,
+      loop: clip?.loop ?? false,
+      count: clip?.count ?? 0,
+      ready: clip?.ready ?? 0,
+      playing: this.playing,
+      time: round(this.#playback.tau),
+      position: round(this.position),
+    };
+  }
+
+  /** The chosen points, where they are now, and the distance from each to the next, world units. */
+  measure() {
+    const clip = this.#clips[0];
+    return measured(clip, this.#state.marks, clip?.ready ? this.#playback.position(clip) : 0);
   }
 
   /** Numbers of the last drawing, see Renderer.stats; null while it holds no context. */
@@ -297,6 +343,38 @@ export class Player {
     if (point) this.#moves.glideTo({ ...camera, target: point });
   }
 
+  /** One or two .a4d files that are dropped onto the picture. @param {AbortSignal} signal */
+  #takeDropped(signal) {
+    const { view } = this.#ui.parts;
+    const over = (/** @type {DragEvent} */ event) => {
+      if (event.dataTransfer?.types.includes("Files")) event.preventDefault();
+    };
+    const dropped = (/** @type {DragEvent} */ event) => {
+      const files = [...(event.dataTransfer?.files ?? [])].filter(({ name }) => /\.a4d$/i.test(name)).slice(0, 2);
+      if (!files.length) return;
+      event.preventDefault();
+      event.stopPropagation();
+      this.load(files, { labels: files.map(({ name }) => name.replace(/\.a4d$/i, "")), filmed: null });
+    };
+    view.addEventListener("dragover", over, { signal });
+    view.addEventListener("drop", dropped, { signal });
+  }
+
+  /** Chooses the Gaussian there, or no longer. @param {number} x @param {number} y CSS pixels of the picture */
+  #mark(x, y) {
+    const clip = this.#clips[0];
+    const point = clip?.ready ? this.#stage.pick(x, y) : null;
+    if (!clip || !point) return;
+    const { marks } = this.#state;
+    const position = this.#playback.position(clip);
+    const { points } = measured(clip, marks, position);
+    const reach = 0.02 * Math.hypot(...clip.step) * 65535;
+    const same = points.find(({ position: place }) => Math.hypot(...place.map((value, k) => value - point[k])) < reach);
+    this.#does.set({
+      marks: same ? marks.filter((index) => index !== same.index) : [...marks, nearest(clip, point, position)].slice(-MOST),
+    });
+  }
+
   #asFilmed() {
     const clip = this.#clips[0];
     if (clip) this.#moves.glideTo(this.#options.filmed ? fromInfo(this.#options.filmed) : filmedCamera(clip.header));
@@ -342,6 +420,7 @@ export class Player {
     this.#stage.frameArrived(slot, index);
     if (slot === 0 && index === 0 && this.#clips[0]) {
       this.say("");
+      this.#tellOf("ready", this.info);
       const autoplay = this.#options.autoplay ?? !matchMedia("(prefers-reduced-motion: reduce)").matches;
       if (this.#playback.wanted == null && autoplay) this.play();
     }
@@ -374,6 +453,7 @@ export class Player {
     else if (playback.playing && playback.advance(seconds, this.#state)) this.pause();
     moves.glide(now);
     this.#stage.paint();
+    this.#showMarks();
     // The timeline need not move as often as the object does: it costs more than drawing that.
     if (now - this.#timeShown > TIMELINE || !playback.playing) this.#showTime();
     else if (clip) this.#ui.showPicture(clip, playback.frame(clip));
@@ -387,6 +467,13 @@ export class Player {
     if (this.#moves.following) return;
     this.#showPlaying();
     this.#changed();
+  }
+
+  #showMarks() {
+    const [clip, { camera }] = [this.#clips[0], this.#moves];
+    const shown = clip?.ready && camera && this.#state.marks.length;
+    const position = shown ? this.#playback.position(clip) : 0;
+    this.#marks.show(shown ? lens(camera, this.#stage.aspect) : null, clip, this.#state.marks, position);
   }
 
   /** What is to be seen now, for the renderer; null where there is nothing yet. */
@@ -427,6 +514,15 @@ export class Player {
   #showTime() {
     this.#timeShown = this.#last;
     this.#ui.showTime(this.#clips[0], this.#playback);
+    const time = round(this.#playback.tau);
+    if (time === this.#timeTold) return;
+    this.#timeTold = time;
+    this.#tellOf("time", { time, position: round(this.position) });
+  }
+
+  /** @param {string} event @param {unknown} [detail] */
+  #tellOf(event, detail = null) {
+    this.dispatchEvent(new CustomEvent(event, { detail }));
   }
 
   #showLoading() {
@@ -440,7 +536,6 @@ export class Player {
   #changed() {
     this.#draw();
     this.#showTime();
-    if (!this.#options.onView) return;
     clearTimeout(this.#quiet);
     this.#quiet = setTimeout(() => this.#tell(), QUIET);
   }
@@ -453,5 +548,6 @@ export class Player {
     if (text === this.#told) return;
     this.#told = text;
     this.#options.onView?.(view);
+    this.#tellOf("view", view);
   }
 }

@@ -300,11 +300,17 @@ export class Renderer {
 
   #drawSlot(slot, mode, { worldToCamera, fx, fy, cx, cy }) {
     const gl = this.#gl, { clip, gpu } = slot, { header } = clip;
+    if (clip.harmonics && !gpu.waves) this.#uploadHarmonics(slot);
     const { program, at } = (gpu.programs[mode] ??= this.#program(mode, clip));
     gl.useProgram(program);
     for (let unit = 0; unit < 4; unit++) {
       gl.activeTexture(gl.TEXTURE0 + unit);
       gl.bindTexture(unit < 3 ? gl.TEXTURE_2D_ARRAY : gl.TEXTURE_2D, gpu.textures[unit]);
+    }
+    if (gpu.waves) {
+      gl.activeTexture(gl.TEXTURE4);
+      gl.bindTexture(gl.TEXTURE_2D_ARRAY, gpu.waves);
+      gl.uniform1f(at.reach, header.harmonics.reach);
     }
     const { rows, perLayer } = gpu, { first, next } = slot;
     const layer = Math.floor(first / perLayer), nextLayer = Math.floor(next / perLayer);
@@ -431,7 +437,7 @@ export class Renderer {
     gl.vertexAttribIPointer(0, 1, gl.UNSIGNED_INT, 0, 0);
     gl.vertexAttribDivisor(0, 1);
     gl.bindVertexArray(null);
-    slot.gpu = { textures, kinds, width, rows, perLayer, order, array, programs: {} };
+    slot.gpu = { textures, kinds, width, rows, perLayer, order, array, programs: {}, waves: null };
     if (!slot.fresh) slot.have.first = -1; // the order went with a lost context
     if (gl.getError() === gl.OUT_OF_MEMORY) {
       throw this.#refuse(slot, `the graphics memory does not hold ${count} Gaussians x ${frames} frames`);
@@ -458,6 +464,26 @@ export class Renderer {
     }
   }
 
+  /** Colours that depend on the view: a layer for each four harmonics. */
+  #uploadHarmonics(slot) {
+    const gl = this.#gl, { clip, gpu } = slot, { count, waves, harmonics } = clip, layers = Math.ceil(waves / 4);
+    gpu.waves = gl.createTexture();
+    gpu.programs = {};
+    gl.activeTexture(gl.TEXTURE4);
+    gl.bindTexture(gl.TEXTURE_2D_ARRAY, gpu.waves);
+    gl.texStorage3D(gl.TEXTURE_2D_ARRAY, 1, gl.RGBA32UI, gpu.width, gpu.rows, layers);
+    for (const name of [gl.TEXTURE_MIN_FILTER, gl.TEXTURE_MAG_FILTER]) gl.texParameteri(gl.TEXTURE_2D_ARRAY, name, gl.NEAREST);
+    const four = new Uint32Array(4 * count);
+    for (let layer = 0; layer < layers; layer++) {
+      for (let k = 0; k < 4; k++)
+        for (let i = 0, at = 4 * layer + k; i < count; i++, at += waves) four[4 * i + k] = 4 * layer + k < waves ? harmonics[at] : 0;
+      for (const [y, length, height, from] of this.#strips(slot)) {
+        const box = [0, y, layer, length, height, 1];
+        gl.texSubImage3D(gl.TEXTURE_2D_ARRAY, 0, ...box, gl.RGBA_INTEGER, gl.UNSIGNED_INT, four, from * 4);
+      }
+    }
+  }
+
   /** Rectangles of a data texture that hold a frame: whole rows and the rest; each: top row, length, rows, first Gaussian. */
   #strips({ clip: { count }, gpu: { width } }) {
     const whole = Math.floor(count / width), rest = count - whole * width;
@@ -470,7 +496,7 @@ export class Renderer {
   }
 
   #program(mode, clip) {
-    const key = clip ? `${mode} ${clip.changesShape} ${clip.changesColor}` : mode;
+    const key = clip ? `${mode} ${clip.changesShape} ${clip.changesColor} ${clip.harmonics ? clip.waves : 0}` : mode;
     return this.#programs.get(key) ?? this.#compile(key, mode, clip);
   }
 
@@ -495,7 +521,7 @@ export class Renderer {
       at[name] = gl.getUniformLocation(program, name);
     }
     gl.useProgram(program);
-    for (const [unit, name] of ["poses", "extras", "tints", "statics"].entries()) if (at[name]) gl.uniform1i(at[name], unit);
+    for (const [unit, name] of ["poses", "extras", "tints", "statics", "waves"].entries()) if (at[name]) gl.uniform1i(at[name], unit);
     const made = { program, at };
     this.#programs.set(key, made);
     return made;
@@ -504,7 +530,7 @@ export class Renderer {
   #free(slot) {
     if (!slot?.gpu || this.#lost) return;
     const gl = this.#gl;
-    for (const texture of slot.gpu.textures) gl.deleteTexture(texture);
+    for (const texture of [...slot.gpu.textures, slot.gpu.waves]) gl.deleteTexture(texture);
     gl.deleteBuffer(slot.gpu.order);
     gl.deleteVertexArray(slot.gpu.array);
     slot.gpu = null;

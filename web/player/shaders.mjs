@@ -89,6 +89,35 @@ uniform mat4 worldToCamera;
 uniform vec4 lens;  // fx, fy, cx, cy in pixels
 uniform vec2 size;  // pixels
 
+#ifdef HARMONICS
+uniform usampler2DArray waves;  // a word a harmonic above degree 0, four a texel
+uniform float reach;            // the value of their greatest word
+
+vec3 wave(int k) {
+  uint word = texelFetch(waves, ivec3(int(gaussian) % ${ROW}, int(gaussian) / ${ROW}, k >> 2), 0)[k & 3];
+  return (vec3((uvec3(word) >> uvec3(20u, 10u, 0u)) & 1023u) - 511.0) * (reach / 511.0);
+}
+
+vec3 seen(Gaussian g) {  // the harmonics of core/harmonics.py, in the direction from the camera
+  vec3 d = normalize(g.center + transpose(mat3(worldToCamera)) * worldToCamera[3].xyz);
+  float x = d.x, y = d.y, z = d.z, xx = x * x, yy = y * y, zz = z * z;
+  vec3 c = g.color + 0.4886025119029199 * (-y * wave(0) + z * wave(1) - x * wave(2));
+#if HARMONICS > 3
+  c += 1.0925484305920792 * (x * y * wave(3) - y * z * wave(4) - x * z * wave(6))
+    + 0.31539156525252005 * (2.0 * zz - xx - yy) * wave(5) + 0.5462742152960396 * (xx - yy) * wave(7);
+#endif
+#if HARMONICS > 8
+  c += -0.5900435899266435 * (y * (3.0 * xx - yy) * wave(8) + x * (xx - 3.0 * yy) * wave(14))
+    + 2.890611442640554 * x * y * z * wave(9) + 1.445305721320277 * z * (xx - yy) * wave(13)
+    - 0.4570457994644658 * (4.0 * zz - xx - yy) * (y * wave(10) + x * wave(12))
+    + 0.3731763325901154 * z * (2.0 * zz - 3.0 * xx - 3.0 * yy) * wave(11);
+#endif
+  return max(c, 0.0);
+}
+#else
+vec3 seen(Gaussian g) { return max(g.color, 0.0); }
+#endif
+
 const vec4 NOWHERE = vec4(0.0, 0.0, 2.0, 1.0);
 
 vec2 corner() { return vec2(gl_VertexID & 1, gl_VertexID >> 1) * 2.0 - 1.0; }
@@ -133,7 +162,7 @@ void main() {
   gl_Position = NOWHERE;
   if (g.opacity < 1.0 / 255.0 || !project(g, c, pixel, major, minor)) return;
   offset = corner() * sqrt(2.0 * log(g.opacity * 255.0));  // beyond, alpha is below 1/255
-  color = vec4(slab.y > 0.0 ? vec3((c.z - slab.x) / slab.y) : g.color, g.opacity);
+  color = vec4(slab.y > 0.0 ? vec3((c.z - slab.x) / slab.y) : seen(g), g.opacity);
   gl_Position = screen(pixel + major * offset.x + minor * offset.y, 0.0);
 }`;
 
@@ -159,7 +188,7 @@ void main() {
   gl_Position = NOWHERE;
   if (c.z < 0.01 || g.opacity < ${FAINT}) return;
   offset = corner() * (radius + 0.5);
-  color = vec4(g.color, radius);
+  color = vec4(seen(g), radius);
   gl_Position = screen(lens.xy * c.xy / c.z + lens.zw + offset, 1.0 - 0.02 / c.z);
 }`;
 
@@ -188,7 +217,7 @@ void main() {
   mat3 axes = mat3(worldToCamera) * g.rotation;
   toUnit = transpose(mat3(axes[0] / scales.x, axes[1] / scales.y, axes[2] / scales.z));
   origin = -(toUnit * c);
-  color = g.color;
+  color = seen(g);
   vec2 q = corner() * ${1.25 * SHELL};  // the true outline reaches a little beyond the affine one
   gl_Position = screen(pixel + major * q.x + minor * q.y, 0.0);
 }`;
@@ -246,6 +275,7 @@ const SHADERS = {
 export function shaders(mode, clip) {
   const [vertex, fragment] = SHADERS[mode];
   if (!clip) return [vertex, fragment];
-  const defines = (clip.changesShape ? "#define CHANGES_SHAPE\n" : "") + (clip.changesColor ? "#define CHANGES_COLOR\n" : "");
+  const defines = (clip.changesShape ? "#define CHANGES_SHAPE\n" : "") + (clip.changesColor ? "#define CHANGES_COLOR\n" : "")
+    + (clip.harmonics ? `#define HARMONICS ${clip.waves}\n` : "");
   return [DECODE.replace("\n", `\n${defines}`) + vertex, fragment];
 }

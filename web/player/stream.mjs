@@ -1,4 +1,4 @@
-// Reads a play stream (core/formats/stream.py describes the file) while it arrives: what never changes, then frame by frame.
+// Reads a play stream (core/io/stream.py describes the file) while it arrives: what never changes, then frame by frame.
 
 const MAGIC = "A4DPLAY", VERSION = 1;
 const MAX_HEADER = 1 << 22, MAX_RECORDS = 1 << 26, MAX_PICTURE = 1 << 26;
@@ -10,6 +10,7 @@ const LAYOUTS = /^pose,4,16;extra,1,(16|32)(;color,1,32)?$/;
  * @property {(clip: Clip) => void} [header] the header is read
  * @property {(index: number) => void} [frame] a frame is there; they come in order, the first with what never changes
  * @property {(index: number, picture: ImageBitmap) => void} [picture] a picture of the driving video is there
+ * @property {() => void} [harmonics] colours that depend on the view are there
  * @property {() => void} [done] all is there
  * @property {(error: Error) => void} [error] the stream broke off or is damaged; what was there before stays good
  */
@@ -41,6 +42,10 @@ export class Clip {
     this.extras = [];
     /** A word a Gaussian, empty where colours stay. @type {Uint32Array[]} */
     this.colors = [];
+    /** Harmonics above degree 0 of a Gaussian: 0, 3, 8 or 15. */
+    this.waves = header.harmonics?.coefficients ?? 0;
+    /** A word a harmonic, once they are there. @type {?Uint32Array} */
+    this.harmonics = null;
     /** Pictures of the driving video by frame. @type {ImageBitmap[]} */
     this.pictures = [];
   }
@@ -100,13 +105,17 @@ function check(header) {
     && Array.isArray(statics) && Array.isArray(pictures) && Array.isArray(blocks) && blocks.length === frames;
   if (!sound) throw damaged("its header is garbled");
   if (count * frames > MAX_RECORDS) throw new Error(`${count} Gaussians x ${frames} frames are too many for the player.`);
+  const waves = header.harmonics, wave = waves ? [["harmonics", waves.coefficients, 32]] : [];
+  const fits = !waves || ([3, 8, 15].includes(waves.coefficients) && waves.reach > 0 && waves.reach < 1e6
+    && count * waves.coefficients <= MAX_RECORDS);
+  if (!fits) throw damaged("its colours are garbled");
   const frame = size(count, layout);
-  const limits = [size(count, STATIC), ...blocks.map(() => frame), ...pictures.map(() => MAX_PICTURE)];
+  const limits = [size(count, STATIC), ...blocks.map(() => frame), ...pictures.map(() => MAX_PICTURE), size(count, wave)];
   let end = 0;
-  for (const [index, place] of [statics, ...blocks, ...pictures].entries()) {
+  for (const [index, place] of [statics, ...blocks, ...pictures, ...(waves ? [waves.place] : [])].entries()) {
     const [offset, length] = Array.isArray(place) ? place : [];
-    const fits = offset === end && Number.isInteger(length) && length >= 0 && length <= limits[index];
-    if (!fits) throw damaged("its blocks are garbled");
+    const sits = offset === end && Number.isInteger(length) && length >= 0 && length <= limits[index];
+    if (!sits) throw damaged("its blocks are garbled");
     end += length;
   }
 }
@@ -138,6 +147,11 @@ async function readBlocks(bytes, clip, on) {
     bytes.check();
     clip.pictures[index] = picture;
     on.picture?.(index, picture);
+  }
+  if (clip.waves) {
+    [clip.harmonics] = await block(header.harmonics.place, [["harmonics", clip.waves, 32]]);
+    bytes.check();
+    on.harmonics?.();
   }
 }
 

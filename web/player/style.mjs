@@ -25,6 +25,11 @@ export const STYLE = /* css */ `
 .view { cursor: grab; touch-action: none; }
 .view:active { cursor: grabbing; }
 .view.checker { background: repeating-conic-gradient(var(--check-a) 0 25%, var(--check-b) 0 50%) 0 0 / 20px 20px; }
+.marks { position: absolute; inset: 0; width: 100%; height: 100%; pointer-events: none; overflow: hidden; }
+.marks .trail { fill: none; stroke-width: 2; stroke-linejoin: round; opacity: 0.85; }
+.marks circle { stroke: #fff; stroke-width: 1.5; }
+.marks line { stroke: #fff; stroke-width: 1.5; stroke-dasharray: 4 3; paint-order: stroke; filter: drop-shadow(0 0 1px #000); }
+.marks text { fill: #fff; stroke: #000; stroke-width: 3; paint-order: stroke; font-size: 12px; text-anchor: middle; }
 .view canvas { position: absolute; inset: 0; width: 100%; height: 100%; display: block; }
 .tag { position: absolute; top: 6px; max-width: calc(50% - 12px); padding: 1px 6px; border-radius: 4px; background: rgb(0 0 0 / 62%); color: #fff; font-size: 11px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; pointer-events: none; }
 .tag.left { left: 6px; } .tag.right { right: 6px; }

@@ -1,6 +1,7 @@
 // What the player shows: as the state that it keeps, and as the JSON that a workflow keeps.
 
 import { clamp } from "./dom.mjs";
+import { MOST } from "./marks.mjs";
 import { pathTimes } from "./path.mjs";
 
 /**
@@ -16,6 +17,7 @@ import { pathTimes } from "./path.mjs";
  * @property {number} [wiper] share of the picture that the first of two clips has
  * @property {boolean} [compare] whether the second clip is shown
  * @property {boolean} [film] whether the driving video is shown
+ * @property {number[]} [marks] chosen Gaussians of the first clip, which leave trails
  * @property {boolean} [moments] whether the path's keys hold their moments of the clip
  * @property {{version: 1, loop: boolean, keys: Key[]}} [trajectory] the recorded camera path
  */
@@ -38,6 +40,7 @@ export function fresh() {
     compare: true,
     film: true,
     moments: false,
+    marks: /** @type {number[]} */ ([]),
     keys: /** @type {Key[]} */ ([]),
     pathLoop: false,
   };
@@ -53,6 +56,8 @@ export function take(state, view) {
   if (!/^#[0-9a-f]{6}$/i.test(state.background)) state.background = "transparent";
   state.speed = clamp(state.speed, 0.1, 4);
   state.wiper = clamp(state.wiper, 0, 1);
+  if (Array.isArray(view.marks))
+    state.marks = view.marks.filter((index) => Number.isInteger(index) && index >= 0).slice(0, MOST);
   if (trajectory?.keys)
     [state.keys, state.pathLoop] = [trajectory.keys.filter((key) => key?.camera?.position), !!trajectory.loop];
 }

@@ -1,4 +1,4 @@
-"""Nodes that stand in for loaders whose files tests have not got: the host's own classes, small, with random weights."""
+"""Nodes that stand in for loaders whose files tests have not got, small, with random weights; and for those of newer hosts."""
 
 from __future__ import annotations
 
@@ -55,4 +55,17 @@ class RandomText:
         return ([[torch.randn(1, 5, features, generator=torch.Generator().manual_seed(0)), {}]],)
 
 
-NODE_CLASS_MAPPINGS = {"RandomModel": RandomModel, "RandomText": RandomText}
+class SeveralCameras:
+    """Two LOAD3D_CAMERA values as one, the way ComfyUI 0.46 hands over a batch."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "tests", "make", ("LOAD3D_CAMERA",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"a": ("LOAD3D_CAMERA",), "b": ("LOAD3D_CAMERA",)}}
+
+    def make(self, a: Any, b: Any) -> tuple[Any]:
+        return ([a, b],)
+
+
+NODE_CLASS_MAPPINGS = {"RandomModel": RandomModel, "RandomText": RandomText, "SeveralCameras": SeveralCameras}

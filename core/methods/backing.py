@@ -1,0 +1,180 @@
+"""A second layer of Gaussians under the surface, where the far side would show through the gaps of the first.
+
+Discs on a surface leave gaps, more so where motion stretches it. Wider discs close them but blur the picture; a layer beneath,
+of the same colours, closes them and is hardly seen itself. How little then shows through is in docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..cameras import Cameras, FrontCamera, orbit, quaternion_to_matrix
+from ..gaussians import Gaussians
+from ..mesh import Mesh
+from ..objectives.through import hidden_behind, shown_through
+from ..render import rasterize
+from ..render.mesh import render_mesh
+from ..scene.scene import Scene4D
+from ..scene.surface import carry
+from ..video import DrivingVideo
+
+log = logging.getLogger(__name__)
+
+#: The most light, as a share, that may come from behind the surface.
+MOST = 0.01
+#: A disc of the second layer is wider than its own of the first by this factor ...
+_WIDER = 1.3
+#: ... and lies beneath it by this share of its width, but no deeper than this share of the way to the opposite side.
+_BENEATH, _ACROSS = 0.9, 0.35
+#: Where the opposite side is nearer than this many widths, a disc beneath would stick out: there is none.
+_ROOM = 3.0
+#: Logit of its least opacity.
+_OPAQUE = 4.6
+#: Moments of the clip, and views, that say how much shows through.
+_MOMENTS, _VIEWS = 4, 6
+#: Neighbours among which the opposite side is looked for.
+_NEAR = 48
+
+
+@torch.no_grad()
+def backed(
+    scene: Scene4D, video: DrivingVideo | None = None, fronts: Sequence[FrontCamera] = (), backend: str = "auto"
+) -> Scene4D:
+    """The scene, with a second layer where more than :data:`MOST` of the light comes from behind the surface.
+
+    The layer moves with the first; each of its Gaussians lies beneath one of the first, away from where that one is seen from,
+    and has its colour. Without a mesh that says where the surface is, the scene as it is; so too where the layer would show:
+    under few and wide discs it sticks out, and the driving view gets worse.
+
+    Args:
+        video: the driving video, on the scene's device; None = the driving view is not compared.
+        fronts: its camera, or one a frame.
+    """
+    if scene.surface is None or not len(scene.surface.faces) or (scene.field is not None and not scene.field.continuous):
+        return scene
+    share = share_through(scene, backend=backend)
+    if share <= MOST:
+        return scene
+    first, surface = scene.gaussians, scene.surface
+    inward, seen, sheet = _inward(first, surface)
+    width, across = first.scales.sort(-1).values[:, 1:].mean(-1), _opposite(first.means, inward)
+    depth = torch.where(sheet, 0.0, torch.minimum(_BENEATH * width, _ACROSS * across))
+    index = (seen & (sheet | (across > _ROOM * width))).nonzero().flatten()
+    own = first.select(index)
+    flat = torch.arange(3, device=index.device) != own.log_scales.argmin(-1, keepdim=True)
+    layer = replace(
+        own,
+        means=own.means + (inward * depth[:, None])[index],
+        log_scales=own.log_scales + math.log(_WIDER) * flat,
+        opacity_logits=own.opacity_logits.clamp_min(_OPAQUE),
+    )
+    every = torch.cat([torch.arange(len(first), device=index.device), index])
+    field = None if scene.field is None else scene.field.select(every)
+    made = replace(scene, gaussians=Gaussians.cat([first, layer]), field=field)
+    if video is not None and _error(made, video, fronts, backend) > _error(scene, video, fronts, backend):
+        log.info("the far side shows through by %.1f %%; more Gaussians would close the surface", 100 * share)
+        return scene
+    log.info(
+        "the far side shows through by %.1f %%: %d Gaussians more beneath the surface, now %.1f %%",
+        100 * share, len(layer), 100 * share_through(made, backend=backend),
+    )  # fmt: skip
+    return made
+
+
+def _error(scene: Scene4D, video: DrivingVideo, fronts: Sequence[FrontCamera], backend: str) -> float:
+    """Mean squared error of the driving view, on white."""
+    white, total = torch.ones(3, device=scene.gaussians.device), 0.0
+    for t, truth in enumerate(video.composited()):
+        camera = fronts[t if len(fronts) > 1 else 0].cropped(video.crop, video.resolution).to(white)
+        drawn = rasterize(scene.at(float(scene.taus[t])), camera, white, backend=backend).color
+        total += float((drawn.reshape(truth.shape) - truth).square().mean())
+    return total
+
+
+@torch.no_grad()
+def share_through(scene: Scene4D, *, size: int = 256, backend: str = "auto") -> float:
+    """The share of light from behind the surface, mean over moments of the clip, views and pixels of the object.
+
+    Pixels at outlines do not count, see :func:`within`.
+    """
+    assert scene.surface is not None
+    surface = scene.surface.to("cpu")
+    moments = scene.taus[:: max(1, -(-scene.frames // _MOMENTS))]
+    places = carry(scene, scene.surface.vertices, moments.to(scene.gaussians.device)).cpu()
+    low, high = places.flatten(0, 1).aminmax(dim=0)
+    reach = max(float((high - low).norm()), 1e-6)
+    found = []
+    for tau, vertices in zip(moments.tolist(), places):
+        centre = (vertices.amin(0) + vertices.amax(0)) / 2
+        cameras = around(centre, reach, size)
+        depth = render_mesh(replace(surface, vertices=vertices), cameras, supersample=1).depth
+        through = shown_through(scene.at(tau), cameras, depth, backend=backend).cpu()
+        found.append(through[within(depth, 2)])
+    every = torch.cat(found)
+    return float(every.mean()) if len(every) else 0.0
+
+
+def around(centre: Tensor, reach: float, size: int, views: int = _VIEWS) -> Cameras:  # (3,)
+    """Cameras around a place that see ``reach`` units of it from above, level and below, (views,)."""
+    elevations = torch.tensor([-30.0, 0.0, 30.0]).repeat(-(-views // 3))[:views]
+    distance = 2 * reach
+    cameras = orbit(
+        torch.arange(views) * 360 / views + 22.5, elevations, distance, 2 * math.degrees(math.atan(0.25)), size, size
+    )
+    pose = cameras.world_to_camera.clone()
+    pose[:, :3, 3] -= pose[:, :3, :3] @ centre.to(pose)
+    return replace(cameras, world_to_camera=pose)
+
+
+def within(depth: Tensor, edge: int, step: float = 0.03) -> Tensor:  # (C, H, W) -> (C, H, W) bool
+    """Pixels of a surface more than ``edge`` from its outlines, against itself too: there a picture is half transparent.
+
+    Args:
+        depth: 0 where nothing is.
+        step: of depth, that makes an outline of a part before another.
+    """
+    empty = (depth <= 0).to(depth)[:, None]
+
+    def most(x: Tensor) -> Tensor:
+        return F.max_pool2d(x, 2 * edge + 1, 1, edge)[:, 0]
+
+    return (most(empty) < 0.5) & (most(depth[:, None]) + most(-depth[:, None]) < step)
+
+
+def _inward(gaussians: Gaussians, surface: Mesh) -> tuple[Tensor, Tensor, Tensor]:  # (N, 3), (N,) bool, (N,) bool
+    """Unit thin axes that point away from where each Gaussian is seen from; which are seen; which from both sides."""
+    axis = gaussians.log_scales.argmin(-1)
+    turns = quaternion_to_matrix(F.normalize(gaussians.quats, dim=-1))
+    normal = turns.gather(-1, axis[:, None, None].expand(-1, 3, 1))[..., 0]
+    mesh = surface.to("cpu")
+    low, high = mesh.vertices.aminmax(dim=0)
+    reach = max(float((high - low).norm()), 1e-6)
+    cameras = around((low + high) / 2, reach, 256, 18)
+    depth = render_mesh(mesh, cameras, supersample=1).depth.to(normal)
+    seen = ~hidden_behind(gaussians.means, cameras, depth, 0.01)  # (C, N)
+    pose = cameras.world_to_camera.to(normal)
+    eyes = -(pose[:, :3, :3].mT @ pose[:, :3, 3:])[..., 0]
+    facing = (F.normalize(eyes[:, None] - gaussians.means, dim=-1) * normal).sum(-1)  # (C, N)
+    front, back = ((seen & (sign * facing > 0.3)).sum(0) for sign in (1, -1))
+    inward = normal * torch.where(front >= back, -1.0, 1.0)[:, None]
+    return inward, front + back > 0, torch.minimum(front, back) > 0
+
+
+def _opposite(points: Tensor, inward: Tensor) -> Tensor:  # (N, 3), (N, 3) -> (N,)
+    """Distance to the nearest neighbour that faces the other way; infinite where none of the nearest does."""
+    from scipy.spatial import KDTree
+
+    places = points.cpu().double().numpy()
+    distance, index = KDTree(places).query(places, k=min(_NEAR, len(places)))
+    near = torch.from_numpy(np.reshape(index, (len(places), -1))).to(points.device)
+    away = torch.from_numpy(np.reshape(distance, (len(places), -1))).to(points)
+    faces = (inward[near] * inward[:, None]).sum(-1) < -0.3
+    return torch.where(faces, away, torch.inf).amin(-1)

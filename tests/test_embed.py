@@ -1,0 +1,298 @@
+"""The player on pages of others, in a headless Chromium: a frame that is asked and heard, an element, a module, bookmarks."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import anchor4d
+from anchor4d.bench.moving import moving_sample
+from anchor4d.bench.player import chromium, serve
+from anchor4d.core.files import InputError
+from anchor4d.core.io.html import write_html
+from anchor4d.core.io.stream import write_stream
+
+PLAYER = Path(__file__).parents[1] / "web" / "player"
+#: On the page around a frame: ask(call, ...args), and heard, the events so far.
+HOST = """() => {
+  window.heard = [];
+  window.asked = {};
+  let last = 0;
+  window.addEventListener("message", ({ source, data }) => {
+    if (source !== frame.contentWindow || data?.anchor4d !== 1) return;
+    if (data.event) heard.push([data.event, data.detail]);
+    else asked[data.id]?.(data);
+  });
+  window.ask = (call, ...args) => new Promise((resolve) => {
+    const id = ++last;
+    asked[id] = ({ result, error }) => resolve(error === undefined ? result : { error });
+    frame.contentWindow.postMessage({ anchor4d: 1, id, call, args }, "*");
+  });
+}"""
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[tuple[Any, str]]:
+    """A browser, and a server of the player and of two clips."""
+    files: dict[str, Any] = {}
+    for name, frames in (("a.a4d", 6), ("b.a4d", 4)):
+        stream = io.BytesIO()
+        write_stream(stream, moving_sample(400, frames))
+        files[name] = stream.getvalue()
+    try:
+        with chromium() as browser, serve(files) as url:
+            yield browser, url
+    except InputError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def page(site: tuple[Any, str]) -> Iterator[Any]:
+    browser, url = site
+    context = browser.new_context(viewport={"width": 480, "height": 360}, reduced_motion="no-preference")
+    page, complaints = context.new_page(), []
+    page.set_default_timeout(30_000)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(url)
+    yield page
+    context.close()
+    assert not complaints
+
+
+def framed(page: Any, source: str) -> None:
+    page.evaluate(HOST)
+    page.evaluate(
+        """(src) => {
+          window.frame = Object.assign(document.createElement("iframe"), { src, width: 460, height: 320 });
+          document.body.append(frame);
+        }""",
+        source,
+    )
+
+
+def test_a_frame_is_asked_and_heard(page: Any) -> None:
+    framed(page, "/player/embed.html?src=/data/a.a4d#time=0.25&background=ffffff")
+    page.wait_for_function("heard.some(([event]) => event === 'loaded')")
+    state = page.evaluate("ask('state')")
+    assert {k: state[k] for k in ("frames", "count", "playing", "ready", "time")} == {
+        "frames": 6, "count": 400, "playing": False, "ready": 6, "time": 0.25,
+    }  # fmt: skip
+    assert page.evaluate("heard.find(([event]) => event === 'ready')[1].frames") == 6
+    assert page.evaluate("ask('getView')")["background"] == "#ffffff"
+    page.evaluate("heard.length = 0; ask('play')")
+    page.wait_for_function("heard.filter(([event]) => event === 'time').length > 3")
+    page.evaluate("ask('pause')")
+    page.wait_for_function("heard.some(([event]) => event === 'pause')")
+    page.evaluate("ask('seek', 0.5)")
+    page.wait_for_function("heard.some(([event, detail]) => event === 'view' && detail.time === 0.5)")
+    assert page.evaluate("ask('state')")["time"] == 0.5
+    assert "no call eval, only play" in page.evaluate("ask('eval', '1')")["error"]
+    assert "no call constructor" in page.evaluate("ask('constructor')")["error"]
+    page.evaluate("heard.length = 0; ask('load', '/data/b.a4d')")
+    page.wait_for_function("heard.some(([event, detail]) => event === 'ready' && detail.frames === 4)")
+    page.evaluate("ask('load', '/data/gone.a4d')")
+    page.wait_for_function("heard.some(([event, detail]) => event === 'error' && detail.message.includes('404'))")
+
+
+def test_a_frame_answers_the_page_around_it_alone(page: Any) -> None:
+    framed(page, "/player/embed.html?src=/data/a.a4d&paused")
+    page.wait_for_function("heard.some(([event]) => event === 'loaded')")
+    page.evaluate(
+        """() => new Promise((done) => {
+          const other = document.body.appendChild(document.createElement("iframe"));
+          const call = `parent.frame.contentWindow.postMessage({ anchor4d: 1, id: 1, call: "play" }, "*")`;
+          other.srcdoc = `<script>${call}</` + "script>";
+          other.onload = () => setTimeout(done, 300);
+        })"""
+    )
+    assert page.evaluate("ask('state')")["playing"] is False
+
+
+def test_an_exported_page_is_asked_in_a_frame_too(site: tuple[Any, str], tmp_path: Path) -> None:
+    browser, _ = site
+    write_html(tmp_path / "clip.html", moving_sample(300, 5))
+    (tmp_path / "around.html").write_text("<!doctype html><body></body>")
+    context = browser.new_context(offline=True)
+    page = context.new_page()
+    page.goto((tmp_path / "around.html").as_uri())
+    framed(page, "clip.html#time=0.75")
+    page.wait_for_function("heard.some(([event]) => event === 'loaded')")
+    assert page.evaluate("ask('state')")["time"] == 0.75
+    context.close()
+
+
+def test_an_element_plays_and_tells(page: Any) -> None:
+    page.evaluate(
+        """async () => {
+          await import("/player/embed.mjs");
+          window.heard = [];
+          for (const name of ["ready", "loaded", "time", "pause"])
+            document.body.addEventListener(name, ({ target, detail }) => heard.push([target.localName, name, detail]));
+          document.body.innerHTML = '<anchor4d-player src="/data/a.a4d" background="#808080" style="height: 300px">';
+          window.element = document.querySelector("anchor4d-player");
+        }"""
+    )
+    page.wait_for_function("heard.some(([tag, name]) => tag === 'anchor4d-player' && name === 'loaded')")
+    page.wait_for_function("element.player.playing && element.player.stats.drawn > 1")
+    assert page.evaluate("element.view.background") == "#808080"
+    assert page.evaluate("element.getBoundingClientRect().height") == 300
+    page.evaluate("element.pause(); element.setAttribute('time', '0.5')")
+    assert page.evaluate("element.player.info.time") == 0.5
+    page.evaluate("heard.length = 0; element.setAttribute('src', '/data/b.a4d')")
+    page.wait_for_function("heard.some(([, name, detail]) => name === 'ready' && detail.frames === 4)")
+    page.evaluate("window.old = element.player; element.remove()")
+    assert page.evaluate("element.player") is None
+    page.evaluate("document.body.append(element)")
+    page.wait_for_function("element.player && element.player !== old && element.player.info.ready === 4")
+
+
+def test_a_module_fills_an_element(page: Any) -> None:
+    page.evaluate(
+        """async () => {
+          const { mount } = await import("/player/embed.mjs");
+          const place = document.body.appendChild(document.createElement("div"));
+          place.style = "position: relative; height: 200px";
+          window.loaded = new Promise((done) => {
+            window.player = mount(place, { source: "/data/a.a4d", autoplay: false });
+            player.addEventListener("loaded", done);
+          });
+        }"""
+    )
+    page.evaluate("loaded")
+    assert page.evaluate("[player.info.frames, player.info.playing]") == [6, False]
+    page.evaluate("player.dispose()")
+
+
+def test_a_bookmark_brings_back_view_and_moment(site: tuple[Any, str]) -> None:
+    browser, url = site
+    context = browser.new_context(viewport={"width": 480, "height": 360})
+    page = context.new_page()
+    page.goto(f"{url}/player/embed.html?src=/data/a.a4d&paused")
+    page.wait_for_function("window.player?.info.ready === 6")
+    page.keyboard.press("2")  # from the left
+    page.keyboard.press("b")
+    page.evaluate("player.seek(0.4)")
+    page.wait_for_function("location.hash.includes('time=0.4') && location.hash.includes('background=')")
+    page.wait_for_timeout(600)
+    address, view = page.evaluate("[location.href, player.getView()]")
+    again = context.new_page()
+    again.goto(address)
+    again.wait_for_function("window.player?.info.ready === 6")
+    found = again.evaluate("player.getView()")
+    assert found["time"] == 0.4 and found["background"] == view["background"]
+    for part in ("position", "target"):
+        for axis in "xyz":
+            assert math.isclose(found["camera"][part][axis], view["camera"][part][axis], abs_tol=1e-3)
+    again.evaluate("location.hash = '#time=0.8'")
+    again.wait_for_function("player.info.time === 0.8")
+    context.close()
+
+
+def test_what_an_address_says_is_checked(page: Any) -> None:
+    read = """async (hash) => (await import("/player/bookmark.mjs")).fromBookmark(hash)"""
+    assert page.evaluate(read, "#time=9&speed=x&mode=splats&film=false") == {"time": 1, "mode": "splats", "film": False}
+    for camera in (
+        "1,2,3",
+        "0,0,2,0,0,2,0,0,0,1,40",
+        "0,0,2,0,0,0,0,0,0,0,40",
+        "a,0,2,0,0,0,0,0,0,1,40",
+        "0,0,2,0,0,0,0,0,0,1,",
+    ):
+        assert page.evaluate(read, f"#camera={camera}") == {}
+    assert page.evaluate(read, "#camera=0,0,2,0,0,0,0,0,0,1,40")["camera"]["fov"] == 40
+    back = """async (view) => (await import("/player/bookmark.mjs")).toBookmark(view)"""
+    assert page.evaluate(back, {"time": 0.5, "background": "#ffffff", "speed": 1}) == "time=0.5&background=ffffff"
+
+
+def test_the_package_holds_what_it_exports() -> None:
+    package = json.loads((PLAYER / "package.json").read_text())
+    assert package["version"] == anchor4d.__version__ and package["type"] == "module"
+    for file in package["exports"].values():
+        assert (PLAYER / file).is_file()
+    imported = {name for file in PLAYER.glob("*.mjs") for name in _imports(file.read_text())}
+    assert imported <= {file.name for file in PLAYER.glob("*.mjs")}
+
+
+def _imports(text: str) -> list[str]:
+    import re
+
+    return re.findall(r'(?:from|import)\s*\(?"\./([\w.-]+)"', text)
+
+
+def test_chosen_points_leave_trails_and_are_measured(page: Any) -> None:
+    page.evaluate(
+        """async () => {
+          const { mount } = await import("/player/embed.mjs");
+          const place = document.body.appendChild(document.createElement("div"));
+          place.style = "position: relative; width: 400px; height: 400px";
+          window.player = mount(place, { source: "/data/a.a4d", autoplay: false });
+          await new Promise((done) => player.addEventListener("loaded", done));
+          window.marks = place.shadowRoot.querySelector(".marks");
+          window.canvas = () => place.shadowRoot.querySelector(".view canvas");
+        }"""
+    )
+    page.wait_for_function("player.stats?.drawn > 0")
+    page.evaluate("player.setView({ marks: [10, 200, -1, 'x'] }); player.seek(0.5)")
+    page.wait_for_function("marks.querySelectorAll('circle').length === 2")
+    assert page.evaluate("marks.querySelectorAll('.trail').length") == 2
+    scene = moving_sample(400, 6)
+    found = page.evaluate("player.measure()")
+    at = scene.at(0.5).means
+    for point in found["points"]:
+        assert at[point["index"]].tolist() == pytest.approx(point["position"], abs=1e-3)
+    assert found["distances"] == [pytest.approx(float((at[10] - at[200]).norm()), abs=1e-3)]
+    assert page.evaluate("marks.querySelector('text').textContent") == f"{found['distances'][0]:.3g}".ljust(5, "0")
+    assert page.evaluate("player.getView().marks") == [10, 200]
+    # The circles stand where the rasteriser's camera sees the points.
+    page.evaluate("player.setView({ marks: [] })")
+    page.wait_for_function("!marks.firstChild")
+    click = """() => {
+      const box = canvas().getBoundingClientRect(), init = { bubbles: true, composed: true, altKey: true };
+      for (let y = 0.2; y < 0.8; y += 0.02) {
+        const at = { clientX: box.x + box.width / 2, clientY: box.y + box.height * y };
+        canvas().dispatchEvent(new MouseEvent("click", { ...init, ...at }));
+        if (player.getView().marks.length) return [box.width / 2, box.height * y];
+      }
+    }"""
+    x, y = page.evaluate(click)
+    page.wait_for_function("marks.querySelector('circle')")
+    circle = page.evaluate("['cx', 'cy'].map((name) => Number(marks.querySelector('circle').getAttribute(name)))")
+    assert math.hypot(circle[0] - x, circle[1] - y) < 30
+    key = "new KeyboardEvent('keydown', { key: 'x', bubbles: true, composed: true })"
+    page.evaluate(f"player.element.shadowRoot.querySelector('.root').dispatchEvent({key})")
+    page.wait_for_function("player.getView().marks.length === 0")
+
+
+def test_clips_are_dropped_onto_a_player(page: Any) -> None:
+    page.evaluate(
+        """async () => {
+          const { mount } = await import("/player/embed.mjs");
+          const place = document.body.appendChild(document.createElement("div"));
+          place.style = "position: relative; width: 300px; height: 300px";
+          window.player = mount(place, { source: "/data/a.a4d", autoplay: false });
+          await new Promise((done) => player.addEventListener("loaded", done));
+          window.drop = async (...names) => {
+            const dataTransfer = new DataTransfer();
+            for (const name of names) {
+              const bytes = await (await fetch(`/data/${name.replace(/txt$/, "a4d")}`)).arrayBuffer();
+              dataTransfer.items.add(new File([bytes], name));
+            }
+            const view = place.shadowRoot.querySelector(".view");
+            return view.dispatchEvent(new DragEvent("drop", { dataTransfer, bubbles: true, cancelable: true, composed: true }));
+          };
+        }"""
+    )
+    assert page.evaluate("drop('b.txt')") is True  # nobody's business here
+    assert page.evaluate("player.info.frames") == 6
+    assert page.evaluate("drop('b.a4d')") is False
+    page.wait_for_function("player.info.frames === 4 && player.info.ready === 4")
+    page.evaluate("drop('a.a4d', 'b.a4d')")
+    page.wait_for_function("player.info.frames === 6 && player.info.ready === 6")
+    labels = page.evaluate("[...player.element.shadowRoot.querySelectorAll('.tag')].map((tag) => tag.textContent)")
+    assert {"a", "b"} <= set(labels)
