@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ import pytest
 
 from anchor4d import cli
 from anchor4d.bench.batch import fit_row, read_jobs
-from anchor4d.core.files import InputError
-from anchor4d.core.runs.batch import Job, finished, run_batch, summary, table
+from anchor4d.core.files import Busy, InputError
+from anchor4d.core.runs import batch as batch_module
+from anchor4d.core.runs.batch import Job, Report, finished, run_batch, run_job, summary, table
 
 #: A package with a method that takes no fit: it counts to 12, a checkpoint each, and says so in a file. A prompt that ends
 #: in "dies" kills its process at 6, the first time it gets there; one that ends in "slow" takes its time.
@@ -176,6 +177,82 @@ def test_the_table_says_how_runs_ended() -> None:
     assert table(rows).splitlines()[0] == "| run | state | s | processor s | error |"
     assert table(rows).splitlines()[-1] == "| c | failed |  |  | a\\|b |"
     assert summary(rows) == "3 runs: 2 done, 1 failed; a finished run took 3.0 s, of processors 4.0 s"
+
+
+# What is tried again
+
+
+class Inline:
+    """An executor that makes runs in this process, one at a time; ``makes`` are what its runs do, in order."""
+
+    def __init__(self, out: Path, *makes: Callable[[], None]) -> None:
+        self.out, self.makes, self.left = out, iter(makes), []
+        self.arguments: list[list[str]] = []
+
+    def room(self) -> bool:
+        return not self.left
+
+    def start(self, job: Job, attempt: int) -> None:
+        def run(arguments: Sequence[str], report: Report) -> None:
+            self.arguments.append(list(arguments))
+            next(self.makes)()
+
+        self.left = [(job, run_job(job, self.out, run, attempt, lambda stage, step, steps: None))]
+
+    def ended(self, seconds: float) -> list[tuple[Job, dict[str, Any]]]:
+        found, self.left = self.left, []
+        return found
+
+    def doing(self) -> list[str]:
+        return []
+
+    def stop(self) -> None:
+        pass
+
+
+class Silent:
+    def line(self, text: str) -> None:
+        pass
+
+    def step(self, stage: str, step: int, steps: int, note: str = "") -> None:
+        pass
+
+
+def raising(error: Exception) -> Callable[[], None]:
+    def make() -> None:
+        raise error
+
+    return make
+
+
+def test_a_folder_that_another_run_holds_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_module, "BUSY_SECONDS", 0.0)
+    here = Inline(tmp_path, *[raising(Busy("x: another run is writing"))] * 3, lambda: None)
+    (record,) = run_batch([Job("a", key="k")], tmp_path, here, Silent())
+    assert (record["state"], record["tries"]) == ("done", 1)
+    # Not for ever.
+    here = Inline(tmp_path, *[raising(Busy("x: another run is writing"))] * 99)
+    (record,) = run_batch([Job("b", key="k")], tmp_path, here, Silent())
+    assert record["state"] == "failed" and "another run is writing" in record["error"]
+    assert len(here.arguments) == batch_module.BUSY_TRIES + 1
+
+
+def test_a_run_that_breaks_is_tried_so_often_and_one_that_refuses_once(tmp_path: Path) -> None:
+    jobs = [Job("a", key="k"), Job("b", key="k")]
+    here = Inline(tmp_path, *[raising(RuntimeError("out of\nmemory"))] * 3, raising(InputError("b: no such video")))
+    a, b = run_batch(jobs, tmp_path, here, Silent(), retries=2)
+    assert (a["state"], a["tries"], a["error"]) == ("failed", 3, "RuntimeError: out of memory; see log.txt")
+    assert (b["state"], b["tries"], b["error"]) == ("failed", 1, "b: no such video")
+    assert ["--resume" in arguments for arguments in here.arguments] == [False, True, True, False]
+    assert "Traceback" in (tmp_path / "a" / "log.txt").read_text()
+
+
+def test_checkpoints_of_another_run_are_not_gone_on_from(tmp_path: Path) -> None:
+    (tmp_path / "a" / "checkpoints").mkdir(parents=True)
+    here = Inline(tmp_path, raising(InputError("no")), raising(InputError("no")))
+    for _ in range(2):  # refused before the folder was its own: the other run's checkpoints are still there
+        run_batch([Job("a", key="k")], tmp_path, here, Silent())
+    assert ["--resume" in arguments for arguments in here.arguments] == [False, False]
 
 
 # Processes of this machine
