@@ -13,6 +13,7 @@ from ..core.objectives.base import Objective
 from ..core.objectives.first_frame import FirstFrame
 from ..core.objectives.front import ReferenceViewLoss
 from ..core.objectives.mesh import MeshMatch
+from ..core.objectives.motion_prior import MotionPriorPull
 from ..core.objectives.multiview import AboutFrame, AboutStatic, MultiViewDistillation
 from ..core.objectives.novel_view import NovelView
 from ..core.objectives.reference import ReferenceRefinement, require_image
@@ -195,6 +196,46 @@ class Anchor4DRigidity(io.ComfyNode):
         cls, weight: float, joints: float, rotation: float = 0.05, end_weight: float = -1.0, objectives: Terms = ()
     ) -> io.NodeOutput:
         return io.NodeOutput((*objectives, Rigidity(widgets.ramp(weight, end_weight), rotation=rotation, joints=joints)))
+
+
+class Anchor4DMotionPrior(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Anchor4DMotionPrior",
+            display_name="Motion Prior",
+            category=CATEGORY,
+            description="Objective for motion: a small network that comes with the pack, trained on animated models, says how "
+            "what the video shows moves in depth, and how the sides that it hides move. It starts the motion and fades out; "
+            "what it doubts it leaves alone. Not part of the PLA4D paper.",
+            search_aliases=["depth of motion", "learned motion", "unseen sides", "objective", "loss"],
+            inputs=[
+                widgets.objectives(),
+                *widgets.weight(20.0, "it is followed more", end=0.0),
+                widgets.real(
+                    "trust",
+                    0.3,
+                    (0.001, 10.0),
+                    "The doubt, in lengths of the object, at which it is followed half as much. Higher = bold guesses count.",
+                    step=0.001,
+                    folded=True,
+                ),
+                widgets.whole(
+                    "every",
+                    100,
+                    (1, 100_000),
+                    "Steps after which it is asked again. Fewer = it follows the fit more closely.",
+                    folded=True,
+                ),
+            ],
+            outputs=[widgets.objectives_output()],
+        )
+
+    @classmethod
+    def execute(
+        cls, weight: float, end_weight: float = 0.0, trust: float = 0.3, every: int = 100, objectives: Terms = ()
+    ) -> io.NodeOutput:
+        return io.NodeOutput((*objectives, MotionPriorPull(widgets.ramp(weight, end_weight), every=every, trust=trust)))
 
 
 class Anchor4DSmoothness(io.ComfyNode):
@@ -443,7 +484,7 @@ class Anchor4DPLA4DObjectives4D(io.ComfyNode):
             display_name="PLA4D Objectives (3D to 4D)",
             category=CATEGORY,
             description="PLA4D's objectives for the motion with a preset's weights: Reference View Loss, and First Frame "
-            "(paper) or Rigidity and Smoothness (standard, draft); with a prior, Reference Refinement.",
+            "(paper) or Rigidity, Smoothness and Motion Prior (standard, draft); with a prior, Reference Refinement.",
             search_aliases=["losses", "preset", "motion alignment", "dynamic", "pla4d"],
             inputs=[
                 _preset(),
@@ -523,6 +564,7 @@ NODES = [
     Anchor4DFirstFrame,
     Anchor4DRigidity,
     Anchor4DSmoothness,
+    Anchor4DMotionPrior,
     Anchor4DReferenceRefinement,
     Anchor4DNovelViews,
     Anchor4DMotionGeometry,

@@ -19,6 +19,7 @@ from anchor4d.core.cameras import orbit
 from anchor4d.core.fit.checkpoint import load_checkpoint
 from anchor4d.core.fit.loop import FitState, Inputs, Schedule, run_fit
 from anchor4d.core.gaussians import from_points
+from anchor4d.core.io.export import FORMATS
 from anchor4d.core.io.film import write_gif, write_webp
 from anchor4d.core.mesh import sample_evenly
 from anchor4d.core.objectives.base import FitStep, Objective
@@ -157,6 +158,7 @@ def test_every_command_and_node_has_its_case(interrupts: Any, tmp_path: Path) ->
     assert tried | left == nodes and not tried & left
     (commands,) = (a.choices for a in cli._parser()._actions if isinstance(a.choices, dict))  # pyright: ignore[reportPrivateUsage]
     assert {argv[0] for argv in interrupts.commands(tmp_path).values()} == set(commands)
+    assert set(interrupts.EXPORTS) == set(FORMATS)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

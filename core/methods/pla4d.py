@@ -6,6 +6,7 @@ to the clip (Eq. 10; Eq. 11 needs a prior): the stages of :mod:`.stages` with th
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from ..fit.density import DensityControl
@@ -14,6 +15,7 @@ from ..objectives.base import Objective
 from ..objectives.first_frame import FirstFrame
 from ..objectives.front import ReferenceViewLoss
 from ..objectives.mesh import MeshMatch
+from ..objectives.motion_prior import MotionPriorPull
 from ..objectives.novel_view import NovelView
 from ..objectives.reference import ReferenceRefinement
 from ..objectives.rigidity import Rigidity, Smoothness
@@ -36,13 +38,17 @@ NOVEL_VIEW_WEIGHT = 0.1
 REFINEMENT_TIME = Annealed(0.6, 0.4)
 
 
+#: Parts that can be left out: what tells depth of motion and unseen sides in our presets; ``paper`` does not have it.
+PARTS = ("motion-prior",)
+
+
 def settings(choice: Choice) -> MethodConfig:
     """A preset as plain data."""
-    return preset(choice.preset, choice.role("prior"))
+    return preset(choice.preset, choice.role("prior"), choice.without)
 
 
 @method(
-    "pla4d", title="PLA4D", source="arXiv 2405.19957", settings=settings, roles=(PRIOR,),
+    "pla4d", title="PLA4D", source="arXiv 2405.19957", settings=settings, roles=(PRIOR,), without=PARTS,
     summary="the video's first frame and the object, then the motion, pixel by pixel; a prior for the sides unseen",
 )  # fmt: skip
 def plan(run: MethodRun) -> Scene4D:
@@ -53,8 +59,8 @@ def plan(run: MethodRun) -> Scene4D:
     return run.made
 
 
-def preset(name: str, prior: Prior | None = None) -> MethodConfig:
-    """ "paper", "standard" or "draft", with reference refinement (Eq. 11) where a prior is given.
+def preset(name: str, prior: Prior | None = None, without: Collection[str] = ()) -> MethodConfig:
+    """ "paper", "standard" or "draft", with reference refinement (Eq. 11) where a prior is given; ``without`` of :data:`PARTS`.
 
     ``paper`` is the paper's text; what it leaves open is marked. ``draft`` and ``standard`` were chosen by measurement
     (docs/benchmarks.md) and are iteration counts, never time budgets.
@@ -98,13 +104,13 @@ def preset(name: str, prior: Prior | None = None) -> MethodConfig:
         )
     if name not in _OURS:
         raise ValueError(f"preset {name!r}: unknown, choose paper, standard or draft")
-    if prior is None:
-        return _OURS[name](())
-    distillation = Distillation(prior, time=REFINEMENT_TIME)
-    return _OURS[name]((ReferenceRefinement(distillation, linear(REFINEMENT_WEIGHT, 0.0)),))
+    more: tuple[Objective, ...] = () if "motion-prior" in without else (MotionPriorPull(),)
+    if prior is not None:
+        more = (*more, ReferenceRefinement(Distillation(prior, time=REFINEMENT_TIME), linear(REFINEMENT_WEIGHT, 0.0)))
+    return _OURS[name](more)
 
 
-def _standard(refinement: tuple[Objective, ...]) -> MethodConfig:
+def _standard(more: tuple[Objective, ...]) -> MethodConfig:
     return MethodConfig(
         name="standard",
         camera="focal",
@@ -121,6 +127,7 @@ def _standard(refinement: tuple[Objective, ...]) -> MethodConfig:
             field="control-nodes",
             fields={"control-nodes": {"nodes": 600}},
             tracking=Schedule(steps=60, one_by_one=60, resolutions=((1.0, 96),), background="random"),
+            lift=Schedule(steps=150, lr=4.0, resolutions=((1.0, 96),)),
             schedule=Schedule(steps=300, resolutions=((0.6, 96), (1.0, 128)), background="random"),
             fine=Schedule(steps=400, resolutions=((0.5, 192), (1.0, 256)), background="random", smoothing=0.125, stiffness=0.5),
             refine=Schedule(
@@ -130,14 +137,14 @@ def _standard(refinement: tuple[Objective, ...]) -> MethodConfig:
                 ReferenceViewLoss(weight=constant(3.0), mask=0.33, perceptual=0.0, levels=4),
                 Rigidity(weight=constant(1.0), joints=0.05),
                 Smoothness(weight=constant(20.0)),
-                *refinement,
+                *more,
             ),
         ),
     )
 
 
-def _draft(refinement: tuple[Objective, ...]) -> MethodConfig:
-    standard = _standard(refinement)
+def _draft(more: tuple[Objective, ...]) -> MethodConfig:
+    standard = _standard(more)
     static, motion = standard.static, standard.motion
     assert motion.tracking is not None and motion.fine is not None and motion.refine is not None
     return replace(
@@ -163,7 +170,7 @@ def settings_v4(choice: Choice) -> MethodConfig:
 
 
 @method(
-    "pla4d-v4", title="PLA4D, later version", source="arXiv 2405.19957", settings=settings_v4, roles=(PRIOR,),
+    "pla4d-v4", title="PLA4D, later version", source="arXiv 2405.19957", settings=settings_v4, roles=(PRIOR,), without=PARTS,
     object_a_frame=True, summary="pla4d with a focal length, and perhaps an object, for each frame",
 )  # fmt: skip
 def plan_v4(run: MethodRun) -> Scene4D:

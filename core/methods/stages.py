@@ -77,6 +77,8 @@ class MotionConfig:
     Args:
         field: name of a deformation field, of :data:`~..deformation.FIELDS`.
         tracking: schedule of the pass that follows the object frame by frame, or None.
+        lift: schedule of a pass behind it, without the video, taken where an objective starts the motion: of that one and the
+            regularisers; or None.
         schedule: of the pass over all frames.
         fine: schedule of a pass at full size, or None.
         refine: schedule of a last pass, taken where an objective asks a diffusion prior; those take part in this pass
@@ -93,6 +95,7 @@ class MotionConfig:
     schedule: Schedule
     objectives: tuple[Objective, ...]
     tracking: Schedule | None = None
+    lift: Schedule | None = None
     fine: Schedule | None = None
     refine: Schedule | None = None
     fields: Mapping[str, Mapping[str, Any]] = default(default_factory=dict)
@@ -498,15 +501,19 @@ def fit_motion(
 def motion_passes(config: MotionConfig, frames: int) -> list[tuple[str, Pass]]:
     """The passes of :func:`fit_motion` by name; those without objectives or steps left out."""
     plain = tuple(o for o in config.objectives if not o.priors())
-    asking = config.objectives if len(plain) < len(config.objectives) else ()
+    asking = tuple(o for o in config.objectives if not o.starts) if len(plain) < len(config.objectives) else ()
     joint = plain if config.refine is not None else config.objectives
+    sharp = tuple(o for o in joint if not o.starts)
     tracking = config.tracking
     if tracking is not None and tracking.one_by_one:
         tracking = replace(tracking, steps=tracking.one_by_one * (frames - 1))
+    following = tuple(o for o in plain if not o.starts)
+    lifting = tuple(o for o in plain if o.starts or o.regularises) if len(following) < len(plain) else ()
     passes = [
-        ("follow frame by frame", tracking, plain),
+        ("follow frame by frame", tracking, following),
+        ("lift", config.lift, lifting),
         ("3D to 4D", config.schedule, joint),
-        ("3D to 4D, fine", config.fine, joint),
+        ("3D to 4D, fine", config.fine, sharp),
         ("3D to 4D, refine", config.refine, asking),
     ]
     return [

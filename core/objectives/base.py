@@ -51,6 +51,8 @@ class Objective:
             object is given), or something that the field offers, see :attr:`~..deformation.DeformationField.offers`.
         takes: names of its fields that a method fills once it knows them: "distance", "anchors", "prompt".
         regularises: whether a pass's stiffness scales its weight.
+        starts: it starts the motion of a clip that has been followed frame by frame, and leaves the rest to others: it takes
+            part in the passes "lift" and "3D to 4D" alone, see :class:`~..methods.stages.MotionConfig`.
         requires: names of its fields that hold a :class:`Distillation` it cannot do without.
         weight: of the loss, as a function of the progress rho.
         share: above 0, the weight is set automatically: the objective is left out until step ``share_step``, and scaled there
@@ -62,6 +64,7 @@ class Objective:
     needs: ClassVar[frozenset[str]] = frozenset()
     takes: ClassVar[frozenset[str]] = frozenset()
     regularises: ClassVar[bool] = False
+    starts: ClassVar[bool] = False
     requires: ClassVar[frozenset[str]] = frozenset({"distillation"})
     weight: Weight
     share: float = 0.0
@@ -286,6 +289,11 @@ class FitStep:
             span = max(self.frame_count - (0 if self.loop else 1), 1)
             self.tracked_taus = torch.tensor([t / span for t in self.tracking]).to(self.canonical.device)
         return self.tracked_taus
+
+    def whole_clip(self) -> FitStep:
+        """This step with all frames of the fit, and pictures of its own."""
+        every = torch.arange(len(self.times))
+        return replace(self, frames=every, taus=self.times, rows=None, tracking=None, tracked_taus=None, drawn=None)
 
     @property
     def rho(self) -> float:

@@ -71,20 +71,29 @@ def commands(folder: Path) -> dict[str, list[str]]:
     made["fit-object-alone"] = ["fit", "--preset", "draft", "--object", item]
     made["render"] = ["render", scene, "--azimuths", "0", "90", "--size", "512"]
     for name, ending in EXPORTS.items():
-        made[f"export-{name}"] = ["export", scene, "--format", name, "--out", str(folder / "out" / f"clip{ending}")]
+        own = str(folder / "smooth.safetensors") if name in SMOOTH else scene
+        made[f"export-{name}"] = ["export", own, "--format", name, "--out", str(folder / "out" / f"clip{ending}")]
+    made["measure"] = ["measure", scene, str(folder / "case")]
+    made["compare"] = ["compare", scene, scene]
     made["bench"] = ["bench", "--cases", str(folder / "cases"), "--preset", "draft"]
     for name, argv in made.items():
         if argv[0] not in ("models", "export"):
-            argv += ["--out", str(folder / "out" / name)]
+            ending = {"compare": ".html", "measure": ".json"}.get(name, "")
+            argv += ["--out", str(folder / "out" / f"{name}{ending}")]
     return made
 
 
 #: Every format, with what its path ends with.
 EXPORTS = {
     "ply": ".zip", "compressed-ply": ".zip", "spz": ".zip", "sog": ".zip", "splat": ".zip", "glb": ".glb",
-    "glb-splats": ".glb", "usd": ".usdc", "4dgs": ".4dgs", "html": ".html", "a4d": ".a4d", "scene": ".safetensors",
-    "mp4": ".mp4", "webm": ".webm", "gif": ".gif", "webp": ".webp", "apng": ".apng", "png": "",
+    "glb-splats": ".glb", "glb-spz": ".glb", "tsog": ".tsog", "ftgs": ".ply", "usd": ".usdc", "4dgs": ".4dgs",
+    "html": ".html", "a4d": ".a4d", "scene": ".safetensors", "mp4": ".mp4", "webm": ".webm", "gif": ".gif",
+    "webp": ".webp", "apng": ".apng", "png": "",
 }  # fmt: skip
+
+
+#: Formats that want a scene whose field knows every moment.
+SMOOTH = ("tsog", "ftgs")
 
 
 def prepare(folder: Path, scale: float) -> None:
@@ -92,10 +101,12 @@ def prepare(folder: Path, scale: float) -> None:
     import torch
     from PIL import Image
 
+    from anchor4d.core.deformation import FIELDS
     from anchor4d.core.io import write_mp4, write_splat_sequence
     from anchor4d.core.io.meshes import write_glb
     from anchor4d.core.mesh import Mesh
     from anchor4d.core.runs.sample import sample_scene, write_sample
+    from anchor4d.core.scene.scene import Scene4D
 
     frames, size = max(round(24 * scale), 4), max(round(384 * scale), 64)
     write_sample(folder / "case", frames, size)
@@ -107,7 +118,10 @@ def prepare(folder: Path, scale: float) -> None:
     import numpy as np
 
     write_mp4(folder / "film.mp4", np.stack([np.asarray(p) for p in film]), 25)
-    sample_scene(max(round(60_000 * scale), 200), frames).save(folder / "scene.safetensors")
+    walk = sample_scene(max(round(60_000 * scale), 200), frames)
+    walk.save(folder / "scene.safetensors")
+    smooth = FIELDS["hexplane"].build(walk)  # formats of Gaussians with lives and speeds want a field that knows every moment
+    Scene4D(walk.gaussians, smooth, frames=frames, fps=walk.fps).save(folder / "smooth.safetensors")
     write_splat_sequence(folder / "splats", sample_scene(max(round(80_000 * scale), 200), frames))
     n = max(round(400 * scale**0.5), 20)  # a bumpy ball of 2 n^2 faces, textured
     u, v = (x.flatten() for x in torch.meshgrid(torch.arange(n + 1) / n, torch.arange(n + 1) / n, indexing="ij"))
@@ -147,8 +161,8 @@ def node_cases(pack: Any, folder: Path) -> dict[str, Callable[[], Any]]:
     def mesh(name: str = "case/mesh.glb") -> Any:
         return run("LoadMesh", mesh="none", path=str(folder / name))[0]
 
-    def scene() -> Any:
-        return run("LoadScene", file="none", path=str(folder / "scene.safetensors"))[0]
+    def scene(name: str = "scene") -> Any:
+        return run("LoadScene", file="none", path=str(folder / f"{name}.safetensors"))[0]
 
     def splats() -> Any:
         return run("SceneToSplats", scene=scene(), frames=4)[0]
@@ -231,6 +245,7 @@ def node_cases(pack: Any, folder: Path) -> dict[str, Callable[[], Any]]:
     case("MotionAlignment", "MotionAlignment", with_clip(moved, 512))
     case("StartWithoutObject", "StartWithoutObject", with_clip(lambda c: {"driving_video": c, "points": 50_000}))
     case("InflateObject", "InflateObject", lambda: {"image": pictures()[:1, ..., :3], "mask": pictures()[:1, ..., 3]})
+    case("Measure", "Measure", lambda: {"images": pictures()[..., :3], "truth": pictures()[..., :3]})
     case("Score", "Score", lambda: {"images": pictures()[..., :3], "truth": pictures()[..., :3]})
     shown = {"frames": 0, "size": 512, "background": "as shown"}
     case("PlayScene", "PlayScene", lambda: {"scene": scene(), **shown, "video": pictures()[..., :3]})
@@ -246,10 +261,9 @@ def node_cases(pack: Any, folder: Path) -> dict[str, Callable[[], Any]]:
         options: dict[str, Any] = {"format": name, "azimuth": 0.0, "size": 512, "background": "white", "repeats": 1}
         options |= {"what": {"what": "zip"}} if EXPORTS[name] == ".zip" else {}
         if name != "scene":
-            case(
-                f"ExportScene-{name}", "ExportScene",
-                lambda o=options: {"scene": scene(), "format": o, "frames": 0, "filename_prefix": "e"},
-            )  # fmt: skip
+            own = "smooth" if name in SMOOTH else "scene"
+            asked = {"format": options, "frames": 0, "filename_prefix": "e"}
+            case(f"ExportScene-{name}", "ExportScene", lambda own=own, asked=asked: {"scene": scene(own), **asked})
     loaded = {"file": "none", "path": str(folder / "splats")}
     case("LoadSplats", "LoadSplats", lambda: loaded)
     case("SplatsToScene", "SplatsToScene", lambda: {"splats": {"a": splats()}, "fps": 12.0, "loop": False, "motion": "auto"})
