@@ -14,13 +14,13 @@ import math
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
-from .bench import measuring
+from .bench import batch, measuring, study
 from .console import Console, ConsoleLog
 from .core.files import InputError
 from .core.packages import problem
@@ -67,7 +67,7 @@ def _run(argv: Sequence[str] | None, console: Console, log: logging.Logger) -> i
     args = argparse.Namespace()
     try:
         with console.beating(), pulsing(console.check):  # imports take seconds, those of the arguments' choices too
-            _parser().parse_args(argv, args)
+            parser().parse_args(argv, args)
             log.setLevel(logging.DEBUG if args.verbose else logging.INFO)
             if broken := [f"{name} {reason}" for name in REQUIRED if (reason := problem(name))]:
                 install = f'python -m pip install -e "{Path(__file__).parent}[torch,cpu]"'
@@ -398,6 +398,9 @@ class _Formats:
 
 
 class _Parser(argparse.ArgumentParser):
+    #: Parsers of the commands, by name.
+    commands: Mapping[str, argparse.ArgumentParser] = {}
+
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see {self.prog} --help)")
 
@@ -448,12 +451,14 @@ ELEVATION = _real(-90, 90, "degrees")
 RENDERER = "what draws Gaussians: the fastest that is here, or one by name (default: %(default)s)"
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> _Parser:
+    """The command line's parser."""
     parser = _Parser(prog="anchor4d", description="Turn a driving video and a 3D model into a moving object made of Gaussians.")
     parser.add_argument("--version", action="version", version=f"anchor4d {__version__}")
     common = _Parser(add_help=False)
     common.add_argument("--verbose", action="store_true", help="also print messages for finding faults")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    parser.commands = commands.choices
 
     def command(name: str, run: Callable[[argparse.Namespace, Console], int], text: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", parents=[common])
@@ -619,6 +624,12 @@ wan-1.3b, whichever is here), --image-model (sd21-base; none = without) and, wit
     )
     made.add_argument("--out", type=Path, default=Path("anchor4d-bench"), help="folder (default: %(default)s)")
 
+    batch.add_options(
+        command("batch", batch.batch, "many runs: rows of a table or a folder of cases, here or on a Ray cluster")
+    )
+    study.add_options(
+        command("study", study.study, "a user study: a page of blind pairs and ratings, and the count of its votes")
+    )
     measuring.add_compare(command("compare", measuring.compare, measuring.COMPARE))
     made = command("measure", measuring.measure, measuring.MEASURE)
     made.add_argument("--up", choices=ups, default="y", help=up)

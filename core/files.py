@@ -38,6 +38,10 @@ class InputError(ValueError):
     """Bad input: one line that names it and says what to do. The command line prints it and exits with 2."""
 
 
+class Busy(InputError):
+    """Another run holds the folder: the same may be tried again once that has ended."""
+
+
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary name beside ``path`` to write a file or folder to; renamed to ``path`` on success, removed on failure.
@@ -222,7 +226,7 @@ def only_process(folder: str | os.PathLike[str]) -> Iterator[None]:
     A folder that was made for it and stayed empty is removed again.
 
     Raises:
-        InputError: where another process, or another thread of this one, holds it.
+        Busy: where another process, or another thread of this one, holds it.
     """
     path = Path(folder) / ".lock"
     made = not path.parent.is_dir()
@@ -236,7 +240,7 @@ def only_process(folder: str | os.PathLike[str]) -> Iterator[None]:
                 break
         except BlockingIOError:
             os.close(handle)
-            raise InputError(
+            raise Busy(
                 f"{Path(folder)}: another run is writing to this folder; wait for it, stop it, or choose another folder"
             ) from None
         os.close(handle)
