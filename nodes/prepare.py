@@ -247,8 +247,8 @@ class Anchor4DLoadMesh(io.ComfyNode):
             node_id="Anchor4DLoadMesh",
             display_name="Load Mesh",
             category=CATEGORY,
-            description="Reads a 3D model (GLB, GLTF, OBJ, PLY or STL) with its textures, or Gaussian splats (PLY, SPZ, SPLAT, "
-            "KSPLAT or GLB). Size, place and turn do not matter.",
+            description="Reads a 3D model (GLB, GLTF, OBJ, PLY, STL, DAE or USDZ) with its textures, or Gaussian splats (PLY, "
+            "SPZ, SPLAT, KSPLAT or GLB). Size, place and turn do not matter.",
             search_aliases=["load 3d model", "import glb", "import obj", "load splat", "object", "pla4d", "4d"],
             inputs=[
                 io.Combo.Input(
