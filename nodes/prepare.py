@@ -200,7 +200,7 @@ class Anchor4DLoadVideo(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "video",
-                    options=[host.NONE, *sorted(films | folders)],
+                    options=["", *sorted(films | folders)],  # the page tries to play any other name
                     upload=io.UploadType.video,
                     tooltip="A video, or a folder of frames, in ComfyUI's input folder.",
                 ),
