@@ -478,7 +478,8 @@ def parser() -> _Parser:
         "--object",
         "--mesh",
         metavar="FILE|DIR",
-        help="mesh (.glb, .gltf, .obj, .ply, .stl) or splats (.ply, .spz, .splat, .ksplat, .sog, .glb); pla4d-v4: or a folder",
+        help="mesh (.glb, .gltf, .obj, .ply, .stl, .dae, .usdz) or splats (.ply, .spz, .splat, .ksplat, .sog, .glb); "
+        "pla4d-v4: or a folder",
     )
     made.add_argument(
         "--image", metavar="FILE", help="picture of the object: a missing video begins with it, an object is made of it"

@@ -43,7 +43,7 @@ def sample(g: Graph, frames: int = 14) -> tuple[Node, Output]:
 
 
 def load_video(g: Graph, group: str = PREPARE, frames: int = 24) -> Node:
-    return g.add("Anchor4DLoadVideo", group, video="none", frames=frames)
+    return g.add("Anchor4DLoadVideo", group, video="", frames=frames)
 
 
 def pla4d(

@@ -294,11 +294,11 @@ class Built:
 def _laid_out(built: list[Built]) -> list[dict[str, Any]]:
     """Places every node: notes to the left, then groups from left to right, each in columns. Returns the groups, numbered."""
     x, y = 0, 0
-    for b in built:
-        if not b.node.group:
-            b.pos = (x, y)
-            y += b.height + GAP_Y
-    x = max((b.width for b in built if not b.node.group), default=0) + GAP_X
+    aside = [b for b in built if not b.node.group]
+    for b in sorted(aside, key=lambda b: b.node.title == "Models"):  # the preset stays in sight on a small screen
+        b.pos = (x, y)
+        y += b.height + GAP_Y
+    x = max((b.width for b in aside), default=0) + GAP_X
     groups = []
     for title in dict.fromkeys(b.node.group for b in built if b.node.group):
         left, y, tallest, width = x + MARGIN, 0, 0, 0

@@ -230,7 +230,7 @@ def valid_choice(name: str | None, path: str | None, remedy: str) -> bool | str:
     """The host's validation of :func:`chosen_path`'s inputs; None is a value that comes over a link and is known later."""
     if path or path is None or name is None:
         return True
-    if name == NONE:
+    if name in ("", NONE):
         return remedy
     return folder_paths.exists_annotated_filepath(name) or f"{name}: not there any more, {remedy}"
 

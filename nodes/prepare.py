@@ -200,7 +200,7 @@ class Anchor4DLoadVideo(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "video",
-                    options=[host.NONE, *sorted(films | folders)],
+                    options=["", *sorted(films | folders)],  # the page tries to play any other name
                     upload=io.UploadType.video,
                     tooltip="A video, or a folder of frames, in ComfyUI's input folder.",
                 ),
@@ -247,8 +247,8 @@ class Anchor4DLoadMesh(io.ComfyNode):
             node_id="Anchor4DLoadMesh",
             display_name="Load Mesh",
             category=CATEGORY,
-            description="Reads a 3D model (GLB, GLTF, OBJ, PLY or STL) with its textures, or Gaussian splats (PLY, SPZ, SPLAT, "
-            "KSPLAT or GLB). Size, place and turn do not matter.",
+            description="Reads a 3D model (GLB, GLTF, OBJ, PLY, STL, DAE or USDZ) with its textures, or Gaussian splats (PLY, "
+            "SPZ, SPLAT, KSPLAT or GLB). Size, place and turn do not matter.",
             search_aliases=["load 3d model", "import glb", "import obj", "load splat", "object", "pla4d", "4d"],
             inputs=[
                 io.Combo.Input(

@@ -221,7 +221,7 @@ def test_a_missing_package_is_not_called_a_damaged_file(tmp_path: Path, monkeypa
 
 
 def test_files_of_other_programs_name_what_converts_them(tmp_path: Path) -> None:
-    for suffix in (".fbx", ".usdz", ".dae"):
+    for suffix in (".fbx", ".blend"):
         (tmp_path / f"a{suffix}").write_bytes(b"x")
         with pytest.raises(InputError, match="Blender"):
             load_object(tmp_path / f"a{suffix}")

@@ -1,4 +1,4 @@
-"""Mesh files: GLB, GLTF, OBJ, PLY and STL in, GLB out."""
+"""Mesh files: GLB, GLTF, OBJ, PLY, STL, DAE and USD in, GLB out."""
 
 from __future__ import annotations
 
@@ -16,23 +16,21 @@ from ..files import InputError, atomic_path
 from ..mesh import Mesh, decoded, encoded, rgba_array, up_matrix
 from ..pictures import PictureBudget
 from ..reading import VARIABLES, beside, limits, read_bytes, regular_size
+from .dae import dae_parts
 from .gltf import Gltf
 from .gltf_parts import gltf_parts
 from .obj import obj_parts
 from .parts import Part, joined
 from .stl import stl_parts
+from .usd import SUFFIXES as USD_SUFFIXES
+from .usd_mesh import usd_parts
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl")
+SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".dae", *USD_SUFFIXES)
 #: What opens files of other kinds and saves one of ours.
 _CONVERTERS = {
-    ".fbx": "Blender: File, Import, FBX",
-    ".dae": "Blender 4 or older: File, Import, Collada",
-    ".usdz": "Blender: File, Import, USD",
-    ".usd": "Blender: File, Import, USD",
-    ".usdc": "Blender: File, Import, USD",
-    ".usda": "Blender: File, Import, USD",
+    ".fbx": "Blender: File, Import, FBX; then File, Export, glTF",
     ".blend": "Blender: File, Open",
     ".3ds": "Blender: File, Import",
     ".abc": "Blender: File, Import, Alembic",
@@ -44,14 +42,15 @@ _CONVERTERS = {
 
 
 def load_mesh(path: str | os.PathLike[str], up: str = "y") -> Mesh:
-    """A mesh file (GLB, GLTF, OBJ, PLY, STL) with all its parts joined, as its world frame has it.
+    """A mesh file of one of :data:`SUFFIXES` with all its parts joined, as its world frame has it.
 
-    Node transforms are applied, faces without area and unused vertices dropped. A glTF material of alpha mode BLEND is cut at
-    0.5, as there is no order to blend in. A mesh that lies far from the origin (surveys) is moved there.
+    .dae takes the package pycollada, USD usd-core. Node transforms are applied, faces without area and unused vertices
+    dropped. A glTF material of alpha mode BLEND is cut at 0.5, as there is no order to blend in. A mesh that lies far from the
+    origin (surveys) is moved there.
 
     Args:
         up: the file's axis that points up: "y", "z", "x", or one of these with a minus. Blender's and most CAD programs' is
-            "z", and their front -Y faces +Z here.
+            "z", and their front -Y faces +Z here. "y" is for .dae and USD the axis that the file names.
 
     Raises:
         InputError: for a missing, foreign, damaged, empty or oversized file, values that are not numbers, a missing texture, a
@@ -59,11 +58,12 @@ def load_mesh(path: str | os.PathLike[str], up: str = "y") -> Mesh:
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    turn = up_matrix(up)
+    up_matrix(up)
     if suffix not in SUFFIXES:
         way = f" ({_CONVERTERS[suffix]})" if suffix in _CONVERTERS else ""
         raise InputError(f"{path}: not a mesh format that is read here, convert it to one of {', '.join(SUFFIXES)}{way}")
     try:
+        named = "y"
         with np.errstate(all="ignore"):  # what is beyond numbers is refused once the parts are joined
             if suffix in (".glb", ".gltf"):
                 parts = gltf_parts(Gltf(path))
@@ -71,12 +71,17 @@ def load_mesh(path: str | os.PathLike[str], up: str = "y") -> Mesh:
                 parts = obj_parts(path)
             elif suffix == ".stl":
                 parts = stl_parts(path)
+            elif suffix == ".dae":
+                parts, named = dae_parts(path)
+            elif suffix in USD_SUFFIXES:
+                parts, named = usd_parts(path)
             else:
                 parts = _ply_parts(path)
             mesh = joined(parts, path)
     except MemoryError:
         raise InputError(f"{path}: takes more memory than there is, reduce the mesh") from None
-    return mesh if up == "y" else mesh.transformed(turn)
+    axis = named if up == "y" else up
+    return mesh if axis == "y" else mesh.transformed(up_matrix(axis))
 
 
 class _Beside:

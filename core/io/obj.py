@@ -17,8 +17,8 @@ from PIL import Image
 
 from ..files import InputError
 from ..pictures import PictureBudget
-from ..reading import VARIABLES, beside, limits, read_bytes
-from .parts import CLAMP, REPEAT, Part
+from ..reading import VARIABLES, limits, read_bytes
+from .parts import CLAMP, REPEAT, Part, lying_beside, welded
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ def obj_parts(path: Path) -> list[Part]:
             some = own[placed == textured]
             if not len(some):
                 continue
-            rows_of, inverse = _welded(corners.index[some.reshape(-1)] * [1, int(textured), 1])
+            rows_of, inverse = welded(corners.index[some.reshape(-1)] * [1, int(textured), 1])
             part = {"vertices": vertices[rows_of[:, 0] - 1], "faces": inverse.reshape(-1, 3)}
             if len(vn) and rows_of[:, 2].any():
                 part["normals"] = np.concatenate([np.zeros((1, 3)), vn])[rows_of[:, 2]]
@@ -228,16 +228,6 @@ def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - lengths - starts, lengths)
 
 
-def _welded(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # (C, 3) -> (V, 3), (C,)
-    """The different rows, and which of them each is."""
-    inverse = keys[:, 0]
-    for column in (1, 2):
-        if keys[:, column].any():
-            inverse = np.unique(inverse * (int(keys[:, column].max()) + 1) + keys[:, column], return_inverse=True)[1]
-    _, first, inverse = np.unique(inverse, return_index=True, return_inverse=True)
-    return keys[first], inverse
-
-
 # --- materials ----------------------------------------------------------------------------------------------------------
 
 
@@ -247,8 +237,8 @@ def _materials(path: Path, libraries: list[str], used: dict[str, int]) -> dict[s
     budget = PictureBudget()
     images: dict[Path, Image.Image] = {}
     for library in dict.fromkeys(libraries):
-        whole = _find(path, library)
-        files = [whole] if whole else [_find(path, name) for name in library.split()]
+        whole = lying_beside(path, library)
+        files = [whole] if whole else [lying_beside(path, name) for name in library.split()]
         for file in files:
             if file is None:
                 log.warning("%s: %s is missing, the object is read without its colours; put it beside the mesh", path, library)
@@ -259,15 +249,6 @@ def _materials(path: Path, libraries: list[str], used: dict[str, int]) -> dict[s
     if lost := [name for name in used if name and name not in found]:
         log.warning("%s: no material %s, its faces are read without colours", path, lost[0])
     return found
-
-
-def _find(path: Path, name: str) -> Path | None:
-    """A file that the mesh names: as it says, or by its last part where it names a folder of another machine."""
-    try:
-        found = beside(path, name)
-    except InputError:
-        found = None
-    return found or beside(path, name.replace("\\", "/").rstrip("/").split("/")[-1])
 
 
 def _sections(file: Path) -> dict[str, list[tuple[str, str]]]:
@@ -292,7 +273,7 @@ def _material(path: Path, lines: list[tuple[str, str]], budget: PictureBudget, i
                 made.color = np.broadcast_to(values, 3).clip(0, 1).tolist()
         elif key == "map_kd" and rest:
             name = _options(rest, made)
-            file = _find(path, name) or _find(path, rest)
+            file = lying_beside(path, name) or lying_beside(path, rest)
             if file is None:
                 raise InputError(f"{path}: {name[:80]} is missing, put it beside the mesh or remove the reference to it")
             if file not in images:

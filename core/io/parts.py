@@ -15,6 +15,7 @@ from torch import Tensor
 from ..files import InputError
 from ..mesh import Mesh, cleaned_mesh
 from ..pictures import decode_texture
+from ..reading import beside
 
 log = logging.getLogger(__name__)
 
@@ -145,3 +146,22 @@ def _unwrapped(picture: Tensor, uvs: np.ndarray, own: list[slice], axis: int, wr
     for rows in own:
         uvs[rows, axis] = ((uvs[rows, axis] * texels + before) / length).clip(0.5 / length, 1 - 0.5 / length)
     return whole
+
+
+def welded(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # (C, 3) -> (V, 3), (C,)
+    """The different rows, and which of them each is."""
+    inverse = keys[:, 0]
+    for column in (1, 2):
+        if keys[:, column].any():
+            inverse = np.unique(inverse * (int(keys[:, column].max()) + 1) + keys[:, column], return_inverse=True)[1]
+    _, first, inverse = np.unique(inverse, return_index=True, return_inverse=True)
+    return keys[first], inverse
+
+
+def lying_beside(path: Path, name: str) -> Path | None:
+    """A file that the mesh names: as it says, or by its last part where it names a folder of another machine."""
+    try:
+        found = beside(path, name)
+    except InputError:
+        found = None
+    return found or beside(path, name.replace("\\", "/").rstrip("/").split("/")[-1])

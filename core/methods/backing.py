@@ -30,8 +30,9 @@ log = logging.getLogger(__name__)
 
 #: The most light, as a share, that may come from behind the surface.
 MOST = 0.01
-#: A disc of the second layer is wider than its own of the first by this factor ...
-_WIDER = 1.3
+#: A disc of the second layer is wider than its own of the first by the first of these factors that leaves the driving view no
+#: worse: few and wide discs would stick out ...
+_WIDER = (1.3, 1.1)
 #: ... and lies beneath it by this share of its width, but no deeper than this share of the way to the opposite side.
 _BENEATH, _ACROSS = 0.9, 0.35
 #: Where the opposite side is nearer than this many widths, a disc beneath would stick out: there is none.
@@ -70,23 +71,25 @@ def backed(
     index = (seen & (sheet | (across > _ROOM * width))).nonzero().flatten()
     own = first.select(index)
     flat = torch.arange(3, device=index.device) != own.log_scales.argmin(-1, keepdim=True)
-    layer = replace(
-        own,
-        means=own.means + (inward * depth[:, None])[index],
-        log_scales=own.log_scales + math.log(_WIDER) * flat,
-        opacity_logits=own.opacity_logits.clamp_min(_OPAQUE),
-    )
     every = torch.cat([torch.arange(len(first), device=index.device), index])
     field = None if scene.field is None else scene.field.select(every)
-    made = replace(scene, gaussians=Gaussians.cat([first, layer]), field=field)
-    if video is not None and _error(made, video, fronts, backend) > _error(scene, video, fronts, backend):
-        log.info("the far side shows through by %.1f %%; more Gaussians would close the surface", 100 * share)
-        return scene
-    log.info(
-        "the far side shows through by %.1f %%: %d Gaussians more beneath the surface, now %.1f %%",
-        100 * share, len(layer), 100 * share_through(made, backend=backend),
-    )  # fmt: skip
-    return made
+    worst = math.inf if video is None else _error(scene, video, fronts, backend)
+    for wider in _WIDER:
+        layer = replace(
+            own,
+            means=own.means + (inward * depth[:, None])[index],
+            log_scales=own.log_scales + math.log(wider) * flat,
+            opacity_logits=own.opacity_logits.clamp_min(_OPAQUE),
+        )
+        made = replace(scene, gaussians=Gaussians.cat([first, layer]), field=field)
+        if video is None or _error(made, video, fronts, backend) <= worst:
+            log.info(
+                "the far side shows through by %.1f %%: %d Gaussians more beneath the surface, now %.1f %%",
+                100 * share, len(layer), 100 * share_through(made, backend=backend),
+            )  # fmt: skip
+            return made
+    log.info("the far side shows through by %.1f %%; more Gaussians would close the surface", 100 * share)
+    return scene
 
 
 def _error(scene: Scene4D, video: DrivingVideo, fronts: Sequence[FrontCamera], backend: str) -> float:

@@ -6,6 +6,7 @@ to the clip (3D to 4D). A method is a :class:`MethodConfig`: which search, which
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +40,8 @@ from ..scene.object3d import Object3D, SplatObject
 from ..scene.scene import Scene4D
 from ..video import DrivingVideo, looks_looping
 from .backing import backed
+
+log = logging.getLogger(__name__)
 
 #: How the driving video's camera is found: PLA4D's focal alignment or Align4D's object distance (VAOD), each robust or as the
 #: paper searches, or DreamGaussian4D's fixed camera.
@@ -255,6 +258,11 @@ def colored(aligned: FocalAlignment, video: DrivingVideo) -> FocalAlignment:
     """A mesh without colours given those of the first frame, as its camera sees it; the report then says ``coloured``."""
     if not isinstance(aligned.mesh, Mesh) or aligned.mesh.has_color:
         return aligned
+    log.warning(
+        "%s: has no colours; the first frame's are taken and continued on the sides that it does not see. Give it with its "
+        "texture or vertex colours for true ones",
+        aligned.mesh.name or "object",
+    )
     camera = aligned.front.cropped(video.crop, video.resolution)
     mesh = color_from_frame(aligned.mesh, video.frames[0], video.masks[0], camera)
     return replace(aligned, mesh=mesh, report=aligned.report | {"coloured": True})

@@ -1,0 +1,206 @@
+"""Meshes of OpenUSD files (.usdz, .usdc, .usda, .usd) by the package usd-core.
+
+Source: the schemas UsdGeomMesh, UsdGeomSubset, UsdShadeMaterialBindingAPI and UsdPreviewSurface. Read at the earliest time
+code: visible meshes of render purpose, instances too, a subdivision surface as its cage, a skin in the shape that it was bound
+in; UsdPreviewSurface's diffuse colour or texture, and displayColor. The up axis is the stage's own.
+"""
+
+from __future__ import annotations
+
+import logging
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..files import InputError
+from ..mesh import encoded_array
+from ..packages import problem
+from ..pictures import PictureBudget
+from ..reading import VARIABLES, beside, limits, read_bytes, regular_size
+from .archives import member, opened_zip
+from .parts import CLAMP, MIRROR, REPEAT, Part, welded
+
+log = logging.getLogger(__name__)
+
+_WRAP = {"clamp": CLAMP, "black": CLAMP, "mirror": MIRROR}
+
+
+def usd_parts(path: Path) -> tuple[list[Part], str]:
+    """The parts of a USD file, and its axis that points up: "y" or "z".
+
+    Raises:
+        InputError: without usd-core, for a damaged or oversized file, or a reference out of the file's folder or package.
+    """
+    bounds = limits()
+    if regular_size(path, "mesh") > bounds.file_bytes:
+        raise InputError(
+            f"{path}: larger than {bounds.file_bytes >> 20} MB, reduce the mesh or raise {VARIABLES['file_bytes'][0]}"
+        )
+    if reason := problem("pxr.UsdShade"):
+        raise InputError(f"{path}: USD files are read by the package usd-core, which {reason}; pip install usd-core")
+    pxr = _modules()
+
+    try:
+        stage = pxr.Usd.Stage.Open(str(path))
+        for layer in stage.GetUsedLayers():
+            outer = Path(pxr.Ar.SplitPackageRelativePathOuter(layer.identifier)[0])
+            if not layer.anonymous and not outer.resolve().is_relative_to(path.parent.resolve()):
+                raise InputError(f"{path}: refers to {outer.name[:80]!r}, outside its folder; copy that file beside it")
+        return _Reader(path, stage).parts(), pxr.UsdGeom.GetStageUpAxis(stage).lower()
+    except (pxr.Tf.ErrorException, RuntimeError) as error:
+        log.debug("reading %s", path, exc_info=True)
+        raise InputError(f"{path}: damaged or not a USD file, export it again") from error
+
+
+def _modules() -> Any:
+    """The package pxr with the modules used here."""
+    for name in ("Ar", "Tf", "Usd", "UsdGeom", "UsdShade"):
+        import_module(f"pxr.{name}")
+    return import_module("pxr")
+
+
+class _Reader:
+    def __init__(self, path: Path, stage: Any) -> None:
+        self.path, self.stage, self.pxr = path, stage, _modules()
+        self.time = self.pxr.Usd.TimeCode.EarliestTime()
+        self.places = self.pxr.UsdGeom.XformCache(self.time)
+        self.budget, self.images = PictureBudget(), dict[str, Image.Image]()
+
+    def parts(self) -> list[Part]:
+        found, corners, bounds = list[Part](), 0, limits()
+        for prim in self.pxr.Usd.PrimRange(self.stage.GetPseudoRoot(), self.pxr.Usd.TraverseInstanceProxies()):
+            mesh = self.pxr.UsdGeom.Mesh(prim)
+            shown = self.pxr.UsdGeom.Imageable(prim)
+            if not mesh or shown.ComputeVisibility(self.time) == "invisible" or shown.ComputePurpose() in ("proxy", "guide"):
+                continue
+            corners += len(mesh.GetFaceVertexIndicesAttr().Get(self.time) or ())
+            if corners > 3 * bounds.elements or len(found) > bounds.nodes:
+                raise InputError(f"{self.path}: too many faces, reduce the mesh or raise {VARIABLES['elements'][0]}")
+            found += self._mesh(prim, mesh)
+        return found
+
+    def _mesh(self, prim: Any, mesh: Any) -> list[Part]:
+        """One part for each material of the mesh."""
+
+        points = np.array(mesh.GetPointsAttr().Get(self.time) or np.zeros((0, 3)), np.float64).reshape(-1, 3)
+        counts = np.array(mesh.GetFaceVertexCountsAttr().Get(self.time) or [], np.int64)
+        index = np.array(mesh.GetFaceVertexIndicesAttr().Get(self.time) or [], np.int64)
+        if counts.sum() != len(index) or (len(index) and not 0 <= index.min() <= index.max() < len(points)):
+            raise InputError(f"{self.path}: the faces of {prim.GetName()} refer to vertices that do not exist, export it again")
+        if not len(index):
+            return []
+        matrix = np.array(self.places.GetLocalToWorldTransform(prim), np.float64)
+        points = points @ matrix[:3, :3] + matrix[3, :3]  # USD multiplies rows
+        fans = np.maximum(counts - 2, 0)
+        first = np.repeat(counts.cumsum() - counts, fans)
+        step = np.arange(fans.sum()) - np.repeat(fans.cumsum() - fans, fans)
+        triangles = np.stack([first, first + step + 1, first + step + 2], -1)  # of corners
+        if mesh.GetOrientationAttr().Get() == "leftHanded":
+            triangles = triangles[:, ::-1]
+        face = np.repeat(np.arange(len(counts)), fans)
+
+        values = self.pxr.UsdGeom.PrimvarsAPI(prim)
+        colors = self._values(prim, values.GetPrimvar("displayColor"), counts, index)
+        subsets = self.pxr.UsdShade.MaterialBindingAPI(prim).GetMaterialBindSubsets()
+        owner = np.full(len(counts), -1)
+        for k, subset in enumerate(subsets):
+            owner[np.array(subset.GetIndicesAttr().Get(self.time) or [], np.int64)] = k
+        parts = []
+        for k, bound in enumerate([prim, *(subset.GetPrim() for subset in subsets)], -1):
+            own = triangles[owner[face] == k]
+            if not len(own):
+                continue
+            look, name = self._look(bound)
+            keys = np.zeros((own.size, 3), np.int64)
+            keys[:, 0] = index[own.reshape(-1)]
+            uvs = None
+            if "image" in look:
+                uvs = self._values(prim, values.GetPrimvar(name), counts, index)
+                if uvs is None:
+                    log.warning("%s: the texture of %s has no texture coordinates, it is left out", self.path, prim.GetName())
+                    look = {}
+                else:
+                    keys[:, 1] = uvs[1][own.reshape(-1)]
+            if not look and colors is not None:
+                keys[:, 2] = colors[1][own.reshape(-1)]
+            rows, inverse = welded(keys)
+            if uvs is not None:
+                look["uvs"] = uvs[0][rows[:, 1], :2] * [1, -1] + [0, 1]
+            elif not look and colors is not None:
+                linear = colors[0][rows[:, 2], :3]
+                look["vertex_colors"] = encoded_array(np.concatenate([linear, np.ones((len(linear), 1))], -1))
+            parts.append(Part(points[rows[:, 0]], inverse.reshape(-1, 3), **look))
+        return parts
+
+    def _values(self, prim: Any, primvar: Any, counts: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """Values (V, C) of a primvar and which of them each corner has, or None where it has none."""
+        if not primvar or not primvar.HasValue():
+            return None
+        values = np.array(primvar.ComputeFlattened(self.time), np.float64)
+        values = values.reshape(len(values), -1)
+        rows = {
+            "constant": np.zeros_like(index),
+            "uniform": np.repeat(np.arange(len(counts)), counts),
+            "faceVarying": np.arange(len(index)),
+        }.get(primvar.GetInterpolation(), index)
+        if not len(values) or rows.max() >= len(values):
+            raise InputError(
+                f"{self.path}: {prim.GetName()} has {len(values)} of {primvar.GetPrimvarName()}, too few, export it again"
+            )
+        return values, rows
+
+    def _look(self, prim: Any) -> tuple[dict[str, Any], str]:
+        """Colour or texture of the material that is bound to a prim, and the name of its texture coordinates."""
+
+        material = self.pxr.UsdShade.MaterialBindingAPI(prim).ComputeBoundMaterial()[0]
+        shader = material.ComputeSurfaceSource()[0] if material else None
+        diffuse = shader.GetInput("diffuseColor") if shader else None
+        if not diffuse:
+            return {}, ""
+        if not diffuse.HasConnectedSource():
+            color = diffuse.Get(self.time)
+            return ({} if color is None else {"face_color": encoded_array([*color, 1.0])}), ""
+        texture = self.pxr.UsdShade.Shader(diffuse.GetConnectedSource()[0].GetPrim())
+        if texture.GetIdAttr().Get() != "UsdUVTexture":
+            log.warning("%s: the colours of %s are computed by a shader, they are left out", self.path, prim.GetName())
+            return {}, ""
+        wrap = [_WRAP.get(self._input(texture, name), REPEAT) for name in ("wrapS", "wrapT")]
+        name, st = "st", texture.GetInput("st")
+        if st and st.HasConnectedSource():
+            reader = self.pxr.UsdShade.Shader(st.GetConnectedSource()[0].GetPrim())
+            if reader.GetIdAttr().Get() == "UsdTransform2d":
+                log.warning("%s: the transform of a texture's coordinates is left out", self.path)
+                inner = reader.GetInput("in")
+                reader = (
+                    self.pxr.UsdShade.Shader(inner.GetConnectedSource()[0].GetPrim()) if inner.HasConnectedSource() else reader
+                )
+            name = str(self._input(reader, "varname") or name)
+        asset = self._input(texture, "file")
+        if asset is None:
+            return {}, ""
+        return {"image": self._picture(asset), "wrap": (wrap[0], wrap[1])}, name
+
+    def _input(self, shader: Any, name: str) -> Any:
+        """An input's value, through the interface of its material."""
+        given = shader.GetInput(name)
+        sources = given.GetValueProducingAttributes() if given else ()
+        return sources[0].Get(self.time) if sources else None
+
+    def _picture(self, asset: Any) -> Image.Image:
+        key = asset.resolvedPath or asset.path
+        if key not in self.images:
+            name = asset.path
+            if self.pxr.Ar.IsPackageRelativePath(key):
+                with opened_zip(self.path, str(self.path), "a USD scene") as archive:
+                    name = self.pxr.Ar.SplitPackageRelativePathInner(key)[1]
+                    data = member(archive, archive.getinfo(name), str(self.path))
+            else:
+                file = beside(self.path, name.removeprefix("./"))
+                if file is None:
+                    raise InputError(f"{self.path}: {name[:80]} is missing, put it beside the mesh or remove the reference")
+                data = read_bytes(file, "texture")
+            self.images[key] = self.budget.open(data, name, str(self.path))
+        return self.images[key]
