@@ -43,8 +43,8 @@ INSTANT = frozenset(
     f"Anchor4D{name}"
     for name in (
         "TextTo3DScores", "TextTo4DScores", "StayInPlace", "Togetherness", "FrontMatch", "MeshMatch", "FirstFrame", "Rigidity",
-        "Smoothness", "ReferenceRefinement", "NovelViews", "MotionGeometry", "PLA4DObjectives3D", "PLA4DObjectives4D",
-        "Align4DObjectives", "STAG4DObjectives", "AsynchronousOptimisation", "OrbitTrajectory", "SpiralTrajectory",
+        "Smoothness", "ReferenceRefinement", "NovelViews", "MotionGeometry", "MotionPrior", "PLA4DObjectives3D",
+        "PLA4DObjectives4D", "Align4DObjectives", "STAG4DObjectives", "AsynchronousOptimisation", "OrbitTrajectory", "SpiralTrajectory",
         "DollyZoomTrajectory", "KeyframeTrajectory",
     )
 )  # fmt: skip
@@ -156,7 +156,7 @@ def node_cases(pack: Any, folder: Path) -> dict[str, Callable[[], Any]]:
 
     def clip(resolution: int = 256) -> Any:
         settings = clip_settings | {"resolution": resolution}
-        return run("LoadVideo", video="none", path=str(folder / "case" / "front"), **settings)[0]
+        return run("LoadVideo", video="", path=str(folder / "case" / "front"), **settings)[0]
 
     def mesh(name: str = "case/mesh.glb") -> Any:
         return run("LoadMesh", mesh="none", path=str(folder / name))[0]
@@ -191,7 +191,7 @@ def node_cases(pack: Any, folder: Path) -> dict[str, Callable[[], Any]]:
     for ending in ("gif", "mp4"):
         case(
             f"LoadVideo-{ending}", "LoadVideo",
-            lambda ending=ending: {"video": "none", "path": str(folder / f"film.{ending}"), **clip_settings},
+            lambda ending=ending: {"video": "", "path": str(folder / f"film.{ending}"), **clip_settings},
         )  # fmt: skip
     case("PrepareVideo", "PrepareVideo", lambda: {"source": pictures()[..., :3], "mask": pictures()[..., 3], **clip_settings})
     for ending in ("glb", "obj", "stl", "ply"):
@@ -234,6 +234,17 @@ def node_cases(pack: Any, folder: Path) -> dict[str, Callable[[], Any]]:
         terms = run("PLA4DObjectives3D", preset="draft")[0]
         return {"driving_video": video, "alignment": aligned(video), "preset": "draft", "seed": 0, "objectives": terms}
 
+    case(
+        "DepthSignal", "DepthSignal",
+        with_clip(lambda c: {"depth": pictures()[..., 3:].expand(-1, -1, -1, 3), "driving_video": c, "alignment": aligned(c),
+                  "weight": 1.0, "kind": "auto", "span": "frame"}, 512),
+    )  # fmt: skip
+    case("TrackSignal", "TrackSignal", with_clip(lambda c: {"driving_video": c, "weight": 1.0}, 512))  # needs OpenCV
+    side = {"azimuth": 30.0, "search": True, "weight": 1.0}
+    case(
+        "SideView", "SideView",
+        with_clip(lambda c: {"driving_video": c, "side_video": c, "alignment": aligned(c), **side}),
+    )  # fmt: skip
     case("FitGaussians", "FitGaussians", with_clip(fitted, 512))
 
     def moved(video: Any) -> Any:
