@@ -44,8 +44,8 @@ INSTANT = frozenset(
     for name in (
         "TextTo3DScores", "TextTo4DScores", "StayInPlace", "Togetherness", "FrontMatch", "MeshMatch", "FirstFrame", "Rigidity",
         "Smoothness", "ReferenceRefinement", "NovelViews", "MotionGeometry", "MotionPrior", "PLA4DObjectives3D",
-        "PLA4DObjectives4D", "Align4DObjectives", "STAG4DObjectives", "AsynchronousOptimisation", "OrbitTrajectory", "SpiralTrajectory",
-        "DollyZoomTrajectory", "KeyframeTrajectory",
+        "PLA4DObjectives4D", "Align4DObjectives", "STAG4DObjectives", "AsynchronousOptimisation", "OrbitTrajectory",
+        "SpiralTrajectory", "DollyZoomTrajectory", "KeyframeTrajectory",
     )
 )  # fmt: skip
 #: Nodes that need a model: their loops are those of the fits and samplers, tried by the tests of tests/host.
