@@ -330,6 +330,16 @@ def test_a_gif_keeps_even_colours_even_and_time_from_drifting(tmp_path: Path, ca
     assert psnr(read[1, ..., :3], frames[2]) > 34
 
 
+@pytest.mark.parametrize("kind", ["mp4", "webm", "gif", "webp", "apng"])
+@pytest.mark.parametrize("alpha", [False, True])
+def test_the_same_frames_give_the_same_bytes(tmp_path: Path, kind: str, alpha: bool) -> None:
+    if kind == "mp4" and alpha:
+        pytest.skip("an mp4 has no transparency")
+    for name in "ab":
+        write_film(tmp_path / f"{name}.{kind}", iter(moving_picture(alpha, 6)), 12)
+    assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
+
+
 def test_loops_repeat_a_film_taken_from_a_generator(tmp_path: Path) -> None:
     write_film(tmp_path / "a.webm", iter(moving_picture(False, 3)), 12, loops=2)
     decoded, _, codec = decode(tmp_path / "a.webm")

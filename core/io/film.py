@@ -143,7 +143,8 @@ def write_webm(path: str | os.PathLike[str], frames: Film, fps: float, *, loops:
             stream.metadata["alpha_mode"] = "1"
         return "yuva420p" if channels == 4 else "yuv420p"
 
-    _encode(path, "webm", "libvpx-vp9", _repeated(frames, loops), fps, setup)
+    # Without the flag the container gets an identity drawn at random, and no two files are alike.
+    _encode(path, "webm", "libvpx-vp9", _repeated(frames, loops), fps, setup, {"fflags": "+bitexact"})
 
 
 def write_webp(path: str | os.PathLike[str], frames: Film, fps: float, *, quality: int = 90, effort: int = 4) -> None:
