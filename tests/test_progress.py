@@ -156,8 +156,7 @@ def test_every_command_and_node_has_its_case(interrupts: Any, tmp_path: Path) ->
     nodes = {name.removeprefix("Anchor4D") for name in json.loads((ROOT / "tests" / "schemas.json").read_text())}
     left = {name.removeprefix("Anchor4D") for name in interrupts.INSTANT | interrupts.WITH_MODELS}
     assert tried | left == nodes and not tried & left
-    (commands,) = (a.choices for a in cli._parser()._actions if isinstance(a.choices, dict))  # pyright: ignore[reportPrivateUsage]
-    assert {argv[0] for argv in interrupts.commands(tmp_path).values()} == set(commands)
+    assert {argv[0] for argv in interrupts.commands(tmp_path).values()} == set(cli.parser().commands)
     assert set(interrupts.EXPORTS) == set(FORMATS)
 
 

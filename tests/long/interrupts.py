@@ -23,6 +23,7 @@ import json
 import os
 import pty
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,10 +76,13 @@ def commands(folder: Path) -> dict[str, list[str]]:
         made[f"export-{name}"] = ["export", own, "--format", name, "--out", str(folder / "out" / f"clip{ending}")]
     made["measure"] = ["measure", scene, str(folder / "case")]
     made["compare"] = ["compare", scene, scene]
+    made["batch"] = ["batch", str(folder / "cases"), "--set", "preset=draft"]
+    systems = [part for name in ("a", "b") for part in ("--of", f"{name}={folder / 'study' / name}")]
+    made["study-make"] = ["study", "make", *systems]
     made["bench"] = ["bench", "--cases", str(folder / "cases"), "--preset", "draft"]
     for name, argv in made.items():
         if argv[0] not in ("models", "export"):
-            ending = {"compare": ".html", "measure": ".json"}.get(name, "")
+            ending = {"compare": ".html", "measure": ".json", "study-make": ".html"}.get(name, "")
             argv += ["--out", str(folder / "out" / f"{name}{ending}")]
     return made
 
@@ -118,6 +122,9 @@ def prepare(folder: Path, scale: float) -> None:
     import numpy as np
 
     write_mp4(folder / "film.mp4", np.stack([np.asarray(p) for p in film]), 25)
+    for name in ("a", "b"):
+        (folder / "study" / name / "one").mkdir(parents=True)
+        shutil.copy(folder / "film.mp4", folder / "study" / name / "one" / "preview.mp4")
     walk = sample_scene(max(round(60_000 * scale), 200), frames)
     walk.save(folder / "scene.safetensors")
     smooth = FIELDS["hexplane"].build(walk)  # formats of Gaussians with lives and speeds want a field that knows every moment
