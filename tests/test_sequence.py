@@ -346,6 +346,17 @@ def test_damaged_archives_are_refused(tmp_path: Path) -> None:
             read_sequence(target)
 
 
+def test_a_member_without_a_name_is_left_out(tmp_path: Path) -> None:
+    folder = sequence_folder(tmp_path)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for path in sorted(folder.glob("*.ply")):
+            archive.write(path, path.name)
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    data[data.rindex(b"frame0002.ply")] = 0  # a name ends at its first zero
+    (tmp_path / "b.zip").write_bytes(data)
+    assert [read_sequence(tmp_path / name).frames for name in ("a.zip", "b.zip")] == [3, 2]
+
+
 def test_an_archive_that_unpacks_to_very_much_is_refused_before_it_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -227,13 +227,15 @@ def loaded_field(config: dict[str, Any], tensors: dict[str, Tensor], count: int)
         if tensor.is_complex() or (tensor.dtype == torch.bool) != (shape.dtype == torch.bool):
             raise ValueError(f"the {config['type']} field: {name} is of type {tensor.dtype}")
         given[name] = tensor.to(shape.dtype)
-        if shape.is_floating_point() and not bool(given[name].isfinite().all()):
-            raise ValueError(f"the {config['type']} field: {name} holds NaN or infinity")
+        if shape.is_floating_point() and not bool((given[name].abs() <= _LARGEST).all()):
+            raise ValueError(f"the {config['type']} field: {name} holds NaN, infinite or far too large values")
     field.load_state_dict(given, assign=True)
     field.check(count)
     return field
 
 
+#: The largest number of a field: sums of a few are finite.
+_LARGEST = 1e30
 #: Fields within fields, and numbers in a description, that no scene of ours comes near.
 _MAX_DEPTH, _MAX_NUMBER = 64, 2**31
 

@@ -31,6 +31,11 @@ def opened_zip(source: str | os.PathLike[str] | BinaryIO, name: str, what: str) 
         yield archive
 
 
+def files_in(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    """Members that are files and have a name; some versions of Python cannot ask one without a name what it is."""
+    return [info for info in archive.infolist() if info.filename and not info.is_dir()]
+
+
 def member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> bytes:
     """The content of a member, no more than it declares.
 

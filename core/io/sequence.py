@@ -22,7 +22,7 @@ from ..scene.sequence import FPS, Motion, scene_from_gaussians
 from ..scene.validation import MAX_FPS, MAX_FRAMES
 from ..scene.views import FrameProgress
 from . import moving_ply, tsog
-from .archives import member, opened_zip
+from .archives import files_in, member, opened_zip
 from .gltf_splats import read_splat_glb
 from .ply import MAX_BYTES, is_sound, sound
 from .sog import META, is_folder
@@ -69,7 +69,7 @@ def read_sequence(
     if not path.is_file():
         raise InputError(f"{path}: no such folder or .zip, check the path")
     with opened_zip(path, str(path), "splat files") as archive:
-        members = {info.filename: info for info in archive.infolist() if not info.is_dir()}
+        members = {info.filename: info for info in files_in(archive)}
         sizes = {name: info.file_size for name, info in members.items()}
         settings = (fps, loop, motion, frames, up, progress)
         return _read_sequence(path, sizes, lambda name: member(archive, members[name], str(path)), *settings)

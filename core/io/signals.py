@@ -21,6 +21,7 @@ from ..pictures import open_picture, readable
 from ..reading import VARIABLES, limits, read_bytes
 from ..signals import FLOWS, DepthMaps, PointTracks, SideView, Signals
 from ..video import DrivingVideo
+from .archives import files_in
 from .clip import PICTURES, Part, natural, pick_frames, read_clip
 from .video import Reading, load_video
 
@@ -191,7 +192,7 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             with zipfile.ZipFile(BytesIO(data)) as archive:
                 if sum(entry.file_size for entry in archive.infolist()) > most:
                     raise too_large
-                parts = {entry.filename: archive.read(entry) for entry in archive.infolist() if not entry.is_dir()}
+                parts = {entry.filename: archive.read(entry) for entry in files_in(archive)}
         found = {name.removesuffix(".npy"): np.load(BytesIO(part), allow_pickle=False) for name, part in parts.items()}
     except InputError:
         raise
