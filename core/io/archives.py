@@ -54,4 +54,5 @@ def member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> bytes:
         zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError, EOFError, OSError, ValueError,
         MemoryError,
     ) as error:  # fmt: skip
-        raise InputError(f"{name}: {info.filename} cannot be unpacked ({error}), copy or export it again") from None
+        # The reason may repeat what a damaged archive has for a name, however long.
+        raise InputError(f"{name}: {info.filename[:200]} cannot be unpacked ({str(error)[:200]}), copy or export it again") from None

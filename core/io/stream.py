@@ -325,7 +325,7 @@ class _Coder:
             if coder.waved not in _WAVES or coder.count * coder.waved > MAX_RECORDS or not 0 < coder.reach < 1e6:
                 raise ValueError("harmonics that are none")
         ranges = header["ranges"]
-        coder.range_step = np.array([ranges["scale"] / coder.scale_step, ranges["opacity"] * 65535])
+        coder.range_step = np.array([float(ranges["scale"]) / coder.scale_step, float(ranges["opacity"]) * 65535])
         numbers = (coder.low, coder.step, coder.color_low, coder.color_step)
         if any(x.shape != (3,) for x in numbers) or not np.isfinite([*numbers, [coder.scale_low, *coder.range_step]]).all():
             raise ValueError("box, colours or scales that are no numbers")
