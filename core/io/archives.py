@@ -55,4 +55,5 @@ def member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> bytes:
         MemoryError,
     ) as error:  # fmt: skip
         # The reason may repeat what a damaged archive has for a name, however long.
-        raise InputError(f"{name}: {info.filename[:200]} cannot be unpacked ({str(error)[:200]}), copy or export it again") from None
+        what, why = info.filename[:200], str(error)[:200]
+        raise InputError(f"{name}: {what} cannot be unpacked ({why}), copy or export it again") from None
