@@ -371,15 +371,8 @@ class _Fit:
         resolution = schedule.resolution(rho)
 
         def make(kind: type[FitStep], **where: Any) -> FitStep:
-            made = kind(
-                index=index, total=schedule.steps, canonical=self.gaussians, field=self.field, frames=inputs.first + frames,
-                driving=inputs.video, times=self.times, fronts=inputs.fronts, resolution=resolution,
-                generator=self.generator, still=self.still, meshes=inputs.meshes, loop=inputs.loop, tracking=tracking,
-                stiffness=schedule.stiffness, backend=inputs.backend, statistics=[] if self.density is not None else None,
-                memo=self.memo, slice=self.slice, **where,
-            )  # fmt: skip
-            self.step = made
-            return made
+            self.step = self._step(kind, index, frames, resolution, tracking=tracking, **where)
+            return self.step
 
         if self.numbers is None:
             step = make(FitStep, taus=inputs.taus[frames].to(self.device), background=background.to(self.device))
@@ -398,6 +391,17 @@ class _Fit:
             if len(self.gaussians) != before or self.gaussians is not step.canonical:
                 self.replays.forget()
         return terms
+
+    def _step(self, kind: type[FitStep], index: int, frames: Tensor, resolution: int, **where: Any) -> FitStep:
+        """A step of the present state at some of the fitted frames."""
+        inputs, schedule = self.inputs, self.schedule
+        return kind(
+            index=index, total=schedule.steps, canonical=self.gaussians, field=self.field, frames=inputs.first + frames,
+            driving=inputs.video, times=self.times, fronts=inputs.fronts, resolution=resolution,
+            generator=self.generator, still=self.still, meshes=inputs.meshes, loop=inputs.loop,
+            stiffness=schedule.stiffness, backend=inputs.backend, statistics=[] if self.density is not None else None,
+            memo=self.memo, slice=self.slice, **where,
+        )  # fmt: skip
 
     def _backward(
         self, step: FitStep, weights: Mapping[str, float | Tensor], turns: Sequence[str],
@@ -572,14 +576,10 @@ class _Fit:
 
     def _not_taken(self) -> FitStep:
         """A step to look at, where none was taken since the state was taken back."""
-        schedule, inputs = self.schedule, self.inputs
-        frames = torch.tensor([self.order[0][0]]) if self.order else torch.arange(len(inputs.taus))
-        return FitStep(
-            index=self.done, total=schedule.steps, canonical=self.gaussians, field=self.field, frames=inputs.first + frames,
-            taus=inputs.taus[frames].to(self.device), driving=inputs.video, times=self.times, fronts=inputs.fronts,
-            resolution=schedule.resolution(self.done / schedule.steps), background=torch.ones(3, device=self.device),
-            generator=self.generator, still=self.still, meshes=inputs.meshes, loop=inputs.loop, backend=inputs.backend,
-            slice=self.slice,
+        frames = torch.tensor([self.order[0][0]]) if self.order else torch.arange(len(self.inputs.taus))
+        return self._step(
+            FitStep, self.done, frames, self.schedule.resolution(self.done / self.schedule.steps),
+            taus=self.inputs.taus[frames].to(self.device), background=torch.ones(3, device=self.device),
         )  # fmt: skip
 
     def preview(self) -> Tensor:
