@@ -210,6 +210,21 @@ def test_what_an_address_says_is_checked(page: Any) -> None:
     assert page.evaluate(back, {"time": 0.5, "background": "#ffffff", "speed": 1}) == "time=0.5&background=ffffff"
 
 
+def test_views_and_bookmarks_of_version_0_1_open(page: Any) -> None:
+    """Their key of the border between two objects was ``wiper``."""
+    read = """async (hash) => (await import("/player/bookmark.mjs")).fromBookmark(hash)"""
+    assert page.evaluate(read, "#wiper=0.3") == page.evaluate(read, "#split=0.3") == {"split": 0.3}
+    assert page.evaluate(read, "#wiper=0.3&split=0.6") == {"split": 0.6}
+    shown = """async (view) => {
+      const { fresh, take, viewOf } = await import("/player/view.mjs"), state = fresh();
+      take(state, view);
+      return viewOf(state, 0);
+    }"""
+    for view, split in (({"wiper": 0.3}, 0.3), ({"split": 0.3}, 0.3), ({"wiper": 0.3, "split": 0.6}, 0.6), ({"wiper": "x"}, 0.5)):
+        found = page.evaluate(shown, view)
+        assert found["split"] == split and "wiper" not in found
+
+
 def test_the_package_holds_what_it_exports() -> None:
     package = json.loads((PLAYER / "package.json").read_text())
     assert package["version"] == anchor4d.__version__ and package["type"] == "module"

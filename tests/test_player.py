@@ -500,7 +500,7 @@ def test_every_kind_of_source(player: Player, scene: Scene4D):
     assert answers == ["done"] * 6
 
 
-def test_wiper_divides_two_clips(player: Player, scene: Scene4D):
+def test_split_divides_two_clips(player: Player, scene: Scene4D):
     player.add("left.a4d", scene)
     player.add("right.a4d", moving_sample(1000, 4))
     camera = scene_cameras(scene, 0.0, 0.0, SIZE)
@@ -508,14 +508,14 @@ def test_wiper_divides_two_clips(player: Player, scene: Scene4D):
     right = player.shoot(camera, 1)
     player.load("left.a4d", "right.a4d")
     left = player.shoot(camera, [2, 1])
-    both = player.shoot(camera, [2, 1], wiper=0.4)
+    both = player.shoot(camera, [2, 1], split=0.4)
     edge = round(0.4 * SIZE)
     assert np.array_equal(both[:, :edge], left[:, :edge])
     assert np.array_equal(both[:, edge:], right[:, edge:])
-    assert np.array_equal(player.shoot(camera, [2, 1], wiper=0.0), right)
-    assert np.array_equal(player.shoot(camera, [2, 1], wiper=1.0), left)
+    assert np.array_equal(player.shoot(camera, [2, 1], split=0.0), right)
+    assert np.array_equal(player.shoot(camera, [2, 1], split=1.0), left)
     player.page.evaluate("() => renderer.setClip(1, null)")
-    assert not player.shoot(camera, [2, 1], wiper=0.0).any()
+    assert not player.shoot(camera, [2, 1], split=0.0).any()
 
 
 def test_pick_finds_the_surface(player: Player, scene: Scene4D):

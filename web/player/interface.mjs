@@ -47,7 +47,7 @@ export class Interface {
     this.#build();
     this.menus = new Menus(this.parts.root, this.parts.bar, this.#tools, () => state, does);
     this.#listen();
-    this.#dragWiper();
+    this.#dragSplit();
     this.#watchTheme();
   }
 
@@ -72,8 +72,8 @@ export class Interface {
     p.film = make("div", { class: "film", hidden: true }, p.filmCanvas, make("span", { class: "tag left" }, "Driving video"));
     p.labelA = make("span", { class: "tag left", hidden: true });
     p.labelB = make("span", { class: "tag right", hidden: true });
-    p.wiper = make("div", {
-      class: "wiper",
+    p.split = make("div", {
+      class: "split",
       hidden: true,
       role: "slider",
       tabindex: 0,
@@ -84,7 +84,7 @@ export class Interface {
     });
     p.note = make("div", { class: "note", hidden: true, role: "status" });
     p.progress = make("div", { class: "note small", hidden: true, role: "status" });
-    p.view = make("div", { class: "view checker" }, p.labelA, p.labelB, p.wiper, p.progress, p.note);
+    p.view = make("div", { class: "view checker" }, p.labelA, p.labelB, p.split, p.progress, p.note);
     p.stage = make("div", { class: "stage" }, p.film, p.view);
     p.line = make("input", {
       class: "time-line",
@@ -151,31 +151,31 @@ export class Interface {
     );
   }
 
-  #dragWiper() {
-    const { wiper, view } = this.parts;
+  #dragSplit() {
+    const { split, view } = this.parts;
     const signal = this.#signal;
     const listen = (/** @type {string} */ type, /** @type {(event: any) => void} */ handle) =>
-      wiper.addEventListener(type, handle, { signal });
+      split.addEventListener(type, handle, { signal });
     listen("pointerdown", (event) => {
       event.stopPropagation();
-      wiper.setPointerCapture(event.pointerId);
+      split.setPointerCapture(event.pointerId);
     });
     listen("pointermove", (event) => {
-      if (!wiper.hasPointerCapture(event.pointerId)) return;
+      if (!split.hasPointerCapture(event.pointerId)) return;
       event.stopPropagation();
       const box = view.getBoundingClientRect();
-      this.#does.set({ wiper: clamp((event.clientX - box.left) / box.width, 0, 1) });
+      this.#does.set({ split: clamp((event.clientX - box.left) / box.width, 0, 1) });
     });
     listen("dblclick", (event) => {
       event.stopPropagation();
-      this.#does.set({ wiper: 0.5 });
+      this.#does.set({ split: 0.5 });
     });
     listen("keydown", (event) => {
       const step = { ArrowLeft: -0.05, ArrowRight: 0.05 }[/** @type {string} */ (event.key)];
       if (!step) return;
       event.preventDefault();
       event.stopPropagation();
-      this.#does.set({ wiper: clamp(this.#state.wiper + step, 0, 1) });
+      this.#does.set({ split: clamp(this.#state.split + step, 0, 1) });
     });
   }
 
@@ -211,16 +211,16 @@ export class Interface {
   arrange([clip, other], [a, b]) {
     const p = this.parts;
     const t = this.#tools;
-    const { background, mode, loop, speed, wiper, film, compare } = this.#state;
+    const { background, mode, loop, speed, split, film, compare } = this.#state;
     const pictures = clip?.header.pictures.length ?? 0;
     p.view.classList.toggle("checker", background === "transparent");
     p.film.hidden = !(pictures && film);
     p.film.style.display = p.film.hidden ? "none" : "";
     this.#shownPicture = -1;
-    for (const part of [p.labelA, p.labelB, p.wiper]) part.hidden = !(other && compare);
+    for (const part of [p.labelA, p.labelB, p.split]) part.hidden = !(other && compare);
     [p.labelA.textContent, p.labelB.textContent] = [a, b];
-    p.wiper.style.left = `${100 * wiper}%`;
-    p.wiper.setAttribute("aria-valuenow", String(Math.round(100 * wiper)));
+    p.split.style.left = `${100 * split}%`;
+    p.split.setAttribute("aria-valuenow", String(Math.round(100 * split)));
     t.loop.innerHTML = icon(loop);
     t.mode.innerHTML = icon(mode);
     t.speed.textContent = `${speed}×`;

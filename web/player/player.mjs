@@ -487,7 +487,7 @@ export class Player extends EventTarget {
       time: [this.#playback.position(clip), other ? this.#playback.position(other) : 0],
       background: backgroundOf(this.#state),
       mode: this.#state.mode,
-      wiper: other ? this.#state.wiper : null,
+      split: other ? this.#state.split : null,
     });
   }
 

@@ -13,7 +13,7 @@ const MAX_AGE = 2; // drawn frames
  * @property {number[]} time position in frames for each slot, between whole numbers mixed; a looping clip goes on to frame 0
  * @property {number[]} [background] r, g, b, a in [0, 1], straight; transparent where absent
  * @property {"splats" | "points" | "ellipsoids"} [mode]
- * @property {?number} [wiper] where slot 0, on its left, ends and slot 1 begins, in parts of the width; null: slot 0 alone
+ * @property {?number} [split] where slot 0, on its left, ends and slot 1 begins, in parts of the width; null: slot 0 alone
  */
 
 /** Draws one clip, or two in a split view, on a canvas. Its context is made when there is first something to draw. */
@@ -120,7 +120,7 @@ export class Renderer {
     const begin = performance.now();
     if (this.#disposed || this.#lost || !this.#width || !this.#height || !this.#begin()) return false;
     const camera = this.#look(shot.camera), splats = (shot.mode ?? "splats") === "splats";
-    const divided = shot.wiper !== null && shot.wiper !== undefined;
+    const divided = shot.split !== null && shot.split !== undefined;
     this.#shot = shot;
     let current = true;
     for (let k = 0; k < 2; k++) {
@@ -136,7 +136,7 @@ export class Renderer {
     }
     this.stats.drawn++;
     this.#serial++;
-    const gl = this.#gl, edge = divided ? Math.round(Math.min(Math.max(shot.wiper, 0), 1) * this.#width) : this.#width;
+    const gl = this.#gl, edge = divided ? Math.round(Math.min(Math.max(shot.split, 0), 1) * this.#width) : this.#width;
     gl.bindFramebuffer(gl.FRAMEBUFFER, this.#target.framebuffer);
     gl.viewport(0, 0, this.#width, this.#height);
     gl.disable(gl.SCISSOR_TEST);
@@ -192,8 +192,8 @@ export class Renderer {
   pick(x, y) {
     const shot = this.#shot;
     if (!shot || this.#lost || !this.#target || x < 0 || y < 0 || x >= this.#width || y >= this.#height) return null;
-    const divided = shot.wiper !== null && shot.wiper !== undefined;
-    const slot = this.#slots[divided && x >= shot.wiper * this.#width ? 1 : 0];
+    const divided = shot.split !== null && shot.split !== undefined;
+    const slot = this.#slots[divided && x >= shot.split * this.#width ? 1 : 0];
     if (!slot?.drawn) return null;
     const gl = this.#gl, { low, header } = slot.clip;
     const camera = this.#look(shot.camera), { worldToCamera: m, fx, fy, cx, cy } = camera;
