@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import math
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import anchor4d
 from anchor4d.bench.moving import moving_sample
@@ -18,6 +20,7 @@ from anchor4d.core.files import InputError
 from anchor4d.core.io.html import write_html
 from anchor4d.core.io.stream import write_stream
 
+Site = tuple[Any, str, dict[str, Any]]
 PLAYER = Path(__file__).parents[1] / "web" / "player"
 #: On the page around a frame: ask(call, ...args), and heard, the events so far.
 HOST = """() => {
@@ -38,8 +41,8 @@ HOST = """() => {
 
 
 @pytest.fixture(scope="module")
-def site() -> Iterator[tuple[Any, str]]:
-    """A browser, and a server of the player and of two clips."""
+def site() -> Iterator[Site]:
+    """A browser, a server of the player and of two clips, and the files that it has."""
     files: dict[str, Any] = {}
     for name, frames in (("a.a4d", 6), ("b.a4d", 4)):
         stream = io.BytesIO()
@@ -47,14 +50,14 @@ def site() -> Iterator[tuple[Any, str]]:
         files[name] = stream.getvalue()
     try:
         with chromium() as browser, serve(files) as url:
-            yield browser, url
+            yield browser, url, files
     except InputError as error:
         pytest.skip(str(error))
 
 
 @pytest.fixture
-def page(site: tuple[Any, str]) -> Iterator[Any]:
-    browser, url = site
+def page(site: Site) -> Iterator[Any]:
+    browser, url, _ = site
     context = browser.new_context(viewport={"width": 480, "height": 360}, reduced_motion="no-preference")
     page, complaints = context.new_page(), []
     page.set_default_timeout(30_000)
@@ -114,8 +117,8 @@ def test_a_frame_answers_the_page_around_it_alone(page: Any) -> None:
     assert page.evaluate("ask('state')")["playing"] is False
 
 
-def test_an_exported_page_is_asked_in_a_frame_too(site: tuple[Any, str], tmp_path: Path) -> None:
-    browser, _ = site
+def test_an_exported_page_is_asked_in_a_frame_too(site: Site, tmp_path: Path) -> None:
+    browser, _, _ = site
     write_html(tmp_path / "clip.html", moving_sample(300, 5))
     (tmp_path / "around.html").write_text("<!doctype html><body></body>")
     context = browser.new_context(offline=True)
@@ -169,8 +172,8 @@ def test_a_module_fills_an_element(page: Any) -> None:
     page.evaluate("player.dispose()")
 
 
-def test_a_bookmark_brings_back_view_and_moment(site: tuple[Any, str]) -> None:
-    browser, url = site
+def test_a_bookmark_brings_back_view_and_moment(site: Site) -> None:
+    browser, url, _ = site
     context = browser.new_context(viewport={"width": 480, "height": 360})
     page = context.new_page()
     page.goto(f"{url}/player/embed.html?src=/data/a.a4d&paused")
@@ -220,7 +223,12 @@ def test_views_and_bookmarks_of_version_0_1_open(page: Any) -> None:
       take(state, view);
       return viewOf(state, 0);
     }"""
-    for view, split in (({"wiper": 0.3}, 0.3), ({"split": 0.3}, 0.3), ({"wiper": 0.3, "split": 0.6}, 0.6), ({"wiper": "x"}, 0.5)):
+    for view, split in (
+        ({"wiper": 0.3}, 0.3),
+        ({"split": 0.3}, 0.3),
+        ({"wiper": 0.3, "split": 0.6}, 0.6),
+        ({"wiper": "x"}, 0.5),
+    ):
         found = page.evaluate(shown, view)
         assert found["split"] == split and "wiper" not in found
 
@@ -282,6 +290,63 @@ def test_chosen_points_leave_trails_and_are_measured(page: Any) -> None:
     key = "new KeyboardEvent('keydown', { key: 'x', bubbles: true, composed: true })"
     page.evaluate(f"player.element.shadowRoot.querySelector('.root').dispatchEvent({key})")
     page.wait_for_function("player.getView().marks.length === 0")
+
+
+@pytest.mark.parametrize("autoplay", [True, False])
+def test_the_video_plays_before_the_gaussians_are_there(site: Site, page: Any, autoplay: bool) -> None:
+    files = site[2]
+    film = torch.linspace(0.1, 0.9, 6)[:, None, None, None].expand(6, 24, 32, 3)
+    stream = io.BytesIO()
+    header = write_stream(stream, moving_sample(400, 6), film=film)
+    data, gates = stream.getvalue(), [threading.Event(), threading.Event()]
+    cuts = [len(data) - header["bytes"] + place[0] for place in (header["statics"], header["blocks"][2])]
+
+    def slowly() -> Iterator[bytes]:
+        yield data[: cuts[0]]
+        gates[0].wait(20)
+        yield data[cuts[0] : cuts[1]]
+        gates[1].wait(20)
+        yield data[cuts[1] :]
+
+    files["slow.a4d"] = slowly
+    try:
+        page.evaluate(
+            """async (autoplay) => {
+              const { mount } = await import("/player/embed.mjs");
+              const place = document.body.appendChild(document.createElement("div"));
+              place.style = "position: relative; width: 400px; height: 200px";
+              window.heard = [];
+              window.player = mount(place, { autoplay });
+              for (const name of ["play", "ready", "loaded"]) player.addEventListener(name, () => heard.push(name));
+              player.load(["/data/slow.a4d"]);
+              window.shade = () => {
+                const canvas = place.shadowRoot.querySelector(".film canvas");
+                return canvas.getContext("2d").getImageData(5, 5, 1, 1).data[0] / 255;
+              };
+            }""",
+            autoplay,
+        )
+        page.wait_for_function("shade() > 0.05")
+        if autoplay:
+            page.wait_for_function("shade() > 0.6")  # the video goes on by itself
+            page.wait_for_function("shade() < 0.3")  # and around
+            assert page.evaluate("heard") == ["play"] and page.evaluate("player.info.ready") == 0
+        else:
+            page.evaluate("player.seek(4 / 6)")
+            page.wait_for_function("Math.abs(shade() - 0.74) < 0.03")
+        gates[0].set()
+        page.wait_for_function("heard.includes('ready')")
+        assert page.evaluate("player.info.ready") == 2  # the object stands on its last frame, the video goes on
+        if autoplay:
+            page.wait_for_function("player.info.time > 0.6")
+        else:
+            assert page.evaluate("[player.info.time, player.playing]") == [pytest.approx(4 / 6, abs=1e-4), False]
+    finally:
+        for gate in gates:
+            gate.set()
+    page.wait_for_function("heard.includes('loaded')")
+    assert page.evaluate("heard") == (["play"] if autoplay else []) + ["ready", "loaded"]
+    page.evaluate("player.dispose()")
 
 
 def test_clips_are_dropped_onto_a_player(page: Any) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
+import json
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -114,6 +116,19 @@ def player(browser: Player) -> Iterator[Player]:
 @pytest.fixture(scope="module")
 def scene() -> Scene4D:
     return moving_sample(3000, 8, changing="shape")
+
+
+def of_version_1(data: bytes) -> bytes:
+    """A play stream as version 1 has it: its pictures behind its frames."""
+    length = int.from_bytes(data[8:12], "little")
+    header, body = json.loads(data[12 : 12 + length]), data[12 + length :]
+    blocks = [body[start : start + size] for start, size in (header["statics"], *header["blocks"], *header["pictures"])]
+    ends = [0, *itertools.accumulate(map(len, blocks))]
+    places = [[start, len(block)] for start, block in zip(ends, blocks)]
+    frames = 1 + header["frames"]
+    header |= {"version": 1, "statics": places[0], "blocks": places[1:frames], "pictures": places[frames:]}
+    text = json.dumps(header).encode()
+    return data[:7] + b"\x01" + len(text).to_bytes(4, "little") + text + b"".join(blocks)
 
 
 def shown(camera: Any) -> dict[str, Any]:
@@ -442,14 +457,42 @@ def test_first_frame_shows_before_the_rest_has_arrived(player: Player, scene: Sc
 def test_reads_what_python_reads(player: Player, scene: Scene4D):
     film = torch.rand(8, 6, 10, 3, generator=torch.Generator().manual_seed(0))
     player.add("film.a4d", scene, film=film)
-    player.load("film.a4d")
-    assert player.page.evaluate("() => told") == ["header", *range(8), *([i, 10, 6] for i in range(8)), "done"]
+    player.files["old.a4d"] = of_version_1(player.files["film.a4d"])
+    for name in ("film.a4d", "old.a4d"):
+        player.load(name)
+        told = player.page.evaluate("() => told")
+        assert (told[0], told[-1]) == ("header", "done")
+        assert [event for event in told if isinstance(event, list)] == [[i, 10, 6] for i in range(8)]
+        assert [event for event in told if isinstance(event, int)] == list(range(8))
     stream = read_stream(io.BytesIO(player.files["film.a4d"]))
+    old = read_stream(io.BytesIO(player.files["old.a4d"]))
+    assert old.pictures == stream.pictures and torch.equal(old.frames[7].means, stream.frames[7].means)
     pose = player.page.evaluate("() => text({ data: new Uint8Array(clip.poses[7].buffer) })")
     box = stream.header["box"]
     low, high = np.array(box["low"]), np.array(box["high"])
     position = low + np.frombuffer(base64.b64decode(pose), "<u2").reshape(-1, 4)[:, :3] * (high - low) / 65535
     assert np.abs(position - stream.frames[7].means.numpy()).max() < 1e-6
+
+
+def test_the_video_comes_before_the_gaussians(player: Player, scene: Scene4D):
+    film = torch.rand(8, 6, 10, 3, generator=torch.Generator().manual_seed(0))
+    header = player.add("film.a4d", scene, film=film)
+    assert header["pictures"][0][0] == 0 and header["statics"][0] == sum(length for _, length in header["pictures"])
+    data, gate = player.files["film.a4d"], threading.Event()
+
+    def slowly() -> Iterator[bytes]:
+        yield data[: len(data) - header["bytes"] + header["statics"][0]]
+        gate.wait(20)
+        yield data[len(data) - header["bytes"] + header["statics"][0] :]
+
+    player.files["slow.a4d"] = slowly
+    player.page.evaluate("async (size) => { await load([], size); window.all = open_('/data/slow.a4d', renderer); }", SIZE)
+    try:
+        player.page.wait_for_function("clip.pictures.length === 8")
+        assert player.page.evaluate("() => [clip.ready, told]") == [0, ["header", *([i, 10, 6] for i in range(8))]]
+    finally:
+        gate.set()
+    assert player.page.evaluate("() => all") == "done"
 
 
 def test_bad_streams_tell_so(player: Player, scene: Scene4D):

@@ -61,6 +61,7 @@ export class Player extends EventTarget {
   #saving;
   #marks;
 
+  #begun = false; // whether the clip has had its chance to play by itself
   #frame = 0; // of requestAnimationFrame
   #last = 0; // when it was drawn, in milliseconds; 0 after standing still
   #timeShown = 0; // when, in milliseconds
@@ -127,12 +128,16 @@ export class Player extends EventTarget {
     this.#moves.home = null;
     this.#moves.leavePath();
     this.#arrange();
+    this.#begun = false;
     this.say(sources.length ? "Loading …" : "");
     sources.slice(0, 2).forEach((source, slot) => {
       const on = {
         header: (/** @type {Clip} */ clip) => this.#arrived(slot, clip),
         frame: (/** @type {number} */ index) => this.#frameArrived(slot, index),
-        picture: () => this.#showTime(),
+        picture: () => {
+          if (slot === 0) this.#begin();
+          this.#showTime();
+        },
         harmonics: () => this.#draw(),
         done: () => {
           if (this.#clips.every((clip, at) => at >= sources.length || clip?.ready === clip?.frames)) this.#tellOf("loaded");
@@ -421,11 +426,18 @@ export class Player extends EventTarget {
     if (slot === 0 && index === 0 && this.#clips[0]) {
       this.say("");
       this.#tellOf("ready", this.info);
-      const autoplay = this.#options.autoplay ?? !matchMedia("(prefers-reduced-motion: reduce)").matches;
-      if (this.#playback.wanted == null && autoplay) this.play();
+      this.#begin();
     }
     this.#showLoading();
     this.#draw();
+  }
+
+  /** Plays once there is anything to see: a picture of the driving video, or a frame. */
+  #begin() {
+    if (this.#begun) return;
+    this.#begun = true;
+    const autoplay = this.#options.autoplay ?? !matchMedia("(prefers-reduced-motion: reduce)").matches;
+    if (this.#playback.wanted == null && autoplay) this.play();
   }
 
   /** Lets go of the clips. */
