@@ -18,6 +18,7 @@ from anchor4d.bench.moving import moving_sample
 from anchor4d.bench.player import chromium, serve
 from anchor4d.core.files import InputError
 from anchor4d.core.io.html import write_html
+from anchor4d.core.io.splats import encode_splats, write_splat_sequence
 from anchor4d.core.io.stream import write_stream
 
 Site = tuple[Any, str, dict[str, Any]]
@@ -349,30 +350,84 @@ def test_the_video_plays_before_the_gaussians_are_there(site: Site, page: Any, a
     page.evaluate("player.dispose()")
 
 
-def test_clips_are_dropped_onto_a_player(page: Any) -> None:
-    page.evaluate(
-        """async () => {
-          const { mount } = await import("/player/embed.mjs");
-          const place = document.body.appendChild(document.createElement("div"));
-          place.style = "position: relative; width: 300px; height: 300px";
-          window.player = mount(place, { source: "/data/a.a4d", autoplay: false });
-          await new Promise((done) => player.addEventListener("loaded", done));
-          window.drop = async (...names) => {
-            const dataTransfer = new DataTransfer();
-            for (const name of names) {
-              const bytes = await (await fetch(`/data/${name.replace(/txt$/, "a4d")}`)).arrayBuffer();
-              dataTransfer.items.add(new File([bytes], name));
-            }
-            const view = place.shadowRoot.querySelector(".view");
-            return view.dispatchEvent(new DragEvent("drop", { dataTransfer, bubbles: true, cancelable: true, composed: true }));
-          };
-        }"""
-    )
+DROPPED = """async () => {
+  const { mount } = await import("/player/embed.mjs");
+  const place = document.body.appendChild(document.createElement("div"));
+  place.style = "position: relative; width: 640px; height: 300px";
+  window.player = mount(place, { source: "/data/a.a4d", autoplay: false });
+  await new Promise((done) => player.addEventListener("loaded", done));
+  window.find = (what) => place.shadowRoot.querySelector(what);
+  window.drop = async (...names) => {
+    const dataTransfer = new DataTransfer();
+    for (const name of names) {
+      const bytes = await (await fetch(`/data/${name.replace(/txt$/, "a4d")}`)).arrayBuffer();
+      dataTransfer.items.add(new File([bytes], name));
+    }
+    const options = { dataTransfer, bubbles: true, cancelable: true, composed: true };
+    return find(".view").dispatchEvent(new DragEvent("drop", options));
+  };
+}"""
+LABELS = "[...player.element.shadowRoot.querySelectorAll('.view .tag')].map((tag) => tag.textContent)"
+
+
+def test_files_are_dropped_onto_a_player(site: Site, page: Any) -> None:
+    files = site[2]
+    scene = moving_sample(300, 3)
+    frames = [scene.at(float(tau)) for tau in scene.taus]
+    files |= {f"f{k}.ply": encode_splats(frame, "ply") for k, frame in enumerate(frames)}
+    files |= {"c.sog": encode_splats(frames[0], "sog"), "cut.spz": encode_splats(frames[0], "spz")[:-99]}
+    page.evaluate(DROPPED)
     assert page.evaluate("drop('b.txt')") is True  # nobody's business here
     assert page.evaluate("player.info.frames") == 6
     assert page.evaluate("drop('b.a4d')") is False
     page.wait_for_function("player.info.frames === 4 && player.info.ready === 4")
     page.evaluate("drop('a.a4d', 'b.a4d')")
     page.wait_for_function("player.info.frames === 6 && player.info.ready === 6")
-    labels = page.evaluate("[...player.element.shadowRoot.querySelectorAll('.tag')].map((tag) => tag.textContent)")
-    assert {"a", "b"} <= set(labels)
+    assert page.evaluate(LABELS) == ["a", "b"]
+    page.evaluate("drop('f1.ply', 'f0.ply', 'f2.ply')")
+    page.wait_for_function("player.info.frames === 3 && player.info.ready === 3")
+    page.evaluate("drop('c.sog')")
+    page.wait_for_function("player.info.frames === 1 && player.info.count === 300")
+    page.evaluate("drop('c.sog', 'a.a4d')")  # to compare
+    page.wait_for_function("!find('.split').hidden")
+    assert page.evaluate(LABELS) == ["c", "a"]
+    page.evaluate("drop('cut.spz')")
+    page.wait_for_function("find('.note.error')?.textContent === 'cut.spz: a damaged .spz, export or copy it again'")
+    page.evaluate("player.load(['/data/c.sog'])")  # by its address, known by its content
+    page.wait_for_function("player.info.count === 300 && find('.note').hidden")
+
+
+def test_files_are_chosen_by_a_button_and_a_key(page: Any, tmp_path: Path) -> None:
+    page.evaluate(DROPPED)
+    gaussians = moving_sample(120, 2).gaussians
+    (tmp_path / "x.spz").write_bytes(encode_splats(gaussians, "spz"))
+    (tmp_path / "y.splat").write_bytes(encode_splats(gaussians.map(lambda t: t[:50]), "splat"))
+    with page.expect_file_chooser() as chooser:
+        page.locator("[data-id=open]").click()
+    chooser.value.set_files(tmp_path / "x.spz")
+    page.wait_for_function("player.info.ready === 1 && player.info.count === 120")
+    page.evaluate("find('.root').focus()")
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("o")
+    chooser.value.set_files(tmp_path / "y.splat")
+    page.wait_for_function("player.info.ready === 1 && player.info.count === 50")
+    (tmp_path / "z.txt").write_text("hello")
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("o")
+    chooser.value.set_files(tmp_path / "z.txt")
+    page.wait_for_function("find('.note.error')?.textContent.startsWith('None of these can be played, choose .a4d')")
+
+
+def test_a_folder_of_frames_is_dropped(page: Any, tmp_path: Path) -> None:
+    scene = moving_sample(200, 5)
+    write_splat_sequence(tmp_path / "walk", scene)
+    page.evaluate(DROPPED)
+    box = page.evaluate("(({ x, y }) => [x, y])(find('.view').getBoundingClientRect())")
+    session = page.context.new_cdp_session(page)
+    data = {"items": [], "files": [str(tmp_path / "walk")], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver"):
+        session.send("Input.dispatchDragEvent", {"type": kind, "x": box[0] + 50, "y": box[1] + 50, "data": data})
+    page.wait_for_function("find('.root').classList.contains('over')")
+    session.send("Input.dispatchDragEvent", {"type": "drop", "x": box[0] + 50, "y": box[1] + 50, "data": data})
+    page.wait_for_function("player.info.frames === 5 && player.info.ready === 5")
+    assert page.evaluate("[player.info.fps, player.info.loop, find('.root').classList.contains('over')]") == [12, True, False]

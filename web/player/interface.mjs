@@ -14,12 +14,13 @@ import { STYLE } from "./style.mjs";
  * @property {() => void} toggle plays or pauses
  * @property {(time: number) => void} seek
  * @property {() => void} savePicture
+ * @property {() => void} open lets the user choose files
  * @property {(event: KeyboardEvent) => void} key
  */
 /** @typedef {import("./menus.mjs").Does & Plays} Does */
 
 /** Buttons in the order in which they keep their place in a narrow bar; the rest fold into the menu. */
-const KEPT = ["full", "film", "compare", "background", "mode", "loop", "speed", "frame", "keys", "picture", "record", "help"];
+const KEPT = ["full", "film", "compare", "background", "mode", "loop", "speed", "frame", "keys", "picture", "record", "open", "help"];
 
 export class Interface {
   /** @type {HTMLElement} */ element;
@@ -115,6 +116,7 @@ export class Interface {
       opens("keys", "Camera path (K)"),
       tool("picture", "Save the picture (P)", () => does.savePicture()),
       opens("record", "Save a film (R)"),
+      tool("open", "Open files (O)", () => does.open()),
       tool("help", "Help (?)", () => this.menus.toggleHelp()),
       tool("full", "Full screen (Shift + F)", () => this.fullScreen()),
       opens("more", "More"),
@@ -122,7 +124,7 @@ export class Interface {
     p.bar = make("div", { class: "bar" }, p.line, p.row);
     p.root = make("div", { class: "root", tabindex: 0, role: "group", "aria-label": "4D player" }, p.stage, p.bar);
     this.#shadow.replaceChildren(make("style", {}, STYLE), p.root);
-    for (const id of ["frame", "keys", "picture", "record", "help", "more", "film", "compare", "background"])
+    for (const id of ["frame", "keys", "picture", "record", "open", "help", "more", "film", "compare", "background"])
       this.#tools[id].innerHTML = icon(id);
   }
 

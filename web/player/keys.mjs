@@ -52,6 +52,7 @@ export function press(event, does, now) {
 function action(key, shift, does, now) {
   if (key === "?") return () => does.help();
   if (shift && key.toLowerCase() === "f") return () => does.fullScreen();
+  if (!shift && key.toLowerCase() === "o") return () => does.open();
   if (!now) return null;
   const { clip, camera, time, state } = now;
   const turn = (/** @type {number} */ dx, /** @type {number} */ dy) => () => {

@@ -5,6 +5,8 @@
 //   player.dispose();
 
 import { control } from "./controls.mjs";
+import { fromDrop, grouped, openSource, SUFFIXES, titleOf } from "./files.mjs";
+import { make } from "./dom.mjs";
 import { Interface } from "./interface.mjs";
 import { press } from "./keys.mjs";
 import { filmedCamera, fromInfo, homeCamera, lens, toInfo } from "./lens.mjs";
@@ -14,9 +16,9 @@ import { pathSeconds } from "./path.mjs";
 import { Playback, steps } from "./playback.mjs";
 import { Saving } from "./saving.mjs";
 import { Stage } from "./stage.mjs";
-import { openStream } from "./stream.mjs";
 import { backgroundOf, fresh, round, rounded, take, viewOf } from "./view.mjs";
 
+/** @typedef {import("./files.mjs").Collection} Collection */
 /** @typedef {import("./lens.mjs").Camera} Camera */
 /** @typedef {import("./stream.mjs").Clip} Clip */
 /** @typedef {import("./view.mjs").Key} Key */
@@ -112,7 +114,7 @@ export class Player extends EventTarget {
 
   /**
    * Shows other clips.
-   * @param {Source[]} sources one, or two to compare
+   * @param {(Source | Collection)[]} sources one, or two to compare
    * @param {Pick<Options, "labels" | "filmed">} [options]
    */
   load(sources, options = {}) {
@@ -139,12 +141,13 @@ export class Player extends EventTarget {
           this.#showTime();
         },
         harmonics: () => this.#draw(),
+        reading: (/** @type {number} */ done, /** @type {number} */ all) => this.#ui.progress(`Reading file ${done + 1} of ${all}`),
         done: () => {
           if (this.#clips.every((clip, at) => at >= sources.length || clip?.ready === clip?.frames)) this.#tellOf("loaded");
         },
         error: (/** @type {Error} */ error) => this.fail(error.message),
       };
-      openStream(source, on, { signal }).catch(() => {}); // told by the event
+      openSource(source, on, { signal }).catch(() => {}); // told by the event
     });
   }
 
@@ -310,6 +313,7 @@ export class Player extends EventTarget {
       menu: (id) => this.#ui.menus.toggle(id),
       help: () => this.#ui.menus.toggleHelp(),
       fullScreen: () => this.#ui.fullScreen(),
+      open: () => this.#choose(),
       close: () => {
         if (this.#saving.busy) this.#saving.stop();
         else this.#ui.menus.close();
@@ -348,21 +352,42 @@ export class Player extends EventTarget {
     if (point) this.#moves.glideTo({ ...camera, target: point });
   }
 
-  /** One or two .a4d files that are dropped onto the picture. @param {AbortSignal} signal */
+  /** Files and folders that are dropped onto the player. @param {AbortSignal} signal */
   #takeDropped(signal) {
-    const { view } = this.#ui.parts;
-    const over = (/** @type {DragEvent} */ event) => {
-      if (event.dataTransfer?.types.includes("Files")) event.preventDefault();
-    };
-    const dropped = (/** @type {DragEvent} */ event) => {
-      const files = [...(event.dataTransfer?.files ?? [])].filter(({ name }) => /\.a4d$/i.test(name)).slice(0, 2);
-      if (!files.length) return;
+    const { root } = this.#ui.parts;
+    const listen = (/** @type {string} */ type, /** @type {(event: any) => void} */ handle) => root.addEventListener(type, handle, { signal });
+    listen("dragover", (event) => {
+      if (!event.dataTransfer?.types.includes("Files")) return;
+      event.preventDefault();
+      root.classList.add("over");
+    });
+    listen("dragleave", (event) => {
+      if (!root.contains(event.relatedTarget)) root.classList.remove("over");
+    });
+    listen("drop", (event) => {
+      root.classList.remove("over");
+      const clips = event.dataTransfer && fromDrop(event.dataTransfer);
+      if (!clips) return;
       event.preventDefault();
       event.stopPropagation();
-      this.load(files, { labels: files.map(({ name }) => name.replace(/\.a4d$/i, "")), filmed: null });
-    };
-    view.addEventListener("dragover", over, { signal });
-    view.addEventListener("drop", dropped, { signal });
+      clips.then(
+        (found) => this.#loadFiles(found),
+        () => this.fail("What was dropped could not be read: drop it again, or open it with O"),
+      );
+    });
+  }
+
+  /** @param {(File | Collection)[]} clips */
+  #loadFiles(clips) {
+    if (clips.length) this.load(clips, { labels: clips.map(titleOf), filmed: null });
+    else this.fail(`None of these can be played, choose ${SUFFIXES.slice(0, -1).join(", ")} or a .zip of them`);
+  }
+
+  /** Lets the user choose files. */
+  #choose() {
+    const input = make("input", { type: "file", multiple: true, accept: SUFFIXES.join(",") });
+    input.addEventListener("change", () => this.#loadFiles(grouped([...(input.files ?? [])])));
+    input.click();
   }
 
   /** Chooses the Gaussian there, or no longer. @param {number} x @param {number} y CSS pixels of the picture */

@@ -2,7 +2,9 @@
 // then frame by frame. In files of version 1 the pictures come behind the frames.
 
 const MAGIC = "A4DPLAY", VERSIONS = [1, 2];
-const MAX_HEADER = 1 << 22, MAX_RECORDS = 1 << 26, MAX_PICTURE = 1 << 26;
+/** Gaussians times frames of a clip. */
+export const MAX_RECORDS = 1 << 26;
+const MAX_HEADER = 1 << 22, MAX_PICTURE = 1 << 26;
 const STATIC = [["shape", 4, 32]]; // name, words a Gaussian, bits a word
 const LAYOUTS = /^pose,4,16;extra,1,(16|32)(;color,1,32)?$/;
 
@@ -12,6 +14,7 @@ const LAYOUTS = /^pose,4,16;extra,1,(16|32)(;color,1,32)?$/;
  * @property {(index: number) => void} [frame] a frame is there; they come in order, the first with what never changes
  * @property {(index: number, picture: ImageBitmap) => void} [picture] a picture of the driving video is there; they come in order
  * @property {() => void} [harmonics] colours that depend on the view are there
+ * @property {(done: number, all: number) => void} [reading] so many files of a sequence are read
  * @property {() => void} [done] all is there
  * @property {(error: Error) => void} [error] the stream broke off or is damaged; what was there before stays good
  */
@@ -49,6 +52,8 @@ export class Clip {
     this.harmonics = null;
     /** Pictures of the driving video by frame. @type {ImageBitmap[]} */
     this.pictures = [];
+    /** Gaussians of a file that were left out since they hold no numbers. */
+    this.left = 0;
   }
 }
 
@@ -221,11 +226,16 @@ function damaged(why) {
   return new Error(`The play stream is damaged: ${why}.`);
 }
 
-/** @returns {AsyncGenerator<Uint8Array>} */
-async function* chunks(source, signal) {
+/**
+ * A source's bytes as they come.
+ * @param {string | URL | ReadableStream<Uint8Array> | AsyncIterable<Uint8Array> | Blob | ArrayBuffer | Uint8Array} source
+ * @param {AbortSignal} [signal]
+ * @returns {AsyncGenerator<Uint8Array>}
+ */
+export async function* chunks(source, signal) {
   if (typeof source === "string" || source instanceof URL) {
     const answer = await fetch(source, { signal });
-    if (!answer.ok) throw new Error(`The play stream could not be fetched (${answer.status} ${answer.statusText}).`);
+    if (!answer.ok) throw new Error(`The clip could not be fetched (${answer.status} ${answer.statusText}).`);
     source = answer.body;
   } else if (source instanceof Blob) source = source.stream();
   else if (source instanceof ArrayBuffer) source = [new Uint8Array(source)];

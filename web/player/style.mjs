@@ -16,6 +16,7 @@ export const STYLE = /* css */ `
 * { box-sizing: border-box; }
 .root { position: absolute; inset: 0; display: flex; flex-direction: column; overflow: hidden; border-radius: 6px; background: var(--paper); outline: none; user-select: none; -webkit-user-select: none; }
 .root:focus-visible::after { content: ""; position: absolute; inset: 0; z-index: 2; border: 2px solid var(--accent); border-radius: inherit; pointer-events: none; }
+.root.over::after { content: "Drop to play"; position: absolute; inset: 4px; z-index: 5; display: grid; place-items: center; border: 2px dashed var(--accent); border-radius: 6px; background: rgb(0 0 0 / 45%); color: #fff; font-size: 15px; pointer-events: none; }
 .stage { position: relative; flex: 1 1 0; min-height: 0; display: flex; flex-direction: row; }
 .stage.tall { flex-direction: column; }
 .film, .view { position: relative; flex: 1 1 0; min-width: 0; min-height: 0; overflow: hidden; }
