@@ -3,8 +3,8 @@
 An ``.a4d`` file is 7 bytes of magic and one of version, the header's length (uint32), a JSON header, then blocks without gaps.
 Version 2, which is written where there are pictures of the driving video, has these first, so that the video plays before there
 are Gaussians; then comes, and in version 1 first, what never changes, and one block a frame in order. (Version 1 with pictures
-has them behind the frames.) All numbers are little-endian. A block is a few planes of 16- or 32-bit words, N times so many words
-each:
+has them behind the frames.) All numbers are little-endian. A block is a few planes of 16- or 32-bit words, N times so many
+words each:
 
 ====================  =====================================================================================================
 static                ``shape`` 4 x 32: log scales and opacity (16 bit each), colour 11 + 11 + 10, ranges of change 4 x 8
