@@ -337,7 +337,7 @@ def test_the_video_plays_before_the_gaussians_are_there(site: Site, page: Any, a
             page.wait_for_function("Math.abs(shade() - 0.74) < 0.03")
         gates[0].set()
         page.wait_for_function("heard.includes('ready')")
-        assert page.evaluate("player.info.ready") == 2  # the object stands on its last frame, the video goes on
+        page.wait_for_function("player.info.ready === 2")  # the object stands on its last frame, the video goes on
         if autoplay:
             page.wait_for_function("player.info.time > 0.6")
         else:
@@ -348,6 +348,55 @@ def test_the_video_plays_before_the_gaussians_are_there(site: Site, page: Any, a
     page.wait_for_function("heard.includes('loaded')")
     assert page.evaluate("heard") == (["play"] if autoplay else []) + ["ready", "loaded"]
     page.evaluate("player.dispose()")
+
+
+def test_small_pictures_over_the_timeline(site: Site, page: Any) -> None:
+    film = torch.linspace(0, 1, 6)[:, None, None, None].expand(6, 24, 48, 3)
+    stream = io.BytesIO()
+    write_stream(stream, moving_sample(400, 6), film=film)
+    site[2]["film.a4d"] = stream.getvalue()
+    page.evaluate(
+        """async () => {
+          const { mount } = await import("/player/embed.mjs");
+          const place = document.body.appendChild(document.createElement("div"));
+          place.style = "position: relative; width: 440px; height: 300px";
+          window.player = mount(place, { source: "/data/film.a4d", autoplay: false });
+          await new Promise((done) => player.addEventListener("loaded", done));
+          window.find = (what) => place.shadowRoot.querySelector(what);
+          window.small = () => {
+            const canvas = find(".thumbnail canvas"), { width, height } = canvas;
+            const data = canvas.getContext("2d").getImageData(0, 0, width, height).data;
+            let [sum, most] = [0, 0];
+            for (let i = 3; i < data.length; i += 4) { sum += data[i] / 255; most = Math.max(most, data[i - 2]); }
+            return { width, height, covered: sum / width / height, green: data[4 * (width * (height >> 1) + (width >> 1)) + 1] };
+          };
+        }"""
+    )
+    box = page.locator(".time-line").bounding_box()
+
+    def hover(frame: int) -> None:
+        page.mouse.move(box["x"] + 6 + (box["width"] - 12) * (frame + 0.4) / 6, box["y"] + box["height"] / 2)
+
+    for frame in (0, 3, 5):
+        hover(frame)
+        page.wait_for_function(f"find('.thumbnail span').textContent.startsWith('{frame + 1} / 6')")
+        found = page.evaluate("small()")
+        assert (found["width"], found["height"], found["covered"]) == (144, 72, 1.0)
+        assert found["green"] == pytest.approx(255 * frame / 5, abs=4)
+    assert page.evaluate("player.info.time") == 0  # nothing moves but the small picture
+    page.mouse.down()
+    page.wait_for_function("player.info.time > 0.8")
+    page.mouse.up()
+    page.mouse.move(200, 100)
+    page.wait_for_function("find('.thumbnail').hidden")
+    # Without a video: the object, drawn when it is asked for and not before.
+    page.evaluate("new Promise((done) => { player.addEventListener('loaded', done); player.load(['/data/a.a4d']); })")
+    page.wait_for_function("player.stats?.drawn > 0")
+    for frame in (1, 4, 1):
+        hover(frame)
+        page.wait_for_function("small().covered > 0.02 && small().covered < 0.6")
+    box = page.locator(".thumbnail").bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= 448
 
 
 DROPPED = """async () => {

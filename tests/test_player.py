@@ -561,6 +561,32 @@ def test_split_divides_two_clips(player: Player, scene: Scene4D):
     assert not player.shoot(camera, [2, 1], split=0.0).any()
 
 
+def test_thumbnails_show_other_moments(player: Player, scene: Scene4D):
+    player.add("shape.a4d", scene)
+    player.load("shape.a4d")
+    camera = scene_cameras(scene, 25.0, 20.0, SIZE)
+    before = player.shoot(camera, 2)
+    script = """async ([shot, width, height]) => {
+      const begin = renderer.stats.drawn, orders = renderer.stats.orders;
+      const found = await renderer.thumbnail(shot, width, height);
+      if (renderer.stats.drawn !== begin || renderer.stats.orders !== orders) return null;
+      const flat = new Uint8ClampedArray(found.data);
+      for (let i = 0; i < flat.length; i += 4) for (let k = 0; k < 3; k++) flat[i + k] = flat[i + k] * flat[i + 3] / 255;
+      return text({ data: flat });
+    }"""
+    small = scene_cameras(scene, 25.0, 20.0, 64)
+    for time in (2, 5, 7):
+        shot = {"camera": shown(small), "time": [time, 0]}
+        ours = drawn(scene.at(float(scene.taus[time])), small)
+        theirs = player.picture(script, [shot, 64, 64], 64)
+        others = [drawn(scene.at(float(scene.taus[other])), small) for other in (0, 3, 6)]
+        assert psnr(ours, theirs) > (42 if time == 2 else 28) > max(psnr(other, theirs) for other in others), time
+    assert player.page.evaluate("at => renderer.pick(...at)", [SIZE / 2, SIZE / 2]) is not None
+    assert np.array_equal(player.shoot(camera, 2), before)
+    gone = "async () => { renderer.setClip(0, null); return renderer.thumbnail(null, 8, 8); }"
+    assert player.page.evaluate(gone) is None
+
+
 def test_pick_finds_the_surface(player: Player, scene: Scene4D):
     player.add("shape.a4d", scene)
     player.load("shape.a4d")

@@ -16,6 +16,7 @@ import { pathSeconds } from "./path.mjs";
 import { Playback, steps } from "./playback.mjs";
 import { Saving } from "./saving.mjs";
 import { Stage } from "./stage.mjs";
+import { Thumbnails } from "./thumbnails.mjs";
 import { backgroundOf, fresh, round, rounded, take, viewOf } from "./view.mjs";
 
 /** @typedef {import("./files.mjs").Collection} Collection */
@@ -62,7 +63,9 @@ export class Player extends EventTarget {
   /** @type {Stage} */ #stage;
   #saving;
   #marks;
+  #thumbnails;
 
+  #loads = 0; // of clips, so far
   #begun = false; // whether the clip has had its chance to play by itself
   #frame = 0; // of requestAnimationFrame
   #last = 0; // when it was drawn, in milliseconds; 0 after standing still
@@ -102,6 +105,16 @@ export class Player extends EventTarget {
       },
       { signal },
     );
+    const thumbnails = {
+      clip: () => this.#clips[0],
+      seen: () => this.#seen(),
+      aspect: () => this.#stage.aspect,
+      draw: (/** @type {number} */ frame, /** @type {number} */ width, /** @type {number} */ height) => {
+        const shot = this.#clips[0] && frame < this.#clips[0].ready && !this.#saving.busy ? this.#shot() : null;
+        return shot ? this.#stage.thumbnail({ ...shot, time: [frame, 0], split: null }, width, height) : Promise.resolve(null);
+      },
+    };
+    this.#thumbnails = new Thumbnails(this.#ui.parts.bar, this.#ui.parts.line, thumbnails, signal);
     this.#takeDropped(signal);
     document.addEventListener("visibilitychange", () => this.#draw(), { signal });
     document.addEventListener("fullscreenchange", () => this.#arrange(), { signal });
@@ -131,6 +144,8 @@ export class Player extends EventTarget {
     this.#moves.leavePath();
     this.#arrange();
     this.#begun = false;
+    this.#loads++;
+    this.#thumbnails.hide();
     this.say(sources.length ? "Loading …" : "");
     sources.slice(0, 2).forEach((source, slot) => {
       const on = {
@@ -526,6 +541,12 @@ export class Player extends EventTarget {
       mode: this.#state.mode,
       split: other ? this.#state.split : null,
     });
+  }
+
+  /** Changes where thumbnails would look otherwise. */
+  #seen() {
+    const { mode, background } = this.#state;
+    return this.#clips[0]?.ready ? JSON.stringify([this.#loads, mode, background, this.#moves.camera]) : "";
   }
 
   // ---------------------------------------------------------------------------------------------------- showing

@@ -171,6 +171,11 @@ export class Stage {
     return this.#renderer.pick((x * canvas.width) / width, (y * canvas.height) / height);
   }
 
+  /** A small picture of the first clip, see Renderer.thumbnail. @param {Shot} shot @param {number} width @param {number} height */
+  async thumbnail(shot, width, height) {
+    return (await this.#renderer?.thumbnail(shot, width, height)) ?? null;
+  }
+
   /** What is to be seen now; null where nothing can be drawn. */
   shot() {
     return this.#renderer ? this.#on.shot() : null;

@@ -49,6 +49,9 @@ export const STYLE = /* css */ `
 .time-line::-webkit-slider-thumb { -webkit-appearance: none; appearance: none; width: 12px; height: 12px; margin-top: -4px; border-radius: 6px; border: 0; background: var(--accent); }
 .time-line::-moz-range-thumb { width: 12px; height: 12px; border-radius: 6px; border: 0; background: var(--accent); }
 .time-line:disabled { opacity: 0.45; cursor: default; }
+.thumbnail { position: absolute; bottom: calc(100% + 2px); z-index: 2; display: flex; flex-direction: column; padding: 3px; border: 1px solid var(--edge); border-radius: 6px; background: var(--paper); box-shadow: 0 2px 8px rgb(0 0 0 / 30%); pointer-events: none; }
+.thumbnail canvas { height: 72px; border-radius: 3px; background: var(--field); }
+.thumbnail span { margin-top: 1px; font-size: 11px; text-align: center; white-space: pre; font-variant-numeric: tabular-nums; color: var(--dim); }
 .row { display: flex; align-items: center; gap: 1px; height: 28px; }
 .row .space { flex: 1 1 0; min-width: 0; }
 .time { padding: 0 6px; font-variant-numeric: tabular-nums; white-space: nowrap; overflow: hidden; }
