@@ -366,9 +366,10 @@ def test_small_pictures_over_the_timeline(site: Site, page: Any) -> None:
           window.small = () => {
             const canvas = find(".thumbnail canvas"), { width, height } = canvas;
             const data = canvas.getContext("2d").getImageData(0, 0, width, height).data;
-            let [sum, most] = [0, 0];
-            for (let i = 3; i < data.length; i += 4) { sum += data[i] / 255; most = Math.max(most, data[i - 2]); }
-            return { width, height, covered: sum / width / height, green: data[4 * (width * (height >> 1) + (width >> 1)) + 1] };
+            let sum = 0;
+            for (let i = 3; i < data.length; i += 4) sum += data[i] / 255;
+            const middle = 4 * (width * (height >> 1) + (width >> 1));
+            return { width, height, covered: sum / width / height, green: data[middle + 1] };
           };
         }"""
     )

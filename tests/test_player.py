@@ -488,7 +488,7 @@ def test_the_video_comes_before_the_gaussians(player: Player, scene: Scene4D):
     player.files["slow.a4d"] = slowly
     player.page.evaluate("async (size) => { await load([], size); window.all = open_('/data/slow.a4d', renderer); }", SIZE)
     try:
-        player.page.wait_for_function("clip.pictures.length === 8")
+        player.page.wait_for_function("told.filter(Array.isArray).length === 8")
         assert player.page.evaluate("() => [clip.ready, told]") == [0, ["header", *([i, 10, 6] for i in range(8))]]
     finally:
         gate.set()
@@ -580,7 +580,7 @@ def test_thumbnails_show_other_moments(player: Player, scene: Scene4D):
         ours = drawn(scene.at(float(scene.taus[time])), small)
         theirs = player.picture(script, [shot, 64, 64], 64)
         others = [drawn(scene.at(float(scene.taus[other])), small) for other in (0, 3, 6)]
-        assert psnr(ours, theirs) > (42 if time == 2 else 28) > max(psnr(other, theirs) for other in others), time
+        assert psnr(ours, theirs) > 42 and max(psnr(other, theirs) for other in others) < 30, time
     assert player.page.evaluate("at => renderer.pick(...at)", [SIZE / 2, SIZE / 2]) is not None
     assert np.array_equal(player.shoot(camera, 2), before)
     gone = "async () => { renderer.setClip(0, null); return renderer.thumbnail(null, 8, 8); }"

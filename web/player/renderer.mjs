@@ -190,8 +190,9 @@ export class Renderer {
    * @returns {Promise<?ImageData>} null where nothing can be drawn
    */
   async thumbnail(shot, width, height) {
-    const slot = this.#slots[0], camera = shot.camera?.worldToCamera ? shot.camera : view(shot.camera, width, height);
+    const slot = this.#slots[0];
     if (this.#disposed || !slot?.ready) return null;
+    const camera = shot.camera.worldToCamera ? shot.camera : view(shot.camera, width, height);
     const [x, y, z] = camera.worldToCamera.slice(8, 11), aside = { ...slot };
     this.#place(aside, shot.time[0]);
     const { first, next, blend } = aside, order = await this.#sorter.aside(0, { first, next, blend, x, y, z });
