@@ -10,16 +10,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import anchor4d
 from anchor4d.bench.moving import moving_sample
 from anchor4d.bench.player import chromium, serve
+from anchor4d.core.cameras import Cameras
 from anchor4d.core.files import InputError
 from anchor4d.core.io.html import write_html
 from anchor4d.core.io.splats import encode_splats, write_splat_sequence
 from anchor4d.core.io.stream import write_stream
+from anchor4d.core.render import rasterize
 
 Site = tuple[Any, str, dict[str, Any]]
 PLAYER = Path(__file__).parents[1] / "web" / "player"
@@ -398,6 +401,150 @@ def test_small_pictures_over_the_timeline(site: Site, page: Any) -> None:
         page.wait_for_function("small().covered > 0.02 && small().covered < 0.6")
     box = page.locator(".thumbnail").bounding_box()
     assert box["x"] >= 0 and box["x"] + box["width"] <= 448
+
+
+#: A headset that is none: sessions whose frames are stepped by hand, their layer a texture with the left eye left.
+HEADSET = """() => {
+  const layers = [];
+  class Session extends EventTarget {
+    requestAnimationFrame(next) { this.next = next; return 1; }
+    updateRenderState({ baseLayer }) { this.layer = baseLayer; }
+    async requestReferenceSpace(kind) { this.space = kind; return { kind }; }
+    async end() { this.ended = true; this.dispatchEvent(new Event("end")); }
+  }
+  window.XRWebGLLayer = class {
+    constructor(session, gl) {
+      this.framebuffer = gl.createFramebuffer();
+      const texture = gl.createTexture();
+      gl.bindTexture(gl.TEXTURE_2D, texture);
+      gl.texStorage2D(gl.TEXTURE_2D, 1, gl.RGBA8, 192, 96);
+      gl.bindFramebuffer(gl.FRAMEBUFFER, this.framebuffer);
+      gl.framebufferTexture2D(gl.FRAMEBUFFER, gl.COLOR_ATTACHMENT0, gl.TEXTURE_2D, texture, 0);
+      this.gl = gl;
+    }
+    getViewport({ eye }) { return { x: eye === "left" ? 0 : 96, y: 0, width: 96, height: 96 }; }
+    pixels() {
+      const { gl } = this, data = new Uint8Array(4 * 192 * 96);
+      gl.bindFramebuffer(gl.FRAMEBUFFER, this.framebuffer);
+      gl.readPixels(0, 0, 192, 96, gl.RGBA, gl.UNSIGNED_BYTE, data);
+      return [...data];
+    }
+  };
+  WebGL2RenderingContext.prototype.makeXRCompatible = async function () { window.compatible = true; };
+  window.refuse = false;
+  window.asked = [];
+  Object.defineProperty(navigator, "xr", { configurable: true, value: {
+    isSessionSupported: async (mode) => mode === "immersive-ar",
+    requestSession: async (mode, options) => {
+      if (refuse) throw new DOMException("the user has refused", "NotAllowedError");
+      asked.push([mode, options.requiredFeatures]);
+      return (window.session = new Session());
+    },
+  } });
+  window.step = (now, viewer, eyes) => session.next(now, { getViewerPose: () => ({
+    transform: { matrix: viewer },
+    views: eyes.map(({ eye, inverse, projection }) => (
+      { eye, projectionMatrix: projection, transform: { inverse: { matrix: inverse } } })),
+  }) });
+}"""
+
+
+def test_the_object_stands_in_the_room(site: Site, page: Any) -> None:
+    page.evaluate(HEADSET)
+    page.evaluate(
+        """async () => {
+          const { mount } = await import("/player/embed.mjs");
+          const place = document.body.appendChild(document.createElement("div"));
+          place.style = "position: relative; width: 640px; height: 300px";
+          window.player = mount(place, { source: "/data/a.a4d", autoplay: false });
+          await new Promise((done) => player.addEventListener("loaded", done));
+          window.find = (what) => place.shadowRoot.querySelector(what);
+        }"""
+    )
+    page.wait_for_function("player.stats?.drawn > 0 && find('[data-id=ar]').offsetWidth > 0")
+    page.evaluate("window.refuse = true; find('[data-id=ar]').click()")
+    page.wait_for_function("find('.note.small').textContent === 'AR did not start: the user has refused'")
+    page.evaluate("window.refuse = false; find('[data-id=ar]').click()")
+    page.wait_for_function("window.session?.next && session.layer")
+    assert page.evaluate("[asked, session.space, compatible]") == [[["immersive-ar", ["local"]]], "local", True]
+
+    # A viewer who looks 30 degrees to the left and a little down, eyes 64 mm apart, with unlike halves of their field of view.
+    yaw, pitch, place = math.radians(30), math.radians(-12), np.array([0.3, 1.6, 0.2])
+    turn = np.array([[math.cos(yaw), 0, math.sin(yaw)], [0, 1, 0], [-math.sin(yaw), 0, math.cos(yaw)]])
+    nod = np.array([[1, 0, 0], [0, math.cos(pitch), -math.sin(pitch)], [0, math.sin(pitch), math.cos(pitch)]])
+    viewer = np.eye(4)
+    viewer[:3, :3], viewer[:3, 3] = turn @ nod, place
+    eyes, cameras = [], []
+    for side, sign in (("left", -1), ("right", 1)):
+        pose = viewer.copy()
+        pose[:3, 3] += viewer[:3, 0] * 0.032 * sign
+        inverse = np.linalg.inv(pose)
+        left, right, bottom, top, near, far = -0.6 - 0.1 * sign, 0.6 - 0.1 * sign, -0.65, 0.55, 0.1, 100.0
+        wide, tall, deep = right - left, top - bottom, far - near
+        projection = np.array([
+            [2 / wide, 0, (right + left) / wide, 0], [0, 2 / tall, (top + bottom) / tall, 0],
+            [0, 0, -(far + near) / deep, -2 * far * near / deep], [0, 0, -1, 0],
+        ])  # fmt: skip
+        eyes.append({"eye": side, "inverse": inverse.T.ravel().tolist(), "projection": projection.T.ravel().tolist()})
+        K = torch.tensor([[96 / wide, 0, -96 * left / wide], [0, 96 / tall, 96 * top / tall], [0, 0, 1]])
+        seen = np.diag([1.0, -1, -1, 1]) @ inverse
+        cameras.append(Cameras(torch.tensor(seen, dtype=torch.float32)[None], K[None], 96, 96))
+    # 30 cm long, half a metre before the viewer and 10 cm below the eyes, upright and turned to them.
+    stands = np.eye(4)
+    stands[:3, :3] = 0.3 * turn
+    stands[:3, 3] = place + np.array([-0.5 * math.sin(yaw), -0.1, -0.5 * math.cos(yaw)])
+    scene = moving_sample(400, 6)
+    matrix = viewer.T.ravel().tolist()
+    pictures = []
+    for time in (0.0, 0.5):
+        page.evaluate("time => player.seek(time)", time)
+        before = page.evaluate("player.stats.orders")
+        page.evaluate("([viewer, eyes]) => step(10, viewer, eyes)", [matrix, eyes])
+        page.wait_for_function("before => player.stats.orders > before", arg=before)  # the worker has sorted
+        page.evaluate("([viewer, eyes]) => step(20, viewer, eyes)", [matrix, eyes])
+        pixels = np.array(page.evaluate("session.layer.pixels()"), np.uint8).reshape(96, 192, 4)[::-1] / 255
+        placed = scene.at(time).transformed(torch.tensor(stands, dtype=torch.float32))
+        for k, camera in enumerate(cameras):
+            with torch.no_grad():
+                render = rasterize(placed, camera)
+            ours = torch.cat([render.color[0].clamp(0, 1), render.alpha[0][..., None]], -1).numpy()
+            theirs = pixels[:, 96 * k : 96 * k + 96]
+            assert (ours[..., 3] > 0.5).mean() > 0.02
+            assert np.square(ours - theirs).mean() < 1e-4, (time, k)  # 40 dB
+            pictures.append(theirs)
+    assert np.abs(pictures[0] - pictures[1]).max() > 0.3  # each eye has its own
+    centers = [float(camera.K[0, 0, 2]) for camera in cameras]
+    columns = [np.nonzero(picture[..., 3] > 0.5)[1].mean() - at for picture, at in zip(pictures, centers)]
+    assert columns[0] - columns[1] == pytest.approx(80 * 0.064 / 0.5, abs=1)  # farther right for the left eye, by the distance
+
+    # It stays where it was put when the viewer turns away, the clip goes on, and a tap stops it.
+    page.evaluate("session.dispatchEvent(new Event('select'))")
+    assert page.evaluate("player.playing") is True
+    drawn = page.evaluate("player.stats.drawn")
+    for now in (100, 200, 300):
+        page.evaluate("([viewer, eyes, now]) => step(now, viewer, eyes)", [matrix, eyes, now])
+    assert page.evaluate("player.info.time") == pytest.approx(0.5 + 0.2 * 12 / 6, abs=0.02)
+    assert page.evaluate("player.stats.drawn") == drawn + 3  # the page itself draws nothing meanwhile
+    page.evaluate("session.dispatchEvent(new Event('select'))")
+    assert page.evaluate("player.playing") is False
+    # It ends from without, and by the button; the page draws again.
+    page.evaluate("session.end()")
+    page.wait_for_function("drawn => player.stats.drawn > drawn", arg=drawn + 3)
+    page.evaluate("session.next = null; find('[data-id=ar]').click()")
+    page.wait_for_function("session.next && session.layer")
+    page.evaluate("([viewer, eyes]) => step(10, viewer, eyes)", [matrix, eyes])
+    page.evaluate("find('[data-id=ar]').click()")
+    page.wait_for_function("session.ended")
+    page.evaluate("player.dispose()")
+
+
+def test_without_a_headset_there_is_no_button(page: Any) -> None:
+    page.evaluate(DROPPED)
+    page.wait_for_timeout(200)
+    assert page.evaluate("find('[data-id=ar]').offsetWidth") == 0
+    page.evaluate("find('.root').focus()")
+    page.keyboard.press("a")
+    page.wait_for_function("find('.note.small').textContent.startsWith('This browser or device does not')")
 
 
 DROPPED = """async () => {

@@ -19,6 +19,7 @@ const SHAPES = {
   keys: "M10 3.5 16.5 10 10 16.5 3.5 10zM10 7.5v5M7.5 10h5",
   picture: "M3 6.5h3L7.5 4.5h5L14 6.5h3v9H3zM10 8.2a2.8 2.8 0 1 0 .01 0z",
   record: "M3 5.5h9v9H3zM12 9l5-3v8l-5-3",
+  ar: "M3 6V3h3M14 3h3v3M17 14v3h-3M6 17H3v-3M10 5.2l4 2.3v4.8l-4 2.4-4-2.4V7.5zM6 7.5l4 2.3 4-2.3M10 9.8v4.9",
   open: "M3 15.5v-11h5l1.5 2H17v9zM10 13.5v-4.5M7.8 11 10 8.8 12.2 11",
   full: "M3 8V3h5M12 3h5v5M17 12v5h-5M8 17H3v-5",
   shrink: "M8 3v5H3M17 8h-5V3M12 17v-5h5M3 12h5v5",

@@ -14,13 +14,14 @@ import { STYLE } from "./style.mjs";
  * @property {() => void} toggle plays or pauses
  * @property {(time: number) => void} seek
  * @property {() => void} savePicture
+ * @property {() => void} augment puts the object into the user's room, or takes it out again
  * @property {() => void} open lets the user choose files
  * @property {(event: KeyboardEvent) => void} key
  */
 /** @typedef {import("./menus.mjs").Does & Plays} Does */
 
 /** Buttons in the order in which they keep their place in a narrow bar; the rest fold into the menu. */
-const KEPT = ["full", "film", "compare", "background", "mode", "loop", "speed", "frame", "keys", "picture", "record", "open", "help"];
+const KEPT = ["full", "film", "compare", "background", "mode", "loop", "speed", "frame", "keys", "picture", "record", "ar", "open", "help"];
 
 export class Interface {
   /** @type {HTMLElement} */ element;
@@ -116,6 +117,7 @@ export class Interface {
       opens("keys", "Camera path (K)"),
       tool("picture", "Save the picture (P)", () => does.savePicture()),
       opens("record", "Save a film (R)"),
+      tool("ar", "In your room (A)", () => does.augment()),
       tool("open", "Open files (O)", () => does.open()),
       tool("help", "Help (?)", () => this.menus.toggleHelp()),
       tool("full", "Full screen (Shift + F)", () => this.fullScreen()),
@@ -124,8 +126,9 @@ export class Interface {
     p.bar = make("div", { class: "bar" }, p.line, p.row);
     p.root = make("div", { class: "root", tabindex: 0, role: "group", "aria-label": "4D player" }, p.stage, p.bar);
     this.#shadow.replaceChildren(make("style", {}, STYLE), p.root);
-    for (const id of ["frame", "keys", "picture", "record", "open", "help", "more", "film", "compare", "background"])
+    for (const id of ["frame", "keys", "picture", "record", "ar", "open", "help", "more", "film", "compare", "background"])
       this.#tools[id].innerHTML = icon(id);
+    this.#tools.ar.dataset.gone = "true";
   }
 
   #listen() {
@@ -229,9 +232,15 @@ export class Interface {
     t.full.innerHTML = icon(document.fullscreenElement === this.element ? "shrink" : "full");
     t.film.setAttribute("aria-pressed", String(film));
     t.compare.setAttribute("aria-pressed", String(compare));
-    for (const id of ["frame", "keys", "picture", "record"]) t[id].disabled = !clip;
+    for (const id of ["frame", "keys", "picture", "record", "ar"]) t[id].disabled = !clip;
     t.film.dataset.gone = String(!pictures);
     t.compare.dataset.gone = String(!other);
+    this.fold();
+  }
+
+  /** Shows a tool that not every device has, or hides it. @param {string} id @param {boolean} here */
+  offer(id, here) {
+    this.#tools[id].dataset.gone = String(!here);
     this.fold();
   }
 

@@ -88,6 +88,7 @@ function action(key, shift, does, now) {
       l: () => does.set({ loop: next(Object.keys(LOOPS), state.loop) }),
       m: () => does.set({ mode: next(Object.keys(MODES), state.mode) }),
       b: () => does.set({ background: next(Object.keys(BACKGROUNDS), state.background) }),
+      a: () => does.augment(),
       v: () => does.set({ film: !state.film }),
       c: () => does.set({ compare: !state.compare }),
       k: () => does.addKey(),

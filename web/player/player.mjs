@@ -4,6 +4,7 @@
 //   ...
 //   player.dispose();
 
+import { Augmented, offered } from "./augmented.mjs";
 import { control } from "./controls.mjs";
 import { fromDrop, grouped, openSource, SUFFIXES, titleOf } from "./files.mjs";
 import { make } from "./dom.mjs";
@@ -64,6 +65,8 @@ export class Player extends EventTarget {
   #saving;
   #marks;
   #thumbnails;
+  #augmented = new Augmented();
+  #offered = false; // whether the device shows things in the user's room
 
   #loads = 0; // of clips, so far
   #begun = false; // whether the clip has had its chance to play by itself
@@ -110,12 +113,16 @@ export class Player extends EventTarget {
       seen: () => this.#seen(),
       aspect: () => this.#stage.aspect,
       draw: (/** @type {number} */ frame, /** @type {number} */ width, /** @type {number} */ height) => {
-        const shot = this.#clips[0] && frame < this.#clips[0].ready && !this.#saving.busy ? this.#shot() : null;
+        const shot = this.#clips[0] && frame < this.#clips[0].ready && !this.#taken ? this.#shot() : null;
         return shot ? this.#stage.thumbnail({ ...shot, time: [frame, 0], split: null }, width, height) : Promise.resolve(null);
       },
     };
     this.#thumbnails = new Thumbnails(this.#ui.parts.bar, this.#ui.parts.line, thumbnails, signal);
     this.#takeDropped(signal);
+    offered().then((here) => {
+      this.#offered = here;
+      this.#ui.offer("ar", here);
+    });
     document.addEventListener("visibilitychange", () => this.#draw(), { signal });
     document.addEventListener("fullscreenchange", () => this.#arrange(), { signal });
     this.#arrange();
@@ -286,6 +293,7 @@ export class Player extends EventTarget {
     this.#stop.abort();
     this.#loading.abort();
     this.#saving.stop();
+    this.#augmented.end();
     clearTimeout(this.#quiet);
     cancelAnimationFrame(this.#frame);
     this.#close();
@@ -329,6 +337,7 @@ export class Player extends EventTarget {
       help: () => this.#ui.menus.toggleHelp(),
       fullScreen: () => this.#ui.fullScreen(),
       open: () => this.#choose(),
+      augment: () => this.#augment(),
       close: () => {
         if (this.#saving.busy) this.#saving.stop();
         else this.#ui.menus.close();
@@ -396,6 +405,42 @@ export class Player extends EventTarget {
   #loadFiles(clips) {
     if (clips.length) this.load(clips, { labels: clips.map(titleOf), filmed: null });
     else this.fail(`None of these can be played, choose ${SUFFIXES.slice(0, -1).join(", ")} or a .zip of them`);
+  }
+
+  /** Puts the object into the user's room, or takes it out again. */
+  async #augment() {
+    if (this.#augmented.busy) return this.#augmented.end();
+    if (!this.#offered) return this.#ui.progress("This browser or device does not show things in your room", 3000);
+    this.#stage.wake(true);
+    const [clip, { renderer }] = [this.#clips[0], this.#stage];
+    if (!clip?.ready || !renderer || this.#saving.busy) return;
+    this.#last = 0;
+    const on = {
+      shot: (/** @type {number} */ now) => {
+        const seconds = this.#last ? Math.min(0.25, (now - this.#last) / 1000) : 0;
+        this.#last = now;
+        if (this.#playback.playing && this.#playback.advance(seconds, this.#state)) this.pause();
+        const shot = this.#shot();
+        return shot && { ...shot, split: null };
+      },
+      select: () => (this.#busy ? this.pause() : this.play()),
+      ended: () => {
+        this.#last = 0;
+        this.#ui.progress("");
+        this.#arrange();
+      },
+    };
+    try {
+      await this.#augmented.start(renderer, clip.header.placement, on);
+      this.#ui.progress("In your room; A ends it");
+    } catch (error) {
+      this.#ui.progress(`AR did not start: ${/** @type {Error} */ (error).message}`, 4000);
+    }
+  }
+
+  /** Whether something else has the canvas: a film that is saved, or a headset. */
+  get #taken() {
+    return this.#saving.busy || this.#augmented.busy;
   }
 
   /** Lets the user choose files. */
@@ -490,14 +535,14 @@ export class Player extends EventTarget {
 
   /** Asks for a new picture; nothing is drawn where nobody sees it. */
   #draw() {
-    if (this.#frame || this.#stop.signal.aborted || !this.#stage.shown() || this.#saving.busy) return;
+    if (this.#frame || this.#stop.signal.aborted || !this.#stage.shown() || this.#taken) return;
     this.#frame = requestAnimationFrame((now) => this.#tick(now));
   }
 
   /** @param {number} now */
   #tick(now) {
     this.#frame = 0;
-    if (!this.#stage.shown() || this.#saving.busy) return;
+    if (!this.#stage.shown() || this.#taken) return;
     const [playback, moves, clip] = [this.#playback, this.#moves, this.#clips[0]];
     const seconds = this.#last ? Math.min(0.25, (now - this.#last) / 1000) : 0;
     this.#last = now;

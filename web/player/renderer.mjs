@@ -43,6 +43,7 @@ export class Renderer {
   #programs = new Map();
   #target = null; // what is drawn into before the background: { framebuffer, picture, depth, width, height }
   #small = null; // the same of small pictures, and what they are read from: { ...target, framebuffer8, picture8 }
+  #eye = null; // the same of an eye of a headset
   #limits = null; // { size, layers }
   #width = 0;
   #height = 0;
@@ -170,6 +171,52 @@ export class Renderer {
     return false;
   }
 
+  /** Makes the context fit for a headset. @returns {Promise<WebGL2RenderingContext>} */
+  async compatible() {
+    if (!this.#begin()) throw new Error("there is nothing to draw yet");
+    await this.#gl.makeXRCompatible();
+    return this.#gl;
+  }
+
+  /**
+   * Draws what each eye sees of the first clip into a framebuffer of somebody else's, without a background, in one order for both.
+   * False where nothing could be drawn.
+   * @param {Shot} shot its camera is not looked at
+   * @param {{camera: import("./camera.mjs").View, x: number, y: number, width: number, height: number}[]} views and their place,
+   *   pixels from the lower left corner
+   * @param {?WebGLFramebuffer} framebuffer
+   */
+  drawViews(shot, views, framebuffer) {
+    const slot = this.#slots[0], ahead = new Float32Array(11);
+    if (this.#disposed || this.#lost || !slot?.ready || !views.length || !this.#begin()) return false;
+    for (const { camera } of views) for (let k = 8; k < 11; k++) ahead[k] += camera.worldToCamera[k] / views.length;
+    const gl = this.#gl;
+    this.#place(slot, shot.time[0]);
+    this.#keepOrder(0, slot, ahead); // an old order is better than a headset's picture that stands still
+    this.stats.drawn++;
+    this.#serial++;
+    gl.bindFramebuffer(gl.FRAMEBUFFER, framebuffer);
+    gl.disable(gl.SCISSOR_TEST);
+    gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT);
+    for (const { camera, x, y, width, height } of views) {
+      if (!width || !height) continue;
+      if (this.#eye?.width !== width || this.#eye?.height !== height) {
+        this.#freeTarget(this.#eye);
+        this.#eye = this.#makeTarget(width, height);
+      }
+      this.#into(this.#eye);
+      this.#drawSlot(slot, shot.mode ?? "splats", camera, this.#eye);
+      this.#present(null, this.#eye, framebuffer, x, y);
+    }
+    return true;
+  }
+
+  /** Frees what drawing for a headset has taken. */
+  leaveViews() {
+    if (this.#eye && !this.#lost && !this.#disposed) this.#freeTarget(this.#eye);
+    this.#eye = null;
+  }
+
   /** The picture last drawn, premultiplied by alpha, from the top row down; null where there is none. */
   pixels() {
     if (!this.#target || !this.#shot || this.#lost) return null;
@@ -280,7 +327,7 @@ export class Renderer {
     this.#sorter?.dispose();
     this.#slots = [null, null];
     this.#gl?.getExtension("WEBGL_lose_context")?.loseContext();
-    this.#gl = this.#target = this.#small = this.#shot = null;
+    this.#gl = this.#target = this.#small = this.#eye = this.#shot = null;
     this.#settle();
   }
 
@@ -629,7 +676,7 @@ export class Renderer {
   #contextLost = (event) => {
     event.preventDefault(); // else it never comes back
     this.#lost = true;
-    this.#target = this.#small = this.#limits = null;
+    this.#target = this.#small = this.#eye = this.#limits = null;
     this.#programs.clear();
     for (const slot of this.#slots) if (slot) slot.gpu = null;
     this.#settle();

@@ -66,6 +66,11 @@ export class Stage {
     return this.#canvas;
   }
 
+  /** What draws; null while it holds no context. */
+  get renderer() {
+    return this.#renderer;
+  }
+
   /** Numbers of the last drawing, see Renderer.stats; null while it holds no context. */
   get stats() {
     return this.#renderer?.stats ?? null;
