@@ -158,7 +158,7 @@ def fit(args: argparse.Namespace, console: Console) -> int:
             yaw=settings.yaw,
             up=settings.up,
             seed=args.seed,
-            device=prior_device(settings.device),
+            device=prior_device(settings.device, settings.prior_device, what="generators"),
             resume=args.resume,
             make_object=method.needs_object,
             reading=reading,
@@ -358,6 +358,7 @@ def _settings(args: argparse.Namespace) -> Any:
         yaw=args.yaw,
         frames=args.frames,
         device=args.device,
+        prior_device=args.prior_device,
         renderer=args.renderer,
         prior=args.prior,
         without=tuple(args.without),
@@ -440,6 +441,12 @@ def _azimuth(text: str) -> str:
     """Degrees as they are written: pictures go to a folder of this name."""
     _degrees(text)
     return text.strip()
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,4})?", text):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r}: choose auto, cpu, cuda, cuda:1 (a card by its number) or mps")
+    return text
 
 
 def _yaw(text: str) -> float | str:
@@ -697,7 +704,17 @@ def _method(made: argparse.ArgumentParser, renderers: Sequence[str]) -> None:
         help="draft: a quick look; standard: the best results here; paper: the paper's own settings (default: %(default)s)",
     )
     made.add_argument("--seed", type=SEED, default=0, help="of every random choice (default: %(default)s)")
-    made.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="(default: %(default)s)")
+    where = "auto|cpu|cuda|cuda:N|mps"
+    made.add_argument(
+        "--device", type=_device, default="auto", metavar=where, help="of several cards cuda:1 is the second (default: auto)"
+    )
+    made.add_argument(
+        "--prior-device",
+        type=_device,
+        default="auto",
+        metavar=where,
+        help="where priors and generators compute (default: of several cards the one with the most free memory)",
+    )
     made.add_argument("--renderer", choices=renderers, default="auto", help=RENDERER)
     made.add_argument("--frames", type=_whole(2, 100_000), metavar="N", help="frames of the video to keep (default: all)")
     made.add_argument(

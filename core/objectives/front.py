@@ -51,7 +51,7 @@ def image_loss(
             loss = loss + min(2.0**level, 8.0) * (square[:3].mean() + mask_weight * square[3])
     loss = weight * loss
     if perceptual > 0:
-        distance, _ = perceptual_distance(network, color.device.type)
+        distance, _ = perceptual_distance(network, str(color.device))
         size = max(1, PIXELS // (color.shape[1] * color.shape[2]))
         if color.is_cuda and len(color) > size and isinstance(distance, LPIPS):
             loss = loss + perceptual * mean_over_slices(distance, color, target, size)
