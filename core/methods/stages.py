@@ -38,7 +38,7 @@ from ..render import rasterize
 from ..scene.anchors import Anchors
 from ..scene.object3d import Object3D, SplatObject
 from ..scene.scene import Scene4D
-from ..video import DrivingVideo, looks_looping
+from ..video import DrivingVideo, looks_looping, moving_fronts
 from .backing import backed
 
 log = logging.getLogger(__name__)
@@ -407,7 +407,8 @@ def fit_static(
     if config.objectives:
         frame = len(video) // 2 if video is not None and config.frame == "middle" else 0
         meshes, content = [] if mesh is None else [mesh], mesh or gaussians.tensors()
-        inputs = Inputs(video=video, taus=torch.zeros(1), fronts=[front], meshes=meshes, backend=backend, first=frame)
+        seen = moving_fronts(video, front)[frame if video is not None and video.shifts is not None else 0]
+        inputs = Inputs(video=video, taus=torch.zeros(1), fronts=[seen], meshes=meshes, backend=backend, first=frame)
         state = run_fit(
             stage, state, config.objectives, config.schedule, inputs, train="gaussians", seed=seed,
             density=config.density, gaussian_lr=_rates(config),
@@ -542,7 +543,7 @@ def _motion_inputs(
 ) -> Inputs:
     assert scene.front is not None
     return Inputs(
-        video=video, taus=scene.taus, fronts=list(fronts) or [scene.front],
+        video=video, taus=scene.taus, fronts=list(fronts) or moving_fronts(video, scene.front),
         meshes=list(meshes) or ([] if mesh is None else [mesh]), loop=scene.loop, backend=backend,
     )  # fmt: skip
 

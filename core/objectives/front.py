@@ -97,7 +97,12 @@ class ReferenceViewLoss(Objective):
 
     def weighted(self, step: FitStep, weight: float | Tensor) -> Tensor:
         target, mask = step.target
+        color, alpha = step.front.color, step.front.alpha
+        if step.known is not None:
+            # Where another object may hide this one, the render is as right as anything: it differs by nothing there.
+            color = torch.lerp(target, color, step.known[..., None])
+            alpha = torch.lerp(mask, alpha, step.known)
         return image_loss(
-            step.front.color, step.front.alpha, target, mask, weight=weight, mask_weight=self.mask,
+            color, alpha, target, mask, weight=weight, mask_weight=self.mask,
             levels=self.levels, perceptual=self.perceptual, network=self.network,
         )  # fmt: skip

@@ -33,7 +33,7 @@ from ..render import resolve_backend, slow_renderer
 from ..scene.anchors import Anchors
 from ..scene.object3d import Object3D
 from ..scene.scene import Scene4D
-from ..scene.views import object_cameras, render_frames, turning_cameras
+from ..scene.views import driving_cameras, object_cameras, render_frames, turning_cameras
 from ..signals import Signals
 from ..transfer import on
 from ..video import DrivingVideo
@@ -441,7 +441,7 @@ def preview_film(run: Run, backend: str = "auto", *, height: int = 256, device: 
     if video is not None and run.alignment is not None:
         video, turns = video.resized(min(height, video.resolution)), 4
         size = video.resolution
-        front = render_frames(scene, run.alignment.front.cropped(video.crop, size), backend=backend)[0]
+        front = render_frames(scene, driving_cameras(video, run.alignment.front), backend=backend)[0]
         panels = {"driving video": torch.cat([video.frames, video.masks[..., None]], -1), "same camera": front}
     else:
         size, turns = height, 2
