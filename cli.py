@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
-from .bench import batch, measuring, study
+from .bench import batch, fitting, measuring, study
 from .console import Console, ConsoleLog
 from .core.files import InputError
 from .core.packages import problem
@@ -113,6 +113,9 @@ def fit(args: argparse.Namespace, console: Console) -> int:
     from .core.methods.registry import METHODS
 
     method = METHODS.named(args.method)
+    several = args.masks is not None or len(args.object or ()) > 1
+    fitting.check_objects(args, several, method.follows)
+    objects, args.object = args.object or [], None if not args.object else args.object[0]
     if args.up != "y" and args.object is None:
         raise InputError(f"--up {args.up}: turns the object of --object, give one or leave it out")
     _check_unused(args, method.follows)
@@ -138,6 +141,9 @@ def fit(args: argparse.Namespace, console: Console) -> int:
     signals.check()
     settings, watch = _settings(args), console.watch(args.out)
     video, item, fps = args.video, args.object, args.fps
+    links = {link: name for link in ("image", "video", "object", "views") if (name := getattr(args, f"{link}_model"))}
+    if several:
+        return _fitted(args, console, fitting.fit_objects(args, objects, settings, links, reading, console))
     if method.follows == "video":
         from .core.generate.chain import Links, complete
         from .core.generate.pipelines import located
@@ -145,7 +151,6 @@ def fit(args: argparse.Namespace, console: Console) -> int:
         settings = settings.resolved()
         for name in {getattr(settings, role.name) for role in method.roles} - {"tiny", "none"}:
             located(name)  # what is made may take long: a prior that is not here is named before
-        links = {link: name for link in ("image", "video", "object", "views") if (name := getattr(args, f"{link}_model"))}
         made = complete(
             args.out,
             prompt=args.prompt,
@@ -180,6 +185,11 @@ def fit(args: argparse.Namespace, console: Console) -> int:
         progress=watch,
         read=None if video is None else console.reading(Path(video)),
     )
+    return _fitted(args, console, done)
+
+
+def _fitted(args: argparse.Namespace, console: Console, done: Any) -> int:
+    """What is said of a run, None where it was finished before."""
     if done is None:
         console.line("already finished with these inputs and settings")
     console.result(args.out / "scene.safetensors")
@@ -484,9 +494,10 @@ def parser() -> _Parser:
     made.add_argument(
         "--object",
         "--mesh",
+        action="append",
         metavar="FILE|DIR",
         help="mesh (.glb, .gltf, .obj, .ply, .stl, .dae, .usdz) or splats (.ply, .spz, .splat, .ksplat, .sog, .glb); "
-        "pla4d-v4: or a folder",
+        "pla4d-v4: or a folder; several times: one for each object of --masks, auto = made",
     )
     made.add_argument(
         "--image", metavar="FILE", help="picture of the object: a missing video begins with it, an object is made of it"
@@ -538,6 +549,7 @@ wan-1.3b, whichever is here), --image-model (sd21-base; none = without) and, wit
         metavar="DIR|FILE",
         help="the object white on black: a film or folder like the video, or one picture for all",
     )
+    fitting.add_objects(made)
     made.add_argument(
         "--background",
         default="auto",

@@ -3,8 +3,7 @@
     python -m anchor4d.bench.several [--out DIR] [--size 128] [--frames 12] [--preset draft] [--masks labels|each]
 
 The demo's creature walks to the right; behind it a robot of boxes, somewhat larger, walks to the left. Both stand on one
-ground. The pictures from the sides show both, in their true places; no fit sees them. Rows: all of the picture, and each object's place
-and size by its centre and extent, in units of the truth's longest side.
+ground. The pictures from the sides show both, in their true places; no fit sees them.
 """
 
 from __future__ import annotations

@@ -246,7 +246,8 @@ def _with_loose(where: np.ndarray, labels: np.ndarray) -> np.ndarray:  # (K, H, 
     loose = (labels > 0) & ~where.any(0)
     if not loose.any() or not where.any():
         return where
-    away = np.stack([ndimage.distance_transform_edt(~w) if w.any() else np.full(w.shape, np.inf) for w in where])
+    far = np.full(where.shape[1:], np.inf)
+    away = np.stack([np.asarray(ndimage.distance_transform_edt(~w)) if w.any() else far for w in where])
     for part in np.unique(labels[loose]):
         inside = labels == part
         where[int(away[:, inside].min(1).argmin())] |= inside

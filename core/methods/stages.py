@@ -19,10 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..align import FocalAlignment, align_camera, color_from_frame
+from ..align import FocalAlignment, align_camera, align_together, color_from_frame
 from ..align.distance import LENS, Meaning, ModelDistance, align_distance, align_model_distance, fixed_camera, visual_distance
 from ..cameras import FrontCamera
 from ..deformation import FIELDS, DeformationField
+from ..files import InputError
 from ..fit.density import DensityControl
 from ..fit.estimate import FitEstimate, Pass, estimate_passes
 from ..fit.loop import GAUSSIAN_LR, FitState, Inputs, Schedule, Train, run_fit
@@ -203,12 +204,21 @@ def align(
     *,
     camera: Camera = "focal",
     yaw: Literal["auto"] | float = "auto",
+    same_camera: FrontCamera | None = None,
     progress: Any = None,
 ) -> FocalAlignment:
     """The camera of the first frame, and the object normalised and turned to face it.
 
     A mesh without colours is given the first frame's, filled in where the frame does not see.
+
+    Args:
+        same_camera: of another object of the clip, whose field of view this one's has; an object among others is always
+            searched robustly.
     """
+    if video.hidden is not None:
+        return colored(align_together([mesh], [video], yaws=[yaw], camera=same_camera, progress=progress)[0], video)
+    if same_camera is not None:
+        raise InputError(f"{video.source}: shares no camera, it shows one object; split the clip into its objects")
     search, _, literal = camera.partition("-")
     mode: Any = literal or "robust"
     if search == "focal":

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from ... import __version__
 from ..align import FocalAlignment, align_together
@@ -32,7 +33,7 @@ from ..video import DrivingVideo
 from .folder import REPORT, SCENE, into_folder
 from .page import run_page
 from .report import read_json
-from .session import Run, Settings, prior_device, run
+from .session import Run, Settings, preview_film, prior_device, run
 
 log = logging.getLogger(__name__)
 
@@ -156,17 +157,11 @@ def run_objects(
         key,
         {"settings": asdict(settings), "plan": canonical(plain), "prompt": prompt},
         make,
-        lambda result: _film(result, settings),
+        lambda result: preview_film(result, settings.renderer, device=settings.device),
         page=lambda path, result: run_page(path, result, settings.renderer, settings.device),
         resume=resume,
         started=started,
     )
-
-
-def _film(result: Run, settings: Settings) -> Any:
-    from .session import preview_film
-
-    return preview_film(result, settings.renderer, device=settings.device)
 
 
 def _made(
@@ -211,8 +206,6 @@ def _one(
     progress: Progress | None,
 ) -> tuple[Scene4D, dict[str, Any]]:
     """The run of one object, or what an earlier one left."""
-    from .session import preview_film
-
     done = into_folder(
         out,
         key,
@@ -232,7 +225,11 @@ def _one(
 def _labelled(progress: Progress | None, number: int) -> Progress | None:
     if progress is None:
         return None
-    return lambda stage, *rest: progress(f"object {number}, {stage}", *rest)
+
+    def report(stage: str, step: int, steps: int, losses: dict[str, float], preview: Callable[[], Tensor]) -> None:
+        progress(f"object {number}, {stage}", step, steps, losses, preview)
+
+    return report
 
 
 def _seen(scene: Scene4D, alignments: Sequence[FocalAlignment]) -> FocalAlignment:
