@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from test_fit_devices import FRAMES, FRONT, SIZE, ball, moving_video
 from torch import Tensor, nn
 
 from anchor4d.core.deformation import ControlNodes
@@ -26,8 +27,6 @@ from anchor4d.core.priors.load import load_prior
 from anchor4d.core.runs.session import Settings, prior_device, resolve_device
 from anchor4d.core.scene.scene import Scene4D, frame_times
 from anchor4d.core.schedules import constant
-
-from .test_fit_devices import FRAMES, FRONT, SIZE, ball, moving_video
 
 TWO_CARDS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two graphics cards")
 

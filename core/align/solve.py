@@ -94,8 +94,9 @@ class Target:
             size = (max(round(height * scale), 8), max(round(width * scale), 8))
             image = torch.nn.functional.interpolate(image.permute(2, 0, 1)[None], size, mode="bilinear", antialias=True)
             image = image[0].permute(1, 2, 0)
-            if known is not None:  # a pixel that is in part unknown is so
-                known = -torch.nn.functional.adaptive_max_pool2d(-known[None], size)[0]
+            if known is not None:  # what reaches a pixel makes it unknown
+                reach = torch.nn.functional.interpolate(1 - known[None, None], size, mode="bilinear", antialias=True)
+                known = (reach[0, 0] < 1e-6).float()
         rows, columns = image.shape[:2]
         return View(
             image.contiguous(),

@@ -23,7 +23,9 @@ def silhouette_overlap(mesh: Object3D, front: FrontCamera, target: Target, resol
     image = target.image[..., 3][None, None]
     goal = torch.nn.functional.interpolate(image, (resolution, resolution), mode="bilinear", antialias=True)[0, 0]
     if target.known is not None:
-        known = -torch.nn.functional.adaptive_max_pool2d(-target.known[None], resolution)[0]
+        size = (resolution, resolution)
+        reach = torch.nn.functional.interpolate(1 - target.known[None, None], size, mode="bilinear", antialias=True)
+        known = (reach[0, 0] < 1e-6).float()
         alpha, goal = alpha * known, goal * known
     return float(torch.minimum(alpha, goal).sum() / torch.maximum(alpha, goal).sum().clamp_min(1e-9))
 

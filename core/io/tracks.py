@@ -216,7 +216,8 @@ def parts_of(masks: Tensor, source: str) -> Tensor:  # (T, H, W) -> (K, T, H, W)
         shared = np.stack([np.bincount(labels[w], minlength=count + 1) for w in tracks[-1]])[:, 1:]  # (K, parts)
         sizes = np.maximum(tracks[-1].reshape(len(large), -1).sum(1), 1)
         claims = (shared > 0.1 * np.minimum(sizes[:, None], areas[None, 1:])).sum(0)
-        if (claims > 1).any():
+        apart = (areas[1:] >= PART * areas[1:].max(initial=1)).sum() >= len(large)
+        if (claims > 1).any() or (touching[-1:] == [t - 1] and not apart):
             touching.append(t)
             tracks.append(tracks[-1])
             continue

@@ -387,10 +387,13 @@ class FitStep:
             return None
         key = "known", self.resolution
         if key not in self.memo:
-            size = (self.resolution, self.resolution)
-            if hidden.shape[-2:] != size:  # a pixel that is in part unknown is so
-                hidden = F.adaptive_max_pool2d(hidden[:, None], size)[:, 0]
-            self.memo[key] = (hidden < HIDDEN).to(hidden.dtype)
+            if self.resolution != self.video.resolution:  # as the video is: what reaches a pixel makes it unknown
+                size = (self.resolution, self.resolution)
+                unknown = (hidden >= HIDDEN).to(hidden.dtype)[:, None]
+                hidden = F.interpolate(unknown, size=size, mode="bilinear", antialias=True, align_corners=False)[:, 0]
+                self.memo[key] = (hidden < 1e-6).to(hidden.dtype)
+            else:
+                self.memo[key] = (hidden < HIDDEN).to(hidden.dtype)
         index = self.frames if self.rows is None else self.rows
         return self.memo[key][index][:, None]
 
