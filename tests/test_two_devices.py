@@ -156,19 +156,21 @@ def test_two_cards_give_the_fit_of_one(name: str, device: str, other: str) -> No
 @TWO_CARDS
 def test_a_fit_leaves_the_priors_card_to_the_prior() -> None:
     prior = load_prior("tiny", device="cuda:1")
-    torch.cuda.reset_peak_memory_stats("cuda:0")
-    before = torch.cuda.memory_allocated("cuda:0")
-    images = torch.rand(2, 1, 64, 64, 3, device="cuda:0", requires_grad=True)
+    images = torch.rand(16, 1, 64, 64, 3, device="cuda:0", requires_grad=True)
+    cards = ("cuda:0", "cuda:1")
+    for card in cards:
+        torch.cuda.reset_peak_memory_stats(card)
+    before = [torch.cuda.memory_allocated(card) for card in cards]
     asked = Distillation(prior)
     camera = FRONT.centred(prior.resolution[0]).to("cuda:0")
-    views = Viewpoints.of(camera, camera).map(lambda v: v.expand(2, 1))
+    views = Viewpoints.of(camera, camera).map(lambda v: v.expand(16, 1))
     condition = asked.condition(images.detach()[:, 0])
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):  # kernels are chosen and passes captured
         asked(images, condition, 0.5, generator, views).backward()
     torch.cuda.synchronize("cuda:0")
     torch.cuda.synchronize("cuda:1")
-    drawn = {k: v.to("cuda:0") for k, v in asked.draws(0.5, 2, generator).items()}
+    drawn = {k: v.to("cuda:0") for k, v in asked.draws(0.5, 16, generator).items()}
     views = views.map(lambda v: v.to("cuda:1"))
     torch.cuda.set_sync_debug_mode("error")  # a host that waits raises
     try:
@@ -176,5 +178,5 @@ def test_a_fit_leaves_the_priors_card_to_the_prior() -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert images.grad is not None and str(images.grad.device) == "cuda:0" and float(images.grad.abs().max()) > 0
-    pictures = 2 * 64 * 64 * 3 * 4 + 2 * prior.resolution[0] * prior.resolution[1] * 3 * 4
-    assert torch.cuda.max_memory_allocated("cuda:0") - before < 16 * pictures  # no activations of the networks
+    grown = [torch.cuda.max_memory_allocated(card) - held for card, held in zip(cards, before)]
+    assert grown[0] < grown[1] / 2  # pictures and a library's workspace; the networks' activations are on the other

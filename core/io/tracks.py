@@ -88,7 +88,7 @@ def objects_of(
             found, _ = estimate_masks(clip.frames[..., :3], background, source=clip.source, download=download)
         tracks = parts_of(found, clip.source)
     elif solid is not None:
-        tracks = tracks * solid
+        tracks = _softened(tracks, solid)
     if len(tracks) > MOST:
         raise InputError(f"{clip.source}: {len(tracks)} objects, at most {MOST} are fitted together; leave some masks out")
     plain = replace(clip, frames=clip.frames[..., :3], tracks=())
@@ -234,10 +234,13 @@ def parts_of(masks: Tensor, source: str) -> Tensor:  # (T, H, W) -> (K, T, H, W)
             f"{source}: {what} in frame{'s' * (len(frames) > 1)} {ranges(frames)}, counted from 0, where outlines alone do not "
             "say which is which; give masks: a film or a folder for each object, or label pictures"
         )
-    every = torch.from_numpy(np.stack(tracks, 1))  # (K, T, H, W)
-    # Soft edges go to the object that they lie beside.
-    grown = F.max_pool2d(every.flatten(0, 1).float()[:, None], 5, 1, 2)[:, 0].unflatten(0, every.shape[:2])
-    return masks * torch.where(every.any(0), every.float(), grown)
+    return _softened(torch.from_numpy(np.stack(tracks, 1)).float(), masks)
+
+
+def _softened(tracks: Tensor, masks: Tensor) -> Tensor:  # (K, T, H, W), (T, H, W) -> (K, T, H, W)
+    """Hard masks with the soft edges of the foreground: these go to the object that they lie beside."""
+    grown = F.max_pool2d(tracks.flatten(0, 1)[:, None], 5, 1, 2)[:, 0].unflatten(0, tracks.shape[:2])
+    return masks * torch.where(tracks.amax(0) > 0, tracks, grown)
 
 
 def _with_loose(where: np.ndarray, labels: np.ndarray) -> np.ndarray:  # (K, H, W), (H, W)
