@@ -70,7 +70,7 @@ def preset(name: str, prior: Prior | None = None, without: Collection[str] = ())
 
 
 def _less(config: MethodConfig, without: Collection[str]) -> MethodConfig:
-    """Without focal alignment (DreamGaussian4D's fixed camera in its place), the mesh's sides, or all that follows the video."""
+    """Without focal alignment (a fixed camera in its place), the mesh's sides, or all that follows the video."""
     dropped: tuple[type[Objective], ...] = ()
     if "gs-mesh" in without:
         dropped += (MeshMatch,)
