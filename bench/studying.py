@@ -24,6 +24,7 @@ from ..core.runs.batch import Job, Report
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..core.methods.stages import MethodConfig
     from ..core.progress import Progress
     from ..core.runs.session import Run, Settings
     from .studies import Inputs, Study, Variant
@@ -95,7 +96,7 @@ def run_variant(
     key = fingerprint(label)
     found: dict[str, float] = {}
     truth: Mapping[str, Tensor] = {}
-    every, clip = 1, None
+    every, place = 1, {"backend": "auto", "device": "cpu"}
     if study.run is not None:
 
         def make(checkpoints: Path) -> Run:
@@ -104,21 +105,22 @@ def run_variant(
             return made
     else:
         prepared = _prepared(study, variant, case, out, options, progress)
-        truth, every, clip = prepared.inputs.truth, prepared.inputs.every, prepared.video
+        truth, every, settings = prepared.inputs.truth, prepared.inputs.every, prepared.settings
+        place = {"backend": settings.renderer, "device": settings.device}
         write_json(out / CURVES, prepared.curves)
 
         def make(checkpoints: Path) -> Run:
             return prepared.run(checkpoints, key, progress)
 
     done = into_folder(
-        out, key, label, make, lambda run: preview_film(run, options.renderer),
-        page=lambda path, run: run_page(path, run, options.renderer) if "alignment" in run.report or clip is None else None,
+        out, key, label, make, lambda run: preview_film(run, **place),
+        page=lambda path, run: run_page(path, run, **place),
         resume=resume,
     )  # fmt: skip
-    scene = Scene4D.load(out / "scene.safetensors") if done is None else done.scene.to("cpu")
+    scene = Scene4D.load(out / "scene.safetensors") if done is None else done.scene
     report = read_json(out / "report.json")
     found |= numbers_of(report, described(case) if case else {})
-    found |= _scores(scene, truth, every, out)
+    found |= _scores(scene.to(place["device"]), truth, every, out, place["backend"])
     write_json(out / SCORES, found)
     return found
 
@@ -214,7 +216,7 @@ def plain_config(study: Study, variant: Variant, options: Options, settings: Set
     return smaller(config, options.size, options.steps)
 
 
-def smaller(config: Any, size: int, share: float) -> Any:
+def smaller(config: MethodConfig, size: int, share: float) -> MethodConfig:
     """The settings with pictures of at most ``size`` pixels (0 = as they are) and a share of the steps."""
 
     def schedule(of: Any) -> Any:
@@ -226,10 +228,14 @@ def smaller(config: Any, size: int, share: float) -> Any:
 
     static, motion = config.static, config.motion
     passes = {name: schedule(getattr(motion, name)) for name in ("schedule", "tracking", "lift", "fine", "refine")}
-    given = getattr(config, "with_object", None)
+    given, anchors = config.with_object, config.anchors
+    if anchors is not None:
+        anchors = replace(
+            anchors, steps=max(1, round(share * anchors.steps)), plus_steps=max(1, round(share * anchors.plus_steps))
+        )  # fmt: skip
     changed = replace(
         config, static=replace(static, schedule=schedule(static.schedule)), motion=replace(motion, **passes),
-        resolution=min(config.resolution, size or config.resolution),
+        resolution=min(config.resolution, size or config.resolution), anchors=anchors,
     )  # fmt: skip
     return changed if given is None else replace(changed, with_object=smaller(given, size, share))
 
@@ -274,7 +280,7 @@ def numbers_of(report: Mapping[str, Any], case: Mapping[str, Any]) -> dict[str, 
     return found
 
 
-def _scores(scene: Any, truth: Mapping[str, Tensor], every: int, out: Path) -> dict[str, float]:
+def _scores(scene: Any, truth: Mapping[str, Tensor], every: int, out: Path, backend: str) -> dict[str, float]:
     """Scores against the truth, at the truth's own times; a side's pictures are left in ``out``."""
     import torch
 
@@ -292,7 +298,7 @@ def _scores(scene: Any, truth: Mapping[str, Tensor], every: int, out: Path) -> d
         span = -(-len(truth["0"]) // every) - (0 if scene.loop else 1)
         times = torch.arange(len(truth["0"])) / every / span
         times = times[times <= 1 + 1e-6].clamp_max(1.0)
-    drawn = render_frames(scene, scene_cameras(scene, [float(a) for a in azimuths], size=size), times)
+    drawn = render_frames(scene, scene_cameras(scene, [float(a) for a in azimuths], size=size), times, backend=backend)
     ours = dict(zip(azimuths, drawn))
     write_frames(out / SIDE, ours[shown])
     if not truth:
@@ -409,9 +415,8 @@ def jobs_of(study: Study, cases: Mapping[str, Path], options: Options, only: Seq
                 "study": study.name, "variant": variant.name, "case": "" if study.run else str(path),
                 "options": asdict(options),
             }  # fmt: skip
-            key = fingerprint(
-                __version__, told | {"case": identities.get(case, "")}, asdict(options), plain, repr(variant.trial)
-            )
+            content = {"content": identities.get(case, ""), "plain": plain, "trial": canonical(variant.trial)}
+            key = fingerprint(__version__, told | content)
             name = f"{study.name}/{case}/{slug(variant.name)}"
             jobs.append(Job(name, () if refused else (json.dumps(told),), "" if refused else key, True, refused))
     return jobs

@@ -60,7 +60,8 @@ def _exact(
     seconds = {"3D to 4D": round(time.perf_counter() - began, 3)}
     found = measure(truth, scene)
     report = {
-        "method": "ayg", "preset": "exact", "seed": trial.seed, "prior": "exact", "trial": asdict(trial), "device": "cpu",
+        "method": "ayg", "preset": "exact", "seed": trial.seed, "prior": "exact", "settings": asdict(trial), "device": "cpu",
+        "renderer": "auto", "threads": torch.get_num_threads(), "loops": scene.loop,
         "versions": versions(), "seconds": seconds, "memory_peak_mb": memory_peak_mb(), "gaussians": len(scene.gaussians),
         "frames": scene.frames, "losses": scene.meta["losses"],
     }  # fmt: skip

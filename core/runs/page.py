@@ -312,7 +312,7 @@ def facts_table(report: Mapping[str, Any]) -> str:
 
 def settings_table(report: Mapping[str, Any]) -> str:
     """The settings that a run was asked for; what it left at nothing is left out."""
-    rows = [(name, ", ".join(v) if isinstance(v, (list, tuple)) else v) for name, v in report["settings"].items()]
+    rows = [(name, ", ".join(map(str, v)) if isinstance(v, (list, tuple)) else v) for name, v in report["settings"].items()]
     return table(
         ["", ""], [(name, str(v)) for name, v in rows if v not in (None, "", "none") and v is not False], numbers=False
     )
