@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..console import Console
 from ..core.files import InputError, atomic_path
@@ -40,6 +40,7 @@ class Options:
 
     Args:
         size: largest picture of the fits, pixels; 0 = the preset's.
+        gaussians: at most; 0 = the preset's. A study of them has its own.
         steps: share of the preset's steps.
         frames: of the cases' clips, all where None.
         prompt: of studies that follow a text.
@@ -49,11 +50,13 @@ class Options:
 
     preset: str = "draft"
     size: int = 0
+    gaussians: int = 0
     steps: float = 1.0
     frames: int | None = None
     prior: str = "auto"
     anchors: str = "auto"
     seed: int = 0
+    yaw: Literal["auto"] | float = "auto"
     device: str = "auto"
     renderer: str = "auto"
     prompt: str = ""
@@ -199,7 +202,7 @@ def settings_of(study: Study, variant: Variant, options: Options, has_object: bo
 
     made = Settings(
         method=study.method, preset=options.preset, seed=options.seed, device=options.device, renderer=options.renderer,
-        prior=options.prior,
+        prior=options.prior, yaw=options.yaw,
     )  # fmt: skip
     made = replace(made, **study.settings) if study.settings else made
     made = replace(made, **variant.settings) if variant.settings else made
@@ -210,14 +213,12 @@ def settings_of(study: Study, variant: Variant, options: Options, has_object: bo
 
 def plain_config(study: Study, variant: Variant, options: Options, settings: Settings) -> Any:
     """The method's settings as plain data, as the variant has them, of the size and share of steps that were asked for."""
-    config = settings.plain()
-    if variant.config is not None:
-        config = variant.config(config)
-    return smaller(config, options.size, options.steps)
+    config = smaller(settings.plain(), options.size, options.steps, options.gaussians)
+    return config if variant.config is None else variant.config(config)
 
 
-def smaller(config: MethodConfig, size: int, share: float) -> MethodConfig:
-    """The settings with pictures of at most ``size`` pixels (0 = as they are) and a share of the steps."""
+def smaller(config: MethodConfig, size: int, share: float, gaussians: int = 0) -> MethodConfig:
+    """The settings of at most ``size`` pixels, at most so many Gaussians (0 = as they are), a share of the steps."""
 
     def schedule(of: Any) -> Any:
         if of is None:
@@ -234,10 +235,13 @@ def smaller(config: MethodConfig, size: int, share: float) -> MethodConfig:
             anchors, steps=max(1, round(share * anchors.steps)), plus_steps=max(1, round(share * anchors.plus_steps))
         )  # fmt: skip
     changed = replace(
-        config, static=replace(static, schedule=schedule(static.schedule)), motion=replace(motion, **passes),
+        config, motion=replace(motion, **passes),
+        static=replace(
+            static, schedule=schedule(static.schedule), gaussians=min(static.gaussians, gaussians or static.gaussians)
+        ),
         resolution=min(config.resolution, size or config.resolution), anchors=anchors,
     )  # fmt: skip
-    return changed if given is None else replace(changed, with_object=smaller(given, size, share))
+    return changed if given is None else replace(changed, with_object=smaller(given, size, share, gaussians))
 
 
 def described(case: str | Path) -> dict[str, Any]:
@@ -446,12 +450,14 @@ def add_options(steps: Any) -> None:
     made.add_argument(
         "--size", type=_whole, default=0, metavar="PX", help="largest picture of the fits (default: the preset's)"
     )
+    made.add_argument("--gaussians", type=_whole, default=0, metavar="N", help="at most (default: as preset)")
     made.add_argument("--steps", type=_share, default=1.0, metavar="SHARE", help="share of the preset's steps (default: 1)")
     made.add_argument("--frames", type=_whole, metavar="N", help="frames of each clip (default: all)")
     for name, what in (("prior", "diffusion prior, as for fit"), ("anchors", "what draws STAG4D's anchors, as for fit")):
         made.add_argument(f"--{name}", default="auto", metavar="NAME", help=f"{what} (default: %(default)s)")
     made.add_argument("--prompt", default="", metavar="TEXT", help="ayg-modules with models: what the object is and does")
     made.add_argument("--seed", type=_whole, default=0, help="of every random choice (default: %(default)s)")
+    made.add_argument("--yaw", type=_yaw, default="auto", metavar="auto|DEG", help="turn of the objects (default: searched)")
     made.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="(default: %(default)s)")
     made.add_argument("--renderer", default="auto", help="what draws Gaussians, as for fit (default: %(default)s)")
     made.add_argument("--workers", type=_whole, metavar="N", help="runs at a time (default: one for each card, or a few)")
@@ -469,6 +475,16 @@ def _whole(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", text.strip()):
         raise argparse.ArgumentTypeError(f"{text[:40]!r}: choose a whole number from 0")
     return int(text)
+
+
+def _yaw(text: str) -> float | str:
+    try:
+        value = 0.0 if text == "auto" else float(text)
+    except ValueError:
+        value = math.nan
+    if not -360 <= value <= 360:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r}: choose auto, or degrees from -360 to 360")
+    return text if text == "auto" else value
 
 
 def _share(text: str) -> float:

@@ -22,7 +22,7 @@ from anchor4d.core.runs import page
 from anchor4d.core.runs.sample import write_sample
 
 #: Whole runs in a second or two.
-TINY = Options(size=24, steps=0.01, frames=4, prior="none", device="cpu")
+TINY = Options(size=24, gaussians=800, steps=0.01, frames=4, prior="none", yaw=0.0, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,22 @@ def test_the_command_runs_the_batch_goes_on_and_leaves_out_what_has_no_model(
 ) -> None:
     out = tmp_path / "out"
     argv = ["study", "run", "generators", "--cases", str(case.parent), "--size", "24", "--steps", "0.01", "--frames", "3"]
-    argv += ["--prior", "none", "--device", "cpu", "--workers", "1", "--threads", "1", "--out", str(out)]
+    argv += [
+        "--yaw",
+        "0",
+        "--gaussians",
+        "800",
+        "--prior",
+        "none",
+        "--device",
+        "cpu",
+        "--workers",
+        "1",
+        "--threads",
+        "1",
+        "--out",
+        str(out),
+    ]
     argv += ["--variants", "true film, true mesh", "svd, true mesh"]
     assert cli.main(argv) == 0
     said = capsys.readouterr()
