@@ -23,7 +23,7 @@ from ..core.runs import page
 from ..core.runs.batch import Job
 from ..core.runs.report import read_json, versions, write_json
 from .studies import NUMBERS, Study, Variant
-from .studying import CURVES, SCORES, SIDE, Options, slug
+from .studying import CURVES, SCORES, SIDE, TRUTH, Options, slug
 
 #: What a study leaves in its folder.
 RESULTS, TABLE, PAGE = "study.json", "study.md", "study.html"
@@ -268,18 +268,23 @@ def curves_of(study: Study, found: Sequence[Result]) -> dict[str, str]:
 
 
 def _sheets(study: Study, found: Sequence[Result]) -> list[str]:
-    """Pictures of the variants from a side that the video does not show, of the first cases."""
-    from ..core.runs.demo import read_pictures
+    """Pictures of the variants from a side that the video does not show, of the first cases, cut to the object."""
+    from ..core.runs.demo import common_window, read_pictures
 
     parts: list[str] = []
     for case in list(dict.fromkeys(r.case for r in found))[:SHOWN]:
-        rows, labels = [], []
-        for result in (r for r in found if r.case == case and (r.folder / SIDE).is_dir()):
-            pictures = read_pictures(result.folder / SIDE)
-            moments = np.linspace(0, len(pictures), min(MOMENTS, len(pictures)), endpoint=False).astype(int)
-            rows.append([pictures[t] for t in moments])
-            labels.append(result.variant)
-        if rows:
+        mine = [r for r in found if r.case == case and r.state == "done"]
+        films = dict([("truth", r.folder / TRUTH) for r in mine if (r.folder / TRUTH).is_dir()][:1])
+        films |= {r.variant: r.folder / SIDE for r in mine}
+        drawn = {name: read_pictures(folder) for name, folder in films.items()}
+        if drawn:
+            sizes = {pictures.shape[1:3] for pictures in drawn.values()}
+            window = common_window([*drawn.values()]) if len(sizes) == 1 else (slice(None), slice(None))
+            rows = []
+            for pictures in drawn.values():
+                moments = np.linspace(0, len(pictures), min(MOMENTS, len(pictures)), endpoint=False).astype(int)
+                rows.append([pictures[t][window] for t in moments])
+            labels = [*drawn]
             buffer = io.BytesIO()
             contact_sheet(rows, labels, height=HEIGHT).save(buffer, "JPEG", quality=85)
             data = base64.b64encode(buffer.getvalue()).decode()
@@ -289,7 +294,8 @@ def _sheets(study: Study, found: Sequence[Result]) -> list[str]:
                 if r.case == case and (r.folder / "report.html").is_file()
             )
             parts.append(
-                f'<h2>{escape(case)}</h2><img src="data:image/jpeg;base64,{data}" alt="a side that the video does not show">'
+                f"<h2>{escape(case)}: from a side that the video does not show</h2>"
+                f'<img src="data:image/jpeg;base64,{data}" alt="a side that the video does not show">'
                 f"<p>{links}</p>"
             )
     return parts

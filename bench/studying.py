@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ..core.runs.session import Run, Settings
     from .studies import Inputs, Study, Variant
 
-SCORES, CURVES, SIDE = "scores.json", "curves.json", "side"
+SCORES, CURVES, SIDE, TRUTH = "scores.json", "curves.json", "side", "truth"
 #: Folder of the cases that a study makes itself, and seed of the first of its objects: none that the tiny prior was trained on.
 MADE, FIRST_OBJECT = "cases", 5000
 
@@ -83,12 +83,16 @@ def study_row(arguments: Sequence[str], report: Report) -> None:
 def run_variant(
     study: Study, variant: Variant, case: str, out: Path, options: Options, resume: bool, progress: Progress | None
 ) -> dict[str, float]:
-    """Run, score, leave ``scores.json``, pictures of a side and the curves that the study asks for; returns the numbers.
+    """Run, score, leave ``scores.json``, pictures of a side (of the first variant the true ones too) and curves measured.
 
     Args:
         case: folder of a case; "" for studies that have a ``run`` of their own.
+
+    Returns:
+        the numbers by the names of :data:`~.studies.NUMBERS`.
     """
     from ..core.identity import fingerprint
+    from ..core.io import write_frames
     from ..core.runs.folder import into_folder
     from ..core.runs.page import run_page
     from ..core.runs.report import read_json, write_json
@@ -123,7 +127,11 @@ def run_variant(
     scene = Scene4D.load(out / "scene.safetensors") if done is None else done.scene
     report = read_json(out / "report.json")
     found |= numbers_of(report, described(case) if case else {})
-    found |= _scores(scene.to(place["device"]), truth, every, out, place["backend"])
+    scored, seen, side = _scores(scene.to(place["device"]), truth, every, place["backend"])
+    found |= scored
+    write_frames(out / SIDE, seen[side])
+    if truth and variant is study.variants[0]:
+        write_frames(out / TRUTH, truth[side][: len(seen[side])])
     write_json(out / SCORES, found)
     return found
 
@@ -284,11 +292,12 @@ def numbers_of(report: Mapping[str, Any], case: Mapping[str, Any]) -> dict[str, 
     return found
 
 
-def _scores(scene: Any, truth: Mapping[str, Tensor], every: int, out: Path, backend: str) -> dict[str, float]:
-    """Scores against the truth, at the truth's own times; a side's pictures are left in ``out``."""
+def _scores(
+    scene: Any, truth: Mapping[str, Tensor], every: int, backend: str
+) -> tuple[dict[str, float], dict[str, Tensor], str]:
+    """Scores against the truth, at the truth's own times; the pictures by azimuth, and which side is shown."""
     import torch
 
-    from ..core.io import write_frames
     from ..core.metrics import mean_scores, on_white, score
     from ..core.metrics.temporal import jitter_error
     from ..core.scene.views import render_frames, scene_cameras
@@ -304,9 +313,8 @@ def _scores(scene: Any, truth: Mapping[str, Tensor], every: int, out: Path, back
         times = times[times <= 1 + 1e-6].clamp_max(1.0)
     drawn = render_frames(scene, scene_cameras(scene, [float(a) for a in azimuths], size=size), times, backend=backend)
     ours = dict(zip(azimuths, drawn))
-    write_frames(out / SIDE, ours[shown])
     if not truth:
-        return {}
+        return {}, ours, shown
     pairs = {a: (on_white(pictures[: len(times)]), on_white(ours[a])) for a, pictures in truth.items()}
     found = {"front": score(*pairs["0"])["psnr"]}
     if sides:
@@ -315,7 +323,7 @@ def _scores(scene: Any, truth: Mapping[str, Tensor], every: int, out: Path, back
         found |= {name: mean[name] for name in ("motion", "iou", "ssim", "frozen")}
         if len(times) > 2:
             found["jitter"] = sum(jitter_error(b, a) for a, b in (pairs[side] for side in sides)) / len(sides)
-    return found
+    return found, ours, shown if shown in ours else "0"
 
 
 # Jobs

@@ -226,7 +226,7 @@ def chart(
 def bars(values: Mapping[str, tuple[float, float]], title: str, form: str = "{:.2f}") -> str:
     """Values by name as horizontal bars (SVG), each with the length of its error to either side; what is not finite has no bar.
 
-    They begin at 0, or where that would hide their differences, a little below the least of them, which the axis says.
+    They begin at 0, or where that would hide their differences, a little below the least of them, as the axis says.
     """
     finite = [v for v, _ in values.values() if np.isfinite(v)]
     if not finite:
@@ -252,8 +252,8 @@ def bars(values: Mapping[str, tuple[float, float]], title: str, form: str = "{:.
             drawn.append(f'<line {ends} stroke="#222" stroke-width="1.4"/>')
         drawn.append(f'<text x="{right + max(error * scale, 0) + 5:.1f}" y="{y + 11}">{_text(form.format(value))}</text>')
     height = 6 + line * len(values) + 16
-    drawn.append(f'<text x="{room:.0f}" y="{height - 4}" text-anchor="middle">{_text(form.format(begin))}</text>')
-    drawn.append(f'<line x1="{room:.0f}" x2="{room:.0f}" y1="2" y2="{height - 15}" stroke="#bbb"/>')
+    drawn.append(f'<text x="{zero:.0f}" y="{height - 4}" text-anchor="middle">{_text(form.format(max(begin, 0.0)))}</text>')
+    drawn.append(f'<line x1="{zero:.0f}" x2="{zero:.0f}" y1="2" y2="{height - 15}" stroke="#bbb"/>')
     return (
         f'<figure><figcaption><b>{_text(title)}</b></figcaption><svg width="{width}" height="{height}" '
         f'viewBox="0 0 {width} {height}" font-size="11" fill="#444" role="img">{"".join(drawn)}</svg></figure>'
