@@ -74,28 +74,30 @@ def test_the_list_is_a_line_for_each(capsys: pytest.CaptureFixture[str]) -> None
 # Runs
 
 
+#: Rows that are run, where the last one that needs no model is not the cheapest.
+ROWS = {"duration": "8 frames", "video-quality": "every 2nd frame"}
+
+
 @pytest.mark.parametrize("name", [name for name, study in STUDIES.items() if study.run is None])
 def test_every_study_runs(name: str, case: Path, tmp_path: Path) -> None:
-    """Its first variant and its last that needs no model, with numbers for all its columns."""
-    study, found = STUDIES[name], []
-    options = options_for(study)
-    for variant in (study.variants[0], [v for v in study.variants if not v.needs][-1]):
-        out = tmp_path / slug(variant.name)
-        numbers = run_variant(study, variant, str(case), out, options, False, None)
-        assert json.loads((out / "scores.json").read_text()).keys() == numbers.keys()
-        assert all(math.isfinite(value) for value in numbers.values())
-        missing = {*study.numbers} - {*numbers} - {"card", "model"}
-        assert not missing, f"{variant.name}: {missing}"
-        assert (out / "report.html").is_file() and list((out / "side").glob("*.png"))
-        found.append(Result("sample", variant.name, out, "done", "", numbers))
-    table = study_page.write_study(study, tmp_path / "study", found, options)
-    assert table.count("\n") == 3 + study.spread
+    """A row of it, with numbers for all its columns, a table, its drawings and a page."""
+    study = STUDIES[name]
+    variant = study.variant(ROWS.get(name, [v.name for v in study.variants if not v.needs][-1]))
+    options, out = options_for(study), tmp_path / "run"
+    numbers = run_variant(study, variant, str(case), out, options, False, None)
+    assert json.loads((out / "scores.json").read_text()).keys() == numbers.keys()
+    assert all(math.isfinite(value) for value in numbers.values())
+    assert {*study.numbers} - {*numbers} <= {"card", "model"}
+    assert (out / "report.html").is_file() and list((out / "side").glob("*.png"))
+    result = Result("sample", variant.name, out, "done", "", numbers)
+    table = study_page.write_study(study, tmp_path / "study", [result], options)
+    assert table.splitlines()[2].startswith(f"| {variant.name} ")
     for key in study.drawn:
-        xml.parse(tmp_path / "study" / f"{key}.svg")
+        if variant.x is None:  # a curve takes two
+            assert xml.parse(tmp_path / "study" / f"{key}.svg")
     said = json.loads((tmp_path / "study" / "study.json").read_text())
-    assert [row["variant"] for row in said["rows"]] == [r.variant for r in found]
-    if study.losses:
-        assert list((tmp_path / "study").glob("loss-*.svg"))
+    assert [row["variant"] for row in said["rows"]] == [variant.name]
+    assert bool(study.losses) == bool(list((tmp_path / "study").glob("loss-*.svg")))
 
 
 def test_a_text_s_study_runs_by_the_exact_score(tmp_path: Path) -> None:
@@ -196,7 +198,8 @@ def test_masks_grow_shrink_and_have_holes(given: Inputs) -> None:
 
 def test_videos_are_degraded_by_as_much_as_the_row_says(given: Inputs) -> None:
     soft = inputs.blurred(given.frames, 0.05)
-    assert float(soft[..., 3].sum()) == pytest.approx(float(given.frames[..., 3].sum()), rel=1e-4)
+    inner = slice(2, 7)  # where three sigmas lie inside the picture
+    assert float(soft[inner, ..., 3].sum()) == pytest.approx(float(given.frames[inner, ..., 3].sum()), rel=1e-4)
     assert float(soft[0, 12, 10, 3]) == pytest.approx(0.5 + 0.5 * 0.199, abs=0.02)  # an edge pixel, sigma 2
     assert torch.allclose(soft[0, 20, 12, :3], torch.tensor([1.0, 0.0, 0.0]), atol=1e-4)  # no white comes in
     grain = inputs.noisy(torch.full((4, 64, 64, 4), 0.5), 0.1, torch.Generator().manual_seed(0))
