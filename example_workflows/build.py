@@ -367,7 +367,7 @@ def priors(g: Graph, **paths: str) -> dict[str, Output]:
 
 
 def text_terms(
-    g: Graph, group: str, prompt: str | Output, asked: dict[str, Output], column: bool = False, **scores: float
+    g: Graph, group: str, prompt: str | Output, asked: dict[str, Output], column: bool = False, **scores: Any
 ) -> Output:
     """The scores of a motion and its two regularisers."""
     terms = g.add(
@@ -378,7 +378,7 @@ def text_terms(
     return g.add("Anchor4DTogetherness", group, objectives=terms)["objectives"]
 
 
-def ayg_text(*, still: dict[str, float] | None = None, moving: dict[str, float] | None = None) -> Graph:
+def ayg_text(*, still: dict[str, Any] | None = None, moving: dict[str, Any] | None = None) -> Graph:
     """Align Your Gaussians; with other values of its scores for the static object and for the motion."""
     g = Graph(
         "6_Align_Your_Gaussians",
