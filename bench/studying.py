@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from .studies import Inputs, Study, Variant
 
 SCORES, CURVES, SIDE, TRUTH = "scores.json", "curves.json", "side", "truth"
+#: Least pixels of a fit's pictures.
+SMALLEST = 16
 #: Folder of the cases that a study makes itself, and seed of the first of its objects: none that the tiny prior was trained on.
 MADE, FIRST_OBJECT = "cases", 5000
 
@@ -530,10 +532,14 @@ def run_studies(args: argparse.Namespace, console: Console) -> int:
         raise InputError(f"--frames {args.frames}: motion needs at least 2")
     if args.workers == 0 or args.threads == 0:
         raise InputError("--workers, --threads: choose 1 or more")
+    if 0 < args.size < SMALLEST:
+        raise InputError(f"--size {args.size}: choose {SMALLEST} or more, or leave it out")
     options = Options(**{name: getattr(args, name) for name in Options.__dataclass_fields__})
     console.doing = "reading cases"
     cases = cases_of(args.cases, args.only, args.objects, args.out)
     jobs = [job for study in studies for job in jobs_of(study, cases, options, args.variants)]
+    if all(job.refused for job in jobs):
+        raise InputError(f"{', '.join(names)}: nothing to run, {jobs[0].refused}")
     workers, cards, threads = local_plan(args.workers, torch.cuda.device_count(), args.device)
     executor = Processes(study_row, args.out, workers, cards=cards, threads=args.threads or threads)
     records = run_batch(jobs, args.out, executor, console, retries=args.retries)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import xml.etree.ElementTree as xml
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -153,7 +154,29 @@ def test_the_command_runs_the_batch_goes_on_and_leaves_out_what_has_no_model(
     assert "1 of 2 finished before" in capsys.readouterr().err
     assert cli.main([*argv[:-2], "--variants", "no such row"]) == 2
     assert "not a variant of generators" in capsys.readouterr().err
-    assert cli.main(["study", "run", "no-such-study", "--out", str(out)]) == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["no-such-study"], "study 'no-such-study': unknown, choose one of align4d-modules"),
+        (["seeds", "--cases", "no-such-folder"], "--cases no-such-folder: no cases"),
+        (["seeds", "--only", "fox"], "--only fox: no such case, choose of sample"),
+        (["seeds", "--renderer", "pencil"], "seeds: nothing to run, renderer 'pencil'"),
+        (["seeds", "mask", "--variants", "seed 1"], "--variants: names rows of one study"),
+        (["seeds", "--frames", "1"], "--frames 1: motion needs at least 2"),
+        (["seeds", "--size", "3"], "--size 3: choose 16 or more"),
+        (["seeds", "--steps", "0"], "'0': choose a number above 0"),
+        (["seeds", "--yaw", "north"], "'north': choose auto, or degrees"),
+    ],
+)
+def test_what_cannot_be_run_is_one_line(
+    more: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], case: Path
+) -> None:
+    shutil.copytree(case, tmp_path / "cases" / "sample")
+    assert cli.main(["study", "run", *more, "--out", str(tmp_path)]) == 2
+    assert said in (error := capsys.readouterr().err) and error.count("\n") == 1, error
+    assert not list(tmp_path.glob("*/*/*/report.json"))
 
 
 def test_a_key_knows_the_case_s_content_and_the_settings(case: Path) -> None:
