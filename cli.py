@@ -657,7 +657,9 @@ wan-1.3b, whichever is here), --image-model (sd21-base; none = without) and, wit
         command("batch", batch.batch, "many runs: rows of a table or a folder of cases, here or on a Ray cluster")
     )
     study.add_options(
-        command("study", study.study, "a user study: a page of blind pairs and ratings, and the count of its votes")
+        command(
+            "study", study.study, "what modules, inputs and settings are worth; and user studies: blind pairs, votes counted"
+        )
     )
     measuring.add_compare(command("compare", measuring.compare, measuring.COMPARE))
     made = command("measure", measuring.measure, measuring.MEASURE)
