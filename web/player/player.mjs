@@ -165,6 +165,8 @@ export class Player extends EventTarget {
         harmonics: () => this.#draw(),
         reading: (/** @type {number} */ done, /** @type {number} */ all) => this.#ui.progress(`Reading file ${done + 1} of ${all}`),
         done: () => {
+          const { left = 0 } = this.#clips[slot] ?? {};
+          if (left) this.#ui.progress(`${left} Gaussians hold no numbers and are left out`, 5000);
           if (this.#clips.every((clip, at) => at >= sources.length || clip?.ready === clip?.frames)) this.#tellOf("loaded");
         },
         error: (/** @type {Error} */ error) => this.fail(error.message),
