@@ -112,6 +112,8 @@ def test_a_text_s_study_runs_by_the_exact_score(tmp_path: Path) -> None:
         run_variant(study, study.variant(name), "", tmp_path / slug(name), options, False, None) for name in ("whole", "no JSD")
     )
     assert {*study.numbers} <= {*whole} and whole["path"] != drift["path"]
+    again = run_variant(study, study.variants[0], "", tmp_path / "whole", options, True, None)  # killed before its scores
+    assert again == whole
     with pytest.raises(InputError, match="give --prior modelscope"):
         run_variant(study, study.variant("no view guidance"), "", tmp_path / "x", options, False, None)
 
