@@ -104,7 +104,7 @@ def run_variant(
     label = {"study": study.name, "variant": variant.name, "case": case, "options": asdict(options)}
     key = fingerprint(label)
     truth: Mapping[str, Tensor] = {}
-    every, place = 1, {"backend": "auto", "device": "cpu"}
+    every, backend, device = 1, "auto", "cpu"
     if study.run is not None:
 
         def make(checkpoints: Path) -> Run:
@@ -115,21 +115,21 @@ def run_variant(
     else:
         prepared = _prepared(study, variant, case, out, options, progress)
         truth, every, settings = prepared.inputs.truth, prepared.inputs.every, prepared.settings
-        place = {"backend": settings.renderer, "device": settings.device}
+        backend, device = settings.renderer, settings.device
         write_json(out / CURVES, prepared.curves)
 
         def make(checkpoints: Path) -> Run:
             return prepared.run(checkpoints, key, progress)
 
     done = into_folder(
-        out, key, label, make, lambda run: preview_film(run, **place),
-        page=lambda path, run: run_page(path, run, **place),
+        out, key, label, make, lambda run: preview_film(run, backend, device=device),
+        page=lambda path, run: run_page(path, run, backend, device),
         resume=resume,
     )  # fmt: skip
     scene = Scene4D.load(out / "scene.safetensors") if done is None else done.scene
     report = read_json(out / "report.json")
     found = numbers_of(report, described(case) if case else {}) | report.get("numbers", {})
-    scored, seen, side = _scores(scene.to(place["device"]), truth, every, place["backend"])
+    scored, seen, side = _scores(scene.to(device), truth, every, backend)
     found |= scored
     write_frames(out / SIDE, seen[side])
     if truth and variant is study.variants[0]:
