@@ -134,27 +134,12 @@ def test_the_command_runs_the_batch_goes_on_and_leaves_out_what_has_no_model(
     case: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    argv = ["study", "run", "generators", "--cases", str(case.parent), "--size", "24", "--steps", "0.01", "--frames", "3"]
-    argv += [
-        "--yaw",
-        "0",
-        "--gaussians",
-        "800",
-        "--prior",
-        "none",
-        "--device",
-        "cpu",
-        "--workers",
-        "1",
-        "--threads",
-        "1",
-        "--out",
-        str(out),
-    ]
+    options = "--size 24 --steps 0.01 --frames 3 --gaussians 800 --yaw 0 --prior none --device cpu --workers 1 --threads 1"
+    argv = ["study", "run", "generators", "--cases", str(case.parent), "--out", str(out), *options.split()]
     argv += ["--variants", "true film, true mesh", "svd, true mesh"]
     assert cli.main(argv) == 0
     said = capsys.readouterr()
-    assert "| true film, true mesh |" in said.out and "svd, true mesh: failed, needs svd; get with: " in said.err
+    assert "| true film, true mesh |" in said.out and "svd-true-mesh: failed, needs svd; get with: " in said.err
     text = (out / "generators" / "study.html").read_text()
     assert "default-src 'none'" in text and "left out" in text and "data:image/jpeg" in text
     assert "true mesh" in (out / "generators" / "study.md").read_text()
