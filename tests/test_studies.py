@@ -145,7 +145,7 @@ def test_the_command_runs_the_batch_goes_on_and_leaves_out_what_has_no_model(
     assert "true mesh" in (out / "generators" / "study.md").read_text()
     assert cli.main(argv) == 0
     assert "1 of 2 finished before" in capsys.readouterr().err
-    assert cli.main([*argv[:-2], "--variants", "no such row"]) == 2
+    assert cli.main([*argv[:-2], "no such row"]) == 2
     assert "not a variant of generators" in capsys.readouterr().err
 
 
