@@ -22,7 +22,7 @@ from torch import Tensor
 from ..files import atomic_path
 from ..io import side_by_side, write_film
 from ..scene.scene import Scene4D
-from ..scene.views import object_cameras, render_frames
+from ..scene.views import driving_cameras, object_cameras, render_frames
 
 #: Pixels that a film's panels are high, and by how much a difference is enlarged until it is red.
 HEIGHT, DIFFERENCE = 192, 4.0
@@ -82,7 +82,7 @@ def run_panels(scene: Scene4D, video: Any, alignment: Any, backend: str = "auto"
     if video is not None and alignment is not None:
         video = video.resized(min(HEIGHT, video.resolution))
         size = video.resolution
-        front = render_frames(scene, alignment.front.cropped(video.crop, size), backend=backend)[0]
+        front = render_frames(scene, driving_cameras(video, alignment.front), backend=backend)[0]
         panels["driving video"] = torch.cat([video.frames, video.masks[..., None]], -1)
         panels["same camera"] = front
         panels["difference"] = difference(panels["driving video"], front)
