@@ -50,6 +50,8 @@ SEEN = 0.3
 MOMENTUM, GOALS, GOALS_AT_ONCE, ROUNDS = 0.8, 4, 3, 4
 #: Side of a cell of the depth buffer, pixels, and how far behind its nearest point others are still seen, world units.
 CELL, BEHIND = 4, 0.05
+#: The most points that are followed: some of the Gaussians, which all move with the nodes.
+POINTS = 8000
 #: Gaussians that carry a node where a field only knows where they go.
 CARRIERS = 8
 
@@ -88,9 +90,7 @@ def follow(
         progress: called at each frame; it may raise to interrupt.
     """
     if flow is None:
-        found = not problem("cv2")
-        log.info("%s: %s", STAGE, "OpenCV's dense inverse search" if found else "our own flow; OpenCV's is faster")
-        flow = dis_flow() if found else lucas_kanade
+        flow = lucas_kanade if problem("cv2") else dis_flow()
     video = video.to("cpu")
     body, clip = _Body(scene, front, video, field), _Clip(video, flow)
     frames, steps = len(video), len(video) + (how.prior is not None)
@@ -169,8 +169,8 @@ def _together(
 
     rest, there = as_asked(body.graph.rest), as_asked(positions)
     seen = np.stack([body.gathered(row.astype(np.float64)) for row in tracked]) / body.carried > SEEN
-    asked = (rest, there[..., :2] - rest[:, :2], seen)
-    moved, doubt = (x.double().numpy() for x in prior(*(torch.from_numpy(x).float() for x in asked), distance / size))
+    asked = [torch.from_numpy(x).float().to(body.field.pairs.device) for x in (rest, there[..., :2] - rest[:, :2], seen)]
+    moved, doubt = (x.cpu().double().numpy() for x in prior(asked[0], asked[1], asked[2], distance / size))
     expected, sure = (rest + moved) * size, 1 / (1 + (doubt / TRUST) ** 2)
     for _ in range(GOALS_AT_ONCE):
         turns = body.graph.rotations(positions)
@@ -206,8 +206,9 @@ class _Body:
         self.field, self.side = field, video.resolution
         self.world_rest = field.node_positions.cpu().double().numpy()
         self.graph = RigidGraph(self.world_rest @ self.turn.T + self.shift, field.pairs.cpu().numpy())
-        self.points = scene.gaussians.means.cpu().double().numpy() @ self.turn.T + self.shift
-        index, weight = field.bind_index.cpu().numpy(), field.bind_weight.cpu().double().numpy()
+        every = slice(None, None, -(-len(scene.gaussians) // POINTS))
+        self.points = scene.gaussians.means[every].cpu().double().numpy() @ self.turn.T + self.shift
+        index, weight = field.bind_index[every].cpu().numpy(), field.bind_weight[every].cpu().double().numpy()
         rows = np.repeat(np.arange(len(index)), index.shape[1])
         self.bound = csr_matrix((weight.ravel(), (rows, index.ravel())), shape=(len(index), len(self.world_rest)))
         self.carried = np.maximum(self.gathered(np.ones(len(index))), 1e-9)
