@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -133,18 +134,18 @@ def missed(scene: Scene4D, truth: Scene4D) -> list[float]:
 def test_nodes_go_where_the_video_shows(slab: tuple[Scene4D, Scene4D, DrivingVideo]) -> None:
     still, truth, video = slab
     field = ControlNodes.on_surface(still.gaussians, still.frames, nodes=150)
-    steps: list[tuple[int, int]] = []
+    seen: list[tuple[int, int]] = []
 
-    def progress(stage: str, step: int, total: int, losses: object, preview: object) -> None:
-        steps.append((step, total))
-        assert preview().shape == (96, 192, 3)  # pyright: ignore[reportCallIssue]
+    def progress(stage: str, step: int, steps: int, losses: dict[str, float], preview: Callable[[], Tensor]) -> None:
+        seen.append((step, steps))
+        assert preview().shape == (96, 192, 3)
 
     follow(video, still, FRONT, field, Following(), flow=lucas_kanade, progress=progress)
     found = missed(replace(still, field=field), truth)
     frozen = missed(still, truth)
     assert found[0] < 1e-6  # the first frame is the object as it is
     assert found[-1] < 0.25 * frozen[-1]  # of 14 % of the slab, 40 degrees
-    assert [step for step, _ in steps] == [1, 2, 3, 4, 5] and {total for _, total in steps} == {5}
+    assert [step for step, _ in seen] == [1, 2, 3, 4, 5] and {steps for _, steps in seen} == {5}
 
 
 def test_with_the_prior_the_picture_is_followed_as_well(slab: tuple[Scene4D, Scene4D, DrivingVideo]) -> None:

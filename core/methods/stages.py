@@ -22,7 +22,8 @@ from torch import Tensor
 from ..align import FocalAlignment, align_camera, color_from_frame
 from ..align.distance import LENS, Meaning, ModelDistance, align_distance, align_model_distance, fixed_camera, visual_distance
 from ..cameras import FrontCamera
-from ..deformation import FIELDS, DeformationField
+from ..deformation import FIELDS, ControlNodes, DeformationField
+from ..files import InputError
 from ..fit.density import DensityControl
 from ..fit.estimate import FitEstimate, Pass, estimate_passes
 from ..fit.loop import GAUSSIAN_LR, FitState, Inputs, Schedule, Train, run_fit
@@ -492,6 +493,8 @@ def fit_motion(
             given = [start.gaussians.tensors(), start.field]
             started = carried_over(start, field, scene)
         elif config.following is not None and video is not None:
+            if not isinstance(field, ControlNodes):
+                raise InputError(f"preset preview: moves control nodes, not a {field.name} field; choose control-nodes")
             follow(video, scene, inputs.fronts[0], field, config.following, backend=backend, progress=progress)
             started = True
     content = [video, scene.gaussians.tensors(), inputs.fronts, inputs.meshes, given]
