@@ -8,10 +8,8 @@ are solved in turn. Many frames are solved at once.
 from __future__ import annotations
 
 import numpy as np
-import torch
-from scipy.sparse import csr_matrix
-
-from ..optimiser import one_thread
+from scipy.sparse import csr_matrix, diags
+from scipy.sparse.linalg import SuperLU, splu
 
 
 class RigidGraph:
@@ -29,7 +27,7 @@ class RigidGraph:
         ends, each = np.concatenate([self.i, self.j]), np.tile(np.arange(count), 2)
         self.along = csr_matrix((np.repeat([1.0, -1.0], count), (each, ends)), shape=(count, nodes))
         self.at_ends = csr_matrix((np.ones(2 * count), (ends, each)), shape=(nodes, count))
-        self.laplacian = (self.along.T @ self.along).toarray()
+        self.laplacian = self.along.T @ self.along
 
     def rotations(self, positions: np.ndarray) -> np.ndarray:  # (T, M, 3) -> (T, M, 3, 3)
         """The rotation of each node's rest edges that fits its edges best."""
@@ -57,21 +55,18 @@ class RigidGraph:
             pull_ahead: along z.
             rounds: of rotations and positions in turn.
         """
-        with one_thread():
-            factors = [self._factor(pull), self._factor(pull_ahead)]
-            weights = np.stack([pull, pull, pull_ahead], -1)
-            for _ in range(rounds):
-                turn = self.rotations(positions)
-                stiff = np.stack(
-                    [self.along.T @ (((r[self.i] + r[self.j]) / 2) @ self.edges[:, :, None])[..., 0] for r in turn]
-                )
-                right = torch.from_numpy(stiff + weights * goal)
-                flat = torch.cholesky_solve(right[..., :2], factors[0])
-                positions = torch.cat([flat, torch.cholesky_solve(right[..., 2:], factors[1])], -1).numpy()
+        flat, deep = ([self._factor(row) for row in pulls] for pulls in (pull, pull_ahead))
+        weights = np.stack([pull, pull, pull_ahead], -1)
+        for _ in range(rounds):
+            turns, moved = self.rotations(positions), []
+            for t, turn in enumerate(turns):
+                turned = ((turn[self.i] + turn[self.j]) / 2) @ self.edges[:, :, None]
+                right = self.along.T @ turned[..., 0] + weights[t] * goal[t]
+                moved.append(np.concatenate([flat[t].solve(right[:, :2]), deep[t].solve(right[:, 2:])], 1))
+            positions = np.stack(moved)
         return positions
 
-    def _factor(self, pull: np.ndarray) -> torch.Tensor:  # (T, M) -> (T, M, M)
-        matrix = np.repeat(self.laplacian[None], len(pull), 0)
-        nodes = np.arange(len(self.rest))
-        matrix[:, nodes, nodes] += pull
-        return torch.linalg.cholesky(torch.from_numpy(matrix))
+    def _factor(self, pull: np.ndarray) -> SuperLU:  # (M,)
+        """The system's matrix, factorised; it is symmetric and positive, so no pivots are looked for."""
+        matrix = (self.laplacian + diags(pull)).tocsc()
+        return splu(matrix, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
