@@ -140,7 +140,7 @@ def test_nodes_go_where_the_video_shows(slab: tuple[Scene4D, Scene4D, DrivingVid
         seen.append((step, steps))
         assert preview().shape == (96, 192, 3)
 
-    follow(video, still, FRONT, field, Following(), flow=lucas_kanade, progress=progress)
+    follow(video, still, [FRONT], field, Following(), flow=lucas_kanade, progress=progress)
     found = missed(replace(still, field=field), truth)
     frozen = missed(still, truth)
     assert found[0] < 1e-6  # the first frame is the object as it is
@@ -151,7 +151,7 @@ def test_nodes_go_where_the_video_shows(slab: tuple[Scene4D, Scene4D, DrivingVid
 def test_with_the_prior_the_picture_is_followed_as_well(slab: tuple[Scene4D, Scene4D, DrivingVideo]) -> None:
     still, truth, video = slab
     field = ControlNodes.on_surface(still.gaussians, still.frames, nodes=150)
-    follow(video, still, FRONT, field, Following(MotionPrior()), flow=lucas_kanade)
+    follow(video, still, [FRONT], field, Following(MotionPrior()), flow=lucas_kanade)
     found = replace(still, field=field.requires_grad_(False))
     assert missed(found, truth)[0] < 1e-4
     across = (found.at(1.0).means - truth.at(1.0).means)[:, :2].detach().square().sum(-1).mean().sqrt()
@@ -163,7 +163,7 @@ def test_a_frame_whose_mask_is_empty_is_passed_over(slab: tuple[Scene4D, Scene4D
     masks = video.masks.clone()
     masks[2] = 0
     field = ControlNodes.on_surface(still.gaussians, still.frames, nodes=60)
-    follow(replace(video, masks=masks), still, FRONT, field, Following(), flow=lucas_kanade)
+    follow(replace(video, masks=masks), still, [FRONT], field, Following(), flow=lucas_kanade)
     assert all(bool(p.isfinite().all()) for p in field.parameters())
 
 

@@ -9,7 +9,7 @@ Nothing is rendered and no gradient is taken: seconds, on any machine. What it g
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -71,7 +71,7 @@ class Following:
 def follow(
     video: DrivingVideo,
     scene: Scene4D,
-    front: FrontCamera,
+    fronts: Sequence[FrontCamera],
     field: ControlNodes,
     how: Following,
     *,
@@ -84,7 +84,7 @@ def follow(
     Args:
         video: driving video, of as many frames as the scene has.
         scene: the object that the field moves, as the first frame shows it.
-        front: the camera of the first frame and all others.
+        fronts: the camera of all frames, or one of each.
         field: with a key a frame; changed.
         flow: of two pictures; None: OpenCV's where it is installed, else :func:`~..align.flow.lucas_kanade`.
         progress: called at each frame; it may raise to interrupt.
@@ -92,40 +92,42 @@ def follow(
     if flow is None:
         flow = lucas_kanade if problem("cv2") else dis_flow()
     video = video.to("cpu")
-    body, clip = _Body(scene, front, video, field), _Clip(video, flow)
+    body, clip = _Body(scene, fronts, video, field), _Clip(video, flow)
     frames, steps = len(video), len(video) + (how.prior is not None)
     positions = np.repeat(body.graph.rest[None], frames, 0)
     turns = np.tile(np.eye(3), (*positions.shape[:2], 1, 1))
     tracks = np.zeros((frames, len(body.points), 2))
     tracked = np.zeros(tracks.shape[:2], dtype=bool)
-    pixels, seen = body.seen(positions[0], turns[0])
+    pixels, seen = body.seen(0, positions[0], turns[0])
     tracks[0], tracked[0] = pixels, seen & (clip.inside(0, pixels) > 0.5)
 
     def drawn(frame: int) -> Callable[[], Tensor]:
         def picture() -> Tensor:
             body.write(positions, turns)
             moved = field(scene.gaussians, scene.taus[frame : frame + 1].to(scene.gaussians.device))
-            cameras = front.cropped(video.crop, min(video.resolution, 192)).to(scene.gaussians.device)
+            cameras = fronts[frame % len(fronts)].cropped(video.crop, min(video.resolution, 192)).to(scene.gaussians.device)
             shown = rasterize(moved, cameras, torch.ones(3, device=cameras.K.device), backend=backend).color[0, 0]
             return torch.cat([video.resized(len(shown)).composited()[frame], shown.clamp(0, 1).cpu()], 1)
 
         return picture
 
     for done, (t, source, before) in enumerate(tracking_order(frames, scene.loop), 1):
-        pixels, seen = body.seen(positions[source], turns[source])
+        pixels, seen = body.seen(source, positions[source], turns[source])
         going_on = tracked[source] & (np.linalg.norm(tracks[source] - pixels, axis=1) < SLIP)
         start = np.where(going_on[:, None], tracks[source], pixels)
         tracks[t], good = clip.step(source, t, start)
         tracked[t] = good & seen
         pose = positions[source] + MOMENTUM * (positions[source] - positions[before])
         for _ in range(GOALS):
-            goal, pull = body.goal(pose, body.graph.rotations(pose[None])[0], tracks[t], tracked[t], clip, t)
-            pose = body.graph.solve(pose[None], goal[None], pull[None], np.full_like(pull, STAY)[None], ROUNDS)[0]
+            goal, pull = body.goal(t, pose, body.graph.rotations(pose[None])[0], tracks[t], tracked[t], clip)
+            near = body.before(t, pose)
+            pose = body.graph.solve(near[None], goal[None], pull[None], np.full_like(pull, STAY)[None], ROUNDS)[0]
+            pose = body.world(t, pose)
         positions[t], turns[t] = pose, body.graph.rotations(pose[None])[0]
         if progress is not None:
             progress(STAGE, done, steps, {}, drawn(t))
     if how.prior is not None:
-        positions = _together(body, clip, how.prior, front.distance, scene.loop, positions, tracks, tracked)
+        positions = _together(body, clip, how.prior, fronts[0].distance, scene.loop, positions, tracks, tracked)
         turns = body.graph.rotations(positions)
     if progress is not None:
         progress(STAGE, steps, steps, {}, drawn(frames - 1))
@@ -162,31 +164,34 @@ def _together(
     positions: np.ndarray, tracks: np.ndarray, tracked: np.ndarray,
 ) -> np.ndarray:  # fmt: skip
     """All frames once more, with what the motion prior expects of depth and of unseen nodes."""
-    size = float(np.ptp(body.world_rest, axis=0).max())
+    times, size = range(len(positions)), float(np.ptp(body.graph.rest, axis=0).max())
 
     def as_asked(at: np.ndarray) -> np.ndarray:  # in the motion prior's coordinates
         return np.concatenate([distance * at[..., :2] / at[..., 2:], at[..., 2:] - distance], -1) / size
 
-    rest, there = as_asked(body.graph.rest), as_asked(positions)
+    rest = as_asked(body.before(0, body.graph.rest))
+    there = as_asked(np.stack([body.before(t, positions[t]) for t in times]))
     seen = np.stack([body.gathered(row.astype(np.float64)) for row in tracked]) / body.carried > SEEN
     asked = [torch.from_numpy(x).float().to(body.field.pairs.device) for x in (rest, there[..., :2] - rest[:, :2], seen)]
     moved, doubt = (x.cpu().double().numpy() for x in prior(asked[0], asked[1], asked[2], distance / size))
     expected, sure = (rest + moved) * size, 1 / (1 + (doubt / TRUST) ** 2)
     for _ in range(GOALS_AT_ONCE):
         turns = body.graph.rotations(positions)
-        found = [body.goal(positions[t], turns[t], tracks[t], tracked[t], clip, t) for t in range(len(positions))]
+        found = [body.goal(t, positions[t], turns[t], tracks[t], tracked[t], clip) for t in times]
         goal, pull = (np.stack(x) for x in zip(*found, strict=True))
         ahead = np.full_like(pull, STAY)
         unseen, depth = UNSEEN * sure[..., 0] * ~seen, AHEAD * sure[..., 1]
         between = (np.roll(positions, 1, 0) + np.roll(positions, -1, 0)) / 2
         if not loop:
             between[-1] = positions[-1]
-        parts = (expected[..., :2] / distance * positions[..., 2:], unseen), (between[..., :2], np.full_like(pull, CALM))
+        near, between = (np.stack([body.before(t, x[t]) for t in times]) for x in (positions, between))
+        parts = (expected[..., :2] / distance * near[..., 2:], unseen), (between[..., :2], np.full_like(pull, CALM))
         goal[..., :2], pull = _mean((goal[..., :2], pull), *parts)
         deep = (expected[..., 2:] + distance, depth), (between[..., 2:], np.full_like(pull, CALM))
         goal[..., 2:], ahead = _mean((goal[..., 2:], ahead), *deep)
-        goal[0], pull[0], ahead[0] = body.graph.rest, 1e4, 1e4
-        positions = body.graph.solve(positions, goal, pull, ahead, ROUNDS)
+        goal[0], pull[0], ahead[0] = body.before(0, body.graph.rest), 1e4, 1e4
+        near = body.graph.solve(near, goal, pull, ahead, ROUNDS)
+        positions = np.stack([body.world(t, near[t]) for t in times])
     return positions
 
 
@@ -197,20 +202,19 @@ def _mean(*parts: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray
 
 
 class _Body:
-    """The object before the camera: nodes and the points that they carry, all in the camera's frame, float64."""
+    """The object before its cameras: nodes and the points that they carry, in the world's frame, float64."""
 
-    def __init__(self, scene: Scene4D, front: FrontCamera, video: DrivingVideo, field: ControlNodes) -> None:
-        cameras = front.cropped(video.crop, video.resolution)
-        pose, K = cameras.world_to_camera[0].double().numpy(), cameras.K[0].double().numpy()
-        self.turn, self.shift, self.focal, self.centre = pose[:3, :3], pose[:3, 3], K.diagonal()[:2], K[:2, 2]
+    def __init__(self, scene: Scene4D, fronts: Sequence[FrontCamera], video: DrivingVideo, field: ControlNodes) -> None:
+        cameras = [front.cropped(video.crop, video.resolution) for front in fronts]
+        self.poses = [each.world_to_camera[0].double().numpy() for each in cameras]
+        self.K = [each.K[0].double().numpy() for each in cameras]
         self.field, self.side = field, video.resolution
-        self.world_rest = field.node_positions.cpu().double().numpy()
-        self.graph = RigidGraph(self.world_rest @ self.turn.T + self.shift, field.pairs.cpu().numpy())
+        self.graph = RigidGraph(field.node_positions.cpu().double().numpy(), field.pairs.cpu().numpy())
         every = slice(None, None, -(-len(scene.gaussians) // POINTS))
-        self.points = scene.gaussians.means[every].cpu().double().numpy() @ self.turn.T + self.shift
+        self.points = scene.gaussians.means[every].cpu().double().numpy()
         index, weight = field.bind_index[every].cpu().numpy(), field.bind_weight[every].cpu().double().numpy()
         rows = np.repeat(np.arange(len(index)), index.shape[1])
-        self.bound = csr_matrix((weight.ravel(), (rows, index.ravel())), shape=(len(index), len(self.world_rest)))
+        self.bound = csr_matrix((weight.ravel(), (rows, index.ravel())), shape=(len(index), len(self.graph.rest)))
         self.carried = np.maximum(self.gathered(np.ones(len(index))), 1e-9)
 
     @cached_property
@@ -227,13 +231,25 @@ class _Body:
         blend = self.bound @ np.concatenate([turns.reshape(-1, 9), offsets], 1)
         return (blend[:, :9].reshape(-1, 3, 3) @ self.points[..., None])[..., 0] + blend[:, 9:]
 
-    def projected(self, points: np.ndarray) -> np.ndarray:  # (N, 3) -> (N, 2) pixels of the crop
-        return points[:, :2] / np.maximum(points[:, 2:], 1e-3) * self.focal + self.centre
+    def before(self, frame: int, places: np.ndarray) -> np.ndarray:  # (N, 3) -> (N, 3)
+        """World positions in the frame of a frame's camera."""
+        pose = self.poses[frame % len(self.poses)]
+        return places @ pose[:3, :3].T + pose[:3, 3]
 
-    def seen(self, positions: np.ndarray, turns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def world(self, frame: int, places: np.ndarray) -> np.ndarray:  # (N, 3) -> (N, 3)
+        """:meth:`before` undone."""
+        pose = self.poses[frame % len(self.poses)]
+        return (places - pose[:3, 3]) @ pose[:3, :3]
+
+    def projected(self, frame: int, near: np.ndarray) -> np.ndarray:  # (N, 3) -> (N, 2)
+        """Pixels of the crop, of places before a frame's camera."""
+        K = self.K[frame % len(self.K)]
+        return near[:, :2] / np.maximum(near[:, 2:], 1e-3) * K.diagonal()[:2] + K[:2, 2]
+
+    def seen(self, frame: int, positions: np.ndarray, turns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where the points are in the picture (N, 2), and which are not behind others (N,), by a coarse depth buffer."""
-        points = self.moved(positions, turns)
-        pixels, count = self.projected(points), -(-self.side // CELL)
+        points = self.before(frame, self.moved(positions, turns))
+        pixels, count = self.projected(frame, points), -(-self.side // CELL)
         cell = np.floor(pixels / CELL).astype(np.int64)
         inside = ((cell >= 0) & (cell < count)).all(1)
         place = np.clip(cell, 0, count - 1) @ np.array([1, count])
@@ -243,24 +259,23 @@ class _Body:
         return pixels, inside & (points[:, 2] < nearest[place] + BEHIND)
 
     def goal(
-        self, positions: np.ndarray, turns: np.ndarray, track: np.ndarray, tracked: np.ndarray, clip: _Clip, frame: int
+        self, frame: int, positions: np.ndarray, turns: np.ndarray, track: np.ndarray, tracked: np.ndarray, clip: _Clip
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Where tracks and the outline draw the nodes (M, 3), at their depth, and how strongly (M,)."""
-        pixels = self.projected(self.moved(positions, turns))
+        """Where tracks and the outline draw the nodes before the camera (M, 3), at their depth, and how strongly (M,)."""
+        pixels = self.projected(frame, self.before(frame, self.moved(positions, turns)))
         off = np.where(tracked[:, None], track - pixels, 0.0)
         pull = tracked / (1 + (off**2).sum(1) / DOUBT**2)
         back, outside = clip.back_to_outline(frame, pixels)
         drawn = OUTLINE * outside
         total = self.gathered(pull + drawn)
         off = self.gathered(pull[:, None] * off + drawn[:, None] * back) / np.maximum(total, 1e-9)[:, None]
-        goal = positions.copy()
-        goal[:, :2] += off / self.focal * positions[:, 2:]
+        goal = self.before(frame, positions)
+        goal[:, :2] += off / self.K[frame % len(self.K)].diagonal()[:2] * goal[:, 2:]
         return goal, STAY + PULL * total / self.carried
 
     def write(self, positions: np.ndarray, turns: np.ndarray) -> None:  # (T, M, 3), (T, M, 3, 3)
-        """To the field, in the world's frame."""
-        world = self.turn.T @ turns @ self.turn
-        self.field.set_motion(torch.from_numpy((positions - self.shift) @ self.turn), torch.from_numpy(world))
+        """To the field."""
+        self.field.set_motion(torch.from_numpy(positions), torch.from_numpy(turns))
 
 
 class _Clip:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..align import FocalAlignment, align_camera, color_from_frame
+from ..align import FocalAlignment, align_camera, align_together, color_from_frame
 from ..align.distance import LENS, Meaning, ModelDistance, align_distance, align_model_distance, fixed_camera, visual_distance
 from ..cameras import FrontCamera
 from ..deformation import FIELDS, ControlNodes, DeformationField
@@ -39,7 +39,7 @@ from ..render import rasterize
 from ..scene.anchors import Anchors
 from ..scene.object3d import Object3D, SplatObject
 from ..scene.scene import Scene4D
-from ..video import DrivingVideo, looks_looping
+from ..video import DrivingVideo, looks_looping, moving_fronts
 from .backing import backed
 from .following import Following, carried_over, follow
 
@@ -207,12 +207,21 @@ def align(
     *,
     camera: Camera = "focal",
     yaw: Literal["auto"] | float = "auto",
+    same_camera: FrontCamera | None = None,
     progress: Any = None,
 ) -> FocalAlignment:
     """The camera of the first frame, and the object normalised and turned to face it.
 
     A mesh without colours is given the first frame's, filled in where the frame does not see.
+
+    Args:
+        same_camera: of another object of the clip, whose field of view this one's has; an object among others is always
+            searched robustly.
     """
+    if video.hidden is not None:
+        return colored(align_together([mesh], [video], yaws=[yaw], camera=same_camera, progress=progress)[0], video)
+    if same_camera is not None:
+        raise InputError(f"{video.source}: shares no camera, it shows one object; split the clip into its objects")
     search, _, literal = camera.partition("-")
     mode: Any = literal or "robust"
     if search == "focal":
@@ -411,7 +420,8 @@ def fit_static(
     if config.objectives:
         frame = len(video) // 2 if video is not None and config.frame == "middle" else 0
         meshes, content = [] if mesh is None else [mesh], mesh or gaussians.tensors()
-        inputs = Inputs(video=video, taus=torch.zeros(1), fronts=[front], meshes=meshes, backend=backend, first=frame)
+        seen = moving_fronts(video, front)[frame if video is not None and video.shifts is not None else 0]
+        inputs = Inputs(video=video, taus=torch.zeros(1), fronts=[seen], meshes=meshes, backend=backend, first=frame)
         state = run_fit(
             stage, state, config.objectives, config.schedule, inputs, train="gaussians", seed=seed,
             density=config.density, gaussian_lr=_rates(config),
@@ -495,7 +505,7 @@ def fit_motion(
         elif config.following is not None and video is not None:
             if not isinstance(field, ControlNodes):
                 raise InputError(f"preset preview: moves control nodes, not a {field.name} field; choose control-nodes")
-            follow(video, scene, inputs.fronts[0], field, config.following, backend=backend, progress=progress)
+            follow(video, scene, inputs.fronts, field, config.following, backend=backend, progress=progress)
             started = True
     content = [video, scene.gaussians.tensors(), inputs.fronts, inputs.meshes, given]
     key = "" if checkpoint is None else fingerprint(identity or content, label, window, config, seed)
@@ -533,7 +543,6 @@ def motion_passes(config: MotionConfig, frames: int, started: bool = False) -> l
     plain = tuple(o for o in config.objectives if not o.priors())
     asking = tuple(o for o in config.objectives if not o.starts) if len(plain) < len(config.objectives) else ()
     joint = plain if config.refine is not None else config.objectives
-    sharp = tuple(o for o in joint if not o.starts)
     tracking = None if started else config.tracking
     if tracking is not None and tracking.one_by_one:
         tracking = replace(tracking, steps=tracking.one_by_one * (frames - 1))
@@ -543,7 +552,7 @@ def motion_passes(config: MotionConfig, frames: int, started: bool = False) -> l
         ("follow frame by frame", tracking, following),
         ("lift", config.lift, lifting),
         ("3D to 4D", config.schedule, joint),
-        ("3D to 4D, fine", config.fine, sharp),
+        ("3D to 4D, fine", config.fine, joint),
         ("3D to 4D, refine", config.refine, asking),
     ]
     return [
@@ -564,7 +573,7 @@ def _motion_inputs(
 ) -> Inputs:
     assert scene.front is not None
     return Inputs(
-        video=video, taus=scene.taus, fronts=list(fronts) or [scene.front],
+        video=video, taus=scene.taus, fronts=list(fronts) or moving_fronts(video, scene.front),
         meshes=list(meshes) or ([] if mesh is None else [mesh]), loop=scene.loop, backend=backend,
     )  # fmt: skip
 
