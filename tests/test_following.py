@@ -228,3 +228,16 @@ def test_a_fit_goes_on_from_its_preview(tmp_path: Path, monkeypatch: pytest.Monk
     assert (tmp_path / "a" / "scene.safetensors").read_bytes() == (tmp_path / "b" / "scene.safetensors").read_bytes()
     plain = fitted("draft", "c")
     assert plain is not None and "follow frame by frame" in plain.report["losses"]
+
+
+def test_a_camera_that_moves_does_not_move_the_object(slab: tuple[Scene4D, Scene4D, DrivingVideo]) -> None:
+    still, _, video = slab
+    fronts = [replace(FRONT, elevation=4.0 * t) for t in range(len(video))]
+    rgba = torch.cat([render_frames(still, front.cropped(video.crop, 96), torch.zeros(1))[0] for front in fronts])
+    film = replace(video, frames=continued(rgba[..., :3], rgba[..., 3]), masks=rgba[..., 3])
+    moved = []
+    for cameras in (fronts, fronts[:1]):
+        field = ControlNodes.on_surface(still.gaussians, still.frames, nodes=100)
+        follow(film, still, cameras, field, Following(), flow=lucas_kanade)
+        moved.append(missed(replace(still, field=field), still)[-1])
+    assert moved[0] < 0.02 and moved[0] < 0.4 * moved[1]
