@@ -724,7 +724,8 @@ def _method(made: argparse.ArgumentParser, renderers: Sequence[str]) -> None:
         "--preset",
         choices=_constant("core/methods/registry.py", "PRESETS"),
         default="standard",
-        help="draft: a quick look; standard: the best results here; paper: the paper's own settings (default: %(default)s)",
+        help="preview: pla4d, seconds, by tracking alone; draft: a quick look; standard: the best results here; paper: the "
+        "paper's own settings; with --resume a preview is where the next one starts (default: %(default)s)",
     )
     made.add_argument("--seed", type=SEED, default=0, help="of every random choice (default: %(default)s)")
     where = "auto|cpu|cuda|cuda:N|mps"

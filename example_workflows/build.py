@@ -713,10 +713,42 @@ def player() -> Graph:
     return g
 
 
+def preview() -> Graph:
+    g = Graph(
+        "8_preview_in_seconds",
+        """
+# 8 Preview in seconds
+
+**Press Run.** *Motion Preview* moves the 3D model by tracking alone: points of the video are followed by optical flow and the model moves with them as rigidly as it can. Nothing is fitted; it takes seconds, most of them for the camera.
+
+1. **Prepare**: the demo's creature. Put *Load Driving Video* and *Load Mesh* in its place, or any MESH, SPLAT or 3D file that another node makes of the first frame.
+2. **Align**: the camera that filmed it is found.
+3. **Fit**: the preview, as the player shows it at once.
+
+**To refine it**, select the bypassed nodes *PLA4D Objectives (3D to 4D)* and *Motion Alignment* (Ctrl+B) and press Run again: the fit starts with the preview's motion. In sharper graphs *Fit Gaussians to Mesh and Frame* goes before the preview, into its *scene*.
+
+**Preset** says how long that fit takes: *draft* or *standard*.
+""",
+    )
+    preset = g.preset("draft")
+    made, video = sample(g)
+    alignment = g.add("Anchor4DFocalAlignment", ALIGN, driving_video=video, mesh=made["mesh"])["alignment"]
+    scene = g.add("Anchor4DMotionPreview", FIT, driving_video=video, alignment=alignment)["scene"]
+    group = f"{FIT}: refine it"
+    terms = g.add("Anchor4DPLA4DObjectives4D", group, preset=preset, bypass=True)["objectives"]
+    scene = g.add(
+        "Anchor4DMotionAlignment", group, driving_video=video, scene=scene, alignment=alignment, objectives=terms,
+        preset=preset, bypass=True,
+    )["scene"]  # fmt: skip
+    view(g, scene, video, film=False)
+    return g
+
+
 def templates() -> list[Graph]:
     """In the order in which the page lists them."""
     return [
         demo(), your_video_and_mesh(), your_video_alone(), align4d_sample(), stag4d(), ayg_text(), edit_and_export(),
+        preview(),
     ]  # fmt: skip
 
 

@@ -25,7 +25,8 @@ STYLE = 1.3
 #: What a node shows below its widgets once it has run.
 SHOWN = {
     "Anchor4DFocalAlignment": 330, "Anchor4DFixedCamera": 330, "Anchor4DObjectDistance": 330, "Anchor4DModelDistance": 300,
-    "Anchor4DFitGaussians": 330, "Anchor4DMotionAlignment": 330, "Anchor4DRenderScene": 330, "Anchor4DRenderObject": 330,
+    "Anchor4DFitGaussians": 330, "Anchor4DMotionAlignment": 330, "Anchor4DMotionPreview": 330,
+    "Anchor4DRenderScene": 330, "Anchor4DRenderObject": 330,
     "Anchor4DSample": 300, "Anchor4DPrepareVideo": 300, "Anchor4DLoadVideo": 320, "Anchor4DLoadMesh": 40,
     "Anchor4DTemporalAnchors": 300, "Anchor4DPlayScene": 560, "Anchor4DScore": 120, "Anchor4DTextToGaussians": 330,
     "Anchor4DTextMotion": 330, "Anchor4DExtendMotion": 330, "Anchor4DImageToGaussians": 300, "Anchor4DInflateObject": 320,

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..cameras import quaternion_multiply, quaternion_to_matrix
+from ..cameras import matrix_to_quaternion, quaternion_multiply, quaternion_to_matrix
 from ..gaussians import Gaussians
 from ..mesh import Mesh
 from ..optimiser import Group, one_thread
@@ -322,6 +322,15 @@ class ControlNodes(DeformationField):
             time[0], time[:, 0] = 0, 0
             time[0, 0] = 1
         return space, torch.linalg.inv(time)
+
+    @torch.no_grad()
+    def set_motion(self, positions: Tensor, rotations: Tensor) -> None:  # (keys, M, 3), (keys, M, 3, 3)
+        """Sets where the nodes are at each key time, and their rotation matrices."""
+        self.translations.copy_(positions - self.node_positions.to(positions))
+        quats = matrix_to_quaternion(rotations)
+        quats = torch.where(quats[..., :1] < 0, -quats, quats)
+        half = torch.atan2(quats[..., 1:].norm(dim=-1, keepdim=True), quats[..., :1])
+        self.rotations.copy_(2 * half * F.normalize(quats[..., 1:], dim=-1))
 
     @torch.no_grad()
     def continue_motion(self, frame: int, source: int, before: int, momentum: float) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..align import FocalAlignment, align_camera, align_together, color_from_frame
 from ..align.distance import LENS, Meaning, ModelDistance, align_distance, align_model_distance, fixed_camera, visual_distance
 from ..cameras import FrontCamera
-from ..deformation import FIELDS, DeformationField
+from ..deformation import FIELDS, ControlNodes, DeformationField
 from ..files import InputError
 from ..fit.density import DensityControl
 from ..fit.estimate import FitEstimate, Pass, estimate_passes
@@ -41,6 +41,7 @@ from ..scene.object3d import Object3D, SplatObject
 from ..scene.scene import Scene4D
 from ..video import DrivingVideo, looks_looping, moving_fronts
 from .backing import backed
+from .following import Following, carried_over, follow
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ class MotionConfig:
         refine: schedule of a last pass, taken where an objective asks a diffusion prior; those take part in this pass
             alone. None: they take part in every pass but the tracking one.
         objectives: terms of all passes.
+        following: how the motion is first found by flow, without a fit; or None.
         fields: settings of fields by their names, see their ``build``; a field that is not among them has its own defaults.
         train: "field", or "both": the Gaussians too, at once or in turns (:attr:`Schedule.turns`).
         density: clone, split and prune in the pass over all frames, where the Gaussians are trained and the field moves any
@@ -102,6 +104,7 @@ class MotionConfig:
     lift: Schedule | None = None
     fine: Schedule | None = None
     refine: Schedule | None = None
+    following: Following | None = None
     fields: Mapping[str, Mapping[str, Any]] = default(default_factory=dict)
     train: Train = "field"
     density: DensityControl | None = None
@@ -455,6 +458,7 @@ def fit_motion(
     meshes: Sequence[Object3D] = (),
     fronts: Sequence[FrontCamera] = (),
     field: DeformationField | None = None,
+    start: Scene4D | None = None,
     window: tuple[float, float] = (0.0, 1.0),
     label: str = "",
     seed: int = 0,
@@ -472,6 +476,8 @@ def fit_motion(
         meshes: one aligned mesh a frame instead (variant v4).
         fronts: one camera a frame instead of the scene's (variant v4).
         field: to train instead of one that the configuration makes.
+        start: a moving scene of the same object, with whose motion the fit starts in place of following the video, see
+            :mod:`.following`; None: ``scene`` itself where it moves.
         window: the part of the clip, of [0, 1], whose frames the objectives see.
         label: put before the stages' names.
         identity: of all inputs, where the caller knows it; else their content is theirs.
@@ -489,12 +495,23 @@ def fit_motion(
     inside = (inputs.taus >= window[0] - 1e-6) & (inputs.taus <= window[1] + 1e-6)
     inputs = replace(inputs, taus=inputs.taus[inside])
     given = None if field is None else [field.config(), field.state_dict()]
-    field = build_field(config, scene, mesh, seed) if field is None else field
+    started = False
+    if field is None:
+        field = build_field(config, scene, mesh, seed)
+        start = scene if start is None else start
+        if start.field is not None:
+            given = [start.gaussians.tensors(), start.field]
+            started = carried_over(start, field, scene)
+        elif config.following is not None and video is not None:
+            if not isinstance(field, ControlNodes):
+                raise InputError(f"preset preview: moves control nodes, not a {field.name} field; choose control-nodes")
+            follow(video, scene, inputs.fronts, field, config.following, backend=backend, progress=progress)
+            started = True
     content = [video, scene.gaussians.tensors(), inputs.fronts, inputs.meshes, given]
     key = "" if checkpoint is None else fingerprint(identity or content, label, window, config, seed)
     state = FitState(scene.gaussians, field)
     losses = dict(scene.meta.get("losses", {}))
-    for stage, part in motion_passes(config, scene.frames):
+    for stage, part in motion_passes(config, scene.frames, started):
         stage = label + stage
         path = None if checkpoint is None else _with_stage(checkpoint, stage)
         state = run_fit(
@@ -517,12 +534,16 @@ def fit_motion(
     return made if video is None else backed(made, video, inputs.fronts, backend)
 
 
-def motion_passes(config: MotionConfig, frames: int) -> list[tuple[str, Pass]]:
-    """The passes of :func:`fit_motion` by name; those without objectives or steps left out."""
+def motion_passes(config: MotionConfig, frames: int, started: bool = False) -> list[tuple[str, Pass]]:
+    """The passes of :func:`fit_motion` by name; those without objectives or steps left out.
+
+    Args:
+        started: the field moves already, and need not follow frame by frame.
+    """
     plain = tuple(o for o in config.objectives if not o.priors())
     asking = tuple(o for o in config.objectives if not o.starts) if len(plain) < len(config.objectives) else ()
     joint = plain if config.refine is not None else config.objectives
-    tracking = config.tracking
+    tracking = None if started else config.tracking
     if tracking is not None and tracking.one_by_one:
         tracking = replace(tracking, steps=tracking.one_by_one * (frames - 1))
     following = tuple(o for o in plain if not o.starts)
@@ -575,7 +596,7 @@ def estimate(
         passes = [Pass(config.objectives, config.schedule, "gaussians")] if config.objectives else []
         return estimate_passes(passes, FitState(scene.gaussians), inputs, progress=progress)
     state = FitState(scene.gaussians, build_field(config, scene, mesh))
-    passes = [part for _, part in motion_passes(config, scene.frames)]
+    passes = [part for _, part in motion_passes(config, scene.frames, scene.field is not None)]
     return estimate_passes(passes, state, inputs, progress=progress)
 
 
