@@ -39,6 +39,8 @@ OBJECTS = (".glb", ".gltf", ".obj", ".ply", ".stl", ".spz", ".splat", ".ksplat",
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 #: Objects whose file may name others, textures and buffers: whether they are the same, their run itself finds out.
 REFERRING = (".gltf", ".obj")
+#: The suite of prompts that comes with the package, and what JOBS calls it.
+PROMPTS, SUITE = "prompts", Path(__file__).with_name("prompts.jsonl")
 #: Most bytes of a JOBS file.
 LARGEST = 64 << 20
 
@@ -66,7 +68,7 @@ def add_running(made: argparse.ArgumentParser, rows: str) -> None:
     made.add_argument(
         "jobs", type=Path, metavar=rows.upper(),
         help="rows of fit's options: .csv, .jsonl; a folder of cases (video or front, object or mesh, image, prompt.txt); "
-        "or a folder of films, pictures and models",
+        f"a folder of films, pictures and models; or {PROMPTS}, 58 texts that come with the package",
     )  # fmt: skip
     made.add_argument(
         "--set", nargs="+", default=[], metavar="NAME=VALUE", help="options of fit for every row that does not have its own"
@@ -198,6 +200,8 @@ def read_jobs(path: Path, common: Sequence[str] = ()) -> list[Job]:
     Raises:
         InputError: where there are no rows, for a column that is no option of ``fit``, or two rows of one name.
     """
+    if str(path) == PROMPTS and not path.exists():
+        path = SUITE
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; give a .csv, a .jsonl or a folder of cases")
     options = _options()

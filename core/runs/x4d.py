@@ -26,10 +26,12 @@ from ..generate.chain import FOLDER, read_list
 from ..metrics import on_white
 from ..metrics.base import MEAN, METRICS, Footage, measure
 from ..priors.models import model_named
+from ..scene.object3d import Object3D
 from ..scene.scene import Scene4D
 from ..scene.views import render_frames
+from ..video import DrivingVideo
 from .folder import REPORT, SCENE
-from .quadruplets import CLIP, FACTS, FILES, MEASURED, QUADRUPLET
+from .quadruplets import CLIP, FACTS, FILES, MEASURED, QUADRUPLET, write_quadruplet
 from .report import read_json, write_json
 
 #: Files of a set.
@@ -189,22 +191,7 @@ def _entry(
     models = _models(run, report)
     if licence := getattr(captioner, "licence", "") if by == getattr(captioner, "name", "") else "":
         models.append({"of": "text", "name": by, "licence": licence})
-    return {
-        **_origin(source),
-        "text": text,
-        "text_by": by,
-        "made": {name: report.get(name) for name in ("method", "preset", "seed", "without", "plus")} | {"program": __version__},
-        "models": models,
-        "inputs": {
-            what: {"name": Path(value).name, "sha256": digest(Path(value))}
-            for what, value in source.given.items()
-            if what != "prompt"
-        },
-        **{name: facts[name] for name in ("frames", "fps", "loops", "size", "camera", "crop", "object", "gaussians")},
-        "files": files,
-        "measures": {name: round(value, 6) for name, value in measures.items()},
-        "verdict": facts.get("verdict"),
-    }
+    return _complete(source, text, by, report, models, facts | {"measures": measures}, files)
 
 
 def _origin(source: Source) -> Entry:
@@ -294,6 +281,73 @@ def summary(kept: Sequence[Entry], rejected: Sequence[Entry]) -> str:
     if unknown := sum(not entry["licence"] for entry in kept):
         lines.append(f"{unknown} without a licence: give it as licence, in the rows or by --set licence=...")
     return "\n".join(lines)
+
+
+def add(
+    folder: Path,
+    name: str,
+    scene: Scene4D,
+    video: DrivingVideo | None = None,
+    item: Object3D | None = None,
+    *,
+    text: str,
+    notes: Mapping[str, str] | None = None,
+    backend: str = "auto",
+) -> Entry:
+    """Add one quadruplet to a set, or replace the one of its name; what has been measured on it bounds nothing here.
+
+    Args:
+        folder: of the set; a new one is begun.
+        name: its id, letters, digits, "_", "-" and ".".
+        scene, video, item, backend: see :func:`~.quadruplets.write_quadruplet`.
+        text: what the object is and does.
+        notes: "licence", "credit", "source".
+
+    Raises:
+        InputError: without a text, or for a name that is none.
+    """
+    if not _NAME.fullmatch(name):
+        raise InputError(f"name {name[:60]!r}: choose letters, digits, '_', '-' and '.', at most 100")
+    if not text.strip():
+        raise InputError(f"{name}: no text, say what the object is and does")
+    given = {what: "" for what, value in (("video", video), ("object", item)) if value is not None} or {"prompt": text}
+    with only_process(folder):
+        entries = read_manifest(folder / MANIFEST) if (folder / MANIFEST).is_file() else []
+        place = folder / name
+        facts = write_quadruplet(place, scene, video, item, backend)
+        scene.save(place / SCENE)
+        files = {what: described(place / file, folder) for what, file in FILES.items()}
+        entry = _complete(Source(name, given, notes or {}), " ".join(text.split()), "given", scene.meta, _models(place, scene.meta), facts, files)
+        write_lines(folder / MANIFEST, [*(other for other in entries if other["id"] != name), entry])
+    return entry
+
+
+def _complete(
+    source: Source,
+    text: str,
+    by: str,
+    made: Mapping[str, Any],
+    models: Sequence[Mapping[str, str]],
+    facts: Mapping[str, Any],
+    files: Mapping[str, Any],
+) -> Entry:
+    """A line of the manifest."""
+    return {
+        **_origin(source),
+        "text": text,
+        "text_by": by,
+        "made": {name: made.get(name) for name in ("method", "preset", "seed", "without", "plus")} | {"program": __version__},
+        "models": list(models),
+        "inputs": {
+            what: {"name": Path(path).name, "sha256": digest(Path(path))}
+            for what, path in source.given.items()
+            if what != "prompt" and path
+        },
+        **{name: facts[name] for name in ("frames", "fps", "loops", "size", "camera", "crop", "object", "gaussians")},
+        "files": dict(files),
+        "measures": {name: round(value, 6) for name, value in facts["measures"].items()},
+        "verdict": facts.get("verdict"),
+    }
 
 
 # Manifests

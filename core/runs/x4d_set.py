@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from ..cameras import Crop
 from ..files import InputError
 from ..io.objects import load_object
 from ..scene.object3d import Object3D
 from ..scene.scene import Scene4D
-from ..video import resampled, straight
+from ..scene.validation import crop_window
+from ..video import DrivingVideo, continued, resampled, straight
 from .x4d import MANIFEST, checked_file, read_clip_tensors, read_manifest
 
 
@@ -104,6 +106,14 @@ class X4D(Dataset[dict[str, Any]]):
         if what not in files:
             raise InputError(f"{what!r}: no file of {self.entries[index]['id']}; choose of {', '.join(files)}")
         return checked_file(self.folder, files[what], whole=self.verify)
+
+    def driving_video(self, index: int) -> DrivingVideo:
+        """The clip as methods take it: cut out, its window in the original picture known."""
+        entry, clip = self.entries[index], read_clip_tensors(self.path(index, "clip"))["frames"].float() / 255
+        colors, masks = straight(torch.cat([clip[..., :3] * clip[..., 3:], clip[..., 3:]], -1))
+        side = clip.shape[1]
+        crop = Crop(0, 0, side, side, side) if entry.get("crop") is None else crop_window(entry["crop"])
+        return DrivingVideo(continued(colors, masks), masks, float(entry["fps"]), crop, source=entry["id"])
 
     def object(self, index: int) -> Object3D:
         """The 3D, in the world of the camera and of the scene."""
