@@ -355,14 +355,15 @@ def _cases(folder: Path) -> Sequence[Row]:
 def _loose(folder: Path) -> Sequence[Row]:
     """A row for each name among a folder's films, pictures and objects, described by a .json of that name."""
     rows: dict[str, dict[str, Any]] = {}
+    described: dict[str, Path] = {}
     for path in sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")):
         suffix = path.suffix.lower()
         what = next((w for w, kinds in (("image", PICTURES), ("video", FILMS), ("object", OBJECTS)) if suffix in kinds), None)
         if what is not None:
             name = re.sub(r"[^\w.-]+", "_", path.stem, flags=re.ASCII)
-            row = rows.setdefault(name, {"name": name} | _beside(path.with_suffix(".json"), what == "video"))
-            row[what] = path.name
-    return list(rows.values())
+            rows.setdefault(name, {"name": name})[what] = path.name
+            described[name] = path.with_suffix(".json")
+    return [row | _beside(described[name], "video" in row) for name, row in rows.items()]
 
 
 def _beside(path: Path, video: bool) -> dict[str, Any]:

@@ -44,16 +44,22 @@ class Captioner:
     def __init__(self, source: str, device: str | torch.device = "cpu", ask: str = ASK) -> None:
         if lacking := problems("transformers"):
             raise InputError(f"captioner {source}: {lacking}")
-        from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+        from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer
+        from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
         checkpoint = located(source)
         folder, self.ask, self.device = checkpoint.folder, ask, torch.device(device)
         self.name = checkpoint.name if Path(source).exists() else source
         known = model_named(source)
         self.licence = "" if known is None else known.licence
-        auto: Any = AutoModelForImageTextToText
-        self.model: Any = checkpoint.load(auto, ".", dtype=precision_dtypes("auto", device)[0], device=device)
         local = {"local_files_only": True, "trust_remote_code": False}
+        with quiet(), readable(folder, "a captioner of transformers"):
+            config = AutoConfig.from_pretrained(folder, **local)
+        kinds: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        if type(config) not in kinds:
+            raise InputError(f"{folder}: a {config.model_type}, which says no texts of pictures; choose a captioner")
+        # The class itself: transformers' automatic one would offer to run code that lies in the folder.
+        self.model: Any = checkpoint.load(kinds[type(config)], ".", dtype=precision_dtypes("auto", device)[0], device=device)
         with quiet(), readable(folder, "a processor of transformers"):
             self.processor: Any = AutoProcessor.from_pretrained(folder, **local)
             # Older captioners have their parts side by side, without a processor that holds both.

@@ -317,7 +317,8 @@ def add(
         facts = write_quadruplet(place, scene, video, item, backend)
         scene.save(place / SCENE)
         files = {what: described(place / file, folder) for what, file in FILES.items()}
-        entry = _complete(Source(name, given, notes or {}), " ".join(text.split()), "given", scene.meta, _models(place, scene.meta), facts, files)
+        source, models = Source(name, given, notes or {}), _models(place, scene.meta)
+        entry = _complete(source, " ".join(text.split()), "given", scene.meta, models, facts, files)
         write_lines(folder / MANIFEST, [*(other for other in entries if other["id"] != name), entry])
     return entry
 
