@@ -81,12 +81,12 @@ class Anchor4DSaveQuadruplet(io.ComfyNode):
             entry = add(
                 folder,
                 f"{stem}_{number:05}",
-                host.scene_of(scene).to("cpu"),
+                host.scene_of(scene).to(host.device_for(device, renderer)),
                 None if driving_video is None else driving_video.to("cpu"),
                 None if alignment is None else alignment.mesh.to("cpu"),
                 text=text,
                 notes=notes,
-                backend=renderer if renderer in ("numba", "torch") else "auto",
+                backend=renderer,
             )
             measures = ", ".join(f"{key} {value:.3g}" for key, value in entry["measures"].items() if key in ("iou", "psnr"))
             host.say(f"{entry['id']}: {entry['text'][:60]}" + (f"\n{measures}" if measures else ""))

@@ -54,9 +54,9 @@ def write_quadruplet(
     ``world_to_camera`` (4, 4), OpenCV, and ``K`` (3, 3), pixels. ``strip.jpg`` shows it all.
 
     Args:
-        scene: on the CPU, fitted to the video.
-        video: as it was fitted; where None, the scene seen from its front.
-        item: in the scene's frame (a :class:`~..align.FocalAlignment`'s mesh); where None, the scene at its beginning.
+        scene: fitted to the video; drawn on its device.
+        video: as it was fitted, on the CPU; where None, the scene seen from its front.
+        item: on the CPU, in the scene's frame (a :class:`~..align.FocalAlignment`'s mesh); where None, the scene at tau = 0.
 
     Returns:
         What a manifest says of it; also left as ``facts.json``, once the files are whole.
@@ -71,7 +71,7 @@ def write_quadruplet(
     clip = drawn if video is None else torch.cat([video.frames, video.masks[..., None]], -1)
     clip = (clip.clamp(0, 1) * 255).round().byte()
     if item is None:
-        item = SplatObject.of(scene.at(0.0).detach(), "object")
+        item = SplatObject.of(scene.at(0.0).detach().to("cpu"), "object")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FACTS).unlink(missing_ok=True)
     write_png(folder / IMAGE, clip[0].numpy())
@@ -131,7 +131,8 @@ def of_run(folder: Path, video: Path | None, object: Path | None, *, fps: float 
         item = load_object(min(files, key=natural), settings["up"]).normalized()[0]
         if yaw := report["camera"]["yaw"]:
             item = item.turned(yaw).normalized()[0]
-    facts = write_quadruplet(folder / QUADRUPLET, scene, clip, item)
+    drawn_on, renderer = settings["device"], settings["renderer"]
+    facts = write_quadruplet(folder / QUADRUPLET, scene.to(drawn_on), clip, item, renderer)
     verdict = report.get("verdict") or {}
     facts["measures"] |= {name: verdict[name] for name in ("overlap", "error") if verdict.get(name) is not None}
     facts["verdict"] = verdict.get("word")

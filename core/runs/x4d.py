@@ -229,7 +229,7 @@ def _further(
     values = kept.get("values", {}) if kept.get("of") == key else {}
     lacking = [name for name in names if name not in values]
     if lacking:
-        scene, tensors = Scene4D.load(run / SCENE), read_clip_tensors(folder / CLIP)
+        scene, tensors = Scene4D.load(run / SCENE, device), read_clip_tensors(folder / CLIP)
         clip = on_white(tensors["frames"])
         height, width = tensors["frames"].shape[1:3]
         camera = Cameras(tensors["world_to_camera"][None], tensors["K"][None], width, height)
