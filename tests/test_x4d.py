@@ -345,6 +345,68 @@ def test_a_captioner_says_what_its_own_pipeline_says(tmp_path: Path) -> None:
     assert len(wanted.split()) > 5 and captioner(frames) == captioner(frames[:1]) == wanted
 
 
+#: A question to a model that chats, as its own template writes it.
+TEMPLATE = (
+    "{% for message in messages %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }} {% endif %}{% endfor %}{% endfor %}"
+)
+
+
+def write_llava(folder: Path) -> Path:
+    """LLaVA of the real classes, over CLIP and Llama of one layer."""
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    folder.mkdir(parents=True)
+    words = ["<pad>", "<unk>", "<s>", "</s>", "<image>", "a", "red", "fox", "runs", "dog", "walks", "the", "what", "is", "it"]
+    plain = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    special = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=plain, additional_special_tokens=["<image>"], **special)
+    width = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {"vocab_size": len(words), "num_key_value_heads": 2, "eos_token_id": 3, "pad_token_id": 0}
+    config = transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(image_size=32, patch_size=16, projection_dim=8, **width),
+        text_config=transformers.LlamaConfig(**width, **text),
+        image_token_index=4, vision_feature_layer=-1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.LlavaForConditionalGeneration(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8 if parameter.ndim > 1 else 1)
+        model.lm_head.weight[:5] = 0
+    model.save_pretrained(folder)
+    pictures = transformers.CLIPImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, do_convert_rgb=True
+    )
+    transformers.LlavaProcessor(
+        image_processor=pictures, tokenizer=tokenizer, patch_size=16, vision_feature_select_strategy="default",
+        chat_template=TEMPLATE, num_additional_image_tokens=1,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def test_a_captioner_that_chats_sees_frames_of_the_clip(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    from PIL import Image
+
+    from anchor4d.core.generate.caption import TOKENS, Captioner
+
+    folder = write_llava(tmp_path / "llava")
+    captioner = Captioner(str(folder), ask="what is it")
+    assert captioner.chats and captioner.identity != Captioner(str(folder), ask="is it a dog").identity
+    frames = torch.rand(10, 20, 20, 3, generator=torch.Generator().manual_seed(1))
+    processor = transformers.LlavaProcessor.from_pretrained(folder)
+    model = transformers.LlavaForConditionalGeneration.from_pretrained(folder)
+    pictures = [Image.fromarray((frames[index] * 255).round().byte().numpy()) for index in (0, 3, 6, 9)]
+    given = processor(images=pictures, text="<image> <image> <image> <image> what is it ", return_tensors="pt")
+    said = model.generate(**given, max_new_tokens=TOKENS, do_sample=False)[0, given["input_ids"].shape[1] :]
+    wanted = processor.decode(said, skip_special_tokens=True)
+    assert len(wanted.split()) > 5 and captioner(frames) == wanted
+    assert captioner(frames[:1]) != wanted
+
+
 def test_what_is_no_captioner_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     transformers = pytest.importorskip("transformers")
     from anchor4d.core.generate.caption import Captioner
