@@ -22,11 +22,21 @@ def test_a_quadruplet_goes_to_a_set_and_comes_back(host: Any) -> None:
         prompt[key] = {"class_type": f"Anchor4D{kind}", "inputs": {k.replace("__", "."): v for k, v in inputs.items()}}
         return [key, 0]
 
-    add("made", "Sample", frames=4, truth_azimuth="15")
+    add("made", "Sample", frames=4, size=96, truth_azimuth="15")
     names = {name: ["made", at] for at, name in enumerate(("images", "masks", "fps", "mesh"))}
-    video = add("video", "PrepareVideo", source=names["images"], mask=names["masks"], fps=8.0, resolution=96)
-    mesh = add("mesh", "InflateObject", driving_video=video)
-    alignment = add("camera", "FixedCamera", driving_video=video, mesh=mesh, distance=2.0, front="degrees", front__yaw=0.0)
+    video = add(
+        "video",
+        "PrepareVideo",
+        source=names["images"],
+        mask=names["masks"],
+        fps=8.0,
+        resolution=96,
+        frames=0,
+        background="auto",
+    )
+    mesh = add("mesh", "InflateObject", driving_video=video, nearer="auto", depth=1.0)
+    seen = {"distance": 2.0, "field_of_view": 40.0, "elevation": 0.0, "front": "degrees", "front__yaw": 0.0}
+    alignment = add("camera", "FixedCamera", driving_video=video, mesh=mesh, **seen)
     scene = add("scene", "LoadSplats", file="3d/walk", path="", fps=8.0, loop="as saved", motion="auto", frames=0)
     both = {"set_folder": "x4d", "name": "a toy!", "licence": "CC0-1.0"}
     first = add("first", "SaveQuadruplet", text="a toy  walks", scene=scene, driving_video=video, alignment=alignment, **both)
@@ -63,4 +73,4 @@ def test_what_is_no_set_is_said(host: Any, inputs: dict[str, Any], words: str) -
             "save": {"class_type": "Anchor4DSaveScene", "inputs": {"scene": ["load", 3], "filename_prefix": "3d/x"}},
         }
     )
-    assert outcome.ended == "execution_error" and words in outcome.detail, outcome.detail
+    assert outcome.ended == "execution_error" and words in outcome.detail["exception_message"], outcome.detail
