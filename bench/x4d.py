@@ -1,6 +1,7 @@
 """Sets of aligned quadruplets (text, image, video, 3D) after Align4D's X4D, made by many runs and chosen by people.
 
     python -m anchor4d x4d build SOURCES [--set NAME=VALUE ...] [--captioner NAME] [--least iou=0.8 ...] [--out SET]
+    python -m anchor4d x4d sheets SET
     python -m anchor4d x4d choose SET [CHOICE ...] [--drop ID ...] [--also ID ...] --out CHOSEN
 
 See docs/x4d.md. The runs are those of :mod:`.batch`, the set :mod:`..core.runs.x4d`.
@@ -47,6 +48,9 @@ def add_options(made: argparse.ArgumentParser) -> None:
         help="verdicts that stay in the set (default: good doubtful)",
     )  # fmt: skip
     choose = steps.add_parser("choose", help="take what people chose", description="Copy what people chose of a set.")
+    sheets = steps.add_parser("sheets", help="draw the contact sheets again", description="Draw a set's contact sheets again.")
+    sheets.set_defaults(step=draw_sheets)
+    sheets.add_argument("set", type=Path, metavar="SET", help="a set of x4d build, or of the node Save Quadruplet")
     choose.set_defaults(step=choose_set)
     choose.add_argument("set", type=Path, metavar="SET", help="the set that x4d build wrote")
     choose.add_argument(
@@ -56,7 +60,7 @@ def add_options(made: argparse.ArgumentParser) -> None:
     choose.add_argument("--drop", nargs="+", default=[], metavar="ID", help="leave these out")
     choose.add_argument("--also", nargs="+", default=[], metavar="ID", help="take these of what the filters left out")
     choose.add_argument("--out", type=Path, required=True, metavar="CHOSEN", help="folder for the chosen set, a new one")
-    for step in (build, choose):
+    for step in (build, choose, sheets):
         step.add_argument("--verbose", action="store_true", help=argparse.SUPPRESS)
 
 
@@ -108,6 +112,16 @@ def build_set(args: argparse.Namespace, console: Console) -> int:
         )
     if not kept:
         raise InputError(f"{args.out}: the filters left nothing; see {REJECTED} there, or choose other --least and --most")
+    return 0
+
+
+def draw_sheets(args: argparse.Namespace, console: Console) -> int:
+    """``x4d sheets``."""
+    from ..core.runs.sheets import write_sheets
+    from ..core.runs.x4d import read_set
+
+    for page in write_sheets(args.set, *read_set(args.set)):
+        console.result(f"sheet: {page}")
     return 0
 
 

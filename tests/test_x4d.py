@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -82,15 +83,6 @@ def set_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     add(folder, "splats", moving(0.2, 1), seen(moving(0.2, 1)), text="a cloud", notes=NOTES, backend="torch")
     add(folder, "text", moving(0.3, 2), text="a third", backend="torch")
     return folder
-
-
-def copied(folder: Path, to: Path) -> Path:
-    """A set without what was left out is one that was built: with a list of that."""
-    import shutil
-
-    shutil.copytree(folder, to)
-    write_lines(to / REJECTED, [])
-    return to
 
 
 # A quadruplet
@@ -495,7 +487,7 @@ def test_clips_that_are_none(tmp_path: Path) -> None:
 def test_sheets_show_what_is_kept_and_what_is_not(set_folder: Path, tmp_path: Path) -> None:
     from PIL import Image
 
-    folder = copied(set_folder, tmp_path / "set")
+    folder = Path(shutil.copytree(set_folder, tmp_path / "set"))
     first, second, third = read_manifest(folder / MANIFEST)
     third = third | {"id": "x<i>", "text": "<script>alert(1)</script>", "reasons": ["iou 0.1 below 0.7"]}
     (page,) = write_sheets(folder, [first, second], [third, {"id": "broken", "reasons": ["no such video"]}])
@@ -504,12 +496,14 @@ def test_sheets_show_what_is_kept_and_what_is_not(set_folder: Path, tmp_path: Pa
     assert "<script>alert" not in text and "&lt;script&gt;alert(1)" in text and 'name="x&lt;i&gt;">' in text
     assert re.findall(r'name="(\w+)" checked', text) == ["mesh", "splats"] and "left out: iou 0.1 below 0.7" in text
     assert "broken" not in text
+    assert cli.main(["x4d", "sheets", str(folder)]) == 0
+    assert re.findall(r'name="(\w+)" checked', page.read_text()) == ["mesh", "splats", "text"]
     with Image.open(page.with_suffix(".jpg")) as sheet:
         assert sheet.width > 500 and sheet.height > 3 * 128
 
 
 def test_people_choose(set_folder: Path, tmp_path: Path) -> None:
-    folder = copied(set_folder, tmp_path / "set")
+    folder = Path(shutil.copytree(set_folder, tmp_path / "set"))
     (tmp_path / "one.json").write_text(json.dumps({"seen": ["mesh", "splats"], "keep": ["mesh"]}))
     (tmp_path / "two.json").write_text(json.dumps({"seen": ["mesh", "text"], "keep": ["mesh", "text"]}))
     out = tmp_path / "chosen"
@@ -538,7 +532,7 @@ def test_what_the_filters_left_out_can_be_taken(runs: Path, tmp_path: Path) -> N
 
 
 def test_choices_that_cannot_be(set_folder: Path, runs: Path, tmp_path: Path) -> None:
-    folder = copied(set_folder, tmp_path / "set")
+    folder = Path(shutil.copytree(set_folder, tmp_path / "set"))
     (tmp_path / "a.json").write_text(json.dumps({"seen": ["other"], "keep": []}))
     (tmp_path / "b.json").write_text(json.dumps({"seen": [], "keep": ["mesh"]}))
     (tmp_path / "c.json").write_text(json.dumps({"seen": ["mesh", "splats", "text"], "keep": []}))

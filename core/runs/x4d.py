@@ -394,6 +394,16 @@ def read_manifest(path: Path) -> list[Entry]:
     return entries
 
 
+def read_set(folder: Path) -> tuple[list[Entry], list[Entry]]:
+    """What a set keeps, and what of those that were made its filters left out.
+
+    Raises:
+        InputError: as :func:`read_manifest`.
+    """
+    left = read_manifest(folder / REJECTED) if (folder / REJECTED).is_file() else []
+    return read_manifest(folder / MANIFEST), [entry for entry in left if "files" in entry]
+
+
 def _check_entry(entry: Any) -> None:
     if entry["version"] > VERSION:
         raise ValueError(f"version {entry['version']} is newer than this program reads, update Anchor4D")
@@ -477,7 +487,7 @@ def choose(
         InputError: for ids that the set does not have, files that are not those of the manifest, or an ``out`` that is no
             chosen set.
     """
-    kept, left = read_manifest(folder / MANIFEST), [e for e in read_manifest(folder / REJECTED) if "files" in e]
+    kept, left = read_set(folder)
     known = {entry["id"]: entry for entry in (*kept, *left)}
     chosen, drop, also = {entry["id"] for entry in kept}, set(drop), set(also)
     wanted, refused = set(also), set(drop)
