@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,8 @@ class Captioner:
         if type(config) not in kinds:
             raise InputError(f"{folder}: a {config.model_type}, which says no texts of pictures; choose a captioner")
         # The class itself: transformers' automatic one would offer to run code that lies in the folder.
-        self.model: Any = checkpoint.load(kinds[type(config)], ".", dtype=precision_dtypes("auto", device)[0], device=device)
+        self.checkpoint, self.kind = checkpoint, kinds[type(config)]
+        checkpoint.weights(".")
         with quiet(), readable(folder, "a processor of transformers"):
             self.processor: Any = AutoProcessor.from_pretrained(folder, **local)
             # Older captioners have their parts side by side, without a processor that holds both.
@@ -69,6 +71,11 @@ class Captioner:
             self.tokenizer: Any = getattr(self.processor, "tokenizer", None) or AutoTokenizer.from_pretrained(folder, **local)
         self.chats = bool(getattr(self.processor, "chat_template", None))
         self.identity = f"{self.name} {checkpoint.identity}" + (f" {ask}" if self.chats else "")
+
+    @cached_property
+    def model(self) -> Any:
+        """The network, loaded when the first text is asked for: until then the device is for others."""
+        return self.checkpoint.load(self.kind, ".", dtype=precision_dtypes("auto", self.device)[0], device=self.device)
 
     @torch.no_grad()
     def __call__(self, frames: Tensor) -> str:  # (T, H, W, 3) in [0, 1] or uint8
