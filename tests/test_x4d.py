@@ -155,6 +155,11 @@ def test_a_video_of_other_frames_is_refused(tmp_path: Path) -> None:
         write_quadruplet(tmp_path, moving(), replace(video, frames=video.frames[:2], masks=video.masks[:2]), backend="torch")
 
 
+def test_a_scene_that_was_fitted_to_no_video_takes_none(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="scene: has no camera of the video"):
+        write_quadruplet(tmp_path, replace(moving(), front=None), seen(moving()), backend="torch")
+
+
 def test_framing_says_how_large_the_object_is_and_what_it_touches() -> None:
     # A window of 40 of a picture of 64 x 48, drawn at 20: a unit is two pixels of the picture.
     masks = torch.zeros(2, 20, 20)

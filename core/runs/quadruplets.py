@@ -62,10 +62,12 @@ def write_quadruplet(
         What a manifest says of it; also left as ``facts.json``, once the files are whole.
 
     Raises:
-        InputError: for a video of which there are more or fewer frames than the scene has.
+        InputError: for a video of more or fewer frames than the scene has, or a scene that no video was fitted to.
     """
     if video is not None and len(video) != scene.frames:
         raise InputError(f"video of {len(video)} frames, scene of {scene.frames}: give the video that the scene was fitted to")
+    if video is not None and scene.front is None:
+        raise InputError("scene: has no camera of the video; give the scene that was fitted to it, or leave the video out")
     camera = front_camera(scene, video)
     drawn = render_frames(scene, camera, scene.taus, backend=backend)[0].cpu()  # (T, S, S, 4)
     clip = drawn if video is None else torch.cat([video.frames, video.masks[..., None]], -1)

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from anchor4d.core.io import write_splat_sequence
 from anchor4d.core.runs.sample import sample_scene
 from anchor4d.core.runs.x4d_set import X4D
 from anchor4d.core.scene.scene import Scene4D
@@ -15,14 +14,14 @@ from anchor4d.core.scene.scene import Scene4D
 
 @torch.no_grad()
 def test_a_quadruplet_goes_to_a_set_and_comes_back(host: Any) -> None:
-    write_splat_sequence(host.folder / "input" / "3d" / "walk", sample_scene(400, 4))
+    sample_scene(400, 4).save(host.folder / "input" / "3d" / "walk.safetensors")
     prompt: dict[str, Any] = {}
 
     def add(key: str, kind: str, **inputs: Any) -> list[Any]:
         prompt[key] = {"class_type": f"Anchor4D{kind}", "inputs": {k.replace("__", "."): v for k, v in inputs.items()}}
         return [key, 0]
 
-    add("made", "Sample", frames=4, size=96, truth_azimuth="15")
+    add("made", "Sample", frames=4, size=256, truth_azimuth="15")
     names = {name: ["made", at] for at, name in enumerate(("images", "masks", "fps", "mesh"))}
     video = add(
         "video",
@@ -37,7 +36,7 @@ def test_a_quadruplet_goes_to_a_set_and_comes_back(host: Any) -> None:
     mesh = add("mesh", "InflateObject", driving_video=video, nearer="auto", depth=1.0)
     seen = {"distance": 2.0, "field_of_view": 40.0, "elevation": 0.0, "front": "degrees", "front__yaw": 0.0}
     alignment = add("camera", "FixedCamera", driving_video=video, mesh=mesh, **seen)
-    scene = add("scene", "LoadSplats", file="3d/walk", path="", fps=8.0, loop="as saved", motion="auto", frames=0)
+    scene = add("scene", "LoadScene", file="3d/walk.safetensors", path="")
     both = {"set_folder": "x4d", "name": "a toy!", "licence": "CC0-1.0"}
     first = add("first", "SaveQuadruplet", text="a toy  walks", scene=scene, driving_video=video, alignment=alignment, **both)
     second = add("second", "SaveQuadruplet", text="the same", scene=scene, set_folder=first, name="a toy!", licence="")
@@ -51,6 +50,7 @@ def test_a_quadruplet_goes_to_a_set_and_comes_back(host: Any) -> None:
     assert [(entry["id"], entry["text"], entry["from"]) for entry in found.entries] == [
         ("a_toy_00001", "a toy walks", "video+3d"), ("a_toy_00002", "the same", "text"),
     ]  # fmt: skip
+    assert found.entries[0]["measures"]["iou"] > 0.7 and "iou" not in found.entries[1]["measures"]
     assert [entry["object"] for entry in found.entries] == ["mesh", "gaussians"] and found.entries[0]["licence"] == "CC0-1.0"
     (copy,) = X4D(host.folder / "output" / "other", verify=True).entries
     assert copy["text"] == "a toy walks"
