@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 import anchor4d as a4d
 from anchor4d import cli
 from anchor4d.bench.batch import SUITE, read_jobs
+from anchor4d.bench.player import chromium
 from anchor4d.bench.x4d import bounds_of, given_to
 from anchor4d.core.cameras import Cameras, Crop, FrontCamera
 from anchor4d.core.deformation import ControlNodes
@@ -42,6 +43,7 @@ from anchor4d.core.runs.x4d import (
     read_choice,
     read_clip_tensors,
     read_manifest,
+    read_set,
     write_lines,
 )  # fmt: skip
 from anchor4d.core.runs.x4d_set import X4D
@@ -505,6 +507,30 @@ def test_sheets_show_what_is_kept_and_what_is_not(set_folder: Path, tmp_path: Pa
     assert re.findall(r'name="(\w+)" checked', page.read_text()) == ["mesh", "splats", "text"]
     with Image.open(page.with_suffix(".jpg")) as sheet:
         assert sheet.width > 500 and sheet.height > 3 * 128
+
+
+def test_a_person_ticks_and_saves(set_folder: Path, tmp_path: Path) -> None:
+    """In a browser: the page's own policy lets its script run, and its choice is one that ``choose`` takes."""
+    folder = Path(shutil.copytree(set_folder, tmp_path / "set"))
+    (path,) = write_sheets(folder, *read_set(folder))
+    try:
+        with chromium() as found:
+            page, faults = found.new_page(), []
+            page.on("pageerror", lambda error: faults.append(str(error)))
+            page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+            page.goto(path.as_uri())
+            assert page.locator("#said").text_content() == "3 of 3 kept "
+            page.locator("input").nth(1).uncheck()
+            assert page.locator("#said").text_content() == "2 of 3 kept "
+            assert page.evaluate("[...document.images].every((i) => i.naturalWidth > 500)")
+            with page.expect_download() as download:
+                page.get_by_role("button", name="Save my choice").click()
+            assert download.value.suggested_filename == "choice-001.json"
+            download.value.save_as(tmp_path / "choice.json")
+    except InputError as error:
+        pytest.skip(str(error))
+    assert faults == []
+    assert read_choice(tmp_path / "choice.json") == ({"mesh", "splats", "text"}, {"mesh", "text"})
 
 
 def test_people_choose(set_folder: Path, tmp_path: Path) -> None:
