@@ -75,7 +75,7 @@ class Anchor4DSaveQuadruplet(io.ComfyNode):
         with host.work(cls):
             folder = _folder(set_folder)
             taken = {entry["id"] for entry in read_manifest(folder / MANIFEST)} if (folder / MANIFEST).is_file() else set()
-            stem = re.sub(r"[^\w.-]+", "_", name.strip(), flags=re.ASCII).lstrip(".-")[:90] or "object"
+            stem = re.sub(r"[^\w.-]+", "_", name.strip(), flags=re.ASCII).strip("._-")[:90] or "object"
             number = next(n for n in range(1, len(taken) + 2) if f"{stem}_{n:05}" not in taken)
             notes = {"licence": licence.strip(), "credit": credit.strip(), "source": source.strip()}
             entry = add(
@@ -128,7 +128,9 @@ class Anchor4DLoadQuadruplet(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def fingerprint_inputs(cls, set_folder: str, index: int, id: str) -> Any:
+    def fingerprint_inputs(cls, set_folder: str | None, index: int | None, id: str | None) -> Any:
+        if not set_folder:  # it comes over a link and is known later
+            return [index, id]
         manifest = _folder(set_folder) / MANIFEST
         return [index, id, manifest.stat().st_mtime if manifest.is_file() else 0.0]
 

@@ -45,7 +45,7 @@ def test_a_quadruplet_goes_to_a_set_and_comes_back(host: Any) -> None:
         name="copy", licence="")  # fmt: skip
     add("scene file", "SaveScene", scene=["loaded", 3], filename_prefix="3d/back")
     outcome = host.run(prompt)
-    assert outcome.ended == "execution_success", outcome.detail
+    assert outcome.ended == "execution_success", outcome.detail["exception_message"]
     found = X4D(host.folder / "output" / "x4d", verify=True)
     assert [(entry["id"], entry["text"], entry["from"]) for entry in found.entries] == [
         ("a_toy_00001", "a toy walks", "video+3d"), ("a_toy_00002", "the same", "text"),
