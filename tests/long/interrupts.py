@@ -161,7 +161,7 @@ def node_cases(pack: Any, folder: Path) -> dict[str, Callable[[], Any]]:
     nodes = {node.__name__: node for node in pack}
     clip_settings = {"frames": 0, "fps": 0.0, "resolution": 512, "background": "auto"}
 
-    def run(name: str, **inputs: Any) -> Any:
+    def run(name: str, /, **inputs: Any) -> Any:
         """A node's outputs; widgets that are not given stand as the graph shows them."""
         node = nodes[f"Anchor4D{name}"]
         shown = {
