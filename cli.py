@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
-from .bench import batch, measuring, study, x4d
+from .bench import batch, fitting, measuring, study, x4d
 from .console import Console, ConsoleLog
 from .core.files import InputError
 from .core.packages import problem
@@ -122,6 +122,9 @@ def fit(args: argparse.Namespace, console: Console) -> int:
     from .core.methods.registry import METHODS
 
     method = METHODS.named(args.method)
+    several = args.masks is not None or len(args.object or ()) > 1
+    fitting.check_objects(args, several, method.follows)
+    objects, args.object = args.object or [], None if not args.object else args.object[0]
     if args.up != "y" and args.object is None:
         raise InputError(f"--up {args.up}: turns the object of --object, give one or leave it out")
     _check_unused(args, method.follows)
@@ -147,6 +150,9 @@ def fit(args: argparse.Namespace, console: Console) -> int:
     signals.check()
     settings, watch = _settings(args), console.watch(args.out)
     video, item, fps = args.video, args.object, args.fps
+    links = {link: name for link in ("image", "video", "object", "views") if (name := getattr(args, f"{link}_model"))}
+    if several:
+        return _fitted(args, console, fitting.fit_objects(args, objects, settings, links, reading, console))
     if method.follows == "video":
         from .core.generate.chain import Links, complete
         from .core.generate.pipelines import located
@@ -154,7 +160,6 @@ def fit(args: argparse.Namespace, console: Console) -> int:
         settings = settings.resolved()
         for name in {getattr(settings, role.name) for role in method.roles} - {"tiny", "none"}:
             located(name)  # what is made may take long: a prior that is not here is named before
-        links = {link: name for link in ("image", "video", "object", "views") if (name := getattr(args, f"{link}_model"))}
         made = complete(
             args.out,
             prompt=args.prompt,
@@ -167,7 +172,7 @@ def fit(args: argparse.Namespace, console: Console) -> int:
             yaw=settings.yaw,
             up=settings.up,
             seed=args.seed,
-            device=prior_device(settings.device),
+            device=prior_device(settings.device, settings.prior_device, what="generators"),
             resume=args.resume,
             make_object=method.needs_object,
             reading=reading,
@@ -189,6 +194,11 @@ def fit(args: argparse.Namespace, console: Console) -> int:
         progress=watch,
         read=None if video is None else console.reading(Path(video)),
     )
+    return _fitted(args, console, done)
+
+
+def _fitted(args: argparse.Namespace, console: Console, done: Any) -> int:
+    """What is said of a run, None where it was finished before."""
     if done is None:
         console.line("already finished with these inputs and settings")
     console.result(args.out / "scene.safetensors")
@@ -367,6 +377,7 @@ def _settings(args: argparse.Namespace) -> Any:
         yaw=args.yaw,
         frames=args.frames,
         device=args.device,
+        prior_device=args.prior_device,
         renderer=args.renderer,
         prior=args.prior,
         without=tuple(args.without),
@@ -451,6 +462,12 @@ def _azimuth(text: str) -> str:
     return text.strip()
 
 
+def _device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,4})?", text):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r}: choose auto, cpu, cuda, cuda:1 (a card by its number) or mps")
+    return text
+
+
 def _yaw(text: str) -> float | str:
     return text if text == "auto" else _degrees(text)
 
@@ -486,9 +503,10 @@ def parser() -> _Parser:
     made.add_argument(
         "--object",
         "--mesh",
+        action="append",
         metavar="FILE|DIR",
         help="mesh (.glb, .gltf, .obj, .ply, .stl, .dae, .usdz) or splats (.ply, .spz, .splat, .ksplat, .sog, .glb); "
-        "pla4d-v4: or a folder",
+        "pla4d-v4: or a folder; several times: one for each object of --masks, auto = made",
     )
     made.add_argument(
         "--image", metavar="FILE", help="picture of the object: a missing video begins with it, an object is made of it"
@@ -540,6 +558,7 @@ wan-1.3b, whichever is here), --image-model (sd21-base; none = without) and, wit
         metavar="DIR|FILE",
         help="the object white on black: a film or folder like the video, or one picture for all",
     )
+    fitting.add_objects(made)
     made.add_argument(
         "--background",
         default="auto",
@@ -638,7 +657,9 @@ wan-1.3b, whichever is here), --image-model (sd21-base; none = without) and, wit
         command("batch", batch.batch, "many runs: rows of a table or a folder of cases, here or on a Ray cluster")
     )
     study.add_options(
-        command("study", study.study, "a user study: a page of blind pairs and ratings, and the count of its votes")
+        command(
+            "study", study.study, "what modules, inputs and settings are worth; and user studies: blind pairs, votes counted"
+        )
     )
     x4d.add_options(
         command("x4d", x4d.x4d, "a set of aligned quadruplets (text, image, video, 3D): many runs, filters, choice")
@@ -709,7 +730,17 @@ def _method(made: argparse.ArgumentParser, renderers: Sequence[str]) -> None:
         help="draft: a quick look; standard: the best results here; paper: the paper's own settings (default: %(default)s)",
     )
     made.add_argument("--seed", type=SEED, default=0, help="of every random choice (default: %(default)s)")
-    made.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="(default: %(default)s)")
+    where = "auto|cpu|cuda|cuda:N|mps"
+    made.add_argument(
+        "--device", type=_device, default="auto", metavar=where, help="of several cards cuda:1 is the second (default: auto)"
+    )
+    made.add_argument(
+        "--prior-device",
+        type=_device,
+        default="auto",
+        metavar=where,
+        help="where priors and generators compute (default: of several cards the one with the most free memory)",
+    )
     made.add_argument("--renderer", choices=renderers, default="auto", help=RENDERER)
     made.add_argument("--frames", type=_whole(2, 100_000), metavar="N", help="frames of the video to keep (default: all)")
     made.add_argument(

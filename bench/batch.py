@@ -13,7 +13,8 @@ import io
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -173,13 +174,24 @@ def fit_row(arguments: Sequence[str], report: Report) -> None:
     from ..cli import fit, parser
 
     args = parser().parse_args(["fit", *arguments])
+    with run_console(report) as console:
+        fit(args, console)
+
+
+@contextmanager
+def run_console(report: Report) -> Iterator[Console]:
+    """The console of a run in its own process: its lines go to the run's log, where it is to the batch.
+
+    Raises:
+        KeyboardInterrupt: where the run is interrupted, whatever it raised.
+    """
     console = _RunConsole(report)
     handler, log = ConsoleLog(console), logging.getLogger(__name__.rpartition(".bench.")[0])
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     try:
         with console.interruptible(), pulsing(console.check):
-            fit(args, console)
+            yield console
     except BaseException as error:
         if console.interrupted and not isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt from error  # what an interruption meets may turn it into another error

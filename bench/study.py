@@ -1,10 +1,13 @@
-"""A user study: one offline page of blind pairs and ratings made of results, and the count of the votes it saves.
+"""Studies of the program, which are in :mod:`.studying`; and a user study: one offline page of blind pairs and ratings made of
+results, and the count of the votes it saves.
 
+    python -m anchor4d study run NAME ... | study list
     python -m anchor4d study make --of ours=DIR --of theirs=DIR [--ratings] --out study.html
     python -m anchor4d study count study.key.json VOTES [VOTES ...] [--out DIR]
 
-See docs/user-study.md. The page knows its films by random names alone; which system made one stands in the key, a file beside
-the page that stays with whoever runs the study. Each visitor sees the pairs in an order, and on sides, of their own.
+See docs/study.md and docs/user-study.md. The page knows its films by random names alone; which system made one stands in the
+key, a file beside the page that stays with whoever runs the study. Each visitor sees the pairs in an order, and on sides, of
+their own.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from typing import Any
 
 from ..console import Console
 from ..core.files import InputError, atomic_path
+from . import studying
 
 QUESTIONS = (
     "Which object looks better?",
@@ -47,7 +51,8 @@ Vote = dict[str, Any]
 def add_options(made: argparse.ArgumentParser) -> None:
     """Options of the command."""
     steps = made.add_subparsers(metavar="STEP", required=True)
-    make = steps.add_parser("make", help="make the page and its key", description="Make the page and its key.")
+    studying.add_options(steps)
+    make = steps.add_parser("make", help="a user study: make the page and its key", description="Make the page and its key.")
     make.set_defaults(step=make_study)
     make.add_argument(
         "--of", action="append", required=True, metavar="NAME=DIR",
@@ -62,7 +67,7 @@ def add_options(made: argparse.ArgumentParser) -> None:
     make.add_argument("--pairs", type=int, metavar="N", help="pairs that each visitor sees, drawn anew (default: all)")
     make.add_argument("--title", default="Which one is better?", help="heading of the page (default: %(default)s)")
     make.add_argument("--out", type=Path, default=Path("study.html"), metavar="FILE", help="the page (default: %(default)s)")
-    count = steps.add_parser("count", help="count the votes", description="Count the votes.")
+    count = steps.add_parser("count", help="a user study: count the votes", description="Count the votes.")
     count.set_defaults(step=count_study)
     count.add_argument("key", type=Path, metavar="KEY", help="the key that was made with the page")
     count.add_argument("votes", type=Path, nargs="+", metavar="VOTES", help="files that the page saved, or folders of them")

@@ -92,7 +92,7 @@ def build_set(args: argparse.Namespace, console: Console) -> int:
     if taken := [job.name for job in jobs if job.name.lower() in TAKEN]:
         raise InputError(f"{args.jobs}: a run named {taken[0]!r}, as a file of the set; choose another name")
     # A fit without its quadruplet, as batch leaves it, is not finished here.
-    jobs = [replace(job, key=job.key and fingerprint(job.key, "quadruplet", __version__)) for job in jobs]
+    jobs = [replace(of_one(job), key=job.key and fingerprint(job.key, "quadruplet", __version__)) for job in jobs]
     records = run_rows(args, jobs, args.out, quadruplet_row, console)
     sources = [
         Source(job.name, given_to(job), job.notes, "" if record["state"] == "done" else str(record.get("error", "not made")))
@@ -158,15 +158,30 @@ def bounds_of(least: Sequence[str], most: Sequence[str]) -> dict[str, tuple[floa
     return {name: pair for name, pair in bounds.items() if pair != (-math.inf, math.inf)}
 
 
+def of_one(job: Job) -> Job:
+    """The job, refused where it fits several objects."""
+    if not job.arguments:
+        return job
+    args = _parsed([*job.arguments, "--out=x"])
+    if args.masks is None and len(args.object or ()) <= 1:
+        return job
+    return replace(job, refused="several objects; a quadruplet is of one: give one object and no masks")
+
+
 def given_to(job: Job) -> dict[str, str]:
     """The text and the paths that a run begins with."""
-    from ..cli import parser
-
     if not job.arguments:
         return {}
-    args = parser().parse_args(["fit", *job.arguments, "--out=x"])
-    given = {name: getattr(args, name) for name in ("prompt", "image", "video", "object")}
+    args = _parsed([*job.arguments, "--out=x"])
+    given = {"prompt": args.prompt, "image": args.image, "video": args.video, "object": (args.object or [None])[0]}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """Arguments of ``fit``."""
+    from ..cli import parser
+
+    return parser().parse_args(["fit", *arguments])
 
 
 def quadruplet_row(arguments: Sequence[str], report: Report) -> None:
@@ -176,11 +191,10 @@ def quadruplet_row(arguments: Sequence[str], report: Report) -> None:
         InputError: as ``fit``.
         KeyboardInterrupt: where it is interrupted; its checkpoint is exact.
     """
-    from ..cli import parser
     from ..core.io.video import Reading
     from ..core.runs.quadruplets import of_run
 
     fit_row(arguments, report)
-    args = parser().parse_args(["fit", *arguments])
-    paths = {name: None if getattr(args, name) is None else Path(getattr(args, name)) for name in ("video", "object")}
-    of_run(args.out, **paths, fps=args.fps, reading=Reading(args.mask, args.start, args.end, args.every, args.background))
+    args = _parsed(arguments)
+    video, item = None if args.video is None else Path(args.video), Path(args.object[0]) if args.object else None
+    of_run(args.out, video, item, fps=args.fps, reading=Reading(args.mask, args.start, args.end, args.every, args.background))

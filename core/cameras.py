@@ -203,14 +203,16 @@ class FrontCamera:
     """The camera of the driving video: what alignment finds.
 
     The picture is the video's original framing; the object is centred on the origin, so an object off the picture's centre
-    shows as a shifted principal point.
+    shows as a shifted principal point. Where several objects share the camera, each stands off its axis instead: the principal
+    point is the lens's own, the same for all, and the origin is seen at (cx, cy).
 
     Args:
         fovy: vertical field of view of a picture of ``height`` pixels, degrees.
         distance: from the origin, world units (the object's longest side is 1).
         width, height: the driving video's picture size, pixels.
-        cx, cy: principal point, pixels; the picture's centre where None.
+        cx, cy: pixel at which the origin is seen; the picture's centre where None.
         elevation: degrees, positive = from above.
+        px, py: principal point, pixels; (cx, cy) where None.
     """
 
     fovy: float
@@ -220,6 +222,22 @@ class FrontCamera:
     cx: float | None = None
     cy: float | None = None
     elevation: float = 0.0
+    px: float | None = None
+    py: float | None = None
+
+    @property
+    def focal(self) -> float:
+        """Focal length, pixels."""
+        return self.height / 2 / math.tan(math.radians(self.fovy) / 2)
+
+    @property
+    def off_axis(self) -> tuple[float, float]:
+        """How far right and down of the camera's axis the origin is, world units."""
+        cx = self.width / 2 if self.cx is None else self.cx
+        cy = self.height / 2 if self.cy is None else self.cy
+        right = 0.0 if self.px is None else cx - self.px
+        down = 0.0 if self.py is None else cy - self.py
+        return self.distance * right / self.focal, self.distance * down / self.focal
 
     @property
     def extent(self) -> float:
@@ -229,7 +247,11 @@ class FrontCamera:
     def cameras(self, azimuth: Tensor | float | Sequence[float] = 0.0, elevation: Tensor | float | None = None) -> Cameras:
         """This camera turned around the object to each azimuth (degrees), ``(C,)``."""
         elevation = self.elevation if elevation is None else elevation
-        return orbit(azimuth, elevation, self.distance, self.fovy, self.width, self.height, self.cx, self.cy)
+        cx, cy = (self.cx if self.px is None else self.px), (self.cy if self.py is None else self.py)
+        cameras = orbit(azimuth, elevation, self.distance, self.fovy, self.width, self.height, cx, cy)
+        if any(self.off_axis):
+            cameras.world_to_camera[:, :2, 3] += torch.tensor(self.off_axis)
+        return cameras
 
     def cropped(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import lru_cache
 
 import torch
@@ -22,6 +23,11 @@ def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
     return tensor.contiguous().pin_memory().to(device, non_blocking=True)  # pinning keeps an expanded tensor's overlaps
 
 
+def on(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Within it, streams, events and captures are of this card, whichever is current around it; of no card, nothing changes."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
 @lru_cache(maxsize=256)
 def constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
     """Numbers (n,) on a device, sent once. Not to be changed."""
@@ -37,8 +43,9 @@ class Flag:
         if value.device.type == "cuda":
             self._held = torch.empty((), dtype=torch.bool, pin_memory=True)
             self._held.copy_(value, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record()
+            with on(value.device):
+                self._event = torch.cuda.Event()
+                self._event.record()
 
     @property
     def known(self) -> bool:

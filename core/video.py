@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .cameras import Crop
+from .cameras import Crop, FrontCamera
 from .identity import canonical
 from .optimiser import one_thread
 
 log = logging.getLogger(__name__)
+
+#: A pixel of which another object takes this share, or more, says nothing.
+HIDDEN = 1 / 255
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,10 @@ class DrivingVideo:
         masked_by: where the masks came from: "alpha", "mask", "key" or "rembg".
         warnings: what looks wrong with the clip, with what to do, for reports.
         identity: of the files it was read from and how; "" where its content is its identity.
+        hidden: 1 where another object of the clip is, or may be, in front, so that nothing is known of this one; None where the
+            clip shows one object.
+        shifts: how far each frame was moved, right and down in whole pixels of the original picture, so that an object that
+            walks across it stays in place; 0 for the first. None where none was. See :func:`moving_fronts`.
     """
 
     frames: Tensor  # (T, S, S, 3)
@@ -41,6 +48,8 @@ class DrivingVideo:
     masked_by: str = "alpha"
     warnings: tuple[str, ...] = ()
     identity: str = ""
+    hidden: Tensor | None = None  # (T, S, S)
+    shifts: Tensor | None = None  # (T, 2)
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -70,21 +79,42 @@ class DrivingVideo:
         colour = torch.as_tensor(background, dtype=self.frames.dtype, device=self.frames.device)
         return self.premultiplied + (1 - self.masks[..., None]) * colour
 
+    @property
+    def known(self) -> Tensor | None:
+        """Where no other object may hide this one, bool ``(T, S, S)``; None where the clip shows one object."""
+        return None if self.hidden is None else self.hidden < HIDDEN
+
     def resized(self, resolution: int) -> DrivingVideo:
         """The same crop drawn at another resolution: exact area average when smaller, bicubic when larger."""
         if resolution == self.resolution:
             return self
         rgba = torch.cat([self.premultiplied, self.masks[..., None]], -1)
         colors, masks = straight(resampled(rgba, resolution))
-        return replace(self, frames=continued(colors, masks), masks=masks)
+        hidden = None
+        if self.hidden is not None:
+            hidden = resampled(self.hidden[..., None].expand(*self.hidden.shape, 4), resolution)[..., 0]
+        return replace(self, frames=continued(colors, masks), masks=masks, hidden=hidden)
 
     def to(self, *args: Any, **kwargs: Any) -> DrivingVideo:
         """Tensors moved as by ``Tensor.to``."""
-        return replace(self, frames=self.frames.to(*args, **kwargs), masks=self.masks.to(*args, **kwargs))
+        hidden = None if self.hidden is None else self.hidden.to(*args, **kwargs)
+        return replace(self, frames=self.frames.to(*args, **kwargs), masks=self.masks.to(*args, **kwargs), hidden=hidden)
 
     def _comfy_cache_tensors(self) -> list[Tensor]:
         """The tensors this value holds, for the host's cache accounting."""
-        return [self.frames, self.masks]
+        return [self.frames, self.masks] + ([] if self.hidden is None else [self.hidden])
+
+
+def moving_fronts(video: DrivingVideo | None, front: FrontCamera) -> list[FrontCamera]:
+    """The camera of each frame of a clip that was moved to hold its object in place; the one of all where it was not.
+
+    With the frames, the lens's axis moves across the picture: the object stays where it is seen and is seen from where it was.
+    """
+    if video is None or video.shifts is None:
+        return [front]
+    px, py = (front.cx if front.px is None else front.px), (front.cy if front.py is None else front.py)
+    x, y = front.width / 2 if px is None else px, front.height / 2 if py is None else py
+    return [replace(front, px=x + right, py=y + down) for right, down in video.shifts.tolist()]
 
 
 def looks_looping(video: DrivingVideo) -> bool:
@@ -149,7 +179,8 @@ def _doubled(level: Tensor, like: Tensor) -> Tensor:  # (T, 4, h, w) -> (T, 4, H
 @canonical.register
 def _(value: DrivingVideo) -> Any:
     # Pixels are computed, and need not be the same to the last bit on another number of threads: files name what they show.
-    content = value.identity or [canonical(value.frames), canonical(value.masks)]
+    tensors = [value.frames, value.masks] + [more for more in (value.hidden, value.shifts) if more is not None]
+    content = value.identity or [canonical(tensor) for tensor in tensors]
     return {"video": content, "frames": len(value), "resolution": value.resolution, "fps": value.fps}
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
+from ablations import ablations
 from blueprints import Blueprint
 from graph import File, Graph, Node, Output, text_of
 from help_pages import page
@@ -299,7 +300,7 @@ def align4d_sample() -> Graph:
     return g
 
 
-def stag4d() -> Graph:
+def stag4d(gamma: float | None = None) -> Graph:
     g = Graph(
         "5_STAG4D",
         """
@@ -323,15 +324,18 @@ The prior *tiny* comes with the pack and knows toys alone. For anything else loa
     start = g.add("Anchor4DStartWithoutObject", ALIGN, driving_video=video)["alignment"]
     asked = g.add("Anchor4DLoadPrior", PRIORS, prior="tiny")["prior"]
     drawing = g.add("Anchor4DLoadPrior", f"{PRIORS}: anchors", title="Load Prior for the anchors", prior="tiny")["prior"]
-    scene = followed(g, video, start, preset, asked, drawing)
+    scene = followed(g, video, start, preset, asked, drawing, gamma)
     view(g, scene, video, film=False)
     return g
 
 
-def followed(g: Graph, video: Output, start: Output, preset: Output, asked: Output, drawing: Output) -> Output:
+def followed(
+    g: Graph, video: Output, start: Output, preset: Output, asked: Output, drawing: Output, gamma: float | None = None
+) -> Output:
     """STAG4D behind its camera: anchors of every frame, and the two fits that follow them."""
+    shared: dict[str, Any] = {} if gamma is None else {"gamma": gamma}
     anchors = g.add(
-        "Anchor4DTemporalAnchors", f"{PRIORS}: anchors", driving_video=video, alignment=start, prior=drawing
+        "Anchor4DTemporalAnchors", f"{PRIORS}: anchors", driving_video=video, alignment=start, prior=drawing, **shared
     )["anchors"]  # fmt: skip
     terms = g.add(
         "Anchor4DSTAG4DObjectives", FIT, title="STAG4D Objectives: canonical", prior=asked, anchors=anchors, stage="canonical",
@@ -362,16 +366,20 @@ def priors(g: Graph, **paths: str) -> dict[str, Output]:
     }
 
 
-def text_terms(g: Graph, group: str, prompt: str | Output, asked: dict[str, Output], column: bool = False) -> Output:
+def text_terms(
+    g: Graph, group: str, prompt: str | Output, asked: dict[str, Output], column: bool = False, **scores: Any
+) -> Output:
     """The scores of a motion and its two regularisers."""
     terms = g.add(
-        "Anchor4DTextTo4DScores", group, video_prior=asked["films"], image_prior=asked["images"], prompt=prompt, column=column
+        "Anchor4DTextTo4DScores", group, video_prior=asked["films"], image_prior=asked["images"], prompt=prompt, column=column,
+        **scores,
     )["objectives"]  # fmt: skip
     terms = g.add("Anchor4DStayInPlace", group, objectives=terms)["objectives"]
     return g.add("Anchor4DTogetherness", group, objectives=terms)["objectives"]
 
 
-def ayg_text() -> Graph:
+def ayg_text(*, still: dict[str, Any] | None = None, moving: dict[str, Any] | None = None) -> Graph:
+    """Align Your Gaussians; with other values of its scores for the static object and for the motion."""
     g = Graph(
         "6_Align_Your_Gaussians",
         """
@@ -393,14 +401,15 @@ Other models: another name in *path* of *Load Prior*, for the motion *zeroscope*
     asked = priors(g, views="mvdream", images="sd21-base", films="modelscope")
     group = f"{FIT}: text to a static object"
     terms = g.add(
-        "Anchor4DTextTo3DScores", group, views_prior=asked["views"], image_prior=asked["images"], prompt="a panda"
+        "Anchor4DTextTo3DScores", group, views_prior=asked["views"], image_prior=asked["images"], prompt="a panda",
+        **(still or {}),
     )["objectives"]  # fmt: skip
     scene = g.add("Anchor4DTextToGaussians", group, objectives=terms, preset=preset)["scene"]
     group = f"{FIT}: motion of the first clip"
-    first = text_terms(g, group, "a panda dancing", asked)
+    first = text_terms(g, group, "a panda dancing", asked, **(moving or {}))
     scene = g.add("Anchor4DTextMotion", group, scene=scene, objectives=first, preset=preset, column=True)["scene"]
     group = f"{FIT}: two more clips, the last closes the loop"
-    second = text_terms(g, group, "a panda jumping", asked)
+    second = text_terms(g, group, "a panda jumping", asked, **(moving or {}))
     scene = g.add("Anchor4DExtendMotion", group, scene=scene, objectives=second, preset=preset, column=True)["scene"]
     scene = g.add("Anchor4DExtendMotion", group, scene=scene, objectives=first, preset=preset, close_loop=True)["scene"]
     view(g, scene, film=False)
@@ -518,31 +527,6 @@ def sdxl(g: Graph) -> Output:
         latent_image=latent["LATENT"], steps=25, cfg=7.0, sampler_name="euler", scheduler="normal", column=True,
     )  # fmt: skip
     return g.add("VAEDecode", group, samples=drawn["LATENT"], vae=model["VAE"])["IMAGE"]
-
-
-def ablations() -> list[Graph]:
-    """Align4D on the sample without each of its parts: nothing else differs."""
-    whole = align4d_sample()
-    return [
-        whole.without(
-            "align4d_no_oda",
-            "# Align4D without object distance (ODA)\n\nThe template *4 Align4D* with *Object Distance* and *Model Distance* "
-            "bypassed: the camera stays at DreamGaussian4D's distance. Select both and press Ctrl+B to put them back.",
-            "Anchor4DObjectDistance", "Anchor4DModelDistance",
-        ),
-        whole.without(
-            "align4d_no_mgja",
-            "# Align4D without joint alignment (MGJA)\n\nThe template *4 Align4D* with *Motion and Geometry* bypassed: the prior "
-            "is asked about the video's frames alone, as in DreamGaussian4D and at its weight. Press Ctrl+B to put it back.",
-            "Anchor4DMotionGeometry",
-        ),
-        whole.without(
-            "align4d_no_ao",
-            "# Align4D without asynchronous optimisation (AO)\n\nThe template *4 Align4D* with *Asynchronous Optimisation* "
-            "bypassed: motion and Gaussians are trained at once. Press Ctrl+B to put it back.",
-            "Anchor4DAsynchronousOptimisation",
-        ),
-    ]  # fmt: skip
 
 
 def video_to_4d(maker: str) -> Graph:
@@ -768,7 +752,7 @@ def templates() -> list[Graph]:
 def elsewhere() -> list[Graph]:
     """Graphs that are not templates."""
     return [
-        *ablations(), *(align4d_from(what) for what in ("text", "image", "video", "3d")), video_to_4d("hunyuan3d"),
+        *ablations(sys.modules[__name__]), *(align4d_from(what) for what in ("text", "image", "video", "3d")), video_to_4d("hunyuan3d"),
         video_to_4d("triposplat"), text_to_4d(), stable_zero123(), ayg_scene(), player(), quadruplet(),
     ]  # fmt: skip
 

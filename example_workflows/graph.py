@@ -125,9 +125,9 @@ class Graph:
         return self.add("PrimitiveNode", "", title="Preset", value=value)["COMBO"]
 
     def without(self, name: str, note: str, *kinds: str) -> Graph:
-        """The same graph under another name, with the nodes of some kinds bypassed."""
+        """The same graph under another name, with the nodes of some kinds or titles bypassed."""
         other = Graph(name, note, files=self.files)
-        copies = {node: replace(node, bypass=node.bypass or node.kind in kinds) for node in self.nodes}
+        copies = {node: replace(node, bypass=node.bypass or node.kind in kinds or node.title in kinds) for node in self.nodes}
         for node in copies.values():
             node.values = {
                 key: Output(copies[value.node], value.name) if isinstance(value, Output) else self._named(value, name)

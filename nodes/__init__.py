@@ -14,6 +14,7 @@ from . import (
     player,
     prepare,
     priors,
+    several,
     signals,
     stag4d,
     trajectory,
@@ -26,6 +27,6 @@ class Anchor4DExtension(ComfyExtension):
     """All nodes of the pack, in the order of the pipeline."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        first = (prepare, align, objectives, signals, fit, stag4d, ayg, priors, generate)
+        first = (prepare, align, objectives, signals, fit, several, stag4d, ayg, priors, generate)
         parts = (*first, view, edit, trajectory, player, export, x4d, measure)
         return [node for part in parts for node in part.NODES]

@@ -76,6 +76,11 @@ class Anchor4DFocalAlignment(io.ComfyNode):
                     "literal = the paper's search: field of view alone, by colour difference.",
                 ),
                 _front("auto = find it."),
+                host.Alignment.Input(
+                    "same_camera",
+                    optional=True,
+                    tooltip="The alignment of another object of the clip (Split Objects), whose field of view this one takes.",
+                ),
             ],
             outputs=[
                 host.Alignment.Output(
@@ -101,12 +106,15 @@ class Anchor4DFocalAlignment(io.ComfyNode):
         mesh: Object3D | Types.MESH | Types.SPLAT | Types.File3D,
         method: str,
         front: dict[str, Any],
+        same_camera: FocalAlignment | None = None,
     ) -> io.NodeOutput:
         with host.work(cls):
             yaw = front["yaw"] if front["front"] == "degrees" else "auto"
+            shared = None if same_camera is None else same_camera.front
             found = stages.align(
-                driving_video, convert_object(mesh), camera=SEARCHES[method], yaw=yaw, progress=host.Report().align
-            )
+                driving_video, convert_object(mesh), camera=SEARCHES[method], yaw=yaw, same_camera=shared,
+                progress=host.Report().align,
+            )  # fmt: skip
             camera = found.front
             host.say(
                 f"field of view {camera.fovy:.1f}°, distance {camera.distance:.2f} × the object's size, "

@@ -290,7 +290,7 @@ class Anchor4DStayInPlace(io.ComfyNode):
         )
 
 
-class Anchor4DTogetherness(io.ComfyNode):
+class Anchor4DLocalRigidity(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -556,7 +556,7 @@ NODES = [
     Anchor4DTextTo3DScores,
     Anchor4DTextTo4DScores,
     Anchor4DStayInPlace,
-    Anchor4DTogetherness,
+    Anchor4DLocalRigidity,
     Anchor4DTextToGaussians,
     Anchor4DTextMotion,
     Anchor4DExtendMotion,

@@ -19,7 +19,7 @@ from ..core.io import side_by_side
 from ..core.methods import stages
 from ..core.methods.registry import METHODS, method_config
 from ..core.scene.scene import Scene4D
-from ..core.scene.views import DEFAULT_FRONT, render_frames
+from ..core.scene.views import DEFAULT_FRONT, driving_cameras, render_frames
 from ..core.video import DrivingVideo
 from . import fitting, host, host_prior, widgets
 from .objectives import Terms
@@ -360,7 +360,8 @@ def _look(scene: Scene4D, video: DrivingVideo, taus: Tensor, size: int = 192) ->
     """The driving video beside the object from the front, a side and the back, as the node shows it."""
     with torch.no_grad():
         front = scene.front or DEFAULT_FRONT
-        seen = render_frames(scene, front.cropped(video.crop, size), taus)
+        cameras = driving_cameras(video, front).resized(size, size)
+        seen = render_frames(scene, cameras[: len(taus)] if len(cameras.batch) == 2 else cameras, taus)
         around = render_frames(scene, front.centred(size, [90.0, 180.0]), taus)
         panels = {"video": video.composited()[: len(taus)], "front": seen[0], "side": around[0], "back": around[1]}
         pictures = side_by_side(panels, height=size)

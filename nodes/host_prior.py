@@ -26,7 +26,10 @@ from ..core.files import InputError
 from ..core.identity import fingerprint
 from ..core.priors.base import Condition, NoiseSchedule, Prediction, Prior, Viewpoints
 from ..core.priors.pictures import squared
+from ..core.runs.session import resolve_device
 
+#: Where Load Prior may put a model.
+PLACES = ("auto", "cpu", "gpu:0", "gpu:1", "gpu:2", "gpu:3")
 #: The host's CONDITIONING: pairs of a text's tokens and everything else that conditions the model.
 Conditioning = Sequence[tuple[Tensor, dict[str, Any]]]
 
@@ -450,6 +453,17 @@ def priors_in(value: Any) -> Iterator[Prior]:
             yield from priors_in(item)
 
 
+def place(choice: str) -> torch.device | None:
+    """The device that a choice of :data:`PLACES` means; None for auto.
+
+    Raises:
+        InputError: for a card that is not there.
+    """
+    if choice == "auto":
+        return None
+    return torch.device(resolve_device(choice.replace("gpu", "cuda")))
+
+
 @contextmanager
 def loaded(objectives: Iterable[Any], device: str) -> Iterator[None]:
     """The priors of a fit's objectives where they compute while it runs: the host's own as it sees fit, ours moved and back.
@@ -466,9 +480,10 @@ def loaded(objectives: Iterable[Any], device: str) -> Iterator[None]:
                 continue
             size = sum(p.nbytes for module in prior.modules.values() for p in module.parameters())
             needed = size + comfy.model_management.minimum_inference_memory()
-            comfy.model_management.free_memory(needed, where)
+            own = prior.place or where
+            comfy.model_management.free_memory(needed, own)
             stack.callback(prior.to, prior.device)
-            prior.to(where)
+            prior.to(own)
         yield
 
 

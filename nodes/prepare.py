@@ -29,9 +29,9 @@ SPLAT_TYPES = [io.Splat, io.File3DSplatAny, io.File3DSPZ, io.File3DSPLAT, io.Fil
 OBJECT_TYPES = [host.Mesh, *MESH_TYPES, *SPLAT_TYPES]
 
 
-def _clip_inputs() -> list[io.Input]:
-    """How a clip is cut out, cropped and sampled."""
-    return [
+def clip_inputs(*only: str) -> list[io.Input]:
+    """How a clip is cut out, cropped and sampled: all inputs, or those of these ids."""
+    inputs: list[io.Input] = [
         widgets.whole(
             "frames",
             0,
@@ -96,6 +96,7 @@ def _clip_inputs() -> list[io.Input]:
             "Empty = found by itself.",
         ),
     ]
+    return [each for each in inputs if not only or each.id in only]
 
 
 def _video_outputs() -> list[io.Output]:
@@ -160,7 +161,7 @@ class Anchor4DPrepareVideo(io.ComfyNode):
                     tooltip="Where the object is, 1 = object: one mask a frame, or one for all. Invert it if it comes from "
                     "Load Image.",
                 ),
-                *_clip_inputs(),
+                *clip_inputs(),
             ],
             outputs=_video_outputs(),
             has_intermediate_output=True,
@@ -210,7 +211,7 @@ class Anchor4DLoadVideo(io.ComfyNode):
                     tooltip="A video file or folder of frames anywhere on this computer. Used instead of the list above "
                     "when not empty." + host.TYPED_PATH,
                 ),
-                *_clip_inputs(),
+                *clip_inputs(),
                 io.String.Input(
                     "mask_path",
                     default="",

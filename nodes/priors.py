@@ -68,6 +68,11 @@ class Anchor4DLoadPrior(io.ComfyNode):
                     "Ask the model with and without its condition one after the other: less memory, slower, the same result.",
                     folded=True,
                 ),
+                widgets.device(
+                    "Where the model computes in fits. auto = where ComfyUI does, or the CPU where the fit is there. gpu:1 = "
+                    "the second graphics card of several, which leaves the first one's memory to the fit.",
+                    host_prior.PLACES,
+                ),
             ],
             outputs=[_output()],
         )
@@ -79,12 +84,15 @@ class Anchor4DLoadPrior(io.ComfyNode):
         return [source, host.changed(folder) if folder.exists() else 0.0]
 
     @classmethod
-    def execute(cls, prior: str, path: str = "", precision: str = "auto", low_memory: bool = False) -> io.NodeOutput:
+    def execute(
+        cls, prior: str, path: str = "", precision: str = "auto", low_memory: bool = False, device: str = "auto"
+    ) -> io.NodeOutput:
         with host.work(cls):
+            place = host_prior.place(device)
             try:
                 loaded = load_prior(
                     host.model_source(prior, path),
-                    device=comfy.model_management.get_torch_device(),
+                    device=place or comfy.model_management.get_torch_device(),
                     precision=precision,  # pyright: ignore[reportArgumentType]
                 )
             except ImportError as error:
@@ -92,7 +100,7 @@ class Anchor4DLoadPrior(io.ComfyNode):
                     f"Python package {error.name} is not installed, install this pack's requirements.txt with ComfyUI's Python"
                 ) from error
             # A fit takes it to the GPU and back, see host_prior.loaded.
-            loaded = loaded.to("cpu").with_settings(one_pass=not low_memory)
+            loaded = loaded.to("cpu").with_settings(one_pass=not low_memory, place=place)
             host.say(f"{_describe(loaded)}, {precision_name(loaded)}")
             return io.NodeOutput(loaded)
 

@@ -154,7 +154,7 @@ def test_every_tool_is_in_reach_at_240_pixels(browser: Any, scene: Scene4D, film
                 opened.page.click("[data-id=more]")
                 folded = set(opened.page.locator(".popup button").all_inner_texts())
                 opened.page.keyboard.press("Escape")
-            assert len(in_bar) + len(folded) == 12, (width, in_bar, folded)
+            assert len(in_bar) + len(folded) == 13, (width, in_bar, folded)
         labels = opened.page.locator(".tag:visible").all_inner_texts()
         assert labels == ["Driving video", "ours", "theirs"]
         opened.page.keyboard.press("?")

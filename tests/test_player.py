@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
+import json
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -114,6 +116,19 @@ def player(browser: Player) -> Iterator[Player]:
 @pytest.fixture(scope="module")
 def scene() -> Scene4D:
     return moving_sample(3000, 8, changing="shape")
+
+
+def of_version_1(data: bytes) -> bytes:
+    """A play stream as version 1 has it: its pictures behind its frames."""
+    length = int.from_bytes(data[8:12], "little")
+    header, body = json.loads(data[12 : 12 + length]), data[12 + length :]
+    blocks = [body[start : start + size] for start, size in (header["statics"], *header["blocks"], *header["pictures"])]
+    ends = [0, *itertools.accumulate(map(len, blocks))]
+    places = [[start, len(block)] for start, block in zip(ends, blocks)]
+    frames = 1 + header["frames"]
+    header |= {"version": 1, "statics": places[0], "blocks": places[1:frames], "pictures": places[frames:]}
+    text = json.dumps(header).encode()
+    return data[:7] + b"\x01" + len(text).to_bytes(4, "little") + text + b"".join(blocks)
 
 
 def shown(camera: Any) -> dict[str, Any]:
@@ -442,14 +457,42 @@ def test_first_frame_shows_before_the_rest_has_arrived(player: Player, scene: Sc
 def test_reads_what_python_reads(player: Player, scene: Scene4D):
     film = torch.rand(8, 6, 10, 3, generator=torch.Generator().manual_seed(0))
     player.add("film.a4d", scene, film=film)
-    player.load("film.a4d")
-    assert player.page.evaluate("() => told") == ["header", *range(8), *([i, 10, 6] for i in range(8)), "done"]
+    player.files["old.a4d"] = of_version_1(player.files["film.a4d"])
+    for name in ("film.a4d", "old.a4d"):
+        player.load(name)
+        told = player.page.evaluate("() => told")
+        assert (told[0], told[-1]) == ("header", "done")
+        assert [event for event in told if isinstance(event, list)] == [[i, 10, 6] for i in range(8)]
+        assert [event for event in told if isinstance(event, int)] == list(range(8))
     stream = read_stream(io.BytesIO(player.files["film.a4d"]))
+    old = read_stream(io.BytesIO(player.files["old.a4d"]))
+    assert old.pictures == stream.pictures and torch.equal(old.frames[7].means, stream.frames[7].means)
     pose = player.page.evaluate("() => text({ data: new Uint8Array(clip.poses[7].buffer) })")
     box = stream.header["box"]
     low, high = np.array(box["low"]), np.array(box["high"])
     position = low + np.frombuffer(base64.b64decode(pose), "<u2").reshape(-1, 4)[:, :3] * (high - low) / 65535
     assert np.abs(position - stream.frames[7].means.numpy()).max() < 1e-6
+
+
+def test_the_video_comes_before_the_gaussians(player: Player, scene: Scene4D):
+    film = torch.rand(8, 6, 10, 3, generator=torch.Generator().manual_seed(0))
+    header = player.add("film.a4d", scene, film=film)
+    assert header["pictures"][0][0] == 0 and header["statics"][0] == sum(length for _, length in header["pictures"])
+    data, gate = player.files["film.a4d"], threading.Event()
+
+    def slowly() -> Iterator[bytes]:
+        yield data[: len(data) - header["bytes"] + header["statics"][0]]
+        gate.wait(20)
+        yield data[len(data) - header["bytes"] + header["statics"][0] :]
+
+    player.files["slow.a4d"] = slowly
+    player.page.evaluate("async (size) => { await load([], size); window.all = open_('/data/slow.a4d', renderer); }", SIZE)
+    try:
+        player.page.wait_for_function("told.filter(Array.isArray).length === 8")
+        assert player.page.evaluate("() => [clip.ready, told]") == [0, ["header", *([i, 10, 6] for i in range(8))]]
+    finally:
+        gate.set()
+    assert player.page.evaluate("() => all") == "done"
 
 
 def test_bad_streams_tell_so(player: Player, scene: Scene4D):
@@ -500,7 +543,7 @@ def test_every_kind_of_source(player: Player, scene: Scene4D):
     assert answers == ["done"] * 6
 
 
-def test_wiper_divides_two_clips(player: Player, scene: Scene4D):
+def test_split_divides_two_clips(player: Player, scene: Scene4D):
     player.add("left.a4d", scene)
     player.add("right.a4d", moving_sample(1000, 4))
     camera = scene_cameras(scene, 0.0, 0.0, SIZE)
@@ -508,14 +551,40 @@ def test_wiper_divides_two_clips(player: Player, scene: Scene4D):
     right = player.shoot(camera, 1)
     player.load("left.a4d", "right.a4d")
     left = player.shoot(camera, [2, 1])
-    both = player.shoot(camera, [2, 1], wiper=0.4)
+    both = player.shoot(camera, [2, 1], split=0.4)
     edge = round(0.4 * SIZE)
     assert np.array_equal(both[:, :edge], left[:, :edge])
     assert np.array_equal(both[:, edge:], right[:, edge:])
-    assert np.array_equal(player.shoot(camera, [2, 1], wiper=0.0), right)
-    assert np.array_equal(player.shoot(camera, [2, 1], wiper=1.0), left)
+    assert np.array_equal(player.shoot(camera, [2, 1], split=0.0), right)
+    assert np.array_equal(player.shoot(camera, [2, 1], split=1.0), left)
     player.page.evaluate("() => renderer.setClip(1, null)")
-    assert not player.shoot(camera, [2, 1], wiper=0.0).any()
+    assert not player.shoot(camera, [2, 1], split=0.0).any()
+
+
+def test_thumbnails_show_other_moments(player: Player, scene: Scene4D):
+    player.add("shape.a4d", scene)
+    player.load("shape.a4d")
+    camera = scene_cameras(scene, 25.0, 20.0, SIZE)
+    before = player.shoot(camera, 2)
+    script = """async ([shot, width, height]) => {
+      const begin = renderer.stats.drawn, orders = renderer.stats.orders;
+      const found = await renderer.thumbnail(shot, width, height);
+      if (renderer.stats.drawn !== begin || renderer.stats.orders !== orders) return null;
+      const flat = new Uint8ClampedArray(found.data);
+      for (let i = 0; i < flat.length; i += 4) for (let k = 0; k < 3; k++) flat[i + k] = flat[i + k] * flat[i + 3] / 255;
+      return text({ data: flat });
+    }"""
+    small = scene_cameras(scene, 25.0, 20.0, 64)
+    for time in (2, 5, 7):
+        shot = {"camera": shown(small), "time": [time, 0]}
+        ours = drawn(scene.at(float(scene.taus[time])), small)
+        theirs = player.picture(script, [shot, 64, 64], 64)
+        others = [drawn(scene.at(float(scene.taus[other])), small) for other in (0, 3, 6)]
+        assert psnr(ours, theirs) > 42 and max(psnr(other, theirs) for other in others) < 30, time
+    assert player.page.evaluate("at => renderer.pick(...at)", [SIZE / 2, SIZE / 2]) is not None
+    assert np.array_equal(player.shoot(camera, 2), before)
+    gone = "async () => { renderer.setClip(0, null); return renderer.thumbnail(null, 8, 8); }"
+    assert player.page.evaluate(gone) is None
 
 
 def test_pick_finds_the_surface(player: Player, scene: Scene4D):

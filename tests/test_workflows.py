@@ -127,21 +127,56 @@ def test_groups_are_numbered_from_left_to_right_and_hold_their_nodes(workflow: d
 
 
 @pytest.mark.parametrize(
-    ("left_out", "bypassed"),
+    ("whole", "less", "bypassed"),
     [
-        ("no_oda", {"Anchor4DObjectDistance", "Anchor4DModelDistance"}),
-        ("no_mgja", {"Anchor4DMotionGeometry"}),
-        ("no_ao", {"Anchor4DAsynchronousOptimisation"}),
+        ("4_Align4D", "align4d_no_oda", {"Anchor4DObjectDistance", "Anchor4DModelDistance"}),
+        ("4_Align4D", "align4d_no_mgja", {"Anchor4DMotionGeometry"}),
+        ("4_Align4D", "align4d_no_ao", {"Anchor4DAsynchronousOptimisation"}),
+        ("pla4d_parts", "pla4d_no_gs_mesh", {"GS-Mesh: Mesh Match"}),
+        ("pla4d_parts", "pla4d_no_motion", {"Motion alignment: Reference View Loss", "Anchor4DMotionPrior"}),
+        ("pla4d_parts", "pla4d_no_refinement", {"Anchor4DReferenceRefinement"}),
+        ("5_STAG4D", "stag4d_no_anchors", {"Anchor4DTemporalAnchors"}),
+        ("6_Align_Your_Gaussians", "ayg_no_jsd", {"Anchor4DStayInPlace"}),
+        ("6_Align_Your_Gaussians", "ayg_no_rigidity", {"Anchor4DTogetherness"}),
+        ("6_Align_Your_Gaussians", "ayg_no_image_model", {"Load Prior: text to image"}),
     ],
 )
-def test_an_ablation_is_the_whole_workflow_with_nodes_bypassed(left_out: str, bypassed: set[str]):
-    whole, less = load(TEMPLATES / "4_Align4D.json"), load(ELSEWHERE / f"align4d_{left_out}.json")
-    assert [link[:5] for link in whole["links"]] == [link[:5] for link in less["links"]]
-    assert {node["type"] for node in less["nodes"] if node["mode"] == 4} == bypassed
-    for a, b in zip(whole["nodes"], less["nodes"], strict=True):
+def test_an_ablation_is_the_whole_workflow_with_nodes_bypassed(whole: str, less: str, bypassed: set[str]):
+    whole_graph, less_graph = (load(next(path for path in FILES if path.stem == name)) for name in (whole, less))
+    assert [link[:5] for link in whole_graph["links"]] == [link[:5] for link in less_graph["links"]]
+    off = [node for node in less_graph["nodes"] if node["mode"] == 4]
+    assert off and all(bypassed & {node["type"], node.get("title")} for node in off)
+    assert all(any(name in (node["type"], node.get("title")) for node in off) for name in bypassed)
+    for a, b in zip(whole_graph["nodes"], less_graph["nodes"], strict=True):
         if a["type"] in ("MarkdownNote", "SaveVideo", "Anchor4DSaveScene"):
             continue
         assert a["widgets_values_named"] == b["widgets_values_named"]
+
+
+@pytest.mark.parametrize(
+    ("whole", "less", "kind", "name", "value"),
+    [
+        ("5_STAG4D", "stag4d_spatial_only", "Anchor4DTemporalAnchors", "gamma", 0.0),
+        ("6_Align_Your_Gaussians", "ayg_no_amplification", "Anchor4DTextTo4DScores", "amplification", 1.0),
+        ("6_Align_Your_Gaussians", "ayg_no_view_guidance", "Anchor4DTextTo3DScores", "view_guidance", 0.0),
+    ],
+)
+def test_an_ablation_is_the_whole_workflow_with_one_value(whole: str, less: str, kind: str, name: str, value: float):
+    graphs = [load(next(path for path in FILES if path.stem == stem)) for stem in (whole, less)]
+    assert [link[:5] for link in graphs[0]["links"]] == [link[:5] for link in graphs[1]["links"]]
+    for a, b in zip(graphs[0]["nodes"], graphs[1]["nodes"], strict=True):
+        if a["type"] in ("MarkdownNote", "SaveVideo", "Anchor4DSaveScene"):
+            continue
+        changed = {name: value} if a["type"] == kind else {}
+        assert b["widgets_values_named"] == a["widgets_values_named"] | changed
+        assert not changed or a["widgets_values_named"][name] != value
+
+
+def test_without_focal_alignment_a_fixed_camera_stands_in_its_place():
+    whole, less = (load(ELSEWHERE / f"{name}.json") for name in ("pla4d_parts", "pla4d_no_focal"))
+    kinds = [[node["type"] for node in graph["nodes"]] for graph in (whole, less)]
+    at = kinds[0].index("Anchor4DFocalAlignment")
+    assert kinds[1] == [*kinds[0][:at], "Anchor4DFixedCamera", *kinds[0][at + 1 :]]
 
 
 BOXES = sorted((ROOT / "subgraphs").glob("*.json"))

@@ -19,7 +19,7 @@ import anchor4d as a4d
 from anchor4d import cli
 from anchor4d.bench.batch import SUITE, read_jobs
 from anchor4d.bench.player import chromium
-from anchor4d.bench.x4d import bounds_of, given_to
+from anchor4d.bench.x4d import bounds_of, given_to, of_one
 from anchor4d.core.cameras import Cameras, Crop, FrontCamera
 from anchor4d.core.deformation import ControlNodes
 from anchor4d.core.files import InputError
@@ -617,8 +617,15 @@ def test_a_folder_of_files_is_a_row_for_each_name(tmp_path: Path) -> None:
     (tmp_path / "fox.json").write_text(json.dumps({"licence": "MIT", "caption": "a fox", "fps": 9, "out": "/etc"}))
     fox, horse = read_jobs(tmp_path)
     assert (fox.name, horse.name) == ("fox", "my_horse") and fox.notes == {"caption": "a fox", "licence": "MIT"}
-    assert set(fox.arguments) == {f"--video={tmp_path}/fox.mp4", f"--object={tmp_path}/fox.glb", "--fps=9"}
-    assert horse.arguments == (f"--image={tmp_path}/my horse.png",)
+    assert given_to(fox) == {"video": f"{tmp_path}/fox.mp4", "object": f"{tmp_path}/fox.glb"} and "--fps=9" in fox.arguments
+    assert given_to(horse) == {"image": f"{tmp_path}/my horse.png"}
+
+
+def test_a_row_of_several_objects_is_refused_alone(tmp_path: Path) -> None:
+    rows = [{"video": "a.mp4", "object": ["a.glb", "b.glb"]}, {"video": "a.mp4", "masks": ["a", "b"]}, {"object": "a.glb"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    refused = [of_one(job).refused for job in read_jobs(tmp_path / "rows.jsonl")]
+    assert refused == ["several objects; a quadruplet is of one: give one object and no masks"] * 2 + [""]
 
 
 def test_the_suite_of_prompts() -> None:

@@ -5,12 +5,14 @@ from .focal import FocalAlignment, align_camera, literal_search, overlay, robust
 from .front import detect_yaw
 from .solve import Target
 from .texture import color_from_frame
+from .together import align_together
 
 __all__ = [
     "AlignmentCurve",
     "FocalAlignment",
     "Target",
     "align_camera",
+    "align_together",
     "color_from_frame",
     "detect_yaw",
     "draw_curve",

@@ -180,10 +180,10 @@ def robust_search(
     free = (EXTENT, DISTANCE, RIGHT, DOWN, ELEVATION) if solve_elevation else (EXTENT, DISTANCE, RIGHT, DOWN)
     error = float(errors.min())
     for k, (resolution, scale) in enumerate(STAGES):
-        tell(0.65 + 0.1 * k, overlay(mesh, pose_front(pose, target.crop), target) if progress else None)
+        tell(0.65 + 0.1 * k, overlay(mesh, pose_front(pose, target.crop, target.shared), target) if progress else None)
         last = k == len(STAGES) - 1
         pose, error = refine(mesh, target, pose, free, resolution=resolution, scale=scale, supersample=3 if last else 2)
-    front = pose_front(pose, target.crop)
+    front = pose_front(pose, target.crop, target.shared)
     return front, AlignmentCurve("Robust alignment", "distance", poses[:, DISTANCE].exp(), errors, front.distance), error
 
 

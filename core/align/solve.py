@@ -48,11 +48,16 @@ class Target:
         image: the video's crop, premultiplied RGBA, (S, S, 4).
         crop: the window of the original picture that it shows.
         color: whether colours are compared, not only masks.
+        known: where it says something of the object, (S, S); None = everywhere.
+        shared: the camera is several objects': the lens's principal point is the picture's centre, and the object stands off
+            its axis; else the principal point is shifted to where the object is seen.
     """
 
     image: Tensor  # (S, S, 4)
     crop: Crop
     color: bool = True
+    known: Tensor | None = None  # (S, S) float
+    shared: bool = False
 
     @staticmethod
     def of(video: DrivingVideo, frame: int = 0, color: bool = True) -> Target:
@@ -65,7 +70,8 @@ class Target:
         if float((mask > 0.5).float().mean()) < 1e-4:
             raise InputError(f"{video.source}: frame {frame} has no foreground to align with, check its mask")
         rgba = torch.cat([video.frames[frame].float().cpu() * mask[..., None], mask[..., None]], -1)
-        return Target(rgba, video.crop, color)
+        known = None if video.known is None else video.known[frame].float().cpu()
+        return Target(rgba, video.crop, color, known, video.hidden is not None)
 
     @cached_property
     def window(self) -> tuple[int, int, int, int]:
@@ -82,18 +88,24 @@ class Target:
         left, top, right, bottom = self.window
         width, height = right - left, bottom - top
         image = self.image[top:bottom, left:right]
+        known = None if self.known is None else self.known[top:bottom, left:right]
         pixel = self.crop.size / self.image.shape[0]
         scale = resolution / max(width, height)
         if scale < 1:
             size = (max(round(height * scale), 8), max(round(width * scale), 8))
             image = torch.nn.functional.interpolate(image.permute(2, 0, 1)[None], size, mode="bilinear", antialias=True)
             image = image[0].permute(1, 2, 0)
+            if known is not None:  # what reaches a pixel makes it unknown
+                reach = torch.nn.functional.interpolate(1 - known[None, None], size, mode="bilinear", antialias=True)
+                known = (reach[0, 0] < 1e-6).float()
         rows, columns = image.shape[:2]
         return View(
             image.contiguous(),
             self.crop,
             (self.crop.x + left * pixel, self.crop.y + top * pixel),
             (columns / width / pixel, rows / height / pixel),
+            known,
+            self.shared,
         )
 
 
@@ -106,15 +118,18 @@ class View:
         crop: of the video; gives the original picture's size.
         corner: left and top of the window, pixels of the original picture.
         scale: pixels of the view a pixel of the original picture, right and down.
+        known, shared: see :class:`Target`.
     """
 
     image: Tensor  # (H, W, 4)
     crop: Crop
     corner: tuple[float, float]
     scale: tuple[float, float]
+    known: Tensor | None = None  # (H, W)
+    shared: bool = False
 
     def principal(self, pose: Tensor) -> Tensor:  # (B, 6) -> (B, 2)
-        """Principal points of poses, pixels of the view."""
+        """Where poses show the object's centre, pixels of the view: their principal points, unless the camera is shared."""
         middle = pose.new_tensor([self.crop.width / 2, self.crop.height / 2])
         return (middle + pose[:, [RIGHT, DOWN]] * self.crop.height - pose.new_tensor(self.corner)) * pose.new_tensor(self.scale)
 
@@ -135,6 +150,9 @@ class View:
         K[:, :2, 2] = self.principal(pose).float()
         K[:, 2, 2] = 1
         poses = orbit_poses(pose[:, AZIMUTH].rad2deg(), pose[:, ELEVATION].rad2deg(), distance)
+        if self.shared:
+            poses[:, :2, 3] += (distance * self.crop.height / focal)[:, None].float() * pose[:, [RIGHT, DOWN]].float()
+            K[:, :2, 2] = self.principal(torch.zeros_like(pose)).float()
         if bool((pose[:, AZIMUTH] != 0).any()):
             poses[:, :3, 3] -= (poses[:, :3, :3] @ turned_centre(mesh, pose[:, AZIMUTH])[..., None])[..., 0]
         return Cameras(poses, K, self.image.shape[1], self.image.shape[0])
@@ -148,6 +166,8 @@ class View:
         """Differences in premultiplied colour and alpha; each channel of an image is first scaled by the gain (0.5 to 2) that
         explains the frame best where that shows the object, which absorbs exposure and white balance."""
         goal = self.image
+        if self.known is not None:
+            images, goal = self.seen(images), self.seen(goal)
         if not color:
             return images[..., 3:] - goal[..., 3:]
         ridge = 0.02 * goal[..., 3].sum()
@@ -158,14 +178,18 @@ class View:
         gain[:, 3] = 1
         return torch.addcmul(-goal, images, gain[:, None, None])
 
+    def seen(self, images: Tensor) -> Tensor:  # (..., H, W, C)
+        """What is known of pictures; nothing, 0, elsewhere."""
+        return images if self.known is None else images * self.known[..., None]
+
     def error(self, residual: Tensor, scale: float) -> Tensor:  # (B, H, W, K) -> (B,)
         """Cauchy loss of the pixels' residuals, a unit of the object's area; about the mean square residual where small."""
         square = residual.square().sum(-1)
         return (square / scale**2).log1p_().sum((1, 2)) * scale**2 / self.image[..., 3].sum()
 
 
-def pose_front(pose: Tensor, crop: Crop) -> FrontCamera:  # (6,)
-    """A pose as the driving video's camera; its azimuth is left to the mesh."""
+def pose_front(pose: Tensor, crop: Crop, shared: bool = False) -> FrontCamera:  # (6,)
+    """A pose as the driving video's camera; its azimuth is left to the mesh. For ``shared`` see :class:`Target`."""
     extent, distance = math.exp(pose[EXTENT]), math.exp(pose[DISTANCE])
     return FrontCamera(
         fovy=2 * math.degrees(math.atan(extent / distance)),
@@ -175,6 +199,8 @@ def pose_front(pose: Tensor, crop: Crop) -> FrontCamera:  # (6,)
         cx=crop.width / 2 + float(pose[RIGHT]) * crop.height,
         cy=crop.height / 2 + float(pose[DOWN]) * crop.height,
         elevation=math.degrees(pose[ELEVATION]),
+        px=crop.width / 2 if shared else None,
+        py=crop.height / 2 if shared else None,
     )
 
 
@@ -200,10 +226,10 @@ def locate(mesh: Object3D, target: Target, pose: Tensor, *, resolution: int = 64
     pose = goal.centred(pose, (middle - per_unit[:, None] * (low + high) / 2).to(pose))
     pose[:, EXTENT] = torch.log(goal.crop.height * goal.scale[1] / 2 / per_unit)
 
-    wanted, wanted_spread = _moments(goal.image[None, ..., 3])
+    wanted, wanted_spread = _moments(goal.seen(goal.image[None])[..., 3])
     images = goal.draw(mesh, pose)
     for _ in range(rounds):
-        mean, spread = _moments(images[..., 3])
+        mean, spread = _moments(goal.seen(images)[..., 3])
         shrink = (spread / wanted_spread).clamp(0.5, 2).to(pose)
         pose = goal.centred(pose, wanted - (mean - goal.principal(pose)) / shrink[:, None])
         pose[:, EXTENT] += shrink.log()
@@ -239,10 +265,14 @@ def refine(
     scale: float,
     iterations: int = 12,
     supersample: int = 2,
+    fovy: float | None = None,
 ) -> tuple[Tensor, float]:
     """Levenberg-Marquardt over the ``free`` entries of a pose, derivatives by central differences of about half a pixel.
 
     An iteration draws two batches: the derivatives', then steps at several dampings, of which the best is taken.
+
+    Args:
+        fovy: degrees, where it is known: the distance, not among the free, then follows from the extent.
 
     Returns:
         The pose, (6,) float64, and its score: robust error at ``scale``, times the prior's factor.
@@ -256,13 +286,18 @@ def refine(
 
     def errors(poses: Tensor) -> tuple[Tensor, Tensor]:
         residual = goal.residuals(goal.draw(mesh, poses, supersample), target.color)
-        return residual, goal.error(residual, scale) * prior(poses)
+        return residual, goal.error(residual, scale) * (prior(poses) if fovy is None else 1.0)
 
-    pose, shrinks = pose.double(), 0
+    def tied(poses: Tensor) -> Tensor:
+        if fovy is not None:
+            poses[:, DISTANCE] = poses[:, EXTENT] - math.log(math.tan(math.radians(fovy) / 2))
+        return poses
+
+    pose, shrinks = tied(pose.double()[None].clone())[0], 0
     error = math.inf
     for _ in range(iterations):
         probes = torch.diag(step)[index]
-        probes = torch.cat([pose[None], pose + probes, pose - probes])
+        probes = tied(torch.cat([pose[None], pose + probes, pose - probes]))
         residual, values = errors(probes)
         error = float(values[0])
         weight = 1 / (1 + residual[0].square().sum(-1, keepdim=True) / scale**2)
@@ -283,6 +318,7 @@ def refine(
         candidates[:, index] += moves * step[index]
         candidates[:, DISTANCE] = candidates[:, DISTANCE].clamp(math.log(DISTANCES[0]), math.log(DISTANCES[1]))
         candidates[:, ELEVATION] = candidates[:, ELEVATION].clamp(-1.4, 1.4)
+        candidates = tied(candidates)
         # The pictures of the derivatives are candidates as well: where parts are as thin as a pixel, no step may be better.
         candidates, values = torch.cat([candidates, probes]), torch.cat([errors(candidates)[1], values])
         best = int(values.argmin())

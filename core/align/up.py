@@ -22,6 +22,11 @@ def silhouette_overlap(mesh: Object3D, front: FrontCamera, target: Target, resol
     alpha = render_object(mesh, front.cropped(target.crop, resolution)).alpha[0]
     image = target.image[..., 3][None, None]
     goal = torch.nn.functional.interpolate(image, (resolution, resolution), mode="bilinear", antialias=True)[0, 0]
+    if target.known is not None:
+        size = (resolution, resolution)
+        reach = torch.nn.functional.interpolate(1 - target.known[None, None], size, mode="bilinear", antialias=True)
+        known = (reach[0, 0] < 1e-6).float()
+        alpha, goal = alpha * known, goal * known
     return float(torch.minimum(alpha, goal).sum() / torch.maximum(alpha, goal).sum().clamp_min(1e-9))
 
 
@@ -51,7 +56,7 @@ def better_up(
     for axis in UP_AXES:
         turned = mesh.transformed(up_matrix(axis)).normalized()[0]
         placed, _ = locate(turned, target, poses)
-        alpha = view.draw(turned, placed)[..., 3]
+        alpha = view.seen(view.draw(turned, placed))[..., 3]
         shares = torch.minimum(alpha, goal).sum((1, 2)) / torch.maximum(alpha, goal).sum((1, 2)).clamp_min(1e-9)
         found[axis] = float(shares.max())
     best = max(found, key=lambda axis: found[axis])

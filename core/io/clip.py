@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,12 +49,14 @@ class Clip:
         fps: frames a second.
         masks: alpha in [0, 1] given beside the frames, 1 = object.
         source: what to call it in messages.
+        tracks: pictures beside the frames that say where several objects are, uint8, see :mod:`.tracks`.
     """
 
     frames: Tensor  # (T, H, W, 3 | 4)
     fps: float = DEFAULT_FPS
     masks: Tensor | None = None  # (T, H, W)
     source: str = "video"
+    tracks: tuple[Tensor, ...] = ()  # each (T, H, W, 3 | 4)
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,7 @@ def read_clip(
     start: float = 0.0,
     end: float | None = None,
     every: int = 1,
+    tracks: Sequence[str | os.PathLike[str]] = (),
     progress: Percent | None = None,
 ) -> Clip:
     """Read a folder of pictures (in natural order), an animated picture, or a film with its turn, its aspect and its alpha.
@@ -161,6 +164,7 @@ def read_clip(
         mask: for each frame of the source, or one for all: a tensor, or a film, an animated picture, a folder or a picture,
             white (or opaque, where it has alpha) on the object.
         fps, frames, start, end, every: see :class:`Part`.
+        tracks: films, folders or pictures as a mask's, whose pictures are kept as they are.
         progress: called often with the percentage done.
 
     Raises:
@@ -174,17 +178,18 @@ def read_clip(
         chosen, rate = _picks(path, timeline, part, width, height)
         return chosen
 
-    if isinstance(mask, (str, os.PathLike)):
-        _reader(Path(mask))  # refused before the video is read
+    for beside in [mask, *tracks] if isinstance(mask, (str, os.PathLike)) else tracks:
+        _reader(Path(beside))  # refused before the video is read
     tell = progress or silent
-    half = 50 if isinstance(mask, (str, os.PathLike)) else 100
+    half = 50 if tracks or isinstance(mask, (str, os.PathLike)) else 100
     pictures, count = source(path, choose, share(tell, 0, half))
     height, width = pictures.shape[1:3]
     if isinstance(mask, (str, os.PathLike)):
         masks = _read_mask(Path(mask), path, chosen, count, (width, height), share(tell, half, 100))
     else:
         masks = _picked_mask(mask, str(path), chosen, count, (width, height))
-    return Clip(torch.from_numpy(pictures), rate, masks, str(path))
+    beside = tuple(_read_beside(Path(track), path, chosen, count, (width, height), share(tell, half, 100)) for track in tracks)
+    return Clip(torch.from_numpy(pictures), rate, masks, str(path), beside)
 
 
 def read_tensors(
@@ -292,6 +297,16 @@ def _read_mask(
     path: Path, video: Path, chosen: list[int], count: int, size: tuple[int, int], progress: Percent
 ) -> Tensor:  # (T, H, W)
     """The masks of the chosen frames of a video, from a film or folder of as many frames, or from one picture."""
+    pictures = _read_beside(path, video, chosen, count, size, progress)
+    alpha = pictures[..., 3:]
+    given = alpha[..., 0].float() if bool((alpha < 255).any()) else pictures[..., :3].float().mean(-1)
+    return given / 255
+
+
+def _read_beside(
+    path: Path, video: Path, chosen: list[int], count: int, size: tuple[int, int], progress: Percent
+) -> Tensor:  # (T, H, W, 3 | 4) uint8
+    """Pictures beside the chosen frames of a video, from a film or folder of as many frames, or from one picture."""
 
     def choose(timeline: Timeline, width: int, height: int) -> list[int]:
         found = len(timeline.ticks)
@@ -306,9 +321,7 @@ def _read_mask(
     pictures = torch.from_numpy(_reader(path)(path, choose, progress)[0])
     if pictures.shape[1:3] != (size[1], size[0]):
         raise InputError(f"{path}: the masks lie on their side where {video.name} does not, give them at the frames' size")
-    alpha = pictures[..., 3:]
-    given = alpha[..., 0].float() if bool((alpha < 255).any()) else pictures[..., :3].float().mean(-1)
-    return (given / 255).expand(len(chosen), -1, -1)
+    return pictures.expand(len(chosen), -1, -1, -1)
 
 
 def _read_folder(path: Path, choose: _Choose, progress: Percent) -> tuple[np.ndarray, int]:

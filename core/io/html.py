@@ -32,7 +32,7 @@ _POLICY = (
     "default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data: blob:; worker-src blob:; "
     "base-uri 'none'; form-action 'none'"
 )
-_IMPORT = re.compile(r'^(?:import|export)\b[^"]*"\./([\w.-]+)"', re.MULTILINE)
+_IMPORT = re.compile(r'^(?:import|export)\b[\w\s{},*]*"\./([\w.-]+)"', re.MULTILINE)
 
 
 def write_html(

@@ -1,8 +1,10 @@
 """The play stream: a moving scene packed for the player, its first frame first.
 
-An ``.a4d`` file is 8 bytes of magic, the header's length (uint32), a JSON header, then blocks: what never changes, one block a
-frame in order, and optionally pictures of the driving video. All numbers are little-endian. A block is a few planes of 16- or
-32-bit words, N times so many words each:
+An ``.a4d`` file is 7 bytes of magic and one of version, the header's length (uint32), a JSON header, then blocks without gaps.
+Version 2, which is written where there are pictures of the driving video, has these first, so that the video plays before there
+are Gaussians; then comes, and in version 1 first, what never changes, and one block a frame in order. (Version 1 with pictures
+has them behind the frames.) All numbers are little-endian. A block is a few planes of 16- or 32-bit words, N times so many
+words each:
 
 ====================  =====================================================================================================
 static                ``shape`` 4 x 32: log scales and opacity (16 bit each), colour 11 + 11 + 10, ranges of change 4 x 8
@@ -46,8 +48,8 @@ from ..scene.views import FrameProgress, placement, scene_cameras
 
 log = logging.getLogger(__name__)
 
-MAGIC = b"A4DPLAY\x01"
-VERSION = 1
+MAGIC = b"A4DPLAY"
+VERSIONS = (1, 2)
 MAX_HEADER = 1 << 22  # bytes
 MAX_RECORDS = 1 << 26  # Gaussians times frames
 #: Log scales beyond are as good as flat or endless; some files hold infinities.
@@ -138,13 +140,15 @@ def write_stream(
 
     places, offset = [], 0
     behind = [] if waves is None else [_pack([coder.wave_words()], coder.wave_layout)]
-    for block in (statics, *blocks, *pictures, *behind):
+    for block in (*pictures, statics, *blocks, *behind):
         places.append([offset, len(block)])
         offset += len(block)
+    films, places = places[: len(pictures)], places[len(pictures) :]
+    version = VERSIONS[bool(pictures)]
     scale, center = placement(scene)
     header = {
         "format": "anchor4d-play",
-        "version": VERSION,
+        "version": version,
         "count": count,
         "frames": total,
         "fps": scene.fps * total / scene.frames,
@@ -157,14 +161,14 @@ def write_stream(
         "errors": {key: float(f"{value:.3g}") for key, value in errors.items()},
         "statics": places[0],
         "blocks": places[1 : total + 1],
-        "pictures": places[total + 1 : total + 1 + len(pictures)],
+        "pictures": films,
         "picture_type": kind,
         "bytes": offset,
     }
     if behind:
         header["harmonics"] = {"coefficients": coder.wave_layout[0][1], "reach": coder.reach, "place": places[-1]}
     text = json.dumps(header, separators=(",", ":")).encode()
-    parts = [MAGIC, struct.pack("<I", len(text)), text, statics, *blocks, *pictures, *behind]
+    parts = [MAGIC, struct.pack("<BI", version, len(text)), text, *pictures, statics, *blocks, *behind]
     if isinstance(target, (str, os.PathLike)):
         with atomic_path(target) as temporary, open(temporary, "wb") as file:
             file.writelines(parts)
@@ -222,11 +226,13 @@ def _read(file: BinaryIO, name: str) -> PlayStream:
 def _header(file: BinaryIO, name: str) -> dict[str, Any]:
     """The checked JSON header; the file stands at the first block after it."""
     head = file.read(12)
-    if len(head) < 12 or head[:7] != MAGIC[:7]:
+    if len(head) < 12 or head[:7] != MAGIC:
         raise InputError(f"{name}: not a play stream, choose an .a4d file")
     length = struct.unpack("<I", head[8:])[0]
-    if head[7] != VERSION:
-        raise InputError(f"{name}: play stream version {head[7]}, this program reads {VERSION}; update Anchor4D")
+    if head[7] not in VERSIONS:
+        raise InputError(
+            f"{name}: play stream version {head[7]}, this program reads {VERSIONS[0]} to {VERSIONS[-1]}; update Anchor4D"
+        )
     if length > MAX_HEADER:
         raise InputError(f"{name}: a header of {length} bytes, the file is damaged; export it again")
     try:

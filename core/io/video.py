@@ -119,6 +119,7 @@ def prepare(
     background: str = "auto",
     upsample: bool = False,
     download: bool = False,
+    hidden: Tensor | None = None,  # (T, H, W)
     progress: Percent | None = None,
 ) -> DrivingVideo:
     """Cut the object out of a clip and crop it once for all frames; arguments as :func:`load_video`.
@@ -126,6 +127,10 @@ def prepare(
     The crop is the square around the union of the masks over time, with whole-pixel bounds. At its own size the pictures are
     copied exactly; smaller, they are area-averaged in premultiplied alpha. What looks wrong is logged, and is the value's
     ``warnings``: an object that touches the picture's border, or white parts that were taken for the backdrop.
+
+    Args:
+        hidden: 1 where another object may be in front, see :class:`DrivingVideo`; in frames that have some, but for the first,
+            the object may be hidden whole.
 
     Raises:
         InputError: where a frame has no foreground, or none can be found.
@@ -139,7 +144,7 @@ def prepare(
     opaque = 255 if alpha.dtype == torch.uint8 else 1.0
     doubts = []
     if alpha.numel() and bool((alpha < opaque).any()):
-        masks, masked_by = _unit(alpha[..., 0]), "alpha"
+        masks, masked_by = unit(alpha[..., 0]), "alpha"
         if clip.masks is not None:
             doubts.append("the frames have alpha of their own, the mask that was given is left aside")
     elif clip.masks is not None:
@@ -149,8 +154,11 @@ def prepare(
             colors, background, source=clip.source, download=download, progress=share(tell, 0, 70)
         )
     empty = (masks.flatten(1).amax(1) <= 0.5).nonzero().flatten().tolist()
+    if hidden is not None and (0 not in empty or not bool((hidden[0] > 0.5).any())):
+        covered = hidden.flatten(1).amax(1) > 0.5
+        empty = [frame for frame in empty if not covered[frame]]
     if empty:
-        which = "any frame" if len(empty) == len(masks) else "frame" + "s" * (len(empty) > 1) + f" {_ranges(empty)}"
+        which = "any frame" if len(empty) == len(masks) else "frame" + "s" * (len(empty) > 1) + f" {ranges(empty)}"
         remedy = {
             "alpha": "the alpha channel is empty there, leave those frames out",
             "mask": "the mask is empty there, it must be 1 on the object (invert it if it is the other way round)",
@@ -170,13 +178,28 @@ def prepare(
         tell(70 + 30 * i // len(masks), 100)
         frames = slice(i, i + CHUNK)
         parts.append(_cut(colors[frames], masks[frames], crop, target, decontaminate=masked_by in ("key", "rembg")))
+    unknown = None
+    if hidden is not None:
+        box = slice(None), *crop_slices(crop)
+        unknown = torch.zeros(len(masks), int(crop.size), int(crop.size))
+        y0, x0 = max(int(crop.y), 0) - int(crop.y), max(int(crop.x), 0) - int(crop.x)
+        part = hidden[box].float()
+        unknown[:, y0 : y0 + part.shape[1], x0 : x0 + part.shape[2]] = part
+        if target != int(crop.size):
+            unknown = resampled(unknown[..., None].expand(*unknown.shape, 4), target)[..., 0]
     log.info(
         "%s: %d frames of %dx%d, foreground by %s, crop of %d px at (%d, %d) drawn at %d px",
         clip.source, len(masks), crop.width, crop.height, masked_by, crop.size, crop.x, crop.y, target,
     )  # fmt: skip
     cut, alphas = (torch.cat(part) for part in zip(*parts))
     tell(100, 100)
-    return DrivingVideo(cut, alphas, float(clip.fps), crop, clip.source, masked_by, tuple(doubts))
+    return DrivingVideo(cut, alphas, float(clip.fps), crop, clip.source, masked_by, tuple(doubts), hidden=unknown)
+
+
+def crop_slices(crop: Crop) -> tuple[slice, slice]:
+    """Rows and columns of the picture that lie in a crop."""
+    x, y, size = int(crop.x), int(crop.y), int(crop.size)
+    return slice(max(y, 0), min(y + size, crop.height)), slice(max(x, 0), min(x + size, crop.width))
 
 
 def _touching(masks: Tensor) -> str:  # (T, H, W)
@@ -193,17 +216,17 @@ def _touching(masks: Tensor) -> str:  # (T, H, W)
     frames = (leaves if bool(leaves.any()) else at_border).nonzero().flatten().tolist()
     does = f"{'leaves' if bool(leaves.any()) else 'touches the border of'} the picture ({', '.join(touched)})"
     return (
-        f"the object {does} in frame{'s' * (len(frames) > 1)} {_ranges(frames)}, counted from 0: what lies beyond is missing; "
+        f"the object {does} in frame{'s' * (len(frames) > 1)} {ranges(frames)}, counted from 0: what lies beyond is missing; "
         "film it whole, or leave those frames out (start, end)"
     )
 
 
-def _unit(tensor: Tensor) -> Tensor:
+def unit(tensor: Tensor) -> Tensor:
     """float32 in [0, 1] from uint8 or float."""
     return tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.float()
 
 
-def _ranges(numbers: list[int]) -> str:
+def ranges(numbers: list[int]) -> str:
     """1-3, 7 for [1, 2, 3, 7]."""
     runs: list[list[int]] = []
     for n in numbers:
@@ -235,7 +258,7 @@ def _cut(
     x, y, size = int(crop.x), int(crop.y), int(crop.size)
     rgba = torch.zeros(len(masks), size, size, 4)
     x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + size, crop.width), min(y + size, crop.height)
-    rgba[:, y0 - y : y1 - y, x0 - x : x1 - x, :3] = _unit(colors[:, y0:y1, x0:x1])
+    rgba[:, y0 - y : y1 - y, x0 - x : x1 - x, :3] = unit(colors[:, y0:y1, x0:x1])
     rgba[:, y0 - y : y1 - y, x0 - x : x1 - x, 3] = masks[:, y0:y1, x0:x1]
     if decontaminate:
         # Edge pixels mix object and background: they take the colour of the object beside them.

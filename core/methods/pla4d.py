@@ -27,7 +27,7 @@ from .plan import MethodRun
 from .registry import Choice, ModelRole, method
 from .stages import MethodConfig, MotionConfig, StaticConfig
 
-PRIOR = ModelRole("prior", own=("zero123-xl",), fallback="tiny")
+PRIOR = ModelRole("prior", own=("zero123-xl",), fallback="tiny", unless="refinement")
 
 #: First weight of an objective that asks a prior, against a reference view loss of weight 3; the paper does not give it. In our
 #: presets it falls to zero, so that the front, which a prior's noise costs up to a decibel, is sharp again at the end
@@ -38,8 +38,9 @@ NOVEL_VIEW_WEIGHT = 0.1
 REFINEMENT_TIME = Annealed(0.6, 0.4)
 
 
-#: Parts that can be left out: what tells depth of motion and unseen sides in our presets; ``paper`` does not have it.
-PARTS = ("motion-prior",)
+#: Parts that can be left out: those of the paper's ablations (focal alignment, Eq. 4; the mesh's sides, Eq. 9; all that follows
+#: the video's motion, Eq. 10; reference refinement, Eq. 11), and what our presets have for depth and unseen sides.
+PARTS = ("focal", "gs-mesh", "motion", "refinement", "motion-prior")
 
 
 def settings(choice: Choice) -> MethodConfig:
@@ -65,6 +66,23 @@ def preset(name: str, prior: Prior | None = None, without: Collection[str] = ())
     ``paper`` is the paper's text; what it leaves open is marked. ``draft`` and ``standard`` were chosen by measurement
     (docs/benchmarks.md) and are iteration counts, never time budgets.
     """
+    return _less(_whole(name, None if "refinement" in without else prior, "motion-prior" not in without), without)
+
+
+def _less(config: MethodConfig, without: Collection[str]) -> MethodConfig:
+    """Without focal alignment (a fixed camera in its place), the mesh's sides, or all that follows the video."""
+    dropped: tuple[type[Objective], ...] = ()
+    if "gs-mesh" in without:
+        dropped += (MeshMatch,)
+    made = config.changed(lambda o: None if isinstance(o, dropped) else o)
+    if "motion" in without:
+        kept = made.motion.changed(lambda o: None if isinstance(o, (ReferenceViewLoss, MotionPriorPull)) else o)
+        made = replace(made, motion=kept)
+    return replace(made, camera="fixed") if "focal" in without else made
+
+
+def _whole(name: str, prior: Prior | None, pulled: bool) -> MethodConfig:
+    """A preset with all its parts."""
     if name == "paper":
         refinement: tuple[Objective, ...] = ()
         if prior is not None:
@@ -104,7 +122,7 @@ def preset(name: str, prior: Prior | None = None, without: Collection[str] = ())
         )
     if name not in _OURS:
         raise ValueError(f"preset {name!r}: unknown, choose paper, standard or draft")
-    more: tuple[Objective, ...] = () if "motion-prior" in without else (MotionPriorPull(),)
+    more: tuple[Objective, ...] = (MotionPriorPull(),) if pulled else ()
     if prior is not None:
         more = (*more, ReferenceRefinement(Distillation(prior, time=REFINEMENT_TIME), linear(REFINEMENT_WEIGHT, 0.0)))
     return _OURS[name](more)
@@ -166,7 +184,8 @@ _OURS = {"standard": _standard, "draft": _draft}
 
 def settings_v4(choice: Choice) -> MethodConfig:
     """The variant's preset as plain data."""
-    return v4(settings(choice), choice.role("prior"))
+    prior = None if "refinement" in choice.without else choice.role("prior")
+    return _less(v4(_whole(choice.preset, prior, "motion-prior" not in choice.without), prior), choice.without)
 
 
 @method(

@@ -43,7 +43,7 @@ def with_signals(
     front, report = aligned.front, dict[str, Any]()
     terms: list[Objective] = []
     views: list[Objective] = []
-    loss = next(o for o in config.motion.objectives if isinstance(o, ReferenceViewLoss))
+    loss = next((o for o in config.motion.objectives if isinstance(o, ReferenceViewLoss)), ReferenceViewLoss())
     if signals.depth is not None:
         depth = place_depth(signals.depth, video, front, item)
         terms.append(DepthMatch(scaled(loss.weight, DEPTH), depth.maps, depth.inverse, depth.affine))

@@ -38,6 +38,9 @@ from .stages import AnchorConfig, MethodConfig, MotionConfig, StaticConfig
 
 #: Parts of Align4D that can be added, as in its Table III.
 PARTS = ("oda", "mgja", "ao")
+#: Parts that can be left out, as in the paper's ablations: the anchors; their features shared over time (each frame's views are
+#: drawn by themselves, the paper's "spatial only"); adaptive densification.
+LESS = ("anchors", "fusion", "densification")
 #: Pictures a step; losses are summed over them.
 BATCH = 4
 #: Steps over which the video's weight rises, and over which the window of diffusion times falls.
@@ -76,27 +79,32 @@ PUBLISHED = {
 
 def settings(choice: Choice) -> MethodConfig:
     """A preset as plain data."""
-    return preset(choice.preset, choice.role("prior"), choice.role("anchors"), plus=choice.plus)
+    return preset(
+        choice.preset, choice.role("prior"), choice.role("anchors"), plus=choice.plus, without=choice.without
+    )  # fmt: skip
 
 
 def settings_code(choice: Choice) -> MethodConfig:
     """A preset of the released code as plain data."""
-    return preset(choice.preset, choice.role("prior"), choice.role("anchors"), method="stag4d-code", plus=choice.plus)
+    return preset(
+        choice.preset, choice.role("prior"), choice.role("anchors"), method="stag4d-code", plus=choice.plus,
+        without=choice.without,
+    )  # fmt: skip
 
 
 ROLES = (
     ModelRole("prior", own=("zero123-xl",), fallback="tiny"),
-    ModelRole("anchors", own=("zero123plus-v1.1",), fallback="prior"),
+    ModelRole("anchors", own=("zero123plus-v1.1",), fallback="prior", unless="anchors"),
 )
 
 
 @method(
     "stag4d-code", title="STAG4D, released code", source="arXiv 2403.14939", settings=settings_code, roles=ROLES,
-    needs_object=False, plus=PARTS, summary="stag4d, whose preset paper is the released code",
+    needs_object=False, plus=PARTS, without=LESS, summary="stag4d, whose preset paper is the released code",
 )  # fmt: skip
 @method(
     "stag4d", title="STAG4D", source="arXiv 2403.14939", settings=settings, roles=ROLES, needs_object=False, plus=PARTS,
-    summary="from a video alone: six consistent views of every frame anchor the object",
+    without=LESS, summary="from a video alone: six consistent views of every frame anchor the object",
 )  # fmt: skip
 def plan(run: MethodRun) -> Scene4D:
     """STAG4D's stages."""
@@ -116,6 +124,7 @@ def preset(
     *,
     method: str = "stag4d",
     plus: Collection[str] = (),
+    without: Collection[str] = (),
     gamma: float = GAMMA,
 ) -> MethodConfig:
     """ "paper", "standard" or "draft".
@@ -125,12 +134,15 @@ def preset(
         views: draws the anchors; none are drawn without one.
         method: "stag4d", or "stag4d-code", whose preset "paper" is the released code.
         plus: parts of Align4D to add: its camera and model distance, its geometry question, its turns.
+        without: of :data:`LESS`.
         gamma: share of the first frame's features in the anchors'.
     """
     if name not in ("paper", "standard", "draft"):
         raise ValueError(f"preset {name!r}: unknown, choose paper, standard or draft")
     config = _published(PUBLISHED[method], prior) if name == "paper" else _ours(name, prior)
-    config = _added(config, name, views, plus, gamma)
+    config = _added(config, name, None if "anchors" in without else views, plus, 0.0 if "fusion" in without else gamma)
+    if "densification" in without:
+        config = replace(config, motion=replace(config.motion, density=None))
     static, motion = config.static, config.motion
     if name == "paper":
         started = replace(static, frame="first")

@@ -19,10 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..align import FocalAlignment, align_camera, color_from_frame
+from ..align import FocalAlignment, align_camera, align_together, color_from_frame
 from ..align.distance import LENS, Meaning, ModelDistance, align_distance, align_model_distance, fixed_camera, visual_distance
 from ..cameras import FrontCamera
 from ..deformation import FIELDS, DeformationField
+from ..files import InputError
 from ..fit.density import DensityControl
 from ..fit.estimate import FitEstimate, Pass, estimate_passes
 from ..fit.loop import GAUSSIAN_LR, FitState, Inputs, Schedule, Train, run_fit
@@ -38,7 +39,7 @@ from ..render import rasterize
 from ..scene.anchors import Anchors
 from ..scene.object3d import Object3D, SplatObject
 from ..scene.scene import Scene4D
-from ..video import DrivingVideo, looks_looping
+from ..video import DrivingVideo, looks_looping, moving_fronts
 from .backing import backed
 
 log = logging.getLogger(__name__)
@@ -203,12 +204,21 @@ def align(
     *,
     camera: Camera = "focal",
     yaw: Literal["auto"] | float = "auto",
+    same_camera: FrontCamera | None = None,
     progress: Any = None,
 ) -> FocalAlignment:
     """The camera of the first frame, and the object normalised and turned to face it.
 
     A mesh without colours is given the first frame's, filled in where the frame does not see.
+
+    Args:
+        same_camera: of another object of the clip, whose field of view this one's has; an object among others is always
+            searched robustly.
     """
+    if video.hidden is not None:
+        return colored(align_together([mesh], [video], yaws=[yaw], camera=same_camera, progress=progress)[0], video)
+    if same_camera is not None:
+        raise InputError(f"{video.source}: shares no camera, it shows one object; split the clip into its objects")
     search, _, literal = camera.partition("-")
     mode: Any = literal or "robust"
     if search == "focal":
@@ -407,7 +417,8 @@ def fit_static(
     if config.objectives:
         frame = len(video) // 2 if video is not None and config.frame == "middle" else 0
         meshes, content = [] if mesh is None else [mesh], mesh or gaussians.tensors()
-        inputs = Inputs(video=video, taus=torch.zeros(1), fronts=[front], meshes=meshes, backend=backend, first=frame)
+        seen = moving_fronts(video, front)[frame if video is not None and video.shifts is not None else 0]
+        inputs = Inputs(video=video, taus=torch.zeros(1), fronts=[seen], meshes=meshes, backend=backend, first=frame)
         state = run_fit(
             stage, state, config.objectives, config.schedule, inputs, train="gaussians", seed=seed,
             density=config.density, gaussian_lr=_rates(config),
@@ -541,7 +552,7 @@ def _motion_inputs(
 ) -> Inputs:
     assert scene.front is not None
     return Inputs(
-        video=video, taus=scene.taus, fronts=list(fronts) or [scene.front],
+        video=video, taus=scene.taus, fronts=list(fronts) or moving_fronts(video, scene.front),
         meshes=list(meshes) or ([] if mesh is None else [mesh]), loop=scene.loop, backend=backend,
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ from ..align import FocalAlignment
 from ..align.solve import STAGES, Target, View
 from ..scene.object3d import render_object
 from ..scene.scene import Scene4D
-from ..scene.views import render_frames
+from ..scene.views import driving_cameras, render_frames
 from ..video import DrivingVideo
 
 Word = Literal["good", "doubtful", "wrong"]
@@ -61,11 +61,12 @@ def fit_of_object(video: DrivingVideo, alignment: FocalAlignment) -> tuple[float
     """How far the aligned object is from the first frame: its robust error, and the overlap of the masks in [0, 1]."""
     target = Target.of(video, 0, color=alignment.mesh.has_color)
     crop, size = video.crop, video.resolution
-    view = View(target.image, crop, (crop.x, crop.y), (size / crop.size, size / crop.size))
+    scale = (size / crop.size, size / crop.size)
+    view = View(target.image, crop, (crop.x, crop.y), scale, target.known, target.shared)
     render = render_object(alignment.mesh, alignment.front.cropped(crop, size), supersample=2)
     drawn = torch.cat([render.color, render.alpha[..., None]], -1).cpu()
     error = float(view.error(view.residuals(drawn, target.color), STAGES[-1][1]))
-    return error, _overlap(drawn[0, ..., 3], target.image[..., 3])
+    return error, _overlap(view.seen(drawn)[0, ..., 3], view.seen(target.image)[..., 3])
 
 
 def judge(video: DrivingVideo, alignment: FocalAlignment, scene: Scene4D | None = None) -> Verdict:
@@ -100,8 +101,12 @@ def judge(video: DrivingVideo, alignment: FocalAlignment, scene: Scene4D | None 
     followed = None
     if scene is not None:
         small = video.resized(min(SIZE, video.resolution))
-        drawn = render_frames(scene, alignment.front.cropped(small.crop, small.resolution))[0]
-        followed = sum(_overlap(a, b) for a, b in zip(drawn[..., 3], small.masks)) / len(small)
+        drawn = render_frames(scene, driving_cameras(small, alignment.front))[0]
+        masks = drawn[..., 3], small.masks
+        if small.known is not None:
+            masks = masks[0] * small.known, masks[1] * small.known
+        shared = [_overlap(a, b) for a, b in zip(*masks) if bool((b > 0.5).any())]
+        followed = sum(shared) / max(len(shared), 1)
         weigh(
             1 - followed,
             (1 - FOLLOWED[0], 1 - FOLLOWED[1]),

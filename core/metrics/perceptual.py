@@ -135,12 +135,13 @@ def load_lpips(network: str) -> LPIPS:
         return LPIPS(network, *parts)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def perceptual_distance(network: str = "auto", device: str = "cpu") -> tuple[nn.Module, str]:
     """The distance to use and its name: LPIPS with VGG or Alex weights if the machine has them, else SSIM, said once.
 
     Args:
         network: "auto" (VGG on a GPU, Alex on a CPU, the other if only that is there), "vgg", "alex" or "ssim".
+        device: where its network is, of several cards with the number: "cuda:1".
     """
     order = {"auto": ["vgg", "alex"] if device != "cpu" else ["alex", "vgg"], "ssim": []}.get(network, [network])
     reason = "SSIM was asked for"

@@ -22,7 +22,7 @@ from ..render import Render, ScreenStatistics, rasterize
 from ..scene.object3d import Object3D
 from ..schedules import Weight
 from ..transfer import sent
-from ..video import DrivingVideo
+from ..video import HIDDEN, DrivingVideo
 
 if TYPE_CHECKING:
     from ..align.distance import ObjectDistance
@@ -378,6 +378,24 @@ class FitStep:
     def front(self) -> Render:
         """The object seen by the front camera at each of this step's frames, (B, 1, H, W, ...)."""
         return self.render(self.gaussians, self.front_cameras)
+
+    @cached_property
+    def known(self) -> Tensor | None:
+        """1 where the driving video shows the object or its absence, 0 where another may hide it, (B, 1, H, W); None: all 1."""
+        hidden = self.video.hidden
+        if hidden is None:
+            return None
+        key = "known", self.resolution
+        if key not in self.memo:
+            if self.resolution != self.video.resolution:  # as the video is: what reaches a pixel makes it unknown
+                size = (self.resolution, self.resolution)
+                unknown = (hidden >= HIDDEN).to(hidden.dtype)[:, None]
+                hidden = F.interpolate(unknown, size=size, mode="bilinear", antialias=True, align_corners=False)[:, 0]
+                self.memo[key] = (hidden < 1e-6).to(hidden.dtype)
+            else:
+                self.memo[key] = (hidden < HIDDEN).to(hidden.dtype)
+        index = self.frames if self.rows is None else self.rows
+        return self.memo[key][index][:, None]
 
     @cached_property
     def target(self) -> tuple[Tensor, Tensor]:

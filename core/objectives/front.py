@@ -51,7 +51,7 @@ def image_loss(
             loss = loss + min(2.0**level, 8.0) * (square[:3].mean() + mask_weight * square[3])
     loss = weight * loss
     if perceptual > 0:
-        distance, _ = perceptual_distance(network, color.device.type)
+        distance, _ = perceptual_distance(network, str(color.device))
         size = max(1, PIXELS // (color.shape[1] * color.shape[2]))
         if color.is_cuda and len(color) > size and isinstance(distance, LPIPS):
             loss = loss + perceptual * mean_over_slices(distance, color, target, size)
@@ -97,7 +97,12 @@ class ReferenceViewLoss(Objective):
 
     def weighted(self, step: FitStep, weight: float | Tensor) -> Tensor:
         target, mask = step.target
+        color, alpha = step.front.color, step.front.alpha
+        if step.known is not None:
+            # Where another object may hide this one, the render is as right as anything: it differs by nothing there.
+            color = torch.lerp(target, color, step.known[..., None])
+            alpha = torch.lerp(mask, alpha, step.known)
         return image_loss(
-            step.front.color, step.front.alpha, target, mask, weight=weight, mask_weight=self.mask,
+            color, alpha, target, mask, weight=weight, mask_weight=self.mask,
             levels=self.levels, perceptual=self.perceptual, network=self.network,
         )  # fmt: skip

@@ -242,6 +242,7 @@ class Prior(ABC):
         small_encoder: optional distilled encoder (TAESD's layout) that stands in for the VAE's when gradients are taken.
         precedence: of kinds whose checkpoints look alike, the one with the highest takes them.
         one_pass: predict with and without the condition in one batch (faster) or one after the other (less memory).
+        place: where a host that moves priors has it compute; None = where the host does.
     """
 
     conditions: ClassVar[frozenset[str]] = frozenset()
@@ -257,6 +258,7 @@ class Prior(ABC):
     modules: dict[str, nn.Module]
     small_encoder: nn.Module | None = None
     one_pass: bool = True
+    place: torch.device | None = None
 
     @classmethod
     def matches(cls, checkpoint: Checkpoint) -> bool:

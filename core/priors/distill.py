@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..files import InputError
 from ..schedules import Weight, constant, linear
-from ..transfer import sent
+from ..transfer import on, sent
 from .base import Condition, Prior, Role, Viewpoints
 
 log = logging.getLogger(__name__)
@@ -156,7 +156,15 @@ class Distillation:
         return {"t": t, "noise": noise, "strength": torch.tensor(self.weight(rho))}
 
     def judged(self, images: Tensor, questions: Sequence[Question], drawn: Mapping[str, Tensor]) -> Tensor:
-        """As :meth:`joint`, of what :meth:`draws` gave, wherever that is."""
+        """As :meth:`joint`, of what :meth:`draws` gave, wherever that is.
+
+        Where the prior is on another card than the pictures, these go there at its resolution, and their gradients come back:
+        nothing else moves, and nobody waits.
+        """
+        with on(self.prior.device):
+            return self._judged(images, questions, drawn)
+
+    def _judged(self, images: Tensor, questions: Sequence[Question], drawn: Mapping[str, Tensor]) -> Tensor:
         prior, count = self.prior, len(images)
         t, noise, strength = (sent(drawn[name], prior.device) for name in ("t", "noise", "strength"))
         gradient, squares, cells = torch.zeros_like(images), 0.0, noise.numel()
@@ -184,8 +192,10 @@ class Distillation:
     @torch.no_grad()
     def condition(self, pictures: Tensor) -> Condition:  # (B, H, W, 3)
         """What the prior makes of pictures, as many at once as it is asked about."""
-        size = self._batch(pictures[:, None], 0)
-        parts = list(in_batches(lambda rows: self.prior.condition(image=pictures[rows]), len(pictures), size, self.prior.name))
+        with on(self.prior.device):
+            size = self._batch(pictures[:, None], 0)
+            ask = self.prior.condition
+            parts = list(in_batches(lambda rows: ask(image=pictures[rows]), len(pictures), size, self.prior.name))
         return parts[0] if len(parts) == 1 else Condition.cat(parts)
 
     def _batch(self, images: Tensor, questions: int) -> int:  # (B, V, H, W, 3)
@@ -221,9 +231,9 @@ class Distillation:
             latents.repeat(count, 1, 1, 1, 1), noise.repeat(count, 1, 1, 1, 1), t.repeat(count),
             questions[0].condition if count == 1 else Condition.cat(conditions),
             Viewpoints.cat(views) if views else None,
-        ).chunk(count)  # fmt: skip
+        ).unflatten(0, (count, rows))  # fmt: skip
         shares = [1.0 if q.share is None else sent(q.share, noise.device).to(noise).reshape(-1, 1, 1, 1, 1) for q in questions]
-        return torch.stack([share * pull for share, pull in zip(shares, pulls)]).sum(0)
+        return torch.stack([share * pulls[i] for i, share in enumerate(shares)]).sum(0)
 
     def latent_gradient(
         self,
@@ -256,7 +266,7 @@ class Distillation:
         return sigma.square().to(residual).reshape(-1, 1, 1, 1, 1) * residual
 
     def _encode(self, pictures: Tensor) -> Tensor:
-        if pictures.is_cuda:
+        if pictures.device == self.prior.device and pictures.is_cuda:
             module = self.prior.small_encoder or self.prior.modules.get("vae")
             if module is not None and pictures.requires_grad and not self.encode_batch and self.prior.encodes_apart:
                 return self.prior.graphs.differentiable(module, self._encoded, pictures)

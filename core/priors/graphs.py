@@ -29,13 +29,14 @@ class _Pass:
 
     def __init__(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:
         self.inputs = tuple(x.clone() for x in inputs)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
+        device = inputs[0].device
+        stream = torch.cuda.Stream(device)  # PyTorch's own for captures is of the card that was current at the first one
+        stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             function(*self.inputs)
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream(device).wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        with torch.cuda.graph(self.graph, stream=stream):
             self.output = function(*self.inputs)
 
     def __call__(self, inputs: tuple[Tensor, ...]) -> Tensor:
@@ -59,11 +60,12 @@ class Graphs:
 
     def wanted(self, module: nn.Module, count: int) -> bool:
         """Whether a pass of ``count`` samples is worth capturing."""
-        if next(module.parameters()).device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+        device = next(module.parameters()).device
+        if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
             return False
         if self.small(module):
             return count <= SMALL_OF_SMALL
-        return count <= SMALL and torch.cuda.get_device_properties(0).total_memory > ROOMY
+        return count <= SMALL and torch.cuda.get_device_properties(device).total_memory > ROOMY
 
     @torch.no_grad()
     def __call__(self, module: nn.Module, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -88,7 +90,9 @@ class Graphs:
 
     def differentiable(self, module: nn.Module, function: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
         """``function(pictures)`` with its gradient, both captured; what it returns holds until the next call of this shape."""
-        if not self.wanted(module, pictures.shape[0] * pictures.shape[1]):
+        own = torch.cuda.graph.default_capture_stream
+        elsewhere = own is not None and own.device != pictures.device
+        if elsewhere or not self.wanted(module, pictures.shape[0] * pictures.shape[1]):
             return function(pictures)
         key = (next(module.parameters()).data_ptr(), "differentiable", pictures.shape, pictures.dtype)
         if key not in self.passes:

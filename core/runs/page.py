@@ -9,6 +9,7 @@ import base64
 import html
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch import Tensor
 from ..files import atomic_path
 from ..io import side_by_side, write_film
 from ..scene.scene import Scene4D
-from ..scene.views import object_cameras, render_frames
+from ..scene.views import driving_cameras, object_cameras, render_frames
 
 #: Pixels that a film's panels are high, and by how much a difference is enlarged until it is red.
 HEIGHT, DIFFERENCE = 192, 4.0
@@ -81,7 +82,7 @@ def run_panels(scene: Scene4D, video: Any, alignment: Any, backend: str = "auto"
     if video is not None and alignment is not None:
         video = video.resized(min(HEIGHT, video.resolution))
         size = video.resolution
-        front = render_frames(scene, alignment.front.cropped(video.crop, size), backend=backend)[0]
+        front = render_frames(scene, driving_cameras(video, alignment.front), backend=backend)[0]
         panels["driving video"] = torch.cat([video.frames, video.masks[..., None]], -1)
         panels["same camera"] = front
         panels["difference"] = difference(panels["driving video"], front)
@@ -222,6 +223,57 @@ def chart(
     )
 
 
+def bars(values: Mapping[str, tuple[float, float]], title: str, form: str = "{:.2f}") -> str:
+    """Values by name as horizontal bars (SVG), each with the length of its error to either side; what is not finite has no bar.
+
+    They begin at 0, or where that would hide their differences, a little below the least of them, as the axis says.
+    """
+    finite = [v for v, _ in values.values() if np.isfinite(v)]
+    if not finite:
+        return f"<figure><figcaption>{_text(title)}: no values</figcaption></figure>"
+    low, high = min(finite), max(finite)
+    begin = 0.0 if low <= 0 or high - low > 0.35 * high else low - 0.35 * (high - low or abs(high) or 1.0)
+    begin, end = min(begin, low), max(high, 0.0)
+    room, line, width = max(8 + 6.4 * max(map(len, values)), 60), 18, 520
+    scale = (width - room - 64) / (end - begin or 1.0)
+    zero = room + (max(0.0, begin) - begin) * scale
+    drawn = []
+    for number, (name, (value, error)) in enumerate(values.items()):
+        y = 6 + number * line
+        drawn.append(f'<text x="{room - 6:.0f}" y="{y + 11}" text-anchor="end">{_text(name)}</text>')
+        if not np.isfinite(value):
+            continue
+        at = room + (value - begin) * scale
+        left, right = min(at, zero), max(at, zero)
+        ink = _INKS[1] if number == 0 else _INKS[0]
+        drawn.append(f'<rect x="{left:.1f}" y="{y}" width="{max(right - left, 0.5):.1f}" height="13" fill="{ink}"/>')
+        if error > 0:
+            ends = f'x1="{at - error * scale:.1f}" x2="{at + error * scale:.1f}" y1="{y + 6.5}" y2="{y + 6.5}"'
+            drawn.append(f'<line {ends} stroke="#222" stroke-width="1.4"/>')
+        drawn.append(f'<text x="{right + max(error * scale, 0) + 5:.1f}" y="{y + 11}">{_text(form.format(value))}</text>')
+    height = 6 + line * len(values) + 16
+    drawn.append(f'<text x="{zero:.0f}" y="{height - 4}" text-anchor="middle">{_text(form.format(max(begin, 0.0)))}</text>')
+    drawn.append(f'<line x1="{zero:.0f}" x2="{zero:.0f}" y1="2" y2="{height - 15}" stroke="#bbb"/>')
+    return (
+        f'<figure><figcaption><b>{_text(title)}</b></figcaption><svg width="{width}" height="{height}" '
+        f'viewBox="0 0 {width} {height}" font-size="11" fill="#444" role="img">{"".join(drawn)}</svg></figure>'
+    )
+
+
+def drawing(figure: str) -> str:
+    """The drawing of a :func:`chart` or :func:`bars` as a file of its own (SVG); empty where there is none."""
+    start, end = figure.find("<svg"), figure.find("</svg>")
+    if start < 0:
+        return ""
+    fonts = 'xmlns="http://www.w3.org/2000/svg" font-family="system-ui, sans-serif"'
+    title = figure[figure.find("<figcaption>") + len("<figcaption>") : figure.find("</figcaption>")]
+    plain = html.unescape(re.sub(r"<[^>]*>", "", title).strip())
+    box = re.search(r'width="(\d+)" height="(\d+)"', figure[start:])
+    paper = "" if box is None else f'<rect width="{box[1]}" height="{box[2]}" fill="#fff"/>'
+    head, _, rest = figure[start:end].partition(">")
+    return f"{head.replace('<svg', f'<svg {fonts}', 1)}><title>{_text(plain)}</title>{paper}{rest}</svg>\n"
+
+
 def _ticks(low: float, high: float, logs: bool) -> list[float]:
     """Three to six round values between two."""
     if logs and high - low >= 2:
@@ -260,7 +312,7 @@ def facts_table(report: Mapping[str, Any]) -> str:
 
 def settings_table(report: Mapping[str, Any]) -> str:
     """The settings that a run was asked for; what it left at nothing is left out."""
-    rows = [(name, ", ".join(v) if isinstance(v, (list, tuple)) else v) for name, v in report["settings"].items()]
+    rows = [(name, ", ".join(map(str, v)) if isinstance(v, (list, tuple)) else v) for name, v in report["settings"].items()]
     return table(
         ["", ""], [(name, str(v)) for name, v in rows if v not in (None, "", "none") and v is not False], numbers=False
     )

@@ -99,7 +99,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 def memory_peak_mb(device: str = "cpu") -> dict[str, float]:
     """The most memory that this process has held so far, megabytes, on the host and on a CUDA device."""
-    places = {"host": "cpu"} | ({"cuda": "cuda"} if device == "cuda" else {})
+    places = {"host": "cpu"} | ({"cuda": device} if device.startswith("cuda") else {})
     return {name: round(process_memory_mb(torch.device(place)), 1) for name, place in places.items()}
 
 
@@ -154,13 +154,14 @@ def versions() -> dict[str, str | None]:
 
 
 def device_name(device: str) -> str:
-    if device == "cuda":
-        return torch.cuda.get_device_name()
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(torch.device(device))
     return platform.processor() or platform.machine() if device == "cpu" else device
 
 
 def perceptual(terms: Iterable[Objective], device: str) -> str:
     """Which perceptual distance the objectives used on this machine."""
     networks = {o.perceptual_network() for o in terms}
-    used = {perceptual_distance(network, device)[1] for network in networks if network is not None}
+    where = str(torch.empty(0, device=device).device)  # as the fit names it: cuda is cuda:0
+    used = {perceptual_distance(network, where)[1] for network in networks if network is not None}
     return ", ".join(sorted(used)) or "not used by this preset"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -32,8 +33,9 @@ from ..render import resolve_backend, slow_renderer
 from ..scene.anchors import Anchors
 from ..scene.object3d import Object3D
 from ..scene.scene import Scene4D
-from ..scene.views import object_cameras, render_frames, turning_cameras
+from ..scene.views import driving_cameras, object_cameras, render_frames, turning_cameras
 from ..signals import Signals
+from ..transfer import on
 from ..video import DrivingVideo
 from .folder import into_folder
 from .page import run_page
@@ -60,7 +62,8 @@ class Settings:
         up: the axis of the object's file that points up, see :func:`~..io.meshes.load_mesh`.
         frames: frames of the video to keep, all where None; without a video, of a clip.
         fps: frames a second, where no video says.
-        device: "auto", "cpu", "cuda" or "mps".
+        device: "auto", "cpu", "cuda", "cuda:1" (a card by its number) or "mps".
+        prior_device: where priors compute, which changes no result: the same names; see :func:`prior_device`.
         renderer: see :func:`anchor4d.core.render.rasterize`.
         prior, anchors, video, images, views: the models of the method's roles, each "tiny" (it comes with the pack), a
             folder, a name or Hub id of ``models list``, "none", or "auto": see :class:`~..methods.registry.ModelRole`.
@@ -75,6 +78,7 @@ class Settings:
     yaw: Literal["auto"] | float = "auto"
     frames: int | None = None
     device: str = "auto"
+    prior_device: str = "auto"
     renderer: str = "auto"
     prior: str = "auto"
     without: tuple[str, ...] = ()
@@ -116,6 +120,8 @@ class Settings:
             having = " or ".join(name for name, other in METHODS.items() if any(r.name == "anchors" for r in other.roles))
             raise InputError(f"anchors {self.anchors!r}: {having} has anchors, {self.method} has none")
         device = resolve_device(self.device)
+        if self.prior_device != "auto":
+            resolve_device(self.prior_device)
         made = replace(self, device=device, renderer=resolve_backend(self.renderer, device))
         if note := slow_renderer(made.renderer, device):
             log.warning("%s", note)
@@ -154,7 +160,8 @@ class Settings:
 
         loaded: dict[str, Prior] = {}
         for name in {getattr(self, role.name) for role in self.of.roles} - {"none"}:
-            loaded[name] = load_prior(name, device=prior_device(self.device))
+            where = prior_device(self.device, self.prior_device, small=name == "tiny", what=f"prior {name}")
+            loaded[name] = load_prior(name, device=where)
         return {role.name: loaded[name] for role in self.of.roles if (name := getattr(self, role.name)) in loaded}
 
     def config(self, prompt: str = "") -> Any:
@@ -190,6 +197,11 @@ def resolve_device(name: str) -> str:
     Raises:
         InputError: for a device that this machine or this PyTorch lacks.
     """
+    if re.fullmatch(r"cuda:[0-9]{1,4}", name):
+        cards = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        if name not in cards:
+            raise InputError(f"device {name!r}: no such card here; choose one of {', '.join(['auto', 'cpu', *cards])}")
+        return name
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         return "cuda" if there["cuda"] else "cpu"
@@ -200,9 +212,32 @@ def resolve_device(name: str) -> str:
     return name
 
 
-def prior_device(device: str) -> str:
-    """Where a prior runs beside a fit on ``device``: a CUDA GPU where there is one, even if the fit itself stays on the CPU."""
-    return "cuda" if torch.cuda.is_available() else device
+def prior_device(device: str, wanted: str = "auto", *, small: bool = False, what: str = "prior") -> str:
+    """Where a prior or a generator computes beside a fit on ``device``.
+
+    A CUDA GPU where there is one, even if the fit itself stays on the CPU. Of several, the one with the most free memory,
+    another than the fit's where they have about as much; that is said in one line.
+
+    Args:
+        wanted: a device by name, in place of that choice.
+        small: a network so small that steps are faster with it on the fit's own card.
+        what: it is called in that line.
+
+    Raises:
+        InputError: for a device that is not there.
+    """
+    if wanted != "auto":
+        return resolve_device(wanted)
+    if not torch.cuda.is_available():
+        return device
+    cards, fitted = torch.cuda.device_count(), torch.device(device)
+    if cards == 1 or (small and fitted.type == "cuda"):
+        return device if fitted.type == "cuda" else "cuda"
+    own = -1 if fitted.type != "cuda" else torch.cuda.current_device() if fitted.index is None else fitted.index
+    free = [torch.cuda.mem_get_info(i)[0] for i in range(cards)]
+    best = max(range(cards), key=lambda i: free[i] * (0.9 if i == own else 1.0))
+    log.info("%s: on card cuda:%d, %.1f GB free; the fit is on %s", what, best, free[best] / 1e9, device)
+    return device if best == own else f"cuda:{best}"
 
 
 def _chosen(settings: Settings, role: ModelRole, device: str, absent: list[str]) -> str:
@@ -284,7 +319,8 @@ def run(
     )  # fmt: skip
     if not meshes and method.follows == "video" and "tiny" in {settings.prior, settings.anchors}:
         log.warning("%s", TOYS)
-    scene = method.plan(work).to("cpu")
+    with on(torch.device(settings.device)):
+        scene = method.plan(work).to("cpu")
     terms = [*work.config.static.objectives, *work.config.motion.objectives]
     scene.meta.update(made_by(settings, work, terms), program=f"anchor4d {__version__}")
     item = work.objects[0] if work.objects else None
@@ -369,7 +405,14 @@ def run_in_folder(
     if signals and clip is not None:
         beside = read_signals(signals, clip, fps=fps, frames=settings.frames, reading=reading)
     objects = [] if mesh is None else [load_object(path, settings.up) for path in _mesh_files(Path(mesh))]
-    parts = {"settings": settings, "config": plain, "models": models, "prompt": prompt, "video": clip, "object": objects}
+    parts = {
+        "settings": replace(settings, prior_device="auto"),
+        "config": plain,
+        "models": models,
+        "prompt": prompt,
+        "video": clip,
+        "object": objects,
+    }
     if signals:
         parts["signals"] = beside
     key = fingerprint(parts, __version__)
@@ -398,7 +441,7 @@ def preview_film(run: Run, backend: str = "auto", *, height: int = 256, device: 
     if video is not None and run.alignment is not None:
         video, turns = video.resized(min(height, video.resolution)), 4
         size = video.resolution
-        front = render_frames(scene, run.alignment.front.cropped(video.crop, size), backend=backend)[0]
+        front = render_frames(scene, driving_cameras(video, run.alignment.front), backend=backend)[0]
         panels = {"driving video": torch.cat([video.frames, video.masks[..., None]], -1), "same camera": front}
     else:
         size, turns = height, 2

@@ -104,7 +104,10 @@ class Scene4D:
             "frames": self.frames,
             "fps": self.fps,
             "loop": self.loop,
-            "front": None if self.front is None else asdict(self.front),
+            # What a camera of one object lacks is left out, so that older programs read it.
+            "front": None
+            if self.front is None
+            else {k: v for k, v in asdict(self.front).items() if k[0] != "p" or v is not None},
             "crop": None if self.crop is None else asdict(self.crop),
             "field": None if self.field is None else self.field.config(),
             "meta": self.meta,

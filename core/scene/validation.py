@@ -63,7 +63,7 @@ def front_camera(value: Any) -> FrontCamera:
     number(front.elevation, "the camera's elevation", -360, 360)
     for key in ("width", "height"):
         integer(getattr(front, key), f"the camera's {key}", 1, MAX_SIDE)
-    for key in ("cx", "cy"):
+    for key in ("cx", "cy", "px", "py"):
         if getattr(front, key) is not None:
             number(getattr(front, key), f"the camera's {key}", -MAX_EXTENT, MAX_EXTENT)
     return front

@@ -16,7 +16,7 @@ from ..gaussians import SH_C0, Gaussians, neighbours
 from ..progress import pulse
 from ..render import Render, rasterize
 from ..render.torch_backend import NEAR
-from ..video import DrivingVideo
+from ..video import DrivingVideo, moving_fronts
 from .scene import Scene4D
 
 #: Where a scene without an aligned camera is seen from.
@@ -99,6 +99,12 @@ def film_cameras(
     K[:, :2] *= zoom
     K[:, :2, 2] += picture / 2 - zoom * (low + high) / 2
     return replace(cameras, K=K)
+
+
+def driving_cameras(video: DrivingVideo, front: FrontCamera) -> Cameras:  # (1,), or (T, 1) where the frames were moved
+    """What a driving video's frames are seen by, at its resolution."""
+    cameras = Cameras.cat([each.cropped(video.crop, video.resolution) for each in moving_fronts(video, front)])
+    return cameras if len(cameras) == 1 else cameras.reshape(len(cameras), 1)
 
 
 def object_cameras(
@@ -349,9 +355,11 @@ def reframed(
     cameras = Cameras.cat([front.cropped(video.crop, video.resolution) for front in fronts]).to(rgba)
     filmed, wanted = cameras.K, camera.K.to(rgba)
     grid = torch.stack(torch.meshgrid(*[torch.arange(size, device=rgba.device) + 0.5] * 2, indexing="xy"), -1)
+    places = cameras.world_to_camera[:, :3, 3]
+    origin = filmed[:, :2, 2] + filmed[:, [0, 1], [0, 1]] * places[:, :2] / places[:, 2:]  # where the frames show it
     # Pixels of the wanted picture a pixel of the frame, where the origin is.
     scale = wanted[:, 0, 0] / camera.world_to_camera[:, 2, 3].to(rgba) / filmed[:, 0, 0] * cameras.world_to_camera[:, 2, 3]
-    pixels = (grid - wanted[:, None, :2, 2]) / scale[:, None, None, None] + filmed[:, None, None, :2, 2]
+    pixels = (grid - wanted[:, None, :2, 2]) / scale[:, None, None, None] + origin[:, None, None]
     pixels = pixels.expand(len(rgba), size, size, 2) / video.resolution * 2 - 1
     # Pictures are made smaller here more often than larger: average first, as far as that goes evenly.
     shrink = max(1, int(1 / float(scale[0])))

@@ -80,6 +80,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
     made["x4d-build"] = ["x4d", "build", str(folder / "cases"), "--set", "preset=draft"]
     systems = [part for name in ("a", "b") for part in ("--of", f"{name}={folder / 'study' / name}")]
     made["study-make"] = ["study", "make", *systems]
+    made["study-run"] = ["study", "run", "pla4d-modules", "--cases", str(folder / "cases")]
     made["bench"] = ["bench", "--cases", str(folder / "cases"), "--preset", "draft"]
     for name, argv in made.items():
         if argv[0] not in ("models", "export"):

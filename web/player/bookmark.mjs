@@ -6,7 +6,7 @@ import { fresh, round } from "./view.mjs";
 /** @typedef {import("./player.mjs").Player} Player */
 
 /** What of a view, beside camera and time, is kept where it is not a new player's. */
-const KEPT = /** @type {const} */ (["background", "mode", "loop", "speed", "wiper", "compare", "film"]);
+const KEPT = /** @type {const} */ (["background", "mode", "loop", "speed", "split", "compare", "film"]);
 /** Numbers of a camera: position, target, rotation (x y z w), vertical field of view in degrees. */
 const NUMBERS = 11;
 
@@ -58,7 +58,7 @@ export function fromBookmark(hash) {
       };
   }
   for (const name of KEPT) {
-    const text = parts.get(name);
+    const text = parts.get(name) ?? (name === "split" ? parts.get("wiper") : null); // of version 0.1: wiper
     if (text === null) continue;
     const kind = typeof usual[name];
     if (kind === "boolean") view[name] = text === "true";

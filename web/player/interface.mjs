@@ -14,12 +14,14 @@ import { STYLE } from "./style.mjs";
  * @property {() => void} toggle plays or pauses
  * @property {(time: number) => void} seek
  * @property {() => void} savePicture
+ * @property {() => void} augment puts the object into the user's room, or takes it out again
+ * @property {() => void} open lets the user choose files
  * @property {(event: KeyboardEvent) => void} key
  */
 /** @typedef {import("./menus.mjs").Does & Plays} Does */
 
 /** Buttons in the order in which they keep their place in a narrow bar; the rest fold into the menu. */
-const KEPT = ["full", "film", "compare", "background", "mode", "loop", "speed", "frame", "keys", "picture", "record", "help"];
+const KEPT = ["full", "film", "compare", "background", "mode", "loop", "speed", "frame", "keys", "picture", "record", "ar", "open", "help"];
 
 export class Interface {
   /** @type {HTMLElement} */ element;
@@ -47,7 +49,7 @@ export class Interface {
     this.#build();
     this.menus = new Menus(this.parts.root, this.parts.bar, this.#tools, () => state, does);
     this.#listen();
-    this.#dragWiper();
+    this.#dragSplit();
     this.#watchTheme();
   }
 
@@ -72,8 +74,8 @@ export class Interface {
     p.film = make("div", { class: "film", hidden: true }, p.filmCanvas, make("span", { class: "tag left" }, "Driving video"));
     p.labelA = make("span", { class: "tag left", hidden: true });
     p.labelB = make("span", { class: "tag right", hidden: true });
-    p.wiper = make("div", {
-      class: "wiper",
+    p.split = make("div", {
+      class: "split",
       hidden: true,
       role: "slider",
       tabindex: 0,
@@ -84,7 +86,7 @@ export class Interface {
     });
     p.note = make("div", { class: "note", hidden: true, role: "status" });
     p.progress = make("div", { class: "note small", hidden: true, role: "status" });
-    p.view = make("div", { class: "view checker" }, p.labelA, p.labelB, p.wiper, p.progress, p.note);
+    p.view = make("div", { class: "view checker" }, p.labelA, p.labelB, p.split, p.progress, p.note);
     p.stage = make("div", { class: "stage" }, p.film, p.view);
     p.line = make("input", {
       class: "time-line",
@@ -115,6 +117,8 @@ export class Interface {
       opens("keys", "Camera path (K)"),
       tool("picture", "Save the picture (P)", () => does.savePicture()),
       opens("record", "Save a film (R)"),
+      tool("ar", "In your room (A)", () => does.augment()),
+      tool("open", "Open files (O)", () => does.open()),
       tool("help", "Help (?)", () => this.menus.toggleHelp()),
       tool("full", "Full screen (Shift + F)", () => this.fullScreen()),
       opens("more", "More"),
@@ -122,8 +126,9 @@ export class Interface {
     p.bar = make("div", { class: "bar" }, p.line, p.row);
     p.root = make("div", { class: "root", tabindex: 0, role: "group", "aria-label": "4D player" }, p.stage, p.bar);
     this.#shadow.replaceChildren(make("style", {}, STYLE), p.root);
-    for (const id of ["frame", "keys", "picture", "record", "help", "more", "film", "compare", "background"])
+    for (const id of ["frame", "keys", "picture", "record", "ar", "open", "help", "more", "film", "compare", "background"])
       this.#tools[id].innerHTML = icon(id);
+    this.#tools.ar.dataset.gone = "true";
   }
 
   #listen() {
@@ -151,31 +156,31 @@ export class Interface {
     );
   }
 
-  #dragWiper() {
-    const { wiper, view } = this.parts;
+  #dragSplit() {
+    const { split, view } = this.parts;
     const signal = this.#signal;
     const listen = (/** @type {string} */ type, /** @type {(event: any) => void} */ handle) =>
-      wiper.addEventListener(type, handle, { signal });
+      split.addEventListener(type, handle, { signal });
     listen("pointerdown", (event) => {
       event.stopPropagation();
-      wiper.setPointerCapture(event.pointerId);
+      split.setPointerCapture(event.pointerId);
     });
     listen("pointermove", (event) => {
-      if (!wiper.hasPointerCapture(event.pointerId)) return;
+      if (!split.hasPointerCapture(event.pointerId)) return;
       event.stopPropagation();
       const box = view.getBoundingClientRect();
-      this.#does.set({ wiper: clamp((event.clientX - box.left) / box.width, 0, 1) });
+      this.#does.set({ split: clamp((event.clientX - box.left) / box.width, 0, 1) });
     });
     listen("dblclick", (event) => {
       event.stopPropagation();
-      this.#does.set({ wiper: 0.5 });
+      this.#does.set({ split: 0.5 });
     });
     listen("keydown", (event) => {
       const step = { ArrowLeft: -0.05, ArrowRight: 0.05 }[/** @type {string} */ (event.key)];
       if (!step) return;
       event.preventDefault();
       event.stopPropagation();
-      this.#does.set({ wiper: clamp(this.#state.wiper + step, 0, 1) });
+      this.#does.set({ split: clamp(this.#state.split + step, 0, 1) });
     });
   }
 
@@ -211,25 +216,31 @@ export class Interface {
   arrange([clip, other], [a, b]) {
     const p = this.parts;
     const t = this.#tools;
-    const { background, mode, loop, speed, wiper, film, compare } = this.#state;
+    const { background, mode, loop, speed, split, film, compare } = this.#state;
     const pictures = clip?.header.pictures.length ?? 0;
     p.view.classList.toggle("checker", background === "transparent");
     p.film.hidden = !(pictures && film);
     p.film.style.display = p.film.hidden ? "none" : "";
     this.#shownPicture = -1;
-    for (const part of [p.labelA, p.labelB, p.wiper]) part.hidden = !(other && compare);
+    for (const part of [p.labelA, p.labelB, p.split]) part.hidden = !(other && compare);
     [p.labelA.textContent, p.labelB.textContent] = [a, b];
-    p.wiper.style.left = `${100 * wiper}%`;
-    p.wiper.setAttribute("aria-valuenow", String(Math.round(100 * wiper)));
+    p.split.style.left = `${100 * split}%`;
+    p.split.setAttribute("aria-valuenow", String(Math.round(100 * split)));
     t.loop.innerHTML = icon(loop);
     t.mode.innerHTML = icon(mode);
     t.speed.textContent = `${speed}×`;
     t.full.innerHTML = icon(document.fullscreenElement === this.element ? "shrink" : "full");
     t.film.setAttribute("aria-pressed", String(film));
     t.compare.setAttribute("aria-pressed", String(compare));
-    for (const id of ["frame", "keys", "picture", "record"]) t[id].disabled = !clip;
+    for (const id of ["frame", "keys", "picture", "record", "ar"]) t[id].disabled = !clip;
     t.film.dataset.gone = String(!pictures);
     t.compare.dataset.gone = String(!other);
+    this.fold();
+  }
+
+  /** Shows a tool that not every device has, or hides it. @param {string} id @param {boolean} here */
+  offer(id, here) {
+    this.#tools[id].dataset.gone = String(!here);
     this.fold();
   }
 

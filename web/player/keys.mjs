@@ -52,6 +52,7 @@ export function press(event, does, now) {
 function action(key, shift, does, now) {
   if (key === "?") return () => does.help();
   if (shift && key.toLowerCase() === "f") return () => does.fullScreen();
+  if (!shift && key.toLowerCase() === "o") return () => does.open();
   if (!now) return null;
   const { clip, camera, time, state } = now;
   const turn = (/** @type {number} */ dx, /** @type {number} */ dy) => () => {
@@ -87,6 +88,7 @@ function action(key, shift, does, now) {
       l: () => does.set({ loop: next(Object.keys(LOOPS), state.loop) }),
       m: () => does.set({ mode: next(Object.keys(MODES), state.mode) }),
       b: () => does.set({ background: next(Object.keys(BACKGROUNDS), state.background) }),
+      a: () => does.augment(),
       v: () => does.set({ film: !state.film }),
       c: () => does.set({ compare: !state.compare }),
       k: () => does.addKey(),

@@ -32,6 +32,8 @@ const HELP = [
   ["C", "compare"],
   ["K", "record a key of the camera path"],
   ["P", "save the picture"],
+  ["A", "in your room, where the device can"],
+  ["O, drop files", "play them: one, two to compare, a sequence"],
   ["R", "save a film"],
   ["?", "this help"],
   ["Esc", "close"],

@@ -87,7 +87,7 @@ export class Playback {
    * @param {State} state
    * @returns {boolean} whether the end of what is played once has been reached
    */
-  advance(seconds, { loop, speed }) {
+  advance(seconds, { loop, speed, film }) {
     const clip = this.#clip;
     if (!clip) return false;
     const step = (seconds * speed * clip.fps) / steps(clip);
@@ -103,8 +103,9 @@ export class Playback {
       }
       time %= clip.frames / steps(clip);
     }
-    // What has not come yet is waited for.
-    this.time = clip.ready < clip.frames ? clamp(time, 0, (clip.ready - 1) / steps(clip)) : time;
+    // What has not come yet is waited for; the driving video comes first, the object then stands on its last frame.
+    const there = film ? Math.max(clip.ready, clip.pictures.length) : clip.ready;
+    this.time = there < clip.frames ? clamp(time, 0, Math.max(0, there - 1) / steps(clip)) : time;
     return false;
   }
 }

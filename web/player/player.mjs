@@ -4,7 +4,10 @@
 //   ...
 //   player.dispose();
 
+import { Augmented, offered } from "./augmented.mjs";
 import { control } from "./controls.mjs";
+import { fromDrop, grouped, openSource, SUFFIXES, titleOf } from "./files.mjs";
+import { make } from "./dom.mjs";
 import { Interface } from "./interface.mjs";
 import { press } from "./keys.mjs";
 import { filmedCamera, fromInfo, homeCamera, lens, toInfo } from "./lens.mjs";
@@ -14,9 +17,10 @@ import { pathSeconds } from "./path.mjs";
 import { Playback, steps } from "./playback.mjs";
 import { Saving } from "./saving.mjs";
 import { Stage } from "./stage.mjs";
-import { openStream } from "./stream.mjs";
+import { Thumbnails } from "./thumbnails.mjs";
 import { backgroundOf, fresh, round, rounded, take, viewOf } from "./view.mjs";
 
+/** @typedef {import("./files.mjs").Collection} Collection */
 /** @typedef {import("./lens.mjs").Camera} Camera */
 /** @typedef {import("./stream.mjs").Clip} Clip */
 /** @typedef {import("./view.mjs").Key} Key */
@@ -60,7 +64,12 @@ export class Player extends EventTarget {
   /** @type {Stage} */ #stage;
   #saving;
   #marks;
+  #thumbnails;
+  #augmented = new Augmented();
+  #offered = false; // whether the device shows things in the user's room
 
+  #loads = 0; // of clips, so far
+  #begun = false; // whether the clip has had its chance to play by itself
   #frame = 0; // of requestAnimationFrame
   #last = 0; // when it was drawn, in milliseconds; 0 after standing still
   #timeShown = 0; // when, in milliseconds
@@ -99,7 +108,21 @@ export class Player extends EventTarget {
       },
       { signal },
     );
+    const thumbnails = {
+      clip: () => this.#clips[0],
+      seen: () => this.#seen(),
+      aspect: () => this.#stage.aspect,
+      draw: (/** @type {number} */ frame, /** @type {number} */ width, /** @type {number} */ height) => {
+        const shot = this.#clips[0] && frame < this.#clips[0].ready && !this.#taken ? this.#shot() : null;
+        return shot ? this.#stage.thumbnail({ ...shot, time: [frame, 0], split: null }, width, height) : Promise.resolve(null);
+      },
+    };
+    this.#thumbnails = new Thumbnails(this.#ui.parts.bar, this.#ui.parts.line, thumbnails, signal);
     this.#takeDropped(signal);
+    offered().then((here) => {
+      this.#offered = here;
+      this.#ui.offer("ar", here);
+    });
     document.addEventListener("visibilitychange", () => this.#draw(), { signal });
     document.addEventListener("fullscreenchange", () => this.#arrange(), { signal });
     this.#arrange();
@@ -111,7 +134,7 @@ export class Player extends EventTarget {
 
   /**
    * Shows other clips.
-   * @param {Source[]} sources one, or two to compare
+   * @param {(Source | Collection)[]} sources one, or two to compare
    * @param {Pick<Options, "labels" | "filmed">} [options]
    */
   load(sources, options = {}) {
@@ -127,19 +150,26 @@ export class Player extends EventTarget {
     this.#moves.home = null;
     this.#moves.leavePath();
     this.#arrange();
+    this.#begun = false;
+    this.#loads++;
+    this.#thumbnails.hide();
     this.say(sources.length ? "Loading …" : "");
     sources.slice(0, 2).forEach((source, slot) => {
       const on = {
         header: (/** @type {Clip} */ clip) => this.#arrived(slot, clip),
         frame: (/** @type {number} */ index) => this.#frameArrived(slot, index),
-        picture: () => this.#showTime(),
+        picture: () => {
+          if (slot === 0) this.#begin();
+          this.#showTime();
+        },
         harmonics: () => this.#draw(),
+        reading: (/** @type {number} */ done, /** @type {number} */ all) => this.#ui.progress(`Reading file ${done + 1} of ${all}`),
         done: () => {
           if (this.#clips.every((clip, at) => at >= sources.length || clip?.ready === clip?.frames)) this.#tellOf("loaded");
         },
         error: (/** @type {Error} */ error) => this.fail(error.message),
       };
-      openStream(source, on, { signal }).catch(() => {}); // told by the event
+      openSource(source, on, { signal }).catch(() => {}); // told by the event
     });
   }
 
@@ -263,6 +293,7 @@ export class Player extends EventTarget {
     this.#stop.abort();
     this.#loading.abort();
     this.#saving.stop();
+    this.#augmented.end();
     clearTimeout(this.#quiet);
     cancelAnimationFrame(this.#frame);
     this.#close();
@@ -305,6 +336,8 @@ export class Player extends EventTarget {
       menu: (id) => this.#ui.menus.toggle(id),
       help: () => this.#ui.menus.toggleHelp(),
       fullScreen: () => this.#ui.fullScreen(),
+      open: () => this.#choose(),
+      augment: () => this.#augment(),
       close: () => {
         if (this.#saving.busy) this.#saving.stop();
         else this.#ui.menus.close();
@@ -343,21 +376,78 @@ export class Player extends EventTarget {
     if (point) this.#moves.glideTo({ ...camera, target: point });
   }
 
-  /** One or two .a4d files that are dropped onto the picture. @param {AbortSignal} signal */
+  /** Files and folders that are dropped onto the player. @param {AbortSignal} signal */
   #takeDropped(signal) {
-    const { view } = this.#ui.parts;
-    const over = (/** @type {DragEvent} */ event) => {
-      if (event.dataTransfer?.types.includes("Files")) event.preventDefault();
-    };
-    const dropped = (/** @type {DragEvent} */ event) => {
-      const files = [...(event.dataTransfer?.files ?? [])].filter(({ name }) => /\.a4d$/i.test(name)).slice(0, 2);
-      if (!files.length) return;
+    const { root } = this.#ui.parts;
+    const listen = (/** @type {string} */ type, /** @type {(event: any) => void} */ handle) => root.addEventListener(type, handle, { signal });
+    listen("dragover", (event) => {
+      if (!event.dataTransfer?.types.includes("Files")) return;
+      event.preventDefault();
+      root.classList.add("over");
+    });
+    listen("dragleave", (event) => {
+      if (!root.contains(event.relatedTarget)) root.classList.remove("over");
+    });
+    listen("drop", (event) => {
+      root.classList.remove("over");
+      const clips = event.dataTransfer && fromDrop(event.dataTransfer);
+      if (!clips) return;
       event.preventDefault();
       event.stopPropagation();
-      this.load(files, { labels: files.map(({ name }) => name.replace(/\.a4d$/i, "")), filmed: null });
+      clips.then(
+        (found) => this.#loadFiles(found),
+        () => this.fail("What was dropped could not be read: drop it again, or open it with O"),
+      );
+    });
+  }
+
+  /** @param {(File | Collection)[]} clips */
+  #loadFiles(clips) {
+    if (clips.length) this.load(clips, { labels: clips.map(titleOf), filmed: null });
+    else this.fail(`None of these can be played, choose ${SUFFIXES.slice(0, -1).join(", ")} or a .zip of them`);
+  }
+
+  /** Puts the object into the user's room, or takes it out again. */
+  async #augment() {
+    if (this.#augmented.busy) return this.#augmented.end();
+    if (!this.#offered) return this.#ui.progress("This browser or device does not show things in your room", 3000);
+    this.#stage.wake(true);
+    const [clip, { renderer }] = [this.#clips[0], this.#stage];
+    if (!clip?.ready || !renderer || this.#saving.busy) return;
+    this.#last = 0;
+    const on = {
+      shot: (/** @type {number} */ now) => {
+        const seconds = this.#last ? Math.min(0.25, (now - this.#last) / 1000) : 0;
+        this.#last = now;
+        if (this.#playback.playing && this.#playback.advance(seconds, this.#state)) this.pause();
+        const shot = this.#shot();
+        return shot && { ...shot, split: null };
+      },
+      select: () => (this.#busy ? this.pause() : this.play()),
+      ended: () => {
+        this.#last = 0;
+        this.#ui.progress("");
+        this.#arrange();
+      },
     };
-    view.addEventListener("dragover", over, { signal });
-    view.addEventListener("drop", dropped, { signal });
+    try {
+      await this.#augmented.start(renderer, clip.header.placement, on);
+      this.#ui.progress("In your room; A ends it");
+    } catch (error) {
+      this.#ui.progress(`AR did not start: ${/** @type {Error} */ (error).message}`, 4000);
+    }
+  }
+
+  /** Whether something else has the canvas: a film that is saved, or a headset. */
+  get #taken() {
+    return this.#saving.busy || this.#augmented.busy;
+  }
+
+  /** Lets the user choose files. */
+  #choose() {
+    const input = make("input", { type: "file", multiple: true, accept: SUFFIXES.join(",") });
+    input.addEventListener("change", () => this.#loadFiles(grouped([...(input.files ?? [])])));
+    input.click();
   }
 
   /** Chooses the Gaussian there, or no longer. @param {number} x @param {number} y CSS pixels of the picture */
@@ -421,11 +511,18 @@ export class Player extends EventTarget {
     if (slot === 0 && index === 0 && this.#clips[0]) {
       this.say("");
       this.#tellOf("ready", this.info);
-      const autoplay = this.#options.autoplay ?? !matchMedia("(prefers-reduced-motion: reduce)").matches;
-      if (this.#playback.wanted == null && autoplay) this.play();
+      this.#begin();
     }
     this.#showLoading();
     this.#draw();
+  }
+
+  /** Plays once there is anything to see: a picture of the driving video, or a frame. */
+  #begin() {
+    if (this.#begun) return;
+    this.#begun = true;
+    const autoplay = this.#options.autoplay ?? !matchMedia("(prefers-reduced-motion: reduce)").matches;
+    if (this.#playback.wanted == null && autoplay) this.play();
   }
 
   /** Lets go of the clips. */
@@ -438,14 +535,14 @@ export class Player extends EventTarget {
 
   /** Asks for a new picture; nothing is drawn where nobody sees it. */
   #draw() {
-    if (this.#frame || this.#stop.signal.aborted || !this.#stage.shown() || this.#saving.busy) return;
+    if (this.#frame || this.#stop.signal.aborted || !this.#stage.shown() || this.#taken) return;
     this.#frame = requestAnimationFrame((now) => this.#tick(now));
   }
 
   /** @param {number} now */
   #tick(now) {
     this.#frame = 0;
-    if (!this.#stage.shown() || this.#saving.busy) return;
+    if (!this.#stage.shown() || this.#taken) return;
     const [playback, moves, clip] = [this.#playback, this.#moves, this.#clips[0]];
     const seconds = this.#last ? Math.min(0.25, (now - this.#last) / 1000) : 0;
     this.#last = now;
@@ -487,8 +584,14 @@ export class Player extends EventTarget {
       time: [this.#playback.position(clip), other ? this.#playback.position(other) : 0],
       background: backgroundOf(this.#state),
       mode: this.#state.mode,
-      wiper: other ? this.#state.wiper : null,
+      split: other ? this.#state.split : null,
     });
+  }
+
+  /** Changes where thumbnails would look otherwise. */
+  #seen() {
+    const { mode, background } = this.#state;
+    return this.#clips[0]?.ready ? JSON.stringify([this.#loads, mode, background, this.#moves.camera]) : "";
   }
 
   // ---------------------------------------------------------------------------------------------------- showing

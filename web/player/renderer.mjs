@@ -13,7 +13,7 @@ const MAX_AGE = 2; // drawn frames
  * @property {number[]} time position in frames for each slot, between whole numbers mixed; a looping clip goes on to frame 0
  * @property {number[]} [background] r, g, b, a in [0, 1], straight; transparent where absent
  * @property {"splats" | "points" | "ellipsoids"} [mode]
- * @property {?number} [wiper] where slot 0, on its left, ends and slot 1 begins, in parts of the width; null: slot 0 alone
+ * @property {?number} [split] where slot 0, on its left, ends and slot 1 begins, in parts of the width; null: slot 0 alone
  */
 
 /** Draws one clip, or two in a split view, on a canvas. Its context is made when there is first something to draw. */
@@ -42,6 +42,8 @@ export class Renderer {
   #slots = [null, null];
   #programs = new Map();
   #target = null; // what is drawn into before the background: { framebuffer, picture, depth, width, height }
+  #small = null; // the same of small pictures, and what they are read from: { ...target, framebuffer8, picture8 }
+  #eye = null; // the same of an eye of a headset
   #limits = null; // { size, layers }
   #width = 0;
   #height = 0;
@@ -120,7 +122,7 @@ export class Renderer {
     const begin = performance.now();
     if (this.#disposed || this.#lost || !this.#width || !this.#height || !this.#begin()) return false;
     const camera = this.#look(shot.camera), splats = (shot.mode ?? "splats") === "splats";
-    const divided = shot.wiper !== null && shot.wiper !== undefined;
+    const divided = shot.split !== null && shot.split !== undefined;
     this.#shot = shot;
     let current = true;
     for (let k = 0; k < 2; k++) {
@@ -136,11 +138,8 @@ export class Renderer {
     }
     this.stats.drawn++;
     this.#serial++;
-    const gl = this.#gl, edge = divided ? Math.round(Math.min(Math.max(shot.wiper, 0), 1) * this.#width) : this.#width;
-    gl.bindFramebuffer(gl.FRAMEBUFFER, this.#target.framebuffer);
-    gl.viewport(0, 0, this.#width, this.#height);
-    gl.disable(gl.SCISSOR_TEST);
-    gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT);
+    const gl = this.#gl, edge = divided ? Math.round(Math.min(Math.max(shot.split, 0), 1) * this.#width) : this.#width;
+    this.#into(this.#target);
     gl.enable(gl.SCISSOR_TEST);
     this.stats.orderAge = 0;
     for (let k = 0; k < 2; k++) {
@@ -172,6 +171,52 @@ export class Renderer {
     return false;
   }
 
+  /** Makes the context fit for a headset. @returns {Promise<WebGL2RenderingContext>} */
+  async compatible() {
+    if (!this.#begin()) throw new Error("there is nothing to draw yet");
+    await this.#gl.makeXRCompatible();
+    return this.#gl;
+  }
+
+  /**
+   * Draws what each eye sees of the first clip into a framebuffer of somebody else's, without a background, in one order for both.
+   * False where nothing could be drawn.
+   * @param {Shot} shot its camera is not looked at
+   * @param {{camera: import("./camera.mjs").View, x: number, y: number, width: number, height: number}[]} views and their place,
+   *   pixels from the lower left corner
+   * @param {?WebGLFramebuffer} framebuffer
+   */
+  drawViews(shot, views, framebuffer) {
+    const slot = this.#slots[0], ahead = new Float32Array(11);
+    if (this.#disposed || this.#lost || !slot?.ready || !views.length || !this.#begin()) return false;
+    for (const { camera } of views) for (let k = 8; k < 11; k++) ahead[k] += camera.worldToCamera[k] / views.length;
+    const gl = this.#gl;
+    this.#place(slot, shot.time[0]);
+    this.#keepOrder(0, slot, ahead); // an old order is better than a headset's picture that stands still
+    this.stats.drawn++;
+    this.#serial++;
+    gl.bindFramebuffer(gl.FRAMEBUFFER, framebuffer);
+    gl.disable(gl.SCISSOR_TEST);
+    gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT);
+    for (const { camera, x, y, width, height } of views) {
+      if (!width || !height) continue;
+      if (this.#eye?.width !== width || this.#eye?.height !== height) {
+        this.#freeTarget(this.#eye);
+        this.#eye = this.#makeTarget(width, height);
+      }
+      this.#into(this.#eye);
+      this.#drawSlot(slot, shot.mode ?? "splats", camera, this.#eye);
+      this.#present(null, this.#eye, framebuffer, x, y);
+    }
+    return true;
+  }
+
+  /** Frees what drawing for a headset has taken. */
+  leaveViews() {
+    if (this.#eye && !this.#lost && !this.#disposed) this.#freeTarget(this.#eye);
+    this.#eye = null;
+  }
+
   /** The picture last drawn, premultiplied by alpha, from the top row down; null where there is none. */
   pixels() {
     if (!this.#target || !this.#shot || this.#lost) return null;
@@ -184,6 +229,59 @@ export class Renderer {
   }
 
   /**
+   * A small picture of one moment of the first clip, drawn aside: sorted by the worker, and read when the graphics card is done
+   * with it, so that nobody waits.
+   * @param {Shot} shot
+   * @param {number} width pixels
+   * @param {number} height
+   * @returns {Promise<?ImageData>} null where nothing can be drawn
+   */
+  async thumbnail(shot, width, height) {
+    const slot = this.#slots[0];
+    if (this.#disposed || !slot?.ready) return null;
+    const camera = shot.camera.worldToCamera ? shot.camera : view(shot.camera, width, height);
+    const [x, y, z] = camera.worldToCamera.slice(8, 11), aside = { ...slot };
+    this.#place(aside, shot.time[0]);
+    const { first, next, blend } = aside, order = await this.#sorter.aside(0, { first, next, blend, x, y, z });
+    const gone = this.#disposed || this.#lost || slot !== this.#slots[0] || !this.#width || !this.#height;
+    if (!order || gone || !this.#begin()) return null;
+    const gl = this.#gl;
+    if (this.#small?.width !== width || this.#small?.height !== height) this.#makeSmall(width, height);
+    const small = this.#small, { gpu } = slot;
+    gpu.aside ??= this.#makeOrder(slot.clip.count);
+    gl.bindBuffer(gl.ARRAY_BUFFER, gpu.aside.order);
+    gl.bufferSubData(gl.ARRAY_BUFFER, 0, order);
+    this.#into(small);
+    this.#drawSlot({ ...aside, gpu }, shot.mode ?? "splats", camera, small, gpu.aside.array);
+    this.#present(shot.background, small, small.framebuffer8);
+    const pixels = gl.createBuffer();
+    gl.bindBuffer(gl.PIXEL_PACK_BUFFER, pixels);
+    gl.bufferData(gl.PIXEL_PACK_BUFFER, 4 * width * height, gl.STREAM_READ);
+    gl.readPixels(0, 0, width, height, gl.RGBA, gl.UNSIGNED_BYTE, 0);
+    gl.bindBuffer(gl.PIXEL_PACK_BUFFER, null);
+    const done = gl.fenceSync(gl.SYNC_GPU_COMMANDS_COMPLETE, 0);
+    gl.flush();
+    do await new Promise((resolve) => setTimeout(resolve, 4));
+    while (!this.#lost && !this.#disposed && gl.clientWaitSync(done, 0, 0) === gl.TIMEOUT_EXPIRED);
+    gl.deleteSync(done);
+    const flipped = new Uint8Array(4 * width * height), picture = new ImageData(width, height);
+    if (!this.#lost && !this.#disposed) {
+      gl.bindBuffer(gl.PIXEL_PACK_BUFFER, pixels);
+      gl.getBufferSubData(gl.PIXEL_PACK_BUFFER, 0, flipped);
+      gl.bindBuffer(gl.PIXEL_PACK_BUFFER, null);
+    }
+    gl.deleteBuffer(pixels);
+    if (this.#lost || this.#disposed) return null;
+    for (let y = 0; y < height; y++)
+      for (let x = 0; x < width; x++) {
+        const from = 4 * ((height - 1 - y) * width + x), to = 4 * (y * width + x), alpha = flipped[from + 3];
+        for (let k = 0; k < 3; k++) picture.data[to + k] = alpha ? (flipped[from + k] * 255) / alpha : 0;
+        picture.data[to + 3] = alpha;
+      }
+    return picture;
+  }
+
+  /**
    * The point of the object seen at a pixel of the picture last drawn; null where there is nothing.
    * @param {number} x pixels from the left
    * @param {number} y pixels from the top
@@ -192,8 +290,8 @@ export class Renderer {
   pick(x, y) {
     const shot = this.#shot;
     if (!shot || this.#lost || !this.#target || x < 0 || y < 0 || x >= this.#width || y >= this.#height) return null;
-    const divided = shot.wiper !== null && shot.wiper !== undefined;
-    const slot = this.#slots[divided && x >= shot.wiper * this.#width ? 1 : 0];
+    const divided = shot.split !== null && shot.split !== undefined;
+    const slot = this.#slots[divided && x >= shot.split * this.#width ? 1 : 0];
     if (!slot?.drawn) return null;
     const gl = this.#gl, { low, header } = slot.clip;
     const camera = this.#look(shot.camera), { worldToCamera: m, fx, fy, cx, cy } = camera;
@@ -229,7 +327,7 @@ export class Renderer {
     this.#sorter?.dispose();
     this.#slots = [null, null];
     this.#gl?.getExtension("WEBGL_lose_context")?.loseContext();
-    this.#gl = this.#target = this.#shot = null;
+    this.#gl = this.#target = this.#small = this.#eye = this.#shot = null;
     this.#settle();
   }
 
@@ -298,7 +396,16 @@ export class Renderer {
     slot.blend = clip.continuous ? t - slot.first || 0 : 0;
   }
 
-  #drawSlot(slot, mode, { worldToCamera, fx, fy, cx, cy }) {
+  /** Empties what is drawn into from now on. */
+  #into({ framebuffer, width, height }) {
+    const gl = this.#gl;
+    gl.bindFramebuffer(gl.FRAMEBUFFER, framebuffer);
+    gl.viewport(0, 0, width, height);
+    gl.disable(gl.SCISSOR_TEST);
+    gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT);
+  }
+
+  #drawSlot(slot, mode, { worldToCamera, fx, fy, cx, cy }, { width, height } = this.#target, array = slot.gpu.array) {
     const gl = this.#gl, { clip, gpu } = slot, { header } = clip;
     if (clip.harmonics && !gpu.waves) this.#uploadHarmonics(slot);
     const { program, at } = (gpu.programs[mode] ??= this.#program(mode, clip));
@@ -324,35 +431,36 @@ export class Renderer {
     gl.uniform3fv(at.tintStep, header.colors.step);
     gl.uniformMatrix4fv(at.worldToCamera, true, worldToCamera);
     gl.uniform4f(at.lens, fx, fy, cx, cy);
-    gl.uniform2f(at.size, this.#width, this.#height);
+    gl.uniform2f(at.size, width, height);
     if (mode === "splats") {
       gl.uniform2fv(at.slab, this.#slab);
       gl.enable(gl.BLEND);
       gl.disable(gl.DEPTH_TEST);
     } else {
-      gl.uniform1f(at.radius, Math.max(1.25, Math.min(this.#width, this.#height) / 250));
+      gl.uniform1f(at.radius, Math.max(1.25, Math.min(width, height) / 250));
       gl.disable(gl.BLEND);
       gl.enable(gl.DEPTH_TEST);
     }
-    gl.bindVertexArray(gpu.array);
+    gl.bindVertexArray(array);
     gl.drawArraysInstanced(gl.TRIANGLE_STRIP, 0, 4, clip.count);
   }
 
-  /** Puts the picture on the canvas, over the background. */
-  #present(background) {
+  /** Puts a picture over the background onto the canvas, or elsewhere, its lower left corner at (x, y). */
+  #present(background, { picture, width, height } = this.#target, framebuffer = null, x = 0, y = 0) {
     const gl = this.#gl, { program, at } = this.#program("screen", null), colour = this.#background;
     const alpha = background?.[3] ?? (background ? 1 : 0);
     for (let k = 0; k < 3; k++) colour[k] = (background?.[k] ?? 0) * alpha;
     colour[3] = alpha;
-    gl.bindFramebuffer(gl.FRAMEBUFFER, null);
-    gl.viewport(0, 0, this.#target.width, this.#target.height);
+    gl.bindFramebuffer(gl.FRAMEBUFFER, framebuffer);
+    gl.viewport(x, y, width, height);
     gl.disable(gl.SCISSOR_TEST);
     gl.disable(gl.BLEND);
     gl.disable(gl.DEPTH_TEST);
     gl.useProgram(program);
     gl.activeTexture(gl.TEXTURE0);
-    gl.bindTexture(gl.TEXTURE_2D, this.#target.picture);
+    gl.bindTexture(gl.TEXTURE_2D, picture);
     gl.uniform4fv(at.background, colour);
+    gl.uniform2f(at.origin, x, y);
     gl.bindVertexArray(null);
     gl.drawArrays(gl.TRIANGLES, 0, 3);
   }
@@ -378,30 +486,44 @@ export class Renderer {
       gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
       this.resize(this.#width, this.#height);
     }
-    if (this.#target?.width !== this.#width || this.#target?.height !== this.#height) this.#makeTarget();
+    if (this.#target?.width !== this.#width || this.#target?.height !== this.#height) {
+      this.#freeTarget(this.#target);
+      this.#target = this.#makeTarget(this.#width, this.#height);
+    }
     for (let k = 0; k < 2; k++) if (this.#slots[k]?.ready && !this.#slots[k].gpu) this.#upload(this.#slots[k]);
     return true;
   }
 
-  #makeTarget() {
-    const gl = this.#gl, width = this.#width, height = this.#height;
-    this.#freeTarget();
-    const framebuffer = gl.createFramebuffer(), picture = gl.createTexture(), depth = gl.createRenderbuffer();
-    this.#target = { framebuffer, picture, depth, width, height };
-    gl.activeTexture(gl.TEXTURE0);
-    gl.bindTexture(gl.TEXTURE_2D, picture);
-    gl.texStorage2D(gl.TEXTURE_2D, 1, this.stats.halfFloat ? gl.RGBA16F : gl.RGBA8, width, height);
-    gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_MIN_FILTER, gl.NEAREST);
-    gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_MAG_FILTER, gl.NEAREST);
+  #makeTarget(width, height) {
+    const gl = this.#gl, depth = gl.createRenderbuffer();
+    const [framebuffer, picture] = this.#makePicture(this.stats.halfFloat ? gl.RGBA16F : gl.RGBA8, width, height);
+    const target = { framebuffer, picture, depth, width, height };
     gl.bindRenderbuffer(gl.RENDERBUFFER, depth);
     gl.renderbufferStorage(gl.RENDERBUFFER, gl.DEPTH_COMPONENT24, width, height);
+    gl.framebufferRenderbuffer(gl.FRAMEBUFFER, gl.DEPTH_ATTACHMENT, gl.RENDERBUFFER, depth);
+    if (!this.stats.halfFloat || gl.checkFramebufferStatus(gl.FRAMEBUFFER) !== gl.FRAMEBUFFER_UNSUPPORTED) return target;
+    this.stats.halfFloat = false; // offered, and refused all the same
+    this.#freeTarget(target);
+    return this.#makeTarget(width, height);
+  }
+
+  /** A framebuffer, bound from now on, and its texture. */
+  #makePicture(format, width, height) {
+    const gl = this.#gl, framebuffer = gl.createFramebuffer(), picture = gl.createTexture();
+    gl.activeTexture(gl.TEXTURE0);
+    gl.bindTexture(gl.TEXTURE_2D, picture);
+    gl.texStorage2D(gl.TEXTURE_2D, 1, format, width, height);
+    gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_MIN_FILTER, gl.NEAREST);
+    gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_MAG_FILTER, gl.NEAREST);
     gl.bindFramebuffer(gl.FRAMEBUFFER, framebuffer);
     gl.framebufferTexture2D(gl.FRAMEBUFFER, gl.COLOR_ATTACHMENT0, gl.TEXTURE_2D, picture, 0);
-    gl.framebufferRenderbuffer(gl.FRAMEBUFFER, gl.DEPTH_ATTACHMENT, gl.RENDERBUFFER, depth);
-    if (this.stats.halfFloat && gl.checkFramebufferStatus(gl.FRAMEBUFFER) === gl.FRAMEBUFFER_UNSUPPORTED) {
-      this.stats.halfFloat = false; // offered, and refused all the same
-      this.#makeTarget();
-    }
+    return [framebuffer, picture];
+  }
+
+  #makeSmall(width, height) {
+    this.#freeTarget(this.#small);
+    this.#small = this.#makeTarget(width, height);
+    [this.#small.framebuffer8, this.#small.picture8] = this.#makePicture(this.#gl.RGBA8, width, height);
   }
 
   /** Textures for all frames of a slot's clip, those that are there filled. */
@@ -429,15 +551,7 @@ export class Renderer {
       for (const name of [gl.TEXTURE_MIN_FILTER, gl.TEXTURE_MAG_FILTER]) gl.texParameteri(target, name, gl.NEAREST);
       return texture;
     });
-    const order = gl.createBuffer(), array = gl.createVertexArray();
-    gl.bindVertexArray(array);
-    gl.bindBuffer(gl.ARRAY_BUFFER, order);
-    gl.bufferData(gl.ARRAY_BUFFER, Uint32Array.from({ length: count }, (_, i) => i), gl.DYNAMIC_DRAW);
-    gl.enableVertexAttribArray(0);
-    gl.vertexAttribIPointer(0, 1, gl.UNSIGNED_INT, 0, 0);
-    gl.vertexAttribDivisor(0, 1);
-    gl.bindVertexArray(null);
-    slot.gpu = { textures, kinds, width, rows, perLayer, order, array, programs: {}, waves: null };
+    slot.gpu = { textures, kinds, width, rows, perLayer, ...this.#makeOrder(count), aside: null, programs: {}, waves: null };
     if (!slot.fresh) slot.have.first = -1; // the order went with a lost context
     if (gl.getError() === gl.OUT_OF_MEMORY) {
       throw this.#refuse(slot, `the graphics memory does not hold ${count} Gaussians x ${frames} frames`);
@@ -448,6 +562,19 @@ export class Renderer {
       gl.texSubImage2D(gl.TEXTURE_2D, 0, 0, y, length, height, gl.RGBA_INTEGER, gl.UNSIGNED_INT, clip.statics, from * 4);
     }
     for (let index = 0; index < slot.ready; index++) this.#uploadFrame(slot, index);
+  }
+
+  /** A buffer of an order and what draws in it. */
+  #makeOrder(count) {
+    const gl = this.#gl, order = gl.createBuffer(), array = gl.createVertexArray();
+    gl.bindVertexArray(array);
+    gl.bindBuffer(gl.ARRAY_BUFFER, order);
+    gl.bufferData(gl.ARRAY_BUFFER, Uint32Array.from({ length: count }, (_, i) => i), gl.DYNAMIC_DRAW);
+    gl.enableVertexAttribArray(0);
+    gl.vertexAttribIPointer(0, 1, gl.UNSIGNED_INT, 0, 0);
+    gl.vertexAttribDivisor(0, 1);
+    gl.bindVertexArray(null);
+    return { order, array };
   }
 
   #uploadFrame(slot, index) {
@@ -531,23 +658,25 @@ export class Renderer {
     if (!slot?.gpu || this.#lost) return;
     const gl = this.#gl;
     for (const texture of [...slot.gpu.textures, slot.gpu.waves]) gl.deleteTexture(texture);
-    gl.deleteBuffer(slot.gpu.order);
-    gl.deleteVertexArray(slot.gpu.array);
+    for (const made of [slot.gpu, slot.gpu.aside]) {
+      gl.deleteBuffer(made?.order ?? null);
+      gl.deleteVertexArray(made?.array ?? null);
+    }
     slot.gpu = null;
   }
 
-  #freeTarget() {
-    if (!this.#target) return;
-    this.#gl.deleteFramebuffer(this.#target.framebuffer);
-    this.#gl.deleteTexture(this.#target.picture);
-    this.#gl.deleteRenderbuffer(this.#target.depth);
-    this.#target = null;
+  #freeTarget(target) {
+    if (!target) return;
+    const gl = this.#gl;
+    for (const framebuffer of [target.framebuffer, target.framebuffer8]) gl.deleteFramebuffer(framebuffer ?? null);
+    for (const texture of [target.picture, target.picture8]) gl.deleteTexture(texture ?? null);
+    gl.deleteRenderbuffer(target.depth);
   }
 
   #contextLost = (event) => {
     event.preventDefault(); // else it never comes back
     this.#lost = true;
-    this.#target = this.#limits = null;
+    this.#target = this.#small = this.#eye = this.#limits = null;
     this.#programs.clear();
     for (const slot of this.#slots) if (slot) slot.gpu = null;
     this.#settle();

@@ -253,9 +253,10 @@ const SCREEN_FRAGMENT = `#version 300 es
 precision highp float;
 uniform sampler2D picture;
 uniform vec4 background;  // premultiplied
+uniform vec2 origin;      // of the picture in what is drawn into, pixels
 out vec4 result;
 void main() {
-  vec4 c = texelFetch(picture, ivec2(gl_FragCoord.xy), 0);
+  vec4 c = texelFetch(picture, ivec2(gl_FragCoord.xy - origin), 0);
   result = c + (1.0 - c.a) * background;
 }`;
 

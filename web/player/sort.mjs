@@ -55,9 +55,9 @@ function serve(scope, sorter) {
     if (data.clip !== undefined) return sorter.setClip(data.slot, data.clip);
     if (data.pose) return sorter.addFrame(data.slot, data.index, data.pose);
     const begin = performance.now();
-    const { slot, wanted, order, version } = data;
+    const { slot, wanted, order, version, aside } = data;
     const sorted = sorter.sort(slot, wanted, order);
-    scope.postMessage({ slot, order, sorted, version, ms: performance.now() - begin }, [order.buffer]);
+    scope.postMessage({ slot, order, sorted, version, aside, ms: performance.now() - begin }, [order.buffer]);
   };
 }
 
@@ -68,6 +68,8 @@ export class Sorter {
   #url = "";
   #versions = [0, 0];
   #clips = [null, null];
+  #asides = new Map(); // orders under way that are for others than the picture, by number
+  #last = 0; // of their numbers
   #onOrder;
 
   /** @param {(slot: number, order: Uint32Array, ms: number) => void} onOrder the order is the caller's until it asks again */
@@ -123,8 +125,22 @@ export class Sorter {
     this.#worker.postMessage({ slot, wanted, order, version: this.#versions[slot] }, [order.buffer]);
   }
 
+  /**
+   * An order beside those of the pictures, which do not wait for it.
+   * @param {{first: number, next: number, blend: number, x: number, y: number, z: number}} wanted as for {@link request}
+   * @returns {Promise<?Uint32Array>} null where there is none
+   */
+  aside(slot, wanted) {
+    const order = new Uint32Array(this.#clips[slot].clip.count);
+    if (this.#local) return Promise.resolve(this.#local.sort(slot, wanted, order) ? order : null);
+    const aside = ++this.#last;
+    this.#worker.postMessage({ slot, wanted, order, version: this.#versions[slot], aside }, [order.buffer]);
+    return new Promise((resolve) => this.#asides.set(aside, resolve));
+  }
+
   dispose() {
     this.#worker?.terminate();
+    this.#dropAsides();
     URL.revokeObjectURL(this.#url);
     this.#versions.fill(-1); // deaf to what is still on its way
     this.#clips = [null, null];
@@ -138,7 +154,16 @@ export class Sorter {
     for (let index = 0; index < (held?.clip.ready ?? 0); index++) this.addFrame(slot, index);
   }
 
-  #arrived({ slot, order, sorted, version, ms }) {
+  #dropAsides() {
+    for (const resolve of this.#asides.values()) resolve(null);
+    this.#asides.clear();
+  }
+
+  #arrived({ slot, order, sorted, version, aside, ms }) {
+    if (aside) {
+      this.#asides.get(aside)?.(sorted && version === this.#versions[slot] ? order : null);
+      return this.#asides.delete(aside);
+    }
     if (version !== this.#versions[slot]) return; // of a clip that has left
     this.#clips[slot].order = order;
     if (sorted) this.#onOrder(slot, order, ms);
@@ -148,6 +173,7 @@ export class Sorter {
   #fallBack() {
     this.#worker?.terminate();
     this.#worker = null;
+    this.#dropAsides();
     this.#local = makeSorter();
     for (const slot of [0, 1]) {
       const held = this.#clips[slot];

@@ -66,6 +66,11 @@ export class Stage {
     return this.#canvas;
   }
 
+  /** What draws; null while it holds no context. */
+  get renderer() {
+    return this.#renderer;
+  }
+
   /** Numbers of the last drawing, see Renderer.stats; null while it holds no context. */
   get stats() {
     return this.#renderer?.stats ?? null;
@@ -169,6 +174,11 @@ export class Stage {
     const canvas = this.#canvas;
     if (!this.#renderer || !canvas) return null;
     return this.#renderer.pick((x * canvas.width) / width, (y * canvas.height) / height);
+  }
+
+  /** A small picture of the first clip, see Renderer.thumbnail. @param {Shot} shot @param {number} width @param {number} height */
+  async thumbnail(shot, width, height) {
+    return (await this.#renderer?.thumbnail(shot, width, height)) ?? null;
   }
 
   /** What is to be seen now; null where nothing can be drawn. */

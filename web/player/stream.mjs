@@ -1,7 +1,10 @@
-// Reads a play stream (core/io/stream.py describes the file) while it arrives: what never changes, then frame by frame.
+// Reads a play stream (core/io/stream.py describes the file) while it arrives: the driving video's pictures, what never changes,
+// then frame by frame. In files of version 1 the pictures come behind the frames.
 
-const MAGIC = "A4DPLAY", VERSION = 1;
-const MAX_HEADER = 1 << 22, MAX_RECORDS = 1 << 26, MAX_PICTURE = 1 << 26;
+const MAGIC = "A4DPLAY", VERSIONS = [1, 2];
+/** Gaussians times frames of a clip. */
+export const MAX_RECORDS = 1 << 26;
+const MAX_HEADER = 1 << 22, MAX_PICTURE = 1 << 26;
 const STATIC = [["shape", 4, 32]]; // name, words a Gaussian, bits a word
 const LAYOUTS = /^pose,4,16;extra,1,(16|32)(;color,1,32)?$/;
 
@@ -9,8 +12,9 @@ const LAYOUTS = /^pose,4,16;extra,1,(16|32)(;color,1,32)?$/;
  * @typedef {object} StreamEvents each is optional
  * @property {(clip: Clip) => void} [header] the header is read
  * @property {(index: number) => void} [frame] a frame is there; they come in order, the first with what never changes
- * @property {(index: number, picture: ImageBitmap) => void} [picture] a picture of the driving video is there
+ * @property {(index: number, picture: ImageBitmap) => void} [picture] a picture of the driving video is there; they come in order
  * @property {() => void} [harmonics] colours that depend on the view are there
+ * @property {(done: number, all: number) => void} [reading] so many files of a sequence are read
  * @property {() => void} [done] all is there
  * @property {(error: Error) => void} [error] the stream broke off or is damaged; what was there before stays good
  */
@@ -48,6 +52,8 @@ export class Clip {
     this.harmonics = null;
     /** Pictures of the driving video by frame. @type {ImageBitmap[]} */
     this.pictures = [];
+    /** Gaussians of a file that were left out since they hold no numbers. */
+    this.left = 0;
   }
 }
 
@@ -80,7 +86,8 @@ export async function openStream(source, on = {}, { signal } = {}) {
 async function readHeader(bytes) {
   const head = await bytes.take(12);
   if (String.fromCharCode(...head.subarray(0, 7)) !== MAGIC) throw new Error("This is not a play stream.");
-  if (head[7] !== VERSION) throw new Error(`This play stream is of version ${head[7]}, the player reads ${VERSION}.`);
+  if (!VERSIONS.includes(head[7]))
+    throw new Error(`This play stream is of version ${head[7]}, the player reads ${VERSIONS.join(" and ")}: update the player.`);
   const length = new DataView(head.buffer).getUint32(8, true);
   if (length > MAX_HEADER) throw damaged("its header is too long");
   const text = new TextDecoder().decode(await bytes.take(length));
@@ -90,12 +97,19 @@ async function readHeader(bytes) {
   } catch {
     throw damaged("its header cannot be read");
   }
-  check(header);
+  check(header, head[7]);
   return header;
 }
 
-/** Throws unless the header describes a clip that the blocks can fill. */
-function check(header) {
+/** What lies behind the header, in order: each a name and its place. */
+function order({ statics, blocks, pictures, harmonics }, version) {
+  const film = pictures.map((place) => ["picture", place]), waves = harmonics ? [["harmonics", harmonics.place]] : [];
+  const frames = [["statics", statics], ...blocks.map((place) => ["frame", place])];
+  return version === 1 ? [...frames, ...film, ...waves] : [...film, ...frames, ...waves];
+}
+
+/** Throws unless the header describes a clip that the blocks can fill; puts their order into it. */
+function check(header, version) {
   const whole = (n) => Number.isInteger(n) && n > 0;
   const numbers = (list) => Array.isArray(list) && list.length === 3 && list.every(Number.isFinite);
   const { count, frames, box, scales, ranges, colors, layout, blocks, statics, pictures } = header ?? {};
@@ -105,54 +119,62 @@ function check(header) {
     && Array.isArray(statics) && Array.isArray(pictures) && Array.isArray(blocks) && blocks.length === frames;
   if (!sound) throw damaged("its header is garbled");
   if (count * frames > MAX_RECORDS) throw new Error(`${count} Gaussians x ${frames} frames are too many for the player.`);
-  const waves = header.harmonics, wave = waves ? [["harmonics", waves.coefficients, 32]] : [];
+  const waves = header.harmonics;
   const fits = !waves || ([3, 8, 15].includes(waves.coefficients) && waves.reach > 0 && waves.reach < 1e6
     && count * waves.coefficients <= MAX_RECORDS);
   if (!fits) throw damaged("its colours are garbled");
-  const frame = size(count, layout);
-  const limits = [size(count, STATIC), ...blocks.map(() => frame), ...pictures.map(() => MAX_PICTURE), size(count, wave)];
+  const limits = {
+    statics: size(count, STATIC), frame: size(count, layout), picture: MAX_PICTURE, harmonics: size(count, wave(waves)),
+  };
   let end = 0;
-  for (const [index, place] of [statics, ...blocks, ...pictures, ...(waves ? [waves.place] : [])].entries()) {
+  header.order = order(header, version);
+  for (const [kind, place] of header.order) {
     const [offset, length] = Array.isArray(place) ? place : [];
-    const sits = offset === end && Number.isInteger(length) && length >= 0 && length <= limits[index];
+    const sits = offset === end && Number.isInteger(length) && length >= 0 && length <= limits[kind];
     if (!sits) throw damaged("its blocks are garbled");
     end += length;
   }
 }
 
+/** The layout of the block of harmonics. */
+function wave(waves) {
+  return waves ? [["harmonics", waves.coefficients, 32]] : [];
+}
+
 async function readBlocks(bytes, clip, on) {
   const { header, count } = clip;
-  const block = async ([, length], layout) => {
-    const raw = await inflated(await bytes.take(length), size(count, layout));
-    return unshuffle(raw, count, layout);
-  };
-  const [statics] = await block(header.statics, STATIC);
-  clip.statics = statics;
-  for (let index = 0; index < clip.frames; index++) {
-    const planes = await block(header.blocks[index], header.layout);
-    bytes.check();
-    const lists = [clip.poses, clip.extras, clip.colors];
-    for (const [k, plane] of planes.entries()) {
-      if (index > 0) add(plane, lists[k][index - 1]);
-      lists[k].push(plane);
-    }
-    clip.ready = index + 1;
-    on.frame?.(index);
-  }
-  for (const [index, place] of header.pictures.entries()) {
-    const blob = new Blob([await bytes.take(place[1])], { type: header.picture_type });
-    const picture = await createImageBitmap(blob).catch(() => {
+  const block = async (packed, layout) => unshuffle(await inflated(packed, size(count, layout)), count, layout);
+  let decoding = Promise.resolve(), failure = null; // of pictures: beside the reading, one after the other
+  const picture = async (packed) => {
+    const found = await createImageBitmap(new Blob([packed], { type: header.picture_type })).catch(() => {
       throw damaged("a picture of its video cannot be read");
     });
-    bytes.check();
-    clip.pictures[index] = picture;
-    on.picture?.(index, picture);
+    if (bytes.closed) return found.close();
+    on.picture?.(clip.pictures.push(found) - 1, found);
+  };
+  for (const [kind, [, length]] of header.order) {
+    const packed = await bytes.take(length);
+    if (kind === "picture") decoding = decoding.then(() => picture(packed)).catch((error) => (failure ??= error));
+    else if (kind === "statics") [clip.statics] = await block(packed, STATIC);
+    else if (kind === "harmonics") {
+      [clip.harmonics] = await block(packed, wave(header.harmonics));
+      bytes.check();
+      on.harmonics?.();
+    } else {
+      const planes = await block(packed, header.layout);
+      bytes.check();
+      const lists = [clip.poses, clip.extras, clip.colors], index = clip.ready;
+      for (const [k, plane] of planes.entries()) {
+        if (index > 0) add(plane, lists[k][index - 1]);
+        lists[k].push(plane);
+      }
+      clip.ready = index + 1;
+      on.frame?.(index);
+    }
+    if (failure) throw failure;
   }
-  if (clip.waves) {
-    [clip.harmonics] = await block(header.harmonics.place, [["harmonics", clip.waves, 32]]);
-    bytes.check();
-    on.harmonics?.();
-  }
+  await decoding;
+  if (failure) throw failure;
 }
 
 /** Bytes of a block once inflated. */
@@ -204,11 +226,16 @@ function damaged(why) {
   return new Error(`The play stream is damaged: ${why}.`);
 }
 
-/** @returns {AsyncGenerator<Uint8Array>} */
-async function* chunks(source, signal) {
+/**
+ * A source's bytes as they come.
+ * @param {string | URL | ReadableStream<Uint8Array> | AsyncIterable<Uint8Array> | Blob | ArrayBuffer | Uint8Array} source
+ * @param {AbortSignal} [signal]
+ * @returns {AsyncGenerator<Uint8Array>}
+ */
+export async function* chunks(source, signal) {
   if (typeof source === "string" || source instanceof URL) {
     const answer = await fetch(source, { signal });
-    if (!answer.ok) throw new Error(`The play stream could not be fetched (${answer.status} ${answer.statusText}).`);
+    if (!answer.ok) throw new Error(`The clip could not be fetched (${answer.status} ${answer.statusText}).`);
     source = answer.body;
   } else if (source instanceof Blob) source = source.stream();
   else if (source instanceof ArrayBuffer) source = [new Uint8Array(source)];
@@ -227,6 +254,7 @@ class Reader {
   #chunks;
   #rest = new Uint8Array(0);
   #signal;
+  closed = false;
 
   constructor(iterator, signal) {
     this.#chunks = iterator;
@@ -255,6 +283,7 @@ class Reader {
   }
 
   close() {
+    this.closed = true;
     this.#chunks.return().catch(() => {});
   }
 }

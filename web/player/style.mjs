@@ -16,6 +16,7 @@ export const STYLE = /* css */ `
 * { box-sizing: border-box; }
 .root { position: absolute; inset: 0; display: flex; flex-direction: column; overflow: hidden; border-radius: 6px; background: var(--paper); outline: none; user-select: none; -webkit-user-select: none; }
 .root:focus-visible::after { content: ""; position: absolute; inset: 0; z-index: 2; border: 2px solid var(--accent); border-radius: inherit; pointer-events: none; }
+.root.over::after { content: "Drop to play"; position: absolute; inset: 4px; z-index: 5; display: grid; place-items: center; border: 2px dashed var(--accent); border-radius: 6px; background: rgb(0 0 0 / 45%); color: #fff; font-size: 15px; pointer-events: none; }
 .stage { position: relative; flex: 1 1 0; min-height: 0; display: flex; flex-direction: row; }
 .stage.tall { flex-direction: column; }
 .film, .view { position: relative; flex: 1 1 0; min-width: 0; min-height: 0; overflow: hidden; }
@@ -33,10 +34,10 @@ export const STYLE = /* css */ `
 .view canvas { position: absolute; inset: 0; width: 100%; height: 100%; display: block; }
 .tag { position: absolute; top: 6px; max-width: calc(50% - 12px); padding: 1px 6px; border-radius: 4px; background: rgb(0 0 0 / 62%); color: #fff; font-size: 11px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; pointer-events: none; }
 .tag.left { left: 6px; } .tag.right { right: 6px; }
-.wiper { position: absolute; top: 0; bottom: 0; width: 24px; margin-left: -12px; cursor: ew-resize; touch-action: none; outline: none; }
-.wiper::before { content: ""; position: absolute; left: 11px; width: 2px; top: 0; bottom: 0; background: #fff; box-shadow: 0 0 0 1px rgb(0 0 0 / 45%); }
-.wiper::after { content: "\\2039\\2009\\203A"; position: absolute; left: 0; top: calc(50% - 12px); width: 24px; height: 24px; border-radius: 12px; background: #fff; color: #222; font: 600 15px/21px system-ui, sans-serif; text-align: center; box-shadow: 0 0 0 1px rgb(0 0 0 / 45%); }
-.wiper:focus-visible::after { box-shadow: 0 0 0 3px var(--accent); }
+.split { position: absolute; top: 0; bottom: 0; width: 24px; margin-left: -12px; cursor: ew-resize; touch-action: none; outline: none; }
+.split::before { content: ""; position: absolute; left: 11px; width: 2px; top: 0; bottom: 0; background: #fff; box-shadow: 0 0 0 1px rgb(0 0 0 / 45%); }
+.split::after { content: "\\2039\\2009\\203A"; position: absolute; left: 0; top: calc(50% - 12px); width: 24px; height: 24px; border-radius: 12px; background: #fff; color: #222; font: 600 15px/21px system-ui, sans-serif; text-align: center; box-shadow: 0 0 0 1px rgb(0 0 0 / 45%); }
+.split:focus-visible::after { box-shadow: 0 0 0 3px var(--accent); }
 .note { position: absolute; left: 50%; top: 50%; transform: translate(-50%, -50%); max-width: calc(100% - 24px); max-height: calc(100% - 12px); overflow: auto; padding: 8px 12px; border-radius: 6px; background: rgb(0 0 0 / 72%); color: #fff; text-align: center; user-select: text; -webkit-user-select: text; overflow-wrap: anywhere; }
 .note.error { background: #8f1d1d; text-align: left; }
 .note.small { top: auto; bottom: 8px; transform: translateX(-50%); padding: 3px 10px; font-size: 11px; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; user-select: none; }
@@ -48,6 +49,9 @@ export const STYLE = /* css */ `
 .time-line::-webkit-slider-thumb { -webkit-appearance: none; appearance: none; width: 12px; height: 12px; margin-top: -4px; border-radius: 6px; border: 0; background: var(--accent); }
 .time-line::-moz-range-thumb { width: 12px; height: 12px; border-radius: 6px; border: 0; background: var(--accent); }
 .time-line:disabled { opacity: 0.45; cursor: default; }
+.thumbnail { position: absolute; bottom: calc(100% + 2px); z-index: 2; display: flex; flex-direction: column; padding: 3px; border: 1px solid var(--edge); border-radius: 6px; background: var(--paper); box-shadow: 0 2px 8px rgb(0 0 0 / 30%); pointer-events: none; }
+.thumbnail canvas { height: 72px; border-radius: 3px; background: var(--field); }
+.thumbnail span { margin-top: 1px; font-size: 11px; text-align: center; white-space: pre; font-variant-numeric: tabular-nums; color: var(--dim); }
 .row { display: flex; align-items: center; gap: 1px; height: 28px; }
 .row .space { flex: 1 1 0; min-width: 0; }
 .time { padding: 0 6px; font-variant-numeric: tabular-nums; white-space: nowrap; overflow: hidden; }

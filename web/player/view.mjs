@@ -14,7 +14,7 @@ import { pathTimes } from "./path.mjs";
  * @property {"splats" | "points" | "ellipsoids"} [mode]
  * @property {"loop" | "pingpong" | "once"} [loop]
  * @property {number} [speed] 1 = as filmed
- * @property {number} [wiper] share of the picture that the first of two clips has
+ * @property {number} [split] share of the picture that the first of two clips has
  * @property {boolean} [compare] whether the second clip is shown
  * @property {boolean} [film] whether the driving video is shown
  * @property {number[]} [marks] chosen Gaussians of the first clip, which leave trails
@@ -36,7 +36,7 @@ export function fresh() {
     mode: "splats",
     loop: "loop",
     speed: 1,
-    wiper: 0.5,
+    split: 0.5,
     compare: true,
     film: true,
     moments: false,
@@ -49,13 +49,14 @@ export function fresh() {
 /** Takes over what a view gives; what it does not give stays. @param {State} state @param {Partial<View>} view */
 export function take(state, view) {
   const { trajectory } = view;
-  for (const name of /** @type {const} */ (["background", "mode", "loop", "speed", "wiper", "compare", "film", "moments"]))
-    if (typeof view[name] === typeof state[name]) /** @type {any} */ (state)[name] = view[name];
+  const given = /** @type {any} */ ({ split: /** @type {any} */ (view).wiper, ...view }); // of version 0.1: wiper
+  for (const name of /** @type {const} */ (["background", "mode", "loop", "speed", "split", "compare", "film", "moments"]))
+    if (typeof given[name] === typeof state[name]) /** @type {any} */ (state)[name] = given[name];
   if (!(state.mode in MODES)) state.mode = "splats";
   if (!(state.loop in LOOPS)) state.loop = "loop";
   if (!/^#[0-9a-f]{6}$/i.test(state.background)) state.background = "transparent";
   state.speed = clamp(state.speed, 0.1, 4);
-  state.wiper = clamp(state.wiper, 0, 1);
+  state.split = clamp(state.split, 0, 1);
   if (Array.isArray(view.marks))
     state.marks = view.marks.filter((index) => Number.isInteger(index) && index >= 0).slice(0, MOST);
   if (trajectory?.keys)
