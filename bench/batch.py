@@ -260,6 +260,12 @@ def _job(name: str, row: Row, base: Path, options: Mapping[str, argparse.Action]
     files: dict[str, str] = {}
     for key, value in row.items():
         key = _known(key, options, where)
+        if key == "object" and isinstance(value, list):  # of several objects, "auto" is made of the video
+            value = [item if item == "auto" else str((base / str(item)).resolve()) for item in value]
+            arguments += [part for item in value for part in _arguments(options[key], item, f"{where}: {key}")]
+            files |= {f"{key} {number}": item for number, item in enumerate(value) if item != "auto"}
+            plain[key] = ["auto" if item == "auto" else "" for item in value]
+            continue
         if key in FILES or (key in MODELS and (base / str(value)).is_dir()):
             value = str((base / str(value)).resolve())
         made = _arguments(options[key], value, f"{where}: {key}")
@@ -273,7 +279,7 @@ def _job(name: str, row: Row, base: Path, options: Mapping[str, argparse.Action]
         content = {key: file_identity(value) for key, value in files.items()}
     except OSError:
         return Job(name, tuple(arguments))  # fit says what is wrong with it
-    whole = Path(files.get("object", "")).suffix.lower() not in REFERRING
+    whole = not any(Path(file).suffix.lower() in REFERRING for key, file in files.items() if key.startswith("object"))
     return Job(name, tuple(arguments), fingerprint(content, plain, __version__), whole)
 
 

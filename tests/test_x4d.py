@@ -622,9 +622,15 @@ def test_a_folder_of_files_is_a_row_for_each_name(tmp_path: Path) -> None:
 
 
 def test_a_row_of_several_objects_is_refused_alone(tmp_path: Path) -> None:
-    rows = [{"video": "a.mp4", "object": ["a.glb", "b.glb"]}, {"video": "a.mp4", "masks": ["a", "b"]}, {"object": "a.glb"}]
+    rows = [{"video": "a.mp4", "object": ["a.glb", "b.glb"]}, {"video": "a.mp4", "masks": "a"}, {"object": "a.glb"}]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    refused = [of_one(job).refused for job in read_jobs(tmp_path / "rows.jsonl")]
+    jobs = read_jobs(tmp_path / "rows.jsonl")
+    assert jobs[0].arguments == (
+        "--video=" + str(tmp_path / "a.mp4"),
+        f"--object={tmp_path}/a.glb",
+        f"--object={tmp_path}/b.glb",
+    )
+    refused = [of_one(job).refused for job in jobs]
     assert refused == ["several objects; a quadruplet is of one: give one object and no masks"] * 2 + [""]
 
 
