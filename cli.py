@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
-from .bench import batch, fitting, measuring, study
+from .bench import batch, fitting, measuring, study, x4d
 from .console import Console, ConsoleLog
 from .core.files import InputError
 from .core.packages import problem
@@ -660,6 +660,9 @@ wan-1.3b, whichever is here), --image-model (sd21-base; none = without) and, wit
         command(
             "study", study.study, "what modules, inputs and settings are worth; and user studies: blind pairs, votes counted"
         )
+    )
+    x4d.add_options(
+        command("x4d", x4d.x4d, "a set of aligned quadruplets (text, image, video, 3D): many runs, filters, choice")
     )
     measuring.add_compare(command("compare", measuring.compare, measuring.COMPARE))
     made = command("measure", measuring.measure, measuring.MEASURE)

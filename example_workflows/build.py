@@ -744,6 +744,35 @@ def preview() -> Graph:
     return g
 
 
+def quadruplet() -> Graph:
+    g = Graph(
+        "x4d_quadruplet",
+        """
+# A quadruplet for a set
+
+Text, image, video and 3D of one object, aligned to the pixel, as Align4D's X4D has them: one in a set that *Load Quadruplet* and `a4d.X4D` read.
+
+1. **Load Driving Video**: a short clip of one object, filmed by a camera that stands still.
+2. **Save Quadruplet**: say what the object is and does, or plug the text of any captioner into *text*; name the licence of the clip. Press **Run**.
+3. The set is the folder *x4d* in ComfyUI's output folder. **Load Quadruplet** shows what is in it: switch its group on (select it, Ctrl+B) once there is one.
+
+For a 3D model of the first frame in place of the inflated outline, plug it into *Focal Alignment*. Many at once: `python -m anchor4d x4d build` (docs/x4d.md).
+""",
+    )
+    preset = g.preset("draft")
+    video = load_video(g)["driving_video"]
+    mesh = g.add("Anchor4DInflateObject", PREPARE, driving_video=video, column=True)["mesh"]
+    scene = pla4d(g, video, mesh, preset, yaw=0.0)
+    alignment = next(node for node in g.nodes if node.kind == "Anchor4DFocalAlignment")["alignment"]
+    g.add(
+        "Anchor4DSaveQuadruplet", VIEW, scene=scene, driving_video=video, alignment=alignment, text="", set_folder="x4d",
+        name="object",
+    )  # fmt: skip
+    loaded = g.add("Anchor4DLoadQuadruplet", "Load: a quadruplet of a set", bypass=True, set_folder="x4d", index=0)
+    g.add("Anchor4DPlayScene", "Load: a quadruplet of a set", bypass=True, scene=loaded["scene"], video=loaded["driving_video"])
+    return g
+
+
 def templates() -> list[Graph]:
     """In the order in which the page lists them."""
     return [
@@ -756,7 +785,7 @@ def elsewhere() -> list[Graph]:
     """Graphs that are not templates."""
     return [
         *ablations(sys.modules[__name__]), *(align4d_from(what) for what in ("text", "image", "video", "3d")), video_to_4d("hunyuan3d"),
-        video_to_4d("triposplat"), text_to_4d(), stable_zero123(), ayg_scene(), player(),
+        video_to_4d("triposplat"), text_to_4d(), stable_zero123(), ayg_scene(), player(), quadruplet(),
     ]  # fmt: skip
 
 
