@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 
 #: Most objects of one clip, and the share of the picture that a colour of label pictures takes in some frame to be one's.
 MOST, LABEL = 8, 0.001
-#: How far apart the colours of labels are where a film has blurred them, of 255.
-APART = 70.0
+#: How far apart the colours of labels are where a film has blurred them, and how much one varies beside itself, of 255.
+APART, FLAT = 70.0, 40.0
 #: Share of the largest part of the first frame's foreground from which a part is an object, and of an object's area that a part
 #: beside it may have without being another object.
 PART, LOOSE = 0.05, 0.25
@@ -180,11 +180,14 @@ def _main_colors(codes: Tensor) -> Tensor:  # (T, H, W) 0xRRGGBB
     colors = torch.stack([codes >> 16, codes >> 8 & 255, codes & 255], -1).float()
     coarse = ((colors + 8) / 16).floor().long().clamp(0, 15)
     bins = (coarse[..., 0] * 16 + coarse[..., 1]) * 16 + coarse[..., 2]
-    counts = torch.stack([frame.flatten().bincount(minlength=4096) for frame in bins]).amax(0)
+    planes = colors.movedim(-1, 1)
+    spread = F.max_pool2d(planes, 3, 1, 1) + F.max_pool2d(-planes, 3, 1, 1)
+    flat = spread.amax(1) < FLAT  # not where edges mix
+    counts = torch.stack([frame[inside].bincount(minlength=4096) for frame, inside in zip(bins, flat)]).amax(0)
     kept, largest = [torch.zeros(3)], 0
     for index in counts.argsort(descending=True).tolist():
         color = torch.tensor([index // 256, index // 16 % 16, index % 16]).float() * 16
-        if counts[index] < max(3 * LABEL * codes[0].numel(), 0.05 * largest):
+        if counts[index] < max(LABEL * codes[0].numel(), 0.05 * largest):
             break
         if min(float((color - other).norm()) for other in kept) > APART:
             kept.append(color)
