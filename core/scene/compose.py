@@ -234,11 +234,13 @@ def _on_ground(
                 tall.append(float(high - low))
         if not lows:
             return None
-        height = float(torch.tensor(lows).quantile(0.9))
+        below, size = torch.tensor(lows), sum(tall) / len(tall)
+        # The lowest of all, but for outliers; then what is usual of the frames in which it stands there.
+        standing = below[below > below.quantile(0.9) - STEADY * size]
+        height = float(standing.median())
         if height < BELOW * front.distance:
             return None
-        near = sum(height - low < STEADY * sum(tall) / len(tall) for low in lows)
-        steady = steady and near >= len(lows) / 2
+        steady = steady and len(standing) >= len(lows) / 2
         heights.append(height)
     scales = [heights[0] / height for height in heights]
     depths = [scale * front.distance for scale, front in zip(scales, fronts)]
