@@ -684,6 +684,49 @@ Align Your Gaussians with an object that you have: its motion alone is made of t
     return g
 
 
+def several_objects() -> Graph:
+    g = Graph(
+        "several_objects",
+        """
+# Several objects of one clip
+
+Two objects that pass each other, each with its own 3D model, become one moving scene.
+
+1. **Load Video**: the clip, and a film of its label masks: each object in a colour of its own on black, as a tracker such as SAM 2 writes them. Where the objects never touch, leave the masks out (bypass *Label masks*): the parts before the backdrop are taken, from the left.
+2. **Load Mesh**: the model of each object, in the order of the objects. Without one, put *Inflate Object* in its place.
+3. Press **Run**.
+
+*Split Objects* gives each object a driving video in which whatever another may hide is unknown, and holds it in place. *Focal Alignment* of the second takes the camera of the first. *Compose Objects* puts both where the clip shows them: by the ground on which they stand, and whoever covers the other in front.
+""",
+    )
+    preset = g.preset("standard")
+    clip = g.add("LoadVideo", PREPARE, title="The clip")
+    masks = g.add("LoadVideo", PREPARE, title="Label masks")
+    labels = g.add("GetVideoComponents", PREPARE, video=masks["VIDEO"], column=True)["images"]
+    split = g.add("Anchor4DSplitObjects", PREPARE, source=clip["VIDEO"], labels=labels, frames=24, column=True)
+    made: dict[str, Output] = {}
+    first: Output | None = None
+    for k in (1, 2):
+        mesh = g.add("Anchor4DLoadMesh", f"{FIT}: object {k}", mesh="none", column=k > 1)["mesh"]
+        video, group = split[f"object_{k}"], f"{FIT}: object {k}"
+        shared: dict[str, Any] = {} if first is None else {"same_camera": first}
+        alignment = g.add("Anchor4DFocalAlignment", group, driving_video=video, mesh=mesh, **shared)["alignment"]
+        first = first or alignment
+        terms = g.add("Anchor4DPLA4DObjectives3D", group, preset=preset, column=True)["objectives"]
+        scene = g.add(
+            "Anchor4DFitGaussians", group, driving_video=video, alignment=alignment, objectives=terms, preset=preset
+        )["scene"]  # fmt: skip
+        terms = g.add("Anchor4DPLA4DObjectives4D", group, preset=preset, column=True)["objectives"]
+        moving = g.add(
+            "Anchor4DMotionAlignment", group, driving_video=video, scene=scene, alignment=alignment, objectives=terms,
+            preset=preset,
+        )["scene"]  # fmt: skip
+        made |= {f"scenes__scene_{k - 1}": moving, f"driving_videos__driving_video_{k - 1}": video}
+    composed = g.add("Anchor4DComposeObjects", VIEW, **made)["scene"]
+    view(g, composed)
+    return g
+
+
 def player() -> Graph:
     g = Graph(
         "play_a_scene",
@@ -785,7 +828,8 @@ def elsewhere() -> list[Graph]:
     """Graphs that are not templates."""
     return [
         *ablations(sys.modules[__name__]), *(align4d_from(what) for what in ("text", "image", "video", "3d")), video_to_4d("hunyuan3d"),
-        video_to_4d("triposplat"), text_to_4d(), stable_zero123(), ayg_scene(), player(), quadruplet(),
+        video_to_4d("triposplat"), text_to_4d(), stable_zero123(), ayg_scene(), several_objects(),
+        player(), quadruplet(),
     ]  # fmt: skip
 
 
