@@ -145,6 +145,10 @@ class Host:
         except urllib.error.HTTPError as error:
             pytest.fail(f"{route}: {error.read().decode()[:2000]}")
 
+    def get(self, route: str) -> Any:
+        with urllib.request.urlopen(self.url + route, timeout=60) as answer:
+            return json.load(answer)
+
     def file(self, picture: dict[str, str]) -> Path:
         """Where a file that a node showed lies."""
         return self.folder / picture["type"] / picture["subfolder"] / picture["filename"]
