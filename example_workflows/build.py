@@ -753,7 +753,7 @@ def around() -> Graph:
     path = g.add("Anchor4DKeyframeTrajectory", group, cameras__camera_0=ends[0], cameras__camera_1=ends[1], column=True)
     film = g.add("Anchor4DRenderScene", group, scene=scene, trajectory=path["trajectory"], shot="fixed", background="white")
     g.add("SaveVideo", group, video=film["video"], filename_prefix=f"video/{g.name}", column=True)
-    group = "Align: our camera out"
+    group = "Draw: our camera out"
     out = g.add("Anchor4DOrbitTrajectory", group, scene=scene, azimuth=30.0, elevation=10.0, time=0.0)["camera_info"]
     common = {"width": 512, "height": 512, "background": "#ffffff"}
     g.add("Anchor4DRenderScene", group, scene=scene, camera_info=out, shot="orbit", shot__frames=1, background="white")
@@ -769,7 +769,8 @@ def around() -> Graph:
     )["splat"]  # fmt: skip
     both = g.add("MergeSplat", group, splats__splat0=splat, splats__splat1=turned)["splat"]
     g.add("Anchor4DPlayScene", group, scene=both, column=True)
-    g.add("Anchor4DRenderObject", group, mesh=mesh, azimuth=30.0, elevation=10.0, column=True)
+    back = g.add("Anchor4DRenderObject", group, mesh=mesh, azimuth=30.0, elevation=10.0, column=True, shown=0)
+    g.add("PreviewImage", group, title="The mesh as an object", images=back["image"], shown=330)
     return g
 
 
