@@ -121,6 +121,7 @@ def _prepared(
     every: int = 1,
     backdrop: str = "",
     mask_path: str = "",
+    shown_as: str = ".webp",
 ) -> io.NodeOutput:
     video = load_video(
         source, host.chosen_path(host.NONE, mask_path) if mask_path.strip() else mask, fps=fps or None, frames=frames or None,
@@ -131,7 +132,7 @@ def _prepared(
     found = {"alpha": "transparency", "mask": "the mask", "key": "the plain backdrop", "rembg": "rembg"}[video.masked_by]
     facts = f"{len(video)} frames at {video.fps:g} fps, {video.resolution} px, object found by {found}"
     host.say("\n".join([facts, *(f"Warning: {warning}" for warning in video.warnings)]))
-    return io.NodeOutput(video, on_white, video.masks.clone(), video.fps, ui=host.film(_small(on_white), video.fps))
+    return io.NodeOutput(video, on_white, video.masks.clone(), video.fps, ui=host.film(_small(on_white), video.fps, shown_as))
 
 
 def _small(images: Tensor, side: int = 256) -> Tensor:  # (T, H, W, 3)
@@ -236,7 +237,7 @@ class Anchor4DLoadVideo(io.ComfyNode):
     @classmethod
     def execute(cls, video: str, path: str = "", **settings: Any) -> io.NodeOutput:
         with host.work(cls):
-            return _prepared(host.chosen_path(video, path), None, **settings)
+            return _prepared(host.chosen_path(video, path), None, **settings, shown_as=".webm")
 
 
 class Anchor4DLoadMesh(io.ComfyNode):

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from anchor4d.core.runs.sample import write_sample
+
 ROOT = Path(__file__).parents[2]
 #: The page's settings are kept by the server: no welcome, no tour.
 QUIET = {"Comfy.TutorialCompleted": True, "Comfy.Release.Status": "skipped", "Comfy.VueNodes.Enabled": False}
@@ -198,3 +200,46 @@ def test_help_pages_are_served(host: Any, page: Any):
         answer = page.request.get(f"{host.url}/extensions/anchor4d/docs/{name}.md")
         assert answer.ok
         assert "## Tips" in answer.text()
+
+
+#: What Load Driving Video shows: its picture's kind and name, and whether a player of the page gave up.
+PLAYERS = """() => {
+  const node = app.graph._nodes[0], shown = app.nodeOutputs[node.id]?.images?.[0];
+  const films = [...document.querySelectorAll("video")];
+  return {
+    type: shown?.type ?? null, name: shown?.filename ?? "", played: films.filter((film) => film.readyState > 0).length,
+    broken: films.filter((film) => film.error).length + (/failed to load/i.test(document.body.innerText) ? 1 : 0),
+  };
+}"""
+FOLDER = """() => {
+  app.graph.clear();
+  const load = LiteGraph.createNode("Anchor4DLoadVideo"), show = LiteGraph.createNode("PreviewImage");
+  app.graph.add(load);
+  app.graph.add(show);
+  show.pos = [500, 0];
+  load.connect(1, show, 0);
+  load.widgets.find((widget) => widget.name === "resolution").value = 64;
+  const video = load.widgets.find((widget) => widget.name === "video");
+  video.value = "frames of a walk";
+  video.callback(video.value);
+}"""
+
+
+@pytest.mark.parametrize("vue", [False, True])
+def test_a_folder_of_frames_is_shown_by_what_was_read(host: Any, page: Any, tmp_path: Path, vue: bool):
+    """The page plays what is chosen in a node with an upload button for videos, and what the node answers: both must play."""
+    folder = host.folder / "input" / "frames of a walk"
+    if not folder.exists():
+        (write_sample(tmp_path / "case", frames=3, size=64) / "front").rename(folder)
+    host.post("/settings", QUIET | {"Comfy.VueNodes.Enabled": vue})
+    page.reload(wait_until="domcontentloaded")
+    page.wait_for_function(READY)
+    page.evaluate(FOLDER)
+    page.wait_for_timeout(2000)
+    before = page.evaluate(PLAYERS)
+    assert before["type"] is None and not before["broken"]
+    ended, detail = page.evaluate(RUN, 300)
+    assert ended == "execution_success", detail
+    page.wait_for_function(f"() => ({PLAYERS})().played === 1")
+    after = page.evaluate(PLAYERS)
+    assert after["type"] == "temp" and after["name"].endswith(".webm") and not after["broken"]
