@@ -1,7 +1,7 @@
 """A running ComfyUI with this pack alone, the workflows as prompts, and a client that follows a run.
 
-It runs on the CPU; with ANCHOR4D_HOST_CARD=1 on what it finds. ANCHOR4D_HOST_ARGUMENTS are further arguments of its main.py, such
-as ``--front-end-root`` with the ``static`` folder of another version of comfyui-frontend-package.
+It runs on the CPU; with ANCHOR4D_HOST_CARD=1 on what it finds. ANCHOR4D_HOST_ARGUMENTS are further arguments of its main.py,
+such as ``--front-end-root`` with the ``static`` folder of another version of comfyui-frontend-package.
 
 Nothing is written into the user's checkout: the pack is linked into a folder of its own, and every other folder is temporary.
 """

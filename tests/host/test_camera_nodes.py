@@ -135,3 +135,17 @@ def test_a_camera_that_is_not_drawn_from_names_the_node(host: Any, wrong: str) -
     })  # fmt: skip
     assert outcome.ended == "execution_error"
     assert outcome.detail["exception_message"].startswith("Render Scene: camera: orthographic cameras are not supported")
+
+
+def test_a_graph_of_a_former_release_runs_by_the_hosts_replacement(host: Any) -> None:
+    """A rename's way, on a node with inputs that a choice reveals: random_nodes' former Render Scene."""
+    write_splat_sequence(host.folder / "input" / "3d" / "renamed", sample_scene(300, 2))
+    load = {"file": "3d/renamed", "path": "", "fps": 0.0, "loop": "as saved", "motion": "auto", "frames": 0}
+    outcome = host.run({
+        "load": {"class_type": "Anchor4DLoadSplats", "inputs": load},
+        "former": {"class_type": "Anchor4DFormerRender", "inputs": {"moving": ["load", 0], "side": 96}},
+        "images": {"class_type": "SaveImage", "inputs": {"images": ["former", 1], "filename_prefix": "former"}},
+    })  # fmt: skip
+    assert outcome.ended == "execution_success", outcome.detail
+    pictures = [Image.open(host.file(p)) for p in outcome.outputs["images"]["images"]]
+    assert len(pictures) == 2 and all(max(p.size) == 96 and p.mode == "RGB" for p in pictures)
