@@ -14,7 +14,9 @@ from anchor4d.core.runs.sample import write_sample
 ROOT = Path(__file__).parents[2]
 #: The page's settings are kept by the server: no welcome, no tour.
 QUIET = {"Comfy.TutorialCompleted": True, "Comfy.Release.Status": "skipped", "Comfy.VueNodes.Enabled": False}
-READY = "() => window.app?.graph && Object.keys(window.LiteGraph?.registered_node_types ?? {}).length > 100"
+#: The page takes node types in one by one.
+READY = f"""() => window.app?.graph && {json.dumps(list(json.loads((ROOT / "tests" / "schemas.json").read_text())))}
+  .every((name) => name in (window.LiteGraph?.registered_node_types ?? {{}}))"""
 SHRINK = """(tiny) => {
   for (const node of app.graph._nodes)
     for (const [name, value] of Object.entries(tiny[node.type] ?? {}))
