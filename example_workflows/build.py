@@ -769,7 +769,7 @@ def around() -> Graph:
     )["splat"]  # fmt: skip
     both = g.add("MergeSplat", group, splats__splat0=splat, splats__splat1=turned)["splat"]
     g.add("Anchor4DPlayScene", group, scene=both, column=True)
-    back = g.add("Anchor4DRenderObject", group, mesh=mesh, azimuth=30.0, elevation=10.0, column=True, shown=0)
+    back = g.add("Anchor4DRenderObject", group, mesh=mesh, azimuth=30.0, elevation=10.0, column=True)
     g.add("PreviewImage", group, title="The mesh as an object", images=back["image"], shown=330)
     return g
 

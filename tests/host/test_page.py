@@ -236,6 +236,8 @@ def test_a_folder_of_frames_is_shown_by_what_was_read(host: Any, page: Any, tmp_
     host.post("/settings", QUIET | {"Comfy.VueNodes.Enabled": vue})
     page.reload(wait_until="domcontentloaded")
     page.wait_for_function(READY)
+    # The page's own workflow comes last, and would take the place of what is built before.
+    page.wait_for_function("() => app.extensionManager?.workflow?.activeWorkflow?.isLoaded && app.graph._nodes.length")
     page.evaluate(FOLDER)
     page.wait_for_timeout(2000)
     before = page.evaluate(PLAYERS)
