@@ -25,7 +25,9 @@ from . import host, widgets
 CATEGORY = "Anchor4D/1 Prepare"
 #: What the host's own types and 3D files are called on a socket that also takes an Anchor4D object.
 MESH_TYPES = [io.Mesh, io.File3DAny, io.File3DGLB, io.File3DGLTF, io.File3DOBJ, io.File3DPLY, io.File3DSTL]
-SPLAT_TYPES = [io.Splat, io.File3DSplatAny, io.File3DSPZ, io.File3DSPLAT, io.File3DKSPLAT]
+#: ComfyUI 0.23 and 0.24 have no type for any splat file.
+ANY_SPLAT = [io.File3DSplatAny] if hasattr(io, "File3DSplatAny") else []
+SPLAT_TYPES = [io.Splat, *ANY_SPLAT, io.File3DSPZ, io.File3DSPLAT, io.File3DKSPLAT]
 OBJECT_TYPES = [host.Mesh, *MESH_TYPES, *SPLAT_TYPES]
 
 

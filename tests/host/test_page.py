@@ -35,6 +35,8 @@ SHOWN = """() => Object.fromEntries(app.graph._nodes.map((node) => [
   node.title, {
     images: (app.nodeOutputs[node.id]?.images ?? []).map((image) => image.filename),
     previews: (app.nodePreviewImages[node.id] ?? []).length,
+    said: (node.widgets ?? []).filter((w) => /anchor4d_said|node-text-preview/.test(w.name))
+      .map((w) => w.element?.textContent || w.value).join(),
   }
 ]))"""
 
@@ -90,6 +92,10 @@ def test_demo_runs_in_the_page(host: Any, page: Any, tmp_path: Path):
         assert shown[title]["images"], f"{title} shows nothing"
         assert shown[title]["previews"] == 0, f"{title} still shows a live preview in place of its result"
     assert shown["Motion Alignment"]["images"][0].endswith(".webp")
+    # What a node said last stays, also where the page takes its own line of progress away when the job ends.
+    for title in ("Focal Alignment", "Motion Alignment"):
+        assert "verdict: " in shown[title]["said"] and "at work for" not in shown[title]["said"], shown[title]
+    assert "psnr" in shown["Score Against Ground Truth"]["said"].lower()
     page.screenshot(path=tmp_path / "page.png")
     assert (tmp_path / "page.png").stat().st_size > 20_000
     assert not failures
