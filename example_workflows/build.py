@@ -740,7 +740,7 @@ def around() -> Graph:
 2. **Cameras in**: two *Create Camera Info* nodes are where *Render Scene* films from and to. Any camera of ComfyUI does as well: *Load 3D*, *Camera Angle*, and from 0.46 on *Create Camera Orbit* and *Batch Cameras*, one picture a camera.
 3. **Cameras out**: *Orbit Trajectory* gives a camera to *Render Splat* and *Render Mesh*, which draw the same moment from the same side as ours.
 4. **Splats**: *Transform Splat* and *Merge Splat* put a second, turned copy beside the first; any node of ours takes what comes out.
-5. **Mesh**: *Scene at Time to Mesh* for ComfyUI's mesh tools, and back as an object by *Render Object*.
+5. **Mesh**: *Scene at Time to Mesh* for ComfyUI's mesh tools, and back as an object by *Render Object*. *Render Mesh* is in ComfyUI newer than 0.33.0.
 """,
     )
     scene = g.add("Anchor4DLoadScene", "Load", file="none")["scene"]
