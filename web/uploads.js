@@ -28,7 +28,7 @@ function withoutPlayer(node) {
     hush();
     return result;
   };
-  requestAnimationFrame(() => requestAnimationFrame(hush)); // after the page's own first look
+  requestAnimationFrame(hush); // after the first look of the page, which has asked for the same frame before
 }
 
 app.registerExtension({
