@@ -816,6 +816,51 @@ For a 3D model of the first frame in place of the inflated outline, plug it into
     return g
 
 
+def around() -> Graph:
+    """The host's own cameras, splats and meshes before and after a scene."""
+    g = Graph(
+        "comfyui_cameras_and_splats",
+        """
+# ComfyUI's own cameras, splats and meshes around a scene
+
+1. **Load Scene**: choose a scene that Save Scene or the command line wrote, or splats of other programs. Press **Run**.
+2. **Cameras in**: two *Create Camera Info* nodes are where *Render Scene* films from and to. Any camera of ComfyUI does as well: *Load 3D*, *Camera Angle*, and from 0.46 on *Create Camera Orbit* and *Batch Cameras*, one picture a camera.
+3. **Cameras out**: *Orbit Trajectory* gives a camera to *Render Splat* and *Render Mesh*, which draw the same moment from the same side as ours.
+4. **Splats**: *Transform Splat* and *Merge Splat* put a second, turned copy beside the first; any node of ours takes what comes out.
+5. **Mesh**: *Scene at Time to Mesh* for ComfyUI's mesh tools, and back as an object by *Render Object*. *Render Mesh* is in ComfyUI newer than 0.33.0.
+""",
+    )
+    scene = g.add("Anchor4DLoadScene", "Load", file="none")["scene"]
+    group = "Film: ComfyUI's cameras in"
+    common: dict[str, Any] = {"mode": "orbit", "mode__pitch": 10.0, "mode__distance": 2.5, "fov": 35.0}
+    ends = [
+        g.add("CreateCameraInfo", group, title=title, mode__yaw=yaw, **common)["camera_info"]
+        for title, yaw in (("Create Camera Info: start", -20.0), ("Create Camera Info: end", 110.0))
+    ]
+    path = g.add("Anchor4DKeyframeTrajectory", group, cameras__camera_0=ends[0], cameras__camera_1=ends[1], column=True)
+    film = g.add("Anchor4DRenderScene", group, scene=scene, trajectory=path["trajectory"], shot="fixed", background="white")
+    g.add("SaveVideo", group, video=film["video"], filename_prefix=f"video/{g.name}", column=True)
+    group = "Draw: our camera out"
+    out = g.add("Anchor4DOrbitTrajectory", group, scene=scene, azimuth=30.0, elevation=10.0, time=0.0)["camera_info"]
+    common = {"width": 512, "height": 512, "background": "#ffffff"}
+    g.add("Anchor4DRenderScene", group, scene=scene, camera_info=out, shot="orbit", shot__frames=1, background="white")
+    splat = g.add("Anchor4DSceneAtTime", group, scene=scene, time=0.0, column=True)["splat"]
+    drawn = g.add("RenderSplat", group, splat=splat, camera_info=out, sharpen=1.0, **common)
+    g.add("PreviewImage", group, title="Render Splat's picture", images=drawn["image"], shown=330)
+    mesh = g.add("Anchor4DSceneToMesh", group, scene=scene, time=0.0, column=True)["mesh"]
+    cast = g.add("RenderMesh", group, mesh=mesh, camera_info=out, **common)
+    g.add("PreviewImage", group, title="Render Mesh's picture", images=cast["image"], shown=330)
+    group = "Play: ComfyUI's splats and meshes in"
+    turned = g.add(
+        "TransformSplat", group, splat=splat, translate_x=0.8, rotate_y=90.0, scale_x=0.7, scale_y=0.7, scale_z=0.7
+    )["splat"]  # fmt: skip
+    both = g.add("MergeSplat", group, splats__splat0=splat, splats__splat1=turned)["splat"]
+    g.add("Anchor4DPlayScene", group, scene=both, column=True)
+    back = g.add("Anchor4DRenderObject", group, mesh=mesh, azimuth=30.0, elevation=10.0, column=True)
+    g.add("PreviewImage", group, title="The mesh as an object", images=back["image"], shown=330)
+    return g
+
+
 def templates() -> list[Graph]:
     """In the order in which the page lists them."""
     return [
@@ -829,7 +874,7 @@ def elsewhere() -> list[Graph]:
     return [
         *ablations(sys.modules[__name__]), *(align4d_from(what) for what in ("text", "image", "video", "3d")), video_to_4d("hunyuan3d"),
         video_to_4d("triposplat"), text_to_4d(), stable_zero123(), ayg_scene(), several_objects(),
-        player(), quadruplet(),
+        player(), quadruplet(), around(),
     ]  # fmt: skip
 
 
