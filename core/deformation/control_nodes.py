@@ -21,6 +21,7 @@ from ..optimiser import Group, one_thread
 from . import fused
 from .base import DeformationField, Handles, StaticScene, register_field
 from .graph import graph_from_mesh, graph_from_points, spaced_binding
+from .stretch import Planes, stretched
 
 
 @register_field
@@ -39,6 +40,8 @@ class ControlNodes(DeformationField):
         loop: key ``keys`` is key 0 again.
         opacity: whether opacity moves too.
         anchored: key 0 never moves: the object at tau = 0 is the canonical one exactly.
+        stretch: covariances follow the surface where it stretches (:mod:`.stretch`), without a gradient of its own; what moves
+            rigidly is as without.
         lr: learning rate of translations, in world units; rotations take ``rotation_lr`` radians.
         smooth_space, smooth_time: how far a step on one node spreads over the surface and over time, see :class:`Group`.
     """
@@ -63,6 +66,7 @@ class ControlNodes(DeformationField):
         loop: bool = False,
         opacity: bool = False,
         anchored: bool = True,
+        stretch: bool = False,
         spacing: float = 0.05,
         lr: float = 2e-3,
         rotation_lr: float = 2e-2,
@@ -72,10 +76,10 @@ class ControlNodes(DeformationField):
         super().__init__()
         self.arguments: dict[str, Any] = dict(
             nodes=nodes, points=points, edges=edges, keys=keys, neighbours=neighbours, loop=loop, opacity=opacity,
-            anchored=anchored, spacing=spacing, lr=lr, rotation_lr=rotation_lr, smooth_space=smooth_space,
+            anchored=anchored, stretch=stretch, spacing=spacing, lr=lr, rotation_lr=rotation_lr, smooth_space=smooth_space,
             smooth_time=smooth_time,
         )  # fmt: skip
-        self.keys, self.loop, self.anchored, self.spacing = keys, loop, anchored, spacing
+        self.keys, self.loop, self.anchored, self.stretch, self.spacing = keys, loop, anchored, stretch, spacing
         self.lr, self.rotation_lr = lr, rotation_lr
         self.smooth_space, self.smooth_time = smooth_space, smooth_time
         self.translations = nn.Parameter(torch.zeros(keys, nodes, 3))
@@ -88,6 +92,7 @@ class ControlNodes(DeformationField):
         self.register_buffer("pairs", torch.zeros(edges, 2, dtype=torch.int64))
         self._blend: tuple[Any, tuple[Tensor, Tensor], tuple[Tensor, Tensor], Tensor] | None = None
         self._places: tuple[fused.Lists, fused.Lists] | None = None
+        self._planes: tuple[Any, Planes, Gaussians] | None = None
 
     @classmethod
     def build(cls, scene: StaticScene, mesh: Mesh | None = None, **settings: Any) -> Self:
@@ -206,8 +211,9 @@ class ControlNodes(DeformationField):
                 f"control nodes were bound to {self.bind_index.shape[0]} Gaussians, not {len(gaussians)}; build the field again"
             )
         if fused.available(tau.device) and gaussians.means.dtype == torch.float32:
-            bound = self._lists()[0]
-            return fused.deform(gaussians, self.bind_index, self.bind_weight, bound, self.node_positions, self._motion(tau))
+            bound, motion = self._lists()[0], self._motion(tau)
+            made = fused.deform(gaussians, self.bind_index, self.bind_weight, bound, self.node_positions, motion)
+            return self._stretched(made, gaussians, motion[0])
         weights = self.key_weights(tau)
         batch, nodes = len(tau), len(self.node_positions)
         positions = self.node_positions + self._keyed(self.translations, weights)
@@ -229,7 +235,7 @@ class ControlNodes(DeformationField):
             _Blend.apply(x.movedim(0, 1).reshape(nodes, -1), *plain).reshape(-1, batch, x.shape[-1]).movedim(1, 0)
             for x in others
         ]
-        return Gaussians(
+        made = Gaussians(
             means=moved.reshape(-1, batch, 3).movedim(1, 0),
             quats=quaternion_multiply(F.normalize(blended[0], dim=-1), gaussians.quats),
             log_scales=gaussians.log_scales + blended[1],
@@ -240,6 +246,21 @@ class ControlNodes(DeformationField):
             ),
             sh=gaussians.sh.expand(batch, *gaussians.sh.shape),
         )
+        return self._stretched(made, gaussians, positions)
+
+    def stretching(self) -> ControlNodes:
+        field = ControlNodes(**{**self.arguments, "stretch": True}).to(self.pairs.device)
+        field.load_state_dict(self.state_dict())
+        return field
+
+    def _stretched(self, moved: Gaussians, rest: Gaussians, positions: Tensor) -> Gaussians:  # (B, N, ...), .., (B, M, 3)
+        if not self.stretch:
+            return moved
+        key = [(t.data_ptr(), t._version, t.device) for t in (rest.quats, rest.log_scales)]
+        if self._planes is None or self._planes[0] != key:
+            rest = rest.detach()  # held, so that its address stays its own
+            self._planes = key, Planes.of(rest, self.bind_index, self.bind_weight, self.node_positions), rest
+        return stretched(moved, self._planes[1], positions)
 
     def _motion(self, tau: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """All that the nodes do at given times, by the graphics card's own kernels."""
@@ -275,16 +296,16 @@ class ControlNodes(DeformationField):
         return self._blend[1], self._blend[2]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self._blend = self._places = None
+        self._blend = self._places = self._planes = None
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy makes its own matrices: those of a GPU cannot be copied (sparse storage), and the address they are known by
         # is that of other Gaussians.
-        return {**self.__dict__, "_blend": None, "_places": None}
+        return {**self.__dict__, "_blend": None, "_places": None, "_planes": None}
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        self._blend = self._places = None
+        self._blend = self._places = self._planes = None
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def parameter_groups(self, whole_clip: bool = True, smoothing: float = 1.0) -> list[Group]:
