@@ -163,7 +163,7 @@ class Anchor4DFitGaussians(io.ComfyNode):
                 start = stages.fit_static(video, alignment.mesh, alignment.front, replace(config, objectives=()), seed=seed)
                 cost = fitting.estimate(video, start, config, mesh=alignment.mesh, backend=renderer)
                 scene = stages.fit_static(
-                    video, alignment.mesh, alignment.front, config, seed=seed, backend=renderer,
+                    video, alignment.mesh, alignment.front, config, close=True, seed=seed, backend=renderer,
                     progress=host.Report(note=cost).fit, checkpoint=path,
                 )  # fmt: skip
             scene = fitting.finished(scene)

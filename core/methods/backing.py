@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -20,6 +21,7 @@ from ..cameras import Cameras, FrontCamera, orbit, quaternion_to_matrix
 from ..gaussians import Gaussians
 from ..mesh import Mesh
 from ..objectives.through import hidden_behind, shown_through
+from ..progress import Progress
 from ..render import rasterize
 from ..render.mesh import render_mesh
 from ..scene.scene import Scene4D
@@ -30,8 +32,10 @@ log = logging.getLogger(__name__)
 
 #: The most light, as a share, that may come from behind the surface.
 MOST = 0.01
-#: A disc of the second layer is wider than its own of the first by the first of these factors that leaves the driving view no
-#: worse: few and wide discs would stick out ...
+#: The mean squared error of the driving view may grow by this factor, a tenth of a decibel, for sides that hold.
+ALLOWED = 10**0.01
+#: A disc of the second layer is wider than its own of the first by the first of these factors that the driving view allows: few
+#: and wide discs would stick out ...
 _WIDER = (1.3, 1.1)
 #: ... and lies beneath it by this share of its width, but no deeper than this share of the way to the opposite side.
 _BENEATH, _ACROSS = 0.9, 0.35
@@ -43,6 +47,54 @@ _OPAQUE = 4.6
 _MOMENTS, _VIEWS = 4, 6
 #: Neighbours among which the opposite side is looked for.
 _NEAR = 48
+#: Name of the stage in progress, its steps, and how often it draws the object at the moments above, for an estimate.
+STAGE, STEPS, DRAWN = "close the surface", 3, 4
+
+
+@torch.no_grad()
+def closed(
+    scene: Scene4D,
+    video: DrivingVideo | None = None,
+    fronts: Sequence[FrontCamera] = (),
+    backend: str = "auto",
+    progress: Progress | None = None,
+) -> Scene4D:
+    """The scene with a surface that hides what is behind it: it stays closed where it stretches, and has a second layer.
+
+    Covariances follow the surface (:mod:`..deformation.stretch`), then :func:`backed`; each only as far as the driving view
+    gets no worse than :data:`ALLOWED`.
+
+    Args:
+        video: the driving video, on the scene's device; None = the driving view is not compared.
+        fronts: its camera, or one a frame.
+        progress: called at each of :data:`STEPS`; interrupts by raising.
+    """
+
+    def report(step: int) -> None:
+        if progress is not None:
+            progress(STAGE, step, STEPS, {}, lambda: _portrait(scene, backend))
+
+    if not _has_surface(scene):
+        return scene
+    report(1)
+    field = None if scene.field is None else scene.field.stretching()
+    if field is not scene.field:
+        following = replace(scene, field=field)
+        if video is None or _error(following, video, fronts, backend) <= ALLOWED * _error(scene, video, fronts, backend):
+            scene = following
+    report(2)
+    scene = backed(scene, video, fronts, backend)
+    report(3)
+    return scene
+
+
+def bare(scene: Scene4D) -> Scene4D:
+    """A static scene without the second layer that :func:`backed` put beneath it; others as they are."""
+    first, total = scene.meta.get("backed", (0, 0))
+    if scene.field is not None or not first or total != len(scene.gaussians):
+        return scene
+    meta = {name: value for name, value in scene.meta.items() if name != "backed"}
+    return replace(scene, gaussians=scene.gaussians.map(lambda t: t[:first]), meta=meta)
 
 
 @torch.no_grad()
@@ -53,14 +105,15 @@ def backed(
 
     The layer moves with the first; each of its Gaussians lies beneath one of the first, away from where that one is seen from,
     and has its colour. Without a mesh that says where the surface is, the scene as it is; so too where the layer would show:
-    under few and wide discs it sticks out, and the driving view gets worse.
+    under few and wide discs it sticks out, and the driving view gets worse than :data:`ALLOWED`.
 
     Args:
         video: the driving video, on the scene's device; None = the driving view is not compared.
         fronts: its camera, or one a frame.
     """
-    if scene.surface is None or not len(scene.surface.faces) or (scene.field is not None and not scene.field.continuous):
+    if not _has_surface(scene):
         return scene
+    assert scene.surface is not None
     share = share_through(scene, backend=backend)
     if share <= MOST:
         return scene
@@ -73,7 +126,7 @@ def backed(
     flat = torch.arange(3, device=index.device) != own.log_scales.argmin(-1, keepdim=True)
     every = torch.cat([torch.arange(len(first), device=index.device), index])
     field = None if scene.field is None else scene.field.select(every)
-    worst = math.inf if video is None else _error(scene, video, fronts, backend)
+    worst = math.inf if video is None else ALLOWED * _error(scene, video, fronts, backend)
     for wider in _WIDER:
         layer = replace(
             own,
@@ -81,7 +134,8 @@ def backed(
             log_scales=own.log_scales + math.log(wider) * flat,
             opacity_logits=own.opacity_logits.clamp_min(_OPAQUE),
         )
-        made = replace(scene, gaussians=Gaussians.cat([first, layer]), field=field)
+        meta = {**scene.meta, "backed": [len(first), len(every)]}
+        made = replace(scene, gaussians=Gaussians.cat([first, layer]), field=field, meta=meta)
         if video is None or _error(made, video, fronts, backend) <= worst:
             log.info(
                 "the far side shows through by %.1f %%: %d Gaussians more beneath the surface, now %.1f %%",
@@ -90,6 +144,29 @@ def backed(
             return made
     log.info("the far side shows through by %.1f %%; more Gaussians would close the surface", 100 * share)
     return scene
+
+
+def _has_surface(scene: Scene4D) -> bool:
+    """Whether a mesh says where the surface is, and the scene has one motion that both follow."""
+    return scene.surface is not None and len(scene.surface.faces) > 0 and (scene.field is None or scene.field.continuous)
+
+
+def seconds_to_close(scene: Scene4D, backend: str = "auto") -> float:
+    """What :func:`closed` takes on this machine, from one drawing of the object; 0 without a surface."""
+    if not _has_surface(scene):
+        return 0.0
+    moments = min(_MOMENTS, scene.frames)
+    started = time.perf_counter()
+    share_through(replace(scene, field=None, frames=1), backend=backend)
+    return (time.perf_counter() - started) * moments * DRAWN
+
+
+def _portrait(scene: Scene4D, backend: str) -> Tensor:
+    """The object at the end of the clip, for a preview, (H, W, 3)."""
+    low, high = scene.gaussians.means.aminmax(dim=0)
+    camera = around((low + high).cpu() / 2, max(float((high - low).norm()), 1e-6), 128, 1)
+    white = torch.ones(3, device=scene.gaussians.device)
+    return rasterize(scene.at(1.0), camera.to(white), white, backend=backend).color[0].clamp(0, 1)
 
 
 def _error(scene: Scene4D, video: DrivingVideo, fronts: Sequence[FrontCamera], backend: str) -> float:

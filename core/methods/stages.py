@@ -39,7 +39,7 @@ from ..scene.anchors import Anchors
 from ..scene.object3d import Object3D, SplatObject
 from ..scene.scene import Scene4D
 from ..video import DrivingVideo, looks_looping
-from .backing import backed
+from .backing import bare, closed, seconds_to_close
 
 log = logging.getLogger(__name__)
 
@@ -373,6 +373,7 @@ def fit_static(
     config: StaticConfig,
     *,
     start: Gaussians | None = None,
+    close: bool = False,
     device: torch.device | str = "cpu",
     seed: int = 0,
     backend: str = "auto",
@@ -388,6 +389,8 @@ def fit_static(
             the object is made of nothing, as of a text.
         front: the aligned camera.
         start: Gaussians to start from instead.
+        close: with Gaussians beneath the surface where its far side would show through (:mod:`.backing`), for an object that
+            is looked at as it is; :func:`fit_motion` takes them away and puts its own.
         device: of a fit without a video.
         identity: of all inputs, where the caller knows it; else their content is theirs.
 
@@ -416,6 +419,8 @@ def fit_static(
         )  # fmt: skip
     surface = mesh if isinstance(mesh, Mesh) else None
     scene = Scene4D(state.gaussians, front=front, meta={"losses": {stage: state.losses}}, surface=surface)
+    if close:
+        scene = closed(scene, backend=backend, progress=progress)
     if video is None:
         return scene
     return replace(scene, frames=len(video), fps=video.fps, loop=looks_looping(video), crop=video.crop)
@@ -474,6 +479,7 @@ def fit_motion(
         raise ValueError(
             f"motion: the video has {len(video)} frames but the scene {scene.frames}; prepare both from the same clip"
         )
+    scene = bare(scene)
     inputs = _motion_inputs(video, scene, mesh, meshes, fronts, backend)
     inside = (inputs.taus >= window[0] - 1e-6) & (inputs.taus <= window[1] + 1e-6)
     inputs = replace(inputs, taus=inputs.taus[inside])
@@ -503,7 +509,7 @@ def fit_motion(
         losses[stage] = state.losses
     surface = mesh if scene.surface is None and isinstance(mesh, Mesh) else scene.surface
     made = replace(scene, gaussians=state.gaussians, field=state.field, meta={**scene.meta, "losses": losses}, surface=surface)
-    return made if video is None else backed(made, video, inputs.fronts, backend)
+    return made if video is None else closed(made, video, inputs.fronts, backend, progress)
 
 
 def motion_passes(config: MotionConfig, frames: int) -> list[tuple[str, Pass]]:
@@ -559,6 +565,7 @@ def estimate(
     progress: Progress | None = None,
 ) -> FitEstimate:
     """What :func:`fit_static` or :func:`fit_motion` will cost, from a few steps of each pass; the scene may be unfitted."""
+    scene = bare(scene)
     inputs = _motion_inputs(video, scene, mesh, meshes, fronts, backend)
     if isinstance(config, StaticConfig):
         inputs = replace(inputs, taus=scene.taus[:1])
@@ -566,7 +573,8 @@ def estimate(
         return estimate_passes(passes, FitState(scene.gaussians), inputs, progress=progress)
     state = FitState(scene.gaussians, build_field(config, scene, mesh))
     passes = [part for _, part in motion_passes(config, scene.frames)]
-    return estimate_passes(passes, state, inputs, progress=progress)
+    found = estimate_passes(passes, state, inputs, progress=progress)
+    return found if video is None else replace(found, seconds=found.seconds + seconds_to_close(scene, backend))
 
 
 def _rates(config: StaticConfig | MotionConfig) -> dict[str, float] | None:
