@@ -17,6 +17,7 @@ from ..core.files import InputError
 from ..core.fit.loop import Schedule, Train
 from ..core.io import side_by_side
 from ..core.methods import stages
+from ..core.methods.caution import certainty_line
 from ..core.methods.registry import METHODS, method_config
 from ..core.scene.scene import Scene4D
 from ..core.scene.views import DEFAULT_FRONT, render_frames
@@ -318,8 +319,11 @@ class Anchor4DMotionAlignment(io.ComfyNode):
                     progress=host.Report(note=cost).fit, checkpoint=path,
                 )  # fmt: skip
             moving = fitting.finished(moving)
-            if line := fitting.verdict(driving_video, alignment, moving):
-                host.say(f"{cost}\n{line}")
+            lines = [cost, fitting.verdict(driving_video, alignment, moving)]
+            if "certainty" in moving.meta:
+                lines.append(certainty_line(moving.meta["certainty"]))
+            if any(lines[1:]):
+                host.say("\n".join(filter(None, lines)))
             return io.NodeOutput(moving, ui=_look(moving, driving_video, moving.taus))
 
 

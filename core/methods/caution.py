@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,13 @@ from ..render import rasterize
 from ..scene.scene import Scene4D
 from ..video import DrivingVideo
 
-#: Doubt of the motion prior, as a share of the object's length, above which its answer is a guess.
-GUESS = 0.05
+#: Doubt of the motion prior, in lengths of the object, above which its answer is a guess.
+GUESS = 0.03
 #: Pixels of the picture that says what is seen, and how far behind its mean depth a point still counts as on the surface, in
 #: lengths of the object.
 _SIZE, _TOLERANCE = 128, 0.04
-#: Heights and sides of the regions, in the driving view at rest.
-_HEIGHTS, _SIDES = ("bottom", "middle", "top"), ("left", "right")
+#: Regions of the object at rest, in the driving view.
+_HEIGHTS, _SIDES = ("top", "middle", "bottom"), ("left", "right")
 
 
 @dataclass(frozen=True)
@@ -32,26 +32,65 @@ class Certainty:
         rest: handles at rest before the driving camera, x right, y down, z away, (M, 3), world units.
         moved: at each frame, (T, M, 3).
         seen: by the driving camera, (T, M) bool.
-        expected: change of depth that the motion prior expects, (T, M), world units.
-        doubt: of that, the scale of a Laplace distribution, (T, M), world units.
-        size: the object's longest side.
-        cameras: from the world to each frame's camera, (T, 4, 4).
+        doubt: of the motion prior, in the picture and in depth, (T, M, 2), lengths of the object; None without a prior.
     """
 
     rest: Tensor
     moved: Tensor
     seen: Tensor
-    expected: Tensor
-    doubt: Tensor
-    size: float
-    cameras: Tensor
+    doubt: Tensor | None = None
+
+    def shares(self, chosen: Tensor | None = None) -> dict[str, float]:
+        """Shares of handles and frames: ``seen`` by the driving view, unseen but known by the ``prior``, and a ``guess``.
+
+        ``depth``: of those that are seen, the share whose motion in depth the prior knows.
+
+        Args:
+            chosen: handles that count, (M,) bool; None = all.
+        """
+        seen = self.seen if chosen is None else self.seen[:, chosen]
+        sure = torch.zeros_like(seen)[..., None].expand(-1, -1, 2)
+        if self.doubt is not None:
+            sure = (self.doubt if chosen is None else self.doubt[:, chosen]) < GUESS
+        prior = ~seen & sure.all(-1)
+        depth = (seen & sure[..., 1]).sum() / seen.sum().clamp_min(1)
+        share = {"seen": seen.float().mean(), "prior": prior.float().mean(), "guess": (~seen & ~prior).float().mean()}
+        return {name: round(float(value), 4) for name, value in (share | {"depth": depth}).items()}
+
+    def report(self) -> dict[str, Any]:
+        """The shares of the whole and of each region, for report.json."""
+        low, high = self.rest.aminmax(dim=0)
+        place = ((self.rest - low) / (high - low).clamp_min(1e-9)).clamp(0, 1 - 1e-6)
+        row, column = (place[:, 1] * 3).long(), (place[:, 0] * 2).long()
+        regions = []
+        for i, height in enumerate(_HEIGHTS):
+            for j, side in enumerate(_SIDES):
+                chosen = (row == i) & (column == j)
+                if bool(chosen.any()):
+                    whole = {"region": f"{height} {side}", "of": round(float(chosen.float().mean()), 4)}
+                    regions.append(whole | self.shares(chosen))
+        return {**self.shares(), "regions": regions}
+
+
+def certainty_line(report: Mapping[str, Any]) -> str:
+    """What a person should know of :meth:`Certainty.report`, in a line."""
+    worst = max(report["regions"], key=lambda region: region["guess"] * region["of"])
+    line = f"motion: {report['seen']:.0%} seen, {report['prior']:.0%} known by the motion prior, {report['guess']:.0%} a guess"
+    most = f", most of it {worst['region']}" if report["guess"] > 0.1 else ""
+    return f"{line}{most}; of what is seen, depth is known of {report['depth']:.0%}"
 
 
 @torch.no_grad()
 def certainty(
-    scene: Scene4D, video: DrivingVideo, fronts: Sequence[FrontCamera], prior: MotionPrior, backend: str = "auto"
+    scene: Scene4D, video: DrivingVideo, fronts: Sequence[FrontCamera], prior: MotionPrior | None, backend: str = "auto"
 ) -> Certainty | None:
-    """Asks the motion prior about a fitted scene; None for fields without handles."""
+    """How sure the motion of a fitted scene is; None for fields without handles.
+
+    Args:
+        video: on the scene's device.
+        fronts: the driving camera, or one a frame.
+        prior: that took part in the fit, or None.
+    """
     handles = None if scene.field is None else scene.field.handles()
     if handles is None:
         return None
@@ -72,7 +111,8 @@ def certainty(
         inside = (column >= 0) & (column < size) & (row >= 0) & (row < size)
         at = row.clamp(0, size - 1), column.clamp(0, size - 1)
         seen.append(inside & (alpha[at] > 0.5) & (z < depth[at] + _TOLERANCE * extent))
-    seen = torch.stack(seen)
+    if prior is None:
+        return Certainty(rest, moved, torch.stack(seen))
     d = fronts[0].distance
 
     def pictured(x: Tensor) -> Tensor:  # as the prior has it
@@ -80,5 +120,6 @@ def certainty(
         return torch.cat([d * x[..., :2] / z, z - d], -1) / extent
 
     origin, there = pictured(rest), pictured(moved)
-    answer, doubt = prior(origin, there[..., :2] - origin[:, :2], seen.float(), d / extent)
-    return Certainty(rest, moved, seen, answer[..., 2] * extent, doubt[..., 1] * extent, extent, poses)
+    seen = torch.stack(seen)
+    _, doubt = prior(origin, there[..., :2] - origin[:, :2], seen.float(), d / extent)
+    return Certainty(rest, moved, seen, doubt)

@@ -32,6 +32,7 @@ from ..generate.sampling import StepProgress
 from ..identity import fingerprint
 from ..mesh import Mesh, sample_evenly
 from ..objectives.base import Objective
+from ..objectives.motion_prior import MotionPriorPull
 from ..priors.base import Prior, Role
 from ..progress import Progress
 from ..render import rasterize
@@ -40,6 +41,7 @@ from ..scene.object3d import Object3D, SplatObject
 from ..scene.scene import Scene4D
 from ..video import DrivingVideo, looks_looping
 from .backing import bare, closed, seconds_to_close
+from .caution import certainty, certainty_line
 
 log = logging.getLogger(__name__)
 
@@ -471,7 +473,8 @@ def fit_motion(
         identity: of all inputs, where the caller knows it; else their content is theirs.
 
     Returns:
-        the moving scene; where the far side would show through, with Gaussians beneath its surface (:mod:`.backing`).
+        the moving scene; where the far side would show through, with Gaussians beneath its surface (:mod:`.backing`). Of fields
+        with handles, ``meta["certainty"]`` says where the motion is a guess (:mod:`.caution`).
     """
     if scene.front is None:
         raise ValueError("motion: the scene has no aligned camera; align it with the driving video first")
@@ -509,7 +512,13 @@ def fit_motion(
         losses[stage] = state.losses
     surface = mesh if scene.surface is None and isinstance(mesh, Mesh) else scene.surface
     made = replace(scene, gaussians=state.gaussians, field=state.field, meta={**scene.meta, "losses": losses}, surface=surface)
-    return made if video is None else closed(made, video, inputs.fronts, backend, progress)
+    if video is None:
+        return made
+    prior = next((o.prior for o in config.objectives if isinstance(o, MotionPriorPull)), None)
+    if (sure := certainty(made, video, inputs.fronts, prior, backend)) is not None:
+        made = replace(made, meta={**made.meta, "certainty": sure.report()})
+        log.info("%s", certainty_line(made.meta["certainty"]))
+    return closed(made, video, inputs.fronts, backend, progress)
 
 
 def motion_passes(config: MotionConfig, frames: int) -> list[tuple[str, Pass]]:
