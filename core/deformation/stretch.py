@@ -1,10 +1,10 @@
 """How far a surface stretches where each Gaussian lies on it, and the Gaussian that covers as much of it as before.
 
-A Gaussian that is moved rigidly keeps its size, so that a surface that grows longer falls apart into dots. Here its covariance
-follows the deformation gradient F, in the plane of its two longer axes: ``Sigma' = R U Sigma U R^T`` with the blended rotation R
-and the right stretch U of ``F = R U``. F is the least-squares gradient of the nodes that the Gaussian is bound to; in directions
-that they do not span, as across a surface, it is rigid. What the field's own scales have grown already is not added again.
-Source: the polar decomposition; for Gaussians, Sigma' = F Sigma F^T of PhysGaussian, arXiv 2311.12198.
+A Gaussian that is moved rigidly keeps its size, so that a surface that grows longer falls apart into dots. Here its
+covariance follows the deformation gradient F, in the plane of its two longer axes: ``Sigma' = R U Sigma U R^T`` with the
+blended rotation R and the right stretch U of ``F = R U``. F is the least-squares gradient of the nodes that the Gaussian is
+bound to; in directions that they do not span, as across a surface, it is rigid. What the field's own scales have grown already
+is not added again. Source: the polar decomposition; for Gaussians, Sigma' = F Sigma F^T of PhysGaussian, arXiv 2311.12198.
 """
 
 from __future__ import annotations
