@@ -40,15 +40,17 @@ REFINEMENT_TIME = Annealed(0.6, 0.4)
 
 #: Parts that can be left out: what tells depth of motion and unseen sides in our presets; ``paper`` does not have it.
 PARTS = ("motion-prior",)
+#: Parts that can be added: colours that change over time, and opacities, so that parts appear and vanish.
+MORE = ("appearance", "presence")
 
 
 def settings(choice: Choice) -> MethodConfig:
     """A preset as plain data."""
-    return preset(choice.preset, choice.role("prior"), choice.without)
+    return over_time(preset(choice.preset, choice.role("prior"), choice.without), choice.plus)
 
 
 @method(
-    "pla4d", title="PLA4D", source="arXiv 2405.19957", settings=settings, roles=(PRIOR,), without=PARTS,
+    "pla4d", title="PLA4D", source="arXiv 2405.19957", settings=settings, roles=(PRIOR,), without=PARTS, plus=MORE,
     summary="the video's first frame and the object, then the motion, pixel by pixel; a prior for the sides unseen",
 )  # fmt: skip
 def plan(run: MethodRun) -> Scene4D:
@@ -161,6 +163,15 @@ def _draft(more: tuple[Objective, ...]) -> MethodConfig:
     )
 
 
+def over_time(config: MethodConfig, plus: Collection[str]) -> MethodConfig:
+    """The configuration with colours and opacities that change over time, of :data:`MORE`; its motion is by control nodes."""
+    added = {name: True for name, part in (("color", "appearance"), ("opacity", "presence")) if part in plus}
+    if not added:
+        return config
+    fields = {**config.motion.fields, "control-nodes": {**config.motion.fields.get("control-nodes", {}), **added}}
+    return replace(config, motion=replace(config.motion, field="control-nodes", fields=fields))
+
+
 _OURS = {"standard": _standard, "draft": _draft}
 
 
@@ -171,7 +182,7 @@ def settings_v4(choice: Choice) -> MethodConfig:
 
 @method(
     "pla4d-v4", title="PLA4D, later version", source="arXiv 2405.19957", settings=settings_v4, roles=(PRIOR,), without=PARTS,
-    object_a_frame=True, summary="pla4d with a focal length, and perhaps an object, for each frame",
+    plus=MORE, object_a_frame=True, summary="pla4d with a focal length, and perhaps an object, for each frame",
 )  # fmt: skip
 def plan_v4(run: MethodRun) -> Scene4D:
     """PLA4D's stages with a focal length for each frame."""
