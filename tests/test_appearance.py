@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 import trimesh
 from torch import Tensor
 
@@ -45,8 +46,8 @@ def ball() -> Mesh:
     return painted(Mesh(vertices, torch.from_numpy(solid.faces.copy()).long()), RED)
 
 
-def filmed(meshes: list[Mesh]) -> DrivingVideo:
-    drawn = [render_mesh(mesh, FRONT.cropped(CROP, SIZE)) for mesh in meshes]
+def filmed(meshes: list[Mesh], size: int = SIZE) -> DrivingVideo:
+    drawn = [render_mesh(mesh, FRONT.cropped(CROP, size)) for mesh in meshes]
     frames, masks = torch.cat([d.color for d in drawn]), torch.cat([d.alpha for d in drawn])
     return DrivingVideo(frames, masks, 8.0, CROP)
 
@@ -55,7 +56,7 @@ def followed(ball: Mesh, skin: Gaussians, video: DrivingVideo, **options: Any) -
     field = ControlNodes.on_surface(skin, FRAMES, mesh=ball, nodes=60, **options)
     terms = [ReferenceViewLoss(weight=constant(3.0), mask=0.33, perceptual=0.0)]
     inputs = Inputs(video=video, taus=frame_times(FRAMES), fronts=[FRONT])
-    schedule = Schedule(steps=70, resolutions=((1.0, SIZE),), background="random", smoothing=0.125, lr=4.0)
+    schedule = Schedule(steps=80, resolutions=((1.0, SIZE),), background="random", smoothing=0.02, lr=5.0, lr_final=0.05)
     state = run_fit("motion", FitState(skin, field), terms, schedule, inputs)
     return Scene4D(state.gaussians, state.field, frames=FRAMES, surface=ball)
 
@@ -67,7 +68,7 @@ def seen(scene: Scene4D, tau: float) -> Tensor:
 
 
 def test_colours_change_over_time_where_asked(ball: Mesh) -> None:
-    skin = gaussians_on_mesh(ball, 800)[0]
+    skin = gaussians_on_mesh(ball, 600)[0]
     shares = torch.linspace(0, 1, FRAMES)
     video = filmed([painted(ball, torch.lerp(RED, BLUE, t)) for t in shares])
     with_it, without = (followed(ball, skin, video, color=color) for color in (True, False))
@@ -82,12 +83,12 @@ def test_colours_change_over_time_where_asked(ball: Mesh) -> None:
 
 
 def test_parts_vanish_where_asked(ball: Mesh) -> None:
-    skin = gaussians_on_mesh(ball, 800)[0]
+    skin = gaussians_on_mesh(ball, 600)[0]
     video = filmed([ball] * FRAMES)
     masks = video.masks.clone()
     masks[2:, :, : SIZE // 2] = 0  # the left half is gone in the last three frames
     scene = followed(ball, skin, replace(video, masks=masks), opacity=True)
-    left, right = slice(13, 19), slice(29, 35)
+    left, right = slice(13, 17), slice(29, 35)
     rows = slice(SIZE // 2 - 4, SIZE // 2 + 4)
     alpha = seen(scene, 1.0)[..., 3]
     assert float(alpha[rows, left].mean()) < 0.3 and float(alpha[rows, right].mean()) > 0.9
@@ -105,7 +106,7 @@ def test_later_frames_reveal_what_the_first_hides(ball: Mesh) -> None:
     behind = ball.vertices[:, 2] < 0
     true = painted(ball, torch.where(behind[:, None], BLUE, RED))
     angles = torch.linspace(0, 120, FRAMES)
-    video = filmed([turned(true, float(a)) for a in angles])
+    video = filmed([turned(true, float(a)) for a in angles], 128)
     skin = gaussians_on_mesh(ball, 1500)[0]
     field = ControlNodes.on_surface(skin, FRAMES, mesh=ball, nodes=80)
     with torch.no_grad():
@@ -114,14 +115,16 @@ def test_later_frames_reveal_what_the_first_hides(ball: Mesh) -> None:
             field.translations[t] = turned(Mesh(field.node_positions, ball.faces), float(a)).vertices - field.node_positions
     scene = Scene4D(skin, field, frames=FRAMES)
     made = revealed(scene, video, [FRONT])
-    x, z = skin.means[:, 0], skin.means[:, 2]
-    # Turned towards the camera from the left (-X), which was at the side and behind.
-    came = (z < -0.1) & (x < -0.2)
-    error = (made.gaussians.colors - BLUE).abs().amax(-1)
-    assert float((error[came] < 0.1).float().mean()) > 0.9
-    front, never = z > 0.1, (z < -0.1) & (x > 0.25)
+    # How squarely each part faces the camera in each frame.
+    places = torch.stack([turned(Mesh(skin.means, ball.faces), float(a)).vertices for a in angles])
+    facing = (F.normalize(places, dim=-1) * F.normalize(torch.tensor([0.0, 0.0, 2.0]) - places, dim=-1)).sum(-1)
+    often = (facing[1:] > 0.5).sum(0)
+    came, front, never = (facing[0] < 0) & (often >= 2) & (skin.means[:, 2].abs() > 0.08), facing[0] > 0.2, (facing[1:] < 0.3).all(0) & (facing[0] < 0)
+    true_colors = torch.where(skin.means[:, 2:] < 0, BLUE, RED)
+    error = (made.gaussians.colors - true_colors).abs().amax(-1)
+    assert int(came.sum()) > 60 and float((error[came] < 0.1).float().mean()) > 0.95
     for kept in (front, never):
-        assert torch.equal(made.gaussians.sh[kept], skin.sh[kept])
+        assert int(kept.sum()) > 100 and torch.equal(made.gaussians.sh[kept], skin.sh[kept])
     assert torch.equal(made.gaussians.means, skin.means)
 
 
