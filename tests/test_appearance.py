@@ -119,7 +119,11 @@ def test_later_frames_reveal_what_the_first_hides(ball: Mesh) -> None:
     places = torch.stack([turned(Mesh(skin.means, ball.faces), float(a)).vertices for a in angles])
     facing = (F.normalize(places, dim=-1) * F.normalize(torch.tensor([0.0, 0.0, 2.0]) - places, dim=-1)).sum(-1)
     often = (facing[1:] > 0.5).sum(0)
-    came, front, never = (facing[0] < 0) & (often >= 2) & (skin.means[:, 2].abs() > 0.08), facing[0] > 0.2, (facing[1:] < 0.3).all(0) & (facing[0] < 0)
+    came, front, never = (
+        (facing[0] < 0) & (often >= 2) & (skin.means[:, 2].abs() > 0.08),
+        facing[0] > 0.2,
+        (facing[1:] < 0.3).all(0) & (facing[0] < 0),
+    )
     true_colors = torch.where(skin.means[:, 2:] < 0, BLUE, RED)
     error = (made.gaussians.colors - true_colors).abs().amax(-1)
     assert int(came.sum()) > 60 and float((error[came] < 0.1).float().mean()) > 0.95

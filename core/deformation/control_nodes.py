@@ -223,7 +223,11 @@ class ControlNodes(DeformationField):
                 keyed = self._motion(tau, self.colors)
                 added = fused.deform(blank, self.bind_index, self.bind_weight, bound, self.node_positions, keyed).log_scales
                 made = replace(made, sh=_tinted(gaussians.sh, added))
-            return self._stretched(made, gaussians, motion[0])
+            if self.stretch:
+                own = made.log_scales - gaussians.log_scales
+                quats, more = stretched(made.quats, own, self._planes_of(gaussians), motion[0])
+                made = replace(made, quats=quats, log_scales=made.log_scales + more)
+            return made
         weights = self.key_weights(tau)
         batch, nodes = len(tau), len(self.node_positions)
         positions = self.node_positions + self._keyed(self.translations, weights)
@@ -247,36 +251,33 @@ class ControlNodes(DeformationField):
             _Blend.apply(x.movedim(0, 1).reshape(nodes, -1), *plain).reshape(-1, batch, x.shape[-1]).movedim(1, 0)
             for x in others
         ]
-        made = Gaussians(
+        rest_quats, grown = gaussians.quats, blended[1]
+        if self.stretch:
+            rest_quats, more = stretched(gaussians.quats, grown, self._planes_of(gaussians), positions)
+            grown = grown + more
+        return Gaussians(
             means=moved.reshape(-1, batch, 3).movedim(1, 0),
-            quats=quaternion_multiply(F.normalize(blended[0], dim=-1), gaussians.quats),
-            log_scales=gaussians.log_scales + blended[1],
+            quats=quaternion_multiply(F.normalize(blended[0], dim=-1), rest_quats),
+            log_scales=gaussians.log_scales + grown,
             opacity_logits=(
                 gaussians.opacity_logits.expand(batch, -1)
                 if self.opacity_logits is None
                 else gaussians.opacity_logits + blended[2][..., 0]
             ),
-            sh=(
-                gaussians.sh.expand(batch, *gaussians.sh.shape)
-                if self.colors is None
-                else _tinted(gaussians.sh, blended[-1])
-            ),
+            sh=(gaussians.sh.expand(batch, *gaussians.sh.shape) if self.colors is None else _tinted(gaussians.sh, blended[-1])),
         )
-        return self._stretched(made, gaussians, positions)
 
     def stretching(self) -> ControlNodes:
         field = ControlNodes(**{**self.arguments, "stretch": True}).to(self.pairs.device)
         field.load_state_dict(self.state_dict())
         return field
 
-    def _stretched(self, moved: Gaussians, rest: Gaussians, positions: Tensor) -> Gaussians:  # (B, N, ...), .., (B, M, 3)
-        if not self.stretch:
-            return moved
+    def _planes_of(self, rest: Gaussians) -> Planes:  # (N, ...)
         key = [(t.data_ptr(), t._version, t.device) for t in (rest.quats, rest.log_scales)]
         if self._planes is None or self._planes[0] != key:
             rest = rest.detach()  # held, so that its address stays its own
             self._planes = key, Planes.of(rest, self.bind_index, self.bind_weight, self.node_positions), rest
-        return stretched(moved, self._planes[1], positions)
+        return self._planes[1]
 
     def _motion(self, tau: Tensor, scales: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """All that the nodes do at given times, by the graphics card's own kernels.

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cameras import quaternion_multiply, quaternion_to_matrix
+from ..cameras import quaternion_to_matrix
 from ..gaussians import Gaussians
 
 #: The largest and the smallest factor on a standard deviation: what tears is not smeared over the gap.
@@ -35,18 +35,16 @@ class Planes:
     Args:
         index: nodes that the Gaussian is bound to, (N, K) int64.
         share: c_kj, of node k in the image of axis j, (N, K, 2); those of an axis add up to 0.
-        metric: of the images at rest, its entries 00, 01 and 11, (N, 3): the identity but for directions that are not spanned.
-        log_scales: (N, 3).
-        pair: numbers of the two axes, (N, 2) int64, right-handed with the one across.
-        across: number of the axis across, (N,) int64.
+        metric: of the images at rest, its entries 00, 01 and 11, (3, 1, N): the identity but for directions that are not spanned.
+        variances: along the axes, (2, N).
+        across_is: whether the axis across is x, y or z, (3, N), 1 or 0; the others follow it in cyclic order.
     """
 
     index: Tensor
     share: Tensor
     metric: Tensor
-    log_scales: Tensor
-    pair: Tensor
-    across: Tensor
+    variances: Tensor
+    across_is: Tensor
 
     @classmethod
     @torch.no_grad()
@@ -68,55 +66,76 @@ class Planes:
         across = gaussians.log_scales.argmin(-1)
         pair = torch.stack([(across + 1) % 3, (across + 2) % 3], -1)
         axes = quaternion_to_matrix(F.normalize(gaussians.quats, dim=-1)).gather(-1, pair[:, None].expand(-1, 3, -1))
-        planes = cls(index, weight * offset @ inverse @ axes, offset[:, 0], gaussians.log_scales.detach(), pair, across)
-        return replace(planes, metric=planes.metric_of(nodes[None])[0])
+        variances = (2 * gaussians.log_scales.gather(-1, pair)).exp().T.contiguous()
+        planes = cls(index, weight * offset @ inverse @ axes, offset, variances, F.one_hot(across, 3).T.to(spread))
+        return replace(planes, metric=planes.metric_of(nodes[None]))
 
-    def metric_of(self, nodes: Tensor) -> Tensor:  # (B, M, 3) -> (B, N, 3)
-        """Of the axes' images, where the nodes are moved."""
-        first = nodes[:, self.index[:, 0]]  # as the origin, which loses fewer digits
+    def metric_of(self, nodes: Tensor) -> Tensor:  # (B, M, 3) -> (3, B, N)
+        """Of the axes' images, where the nodes are moved: its entries 00, 01 and 11."""
+        places = nodes.permute(2, 0, 1).contiguous()  # coordinates first: sums over the last of three are slow
+        first = places[:, :, self.index[:, 0]]  # as the origin, which loses fewer digits
         a, b = torch.zeros_like(first), torch.zeros_like(first)
         for k in range(1, self.index.shape[1]):
-            edge = nodes[:, self.index[:, k]] - first
-            a, b = a + self.share[:, k, :1] * edge, b + self.share[:, k, 1:] * edge
-        return torch.stack([(a * a).sum(-1), (a * b).sum(-1), (b * b).sum(-1)], -1)
+            edge = places[:, :, self.index[:, k]] - first
+            a.addcmul_(self.share[:, k, 0], edge)
+            b.addcmul_(self.share[:, k, 1], edge)
+        return torch.stack([_dot(a, a), _dot(a, b), _dot(b, b)])
 
 
-def stretch(planes: Planes, nodes: Tensor) -> tuple[Tensor, Tensor]:  # (B, M, 3) -> (B, N), (B, N, 2)
+def _dot(a: Tensor, b: Tensor) -> Tensor:  # (3, ...), (3, ...)
+    return torch.addcmul(torch.addcmul(a[0] * b[0], a[1], b[1]), a[2], b[2])
+
+
+@torch.no_grad()
+def stretch(planes: Planes, nodes: Tensor) -> tuple[Tensor, Tensor]:  # (B, M, 3) -> (B, N), (2, B, N)
     """How each Gaussian's axes turn in their plane, at most 45 degrees, in radians; and the logarithms of the factors on them.
 
     Args:
         nodes: where they are moved.
     """
     change = planes.metric_of(nodes) - planes.metric
-    rigid = change.abs().amax(-1) < RIGID
-    p, q, r = change.unbind(-1)
+    p, q, r = change.unbind()
+    rigid = torch.maximum(torch.maximum(p.abs(), q.abs()), r.abs()) < RIGID
     p, r = p + 1, r + 1
     # The root of U^2 = (p q; q r), by Cayley and Hamilton.
     det = (p * r - q * q).clamp_min(SMALLEST**4).sqrt()
     scale = (p + r + 2 * det).clamp_min(SMALLEST**2).rsqrt()
     a, b, d = (p + det) * scale, q * scale, (r + det) * scale
-    s, t = (2 * planes.log_scales.gather(-1, planes.pair)).exp().unbind(-1)
+    s, t = planes.variances
     # U diag(s, t) U and its axes: those nearer to the old ones keep their places.
     x, y, z = a * a * s + b * b * t, b * (a * s + d * t), b * b * s + d * d * t
     sign = torch.where(x < z, -1.0, 1.0)
     angle = sign * torch.atan2(2 * y, (x - z).abs()) / 2
     half, reach = (x + z) / 2, sign * ((x - z).square() / 4 + y * y).sqrt()
-    factors = torch.stack([(half + reach) / s, (half - reach) / t], -1)
+    factors = torch.stack([(half + reach) / s, (half - reach) / t])
     grown = factors.clamp(SMALLEST**2, LARGEST**2).log() / 2
-    return angle.masked_fill(rigid, 0.0), grown.masked_fill(rigid[..., None], 0.0)
+    return angle.masked_fill(rigid, 0.0), grown.masked_fill(rigid, 0.0)
 
 
 def stretched(
-    moved: Gaussians,  # (B, N, ...)
+    quats: Tensor,  # (N, 4) or (B, N, 4) wxyz
+    own: Tensor,  # (B, N, 3), what the field adds to the log scales
     planes: Planes,
     nodes: Tensor,  # (B, M, 3)
-) -> Gaussians:
-    """Moved Gaussians whose covariances follow the surface. The stretch has no gradient of its own."""
-    with torch.no_grad():
-        angle, grown = stretch(planes, nodes)
-        axes = torch.eye(3, device=angle.device)
-        turn = torch.cat([(angle / 2).cos()[..., None], (angle / 2).sin()[..., None] * axes[planes.across]], -1)
-        wanted = (grown[..., None] * axes[planes.pair]).sum(-2)  # (B, N, 3)
-        own = moved.log_scales - planes.log_scales
-        more = torch.where(wanted > 0, (wanted - own.clamp_min(0)).clamp_min(0), (wanted - own.clamp_max(0)).clamp_max(0))
-    return replace(moved, quats=quaternion_multiply(moved.quats, turn), log_scales=moved.log_scales + more)
+) -> tuple[Tensor, Tensor]:  # (B, N, 4), (B, N, 3)
+    """Rotations turned in their planes, and what is added to the log scales, so that covariances follow the surface.
+
+    The stretch has no gradient of its own.
+    """
+    angle, grown = stretch(planes, nodes.detach())
+    own = own.detach()
+    cos, sin = (angle / 2).cos(), (angle / 2).sin()
+    w, x, y, z = quats.unbind(-1)
+    # The product with (cos, sin e) where e is one of the axes.
+    a, b, c = planes.across_is  # (N,) each
+    turned = torch.stack(
+        [
+            w * cos - (x * a + y * b + z * c) * sin, x * cos + (w * a + y * c - z * b) * sin,
+            y * cos + (w * b + z * a - x * c) * sin, z * cos + (w * c + x * b - y * a) * sin,
+        ],
+        -1,
+    )  # fmt: skip
+    # The axis after the one across comes first.
+    wanted = torch.stack([c * grown[0] + b * grown[1], a * grown[0] + c * grown[1], b * grown[0] + a * grown[1]], -1)
+    more = torch.where(wanted > 0, (wanted - own.clamp_min(0)).clamp_min(0), (wanted - own.clamp_max(0)).clamp_max(0))
+    return turned, more

@@ -43,12 +43,14 @@ _BENEATH, _ACROSS = 0.9, 0.35
 _ROOM = 3.0
 #: Logit of its least opacity.
 _OPAQUE = 4.6
+#: How much more than needed is taken out of a layer that shows, and the share of it below which it is not worth having.
+_SPARE, _LEFT = 1.5, 0.3
 #: Moments of the clip, and views, that say how much shows through.
 _MOMENTS, _VIEWS = 4, 6
 #: Neighbours among which the opposite side is looked for.
 _NEAR = 48
 #: Name of the stage in progress, its steps, and how often it draws the object at the moments above, for an estimate.
-STAGE, STEPS, DRAWN = "close the surface", 3, 4
+STAGE, STEPS, DRAWN = "close the surface", 2, 4
 
 
 @torch.no_grad()
@@ -59,10 +61,7 @@ def closed(
     backend: str = "auto",
     progress: Progress | None = None,
 ) -> Scene4D:
-    """The scene with a surface that hides what is behind it: it stays closed where it stretches, and has a second layer.
-
-    Covariances follow the surface (:mod:`..deformation.stretch`), then :func:`backed`; each only as far as the driving view
-    gets no worse than :data:`ALLOWED`.
+    """:func:`backed`, with progress.
 
     Args:
         video: the driving video, on the scene's device; None = the driving view is not compared.
@@ -77,14 +76,8 @@ def closed(
     if not _has_surface(scene):
         return scene
     report(1)
-    field = None if scene.field is None else scene.field.stretching()
-    if field is not scene.field:
-        following = replace(scene, field=field)
-        if video is None or _error(following, video, fronts, backend) <= ALLOWED * _error(scene, video, fronts, backend):
-            scene = following
-    report(2)
     scene = backed(scene, video, fronts, backend)
-    report(3)
+    report(2)
     return scene
 
 
@@ -104,8 +97,8 @@ def backed(
     """The scene, with a second layer where more than :data:`MOST` of the light comes from behind the surface.
 
     The layer moves with the first; each of its Gaussians lies beneath one of the first, away from where that one is seen from,
-    and has its colour. Without a mesh that says where the surface is, the scene as it is; so too where the layer would show:
-    under few and wide discs it sticks out, and the driving view gets worse than :data:`ALLOWED`.
+    and has its colour. Without a mesh that says where the surface is, the scene as it is. Where the layer would show in the
+    driving view, those of its Gaussians that do are left out, or all are narrower: the view gets no worse than :data:`ALLOWED`.
 
     Args:
         video: the driving video, on the scene's device; None = the driving view is not compared.
@@ -124,8 +117,6 @@ def backed(
     index = (seen & (sheet | (across > _ROOM * width))).nonzero().flatten()
     own = first.select(index)
     flat = torch.arange(3, device=index.device) != own.log_scales.argmin(-1, keepdim=True)
-    every = torch.cat([torch.arange(len(first), device=index.device), index])
-    field = None if scene.field is None else scene.field.select(every)
     worst = math.inf if video is None else ALLOWED * _error(scene, video, fronts, backend)
     for wider in _WIDER:
         layer = replace(
@@ -134,9 +125,12 @@ def backed(
             log_scales=own.log_scales + math.log(wider) * flat,
             opacity_logits=own.opacity_logits.clamp_min(_OPAQUE),
         )
-        meta = {**scene.meta, "backed": [len(first), len(every)]}
-        made = replace(scene, gaussians=Gaussians.cat([first, layer]), field=field, meta=meta)
-        if video is None or _error(made, video, fronts, backend) <= worst:
+        made = _with_layer(scene, layer, index)
+        if video is not None and (error := _error(made, video, fronts, backend)) > worst:
+            keep = _inconspicuous(made, len(first), error - worst, video, fronts, backend)
+            layer = layer.select(keep)
+            made = _with_layer(scene, layer, index[keep])
+        if video is None or (len(layer) > _LEFT * len(index) and _error(made, video, fronts, backend) <= worst):
             log.info(
                 "the far side shows through by %.1f %%: %d Gaussians more beneath the surface, now %.1f %%",
                 100 * share, len(layer), 100 * share_through(made, backend=backend),
@@ -144,6 +138,37 @@ def backed(
             return made
     log.info("the far side shows through by %.1f %%; more Gaussians would close the surface", 100 * share)
     return scene
+
+
+def _with_layer(scene: Scene4D, layer: Gaussians, index: Tensor) -> Scene4D:
+    """The scene with more Gaussians that move like those of it that ``index`` names."""
+    first = scene.gaussians
+    every = torch.cat([torch.arange(len(first), device=index.device), index])
+    field = None if scene.field is None else scene.field.select(every)
+    meta = {**scene.meta, "backed": [len(first), len(every)]}
+    return replace(scene, gaussians=Gaussians.cat([first, layer]), field=field, meta=meta)
+
+
+def _inconspicuous(
+    scene: Scene4D, first: int, excess: float, video: DrivingVideo, fronts: Sequence[FrontCamera], backend: str
+) -> Tensor:
+    """Indices of the Gaussians behind the first ones that can stay, so that the driving view's error falls by an excess.
+
+    Without one of opacity o, the error falls by about o dE / do; those that cost most are left out, with some to spare.
+    """
+    logits = scene.gaussians.opacity_logits.clone().requires_grad_()
+    with torch.enable_grad():
+        for t in range(scene.frames):
+            part = replace(scene, gaussians=replace(scene.gaussians, opacity_logits=logits))
+            _frame_error(part, video, fronts, backend, t).backward()
+    assert logits.grad is not None
+    cost = (logits.grad / (1 - logits.sigmoid()).clamp_min(1e-3))[first:]  # dE / dlogit = o (1 - o) dE / do
+    order = cost.argsort(descending=True, stable=True)
+    saved = cost[order].clamp_min(0).cumsum(0)
+    drop = order[: int((saved < _SPARE * excess).sum()) + 1]
+    keep = torch.ones_like(cost, dtype=torch.bool)
+    keep[drop] = False
+    return keep.nonzero().flatten()
 
 
 def _has_surface(scene: Scene4D) -> bool:
@@ -170,13 +195,17 @@ def _portrait(scene: Scene4D, backend: str) -> Tensor:
 
 
 def _error(scene: Scene4D, video: DrivingVideo, fronts: Sequence[FrontCamera], backend: str) -> float:
-    """Mean squared error of the driving view, on white."""
-    white, total = torch.ones(3, device=scene.gaussians.device), 0.0
-    for t, truth in enumerate(video.composited()):
-        camera = fronts[t if len(fronts) > 1 else 0].cropped(video.crop, video.resolution).to(white)
-        drawn = rasterize(scene.at(float(scene.taus[t])), camera, white, backend=backend).color
-        total += float((drawn.reshape(truth.shape) - truth).square().mean())
-    return total
+    """Mean squared error of the driving view, on white, summed over frames."""
+    return sum(float(_frame_error(scene, video, fronts, backend, t)) for t in range(scene.frames))
+
+
+def _frame_error(scene: Scene4D, video: DrivingVideo, fronts: Sequence[FrontCamera], backend: str, frame: int) -> Tensor:
+    white = torch.ones(3, device=scene.gaussians.device)
+    mask = video.masks[frame, ..., None]
+    truth = video.frames[frame] * mask + 1 - mask
+    camera = fronts[frame if len(fronts) > 1 else 0].cropped(video.crop, video.resolution).to(white)
+    drawn = rasterize(scene.at(float(scene.taus[frame])), camera, white, backend=backend).color
+    return (drawn.reshape(truth.shape) - truth).square().mean()
 
 
 @torch.no_grad()

@@ -48,7 +48,11 @@ def revealed(scene: Scene4D, video: DrivingVideo, fronts: Sequence[FrontCamera],
     margin = DEPTH * float((high - low).amax())
     # A pixel at an outline is half of what lies behind it.
     inside = 1 - F.max_pool2d(1 - video.masks[:, None], 3, 1, 1)[:, 0]
-    total, square, weight = first.means.new_zeros(len(first), 3), first.means.new_zeros(len(first), 3), first.means.new_zeros(len(first))
+    total, square, weight = (
+        first.means.new_zeros(len(first), 3),
+        first.means.new_zeros(len(first), 3),
+        first.means.new_zeros(len(first)),
+    )
     count = torch.zeros(len(first), dtype=torch.long, device=first.device)
     hidden = torch.ones(len(first), dtype=torch.bool, device=first.device)
     for t in range(scene.frames):

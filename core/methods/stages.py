@@ -495,6 +495,9 @@ def fit_motion(
     for stage, part in motion_passes(config, scene.frames):
         stage = label + stage
         path = None if checkpoint is None else _with_stage(checkpoint, stage)
+        if part.schedule is config.fine and state.field is not None:
+            # At full size covariances follow the surface; in the coarse passes that would cost more than a tenth of a step.
+            state = replace(state, field=state.field.stretching())
         state = run_fit(
             stage,
             state,
