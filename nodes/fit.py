@@ -316,6 +316,7 @@ class Anchor4DMotionAlignment(io.ComfyNode):
                 cost = fitting.estimate(video, still, config, mesh=mesh, fronts=cameras, backend=renderer)
                 moving = stages.fit_motion(
                     video, still, config, mesh=mesh, fronts=cameras, seed=seed, backend=renderer,
+                    reveal=alignment is not None and bool(alignment.report.get("coloured")),
                     progress=host.Report(note=cost).fit, checkpoint=path,
                 )  # fmt: skip
             moving = fitting.finished(moving)

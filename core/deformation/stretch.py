@@ -35,7 +35,8 @@ class Planes:
     Args:
         index: nodes that the Gaussian is bound to, (N, K) int64.
         share: c_kj, of node k in the image of axis j, (N, K, 2); those of an axis add up to 0.
-        metric: of the images at rest, its entries 00, 01 and 11, (3, 1, N): the identity but for directions that are not spanned.
+        metric: of the images at rest, its entries 00, 01 and 11, (3, 1, N): the identity but for
+            directions that are not spanned.
         variances: along the axes, (2, N).
         across_is: whether the axis across is x, y or z, (3, N), 1 or 0; the others follow it in cyclic order.
     """

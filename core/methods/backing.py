@@ -34,17 +34,16 @@ log = logging.getLogger(__name__)
 MOST = 0.01
 #: The mean squared error of the driving view may grow by this factor, a tenth of a decibel, for sides that hold.
 ALLOWED = 10**0.01
-#: A disc of the second layer is wider than its own of the first by the first of these factors that the driving view allows: few
-#: and wide discs would stick out ...
-_WIDER = (1.3, 1.1)
+#: A disc of the second layer is wider than its own of the first by this factor ...
+_WIDER = 1.3
 #: ... and lies beneath it by this share of its width, but no deeper than this share of the way to the opposite side.
 _BENEATH, _ACROSS = 0.9, 0.35
 #: Where the opposite side is nearer than this many widths, a disc beneath would stick out: there is none.
 _ROOM = 3.0
 #: Logit of its least opacity.
 _OPAQUE = 4.6
-#: How much more than needed is taken out of a layer that shows, and the share of it below which it is not worth having.
-_SPARE, _LEFT = 1.5, 0.3
+#: How often Gaussians are taken out of a layer that shows, and the share of it below which it is not worth having.
+_ROUNDS, _LEFT = 4, 0.3
 #: Moments of the clip, and views, that say how much shows through.
 _MOMENTS, _VIEWS = 4, 6
 #: Neighbours among which the opposite side is looked for.
@@ -98,7 +97,7 @@ def backed(
 
     The layer moves with the first; each of its Gaussians lies beneath one of the first, away from where that one is seen from,
     and has its colour. Without a mesh that says where the surface is, the scene as it is. Where the layer would show in the
-    driving view, those of its Gaussians that do are left out, or all are narrower: the view gets no worse than :data:`ALLOWED`.
+    driving view, those of its Gaussians that do are left out: the view gets no worse than :data:`ALLOWED`.
 
     Args:
         video: the driving video, on the scene's device; None = the driving view is not compared.
@@ -117,25 +116,29 @@ def backed(
     index = (seen & (sheet | (across > _ROOM * width))).nonzero().flatten()
     own = first.select(index)
     flat = torch.arange(3, device=index.device) != own.log_scales.argmin(-1, keepdim=True)
-    worst = math.inf if video is None else ALLOWED * _error(scene, video, fronts, backend)
-    for wider in _WIDER:
-        layer = replace(
-            own,
-            means=own.means + (inward * depth[:, None])[index],
-            log_scales=own.log_scales + math.log(wider) * flat,
-            opacity_logits=own.opacity_logits.clamp_min(_OPAQUE),
-        )
-        made = _with_layer(scene, layer, index)
-        if video is not None and (error := _error(made, video, fronts, backend)) > worst:
-            keep = _inconspicuous(made, len(first), error - worst, video, fronts, backend)
-            layer = layer.select(keep)
-            made = _with_layer(scene, layer, index[keep])
-        if video is None or (len(layer) > _LEFT * len(index) and _error(made, video, fronts, backend) <= worst):
-            log.info(
-                "the far side shows through by %.1f %%: %d Gaussians more beneath the surface, now %.1f %%",
-                100 * share, len(layer), 100 * share_through(made, backend=backend),
-            )  # fmt: skip
-            return made
+    layer = replace(
+        own,
+        means=own.means + (inward * depth[:, None])[index],
+        log_scales=own.log_scales + math.log(_WIDER) * flat,
+        opacity_logits=own.opacity_logits.clamp_min(_OPAQUE),
+    )
+    made, left, shows = _with_layer(scene, layer, index), index, False
+    if video is not None:
+        worst = ALLOWED * driving_error(scene, video, fronts, backend)
+        for round in range(_ROUNDS + 1):
+            excess = driving_error(made, video, fronts, backend) - worst
+            shows = excess > 0
+            if not shows or round == _ROUNDS:
+                break
+            keep = _inconspicuous(made, len(first), excess, video, fronts, backend)
+            layer, left = layer.select(keep), left[keep]
+            made = _with_layer(scene, layer, left)
+    if not shows and len(left) > _LEFT * len(index):
+        log.info(
+            "the far side shows through by %.1f %%: %d Gaussians more beneath the surface, now %.1f %%",
+            100 * share, len(layer), 100 * share_through(made, backend=backend),
+        )  # fmt: skip
+        return made
     log.info("the far side shows through by %.1f %%; more Gaussians would close the surface", 100 * share)
     return scene
 
@@ -154,18 +157,21 @@ def _inconspicuous(
 ) -> Tensor:
     """Indices of the Gaussians behind the first ones that can stay, so that the driving view's error falls by an excess.
 
-    Without one of opacity o, the error falls by about o dE / do; those that cost most are left out, with some to spare.
+    Without one, the error falls by about dE / do with all of them half transparent: those that lie over each other cost together
+    what none of them costs alone. Those that cost most are left out, at most half.
     """
-    logits = scene.gaussians.opacity_logits.clone().requires_grad_()
+    logits = scene.gaussians.opacity_logits.clone()
+    logits[first:] = 0.0
+    logits.requires_grad_()
     with torch.enable_grad():
         for t in range(scene.frames):
             part = replace(scene, gaussians=replace(scene.gaussians, opacity_logits=logits))
             _frame_error(part, video, fronts, backend, t).backward()
     assert logits.grad is not None
-    cost = (logits.grad / (1 - logits.sigmoid()).clamp_min(1e-3))[first:]  # dE / dlogit = o (1 - o) dE / do
+    cost = 4 * logits.grad[first:]  # dE / dlogit = o (1 - o) dE / do
     order = cost.argsort(descending=True, stable=True)
     saved = cost[order].clamp_min(0).cumsum(0)
-    drop = order[: int((saved < _SPARE * excess).sum()) + 1]
+    drop = order[: min(int((saved < excess).sum()) + 1, len(order) // 2)]
     keep = torch.ones_like(cost, dtype=torch.bool)
     keep[drop] = False
     return keep.nonzero().flatten()
@@ -194,9 +200,9 @@ def _portrait(scene: Scene4D, backend: str) -> Tensor:
     return rasterize(scene.at(1.0), camera.to(white), white, backend=backend).color[0].clamp(0, 1)
 
 
-def _error(scene: Scene4D, video: DrivingVideo, fronts: Sequence[FrontCamera], backend: str) -> float:
+def driving_error(scene: Scene4D, video: DrivingVideo, fronts: Sequence[FrontCamera], backend: str) -> float:
     """Mean squared error of the driving view, on white, summed over frames."""
-    return sum(float(_frame_error(scene, video, fronts, backend, t)) for t in range(scene.frames))
+    return sum(float(_framedriving_error(scene, video, fronts, backend, t)) for t in range(scene.frames))
 
 
 def _frame_error(scene: Scene4D, video: DrivingVideo, fronts: Sequence[FrontCamera], backend: str, frame: int) -> Tensor:

@@ -42,6 +42,7 @@ from ..scene.scene import Scene4D
 from ..video import DrivingVideo, looks_looping
 from .backing import bare, closed, seconds_to_close
 from .caution import certainty, certainty_line
+from .reveal import revealed
 
 log = logging.getLogger(__name__)
 
@@ -453,6 +454,7 @@ def fit_motion(
     field: DeformationField | None = None,
     window: tuple[float, float] = (0.0, 1.0),
     label: str = "",
+    reveal: bool = False,
     seed: int = 0,
     backend: str = "auto",
     progress: Progress | None = None,
@@ -470,6 +472,8 @@ def fit_motion(
         field: to train instead of one that the configuration makes.
         window: the part of the clip, of [0, 1], whose frames the objectives see.
         label: put before the stages' names.
+        reveal: what the first frame hides takes the colours in which later frames show it (:mod:`.reveal`), for an object whose
+            colours there are a guess.
         identity: of all inputs, where the caller knows it; else their content is theirs.
 
     Returns:
@@ -521,6 +525,8 @@ def fit_motion(
     if (sure := certainty(made, video, inputs.fronts, prior, backend)) is not None:
         made = replace(made, meta={**made.meta, "certainty": sure.report()})
         log.info("%s", certainty_line(made.meta["certainty"]))
+    if reveal:
+        made = revealed(made, video, inputs.fronts, backend)
     return closed(made, video, inputs.fronts, backend, progress)
 
 
