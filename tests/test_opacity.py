@@ -16,7 +16,16 @@ from anchor4d.core.deformation import ControlNodes
 from anchor4d.core.gaussians import Gaussians, neighbour_distances
 from anchor4d.core.mesh import Mesh, sample_evenly, sample_surface
 from anchor4d.core.methods.backing import (
-    ALLOWED, MOST, STAGE, STEPS, backed, bare, closed, driving_error, seconds_to_close, share_through,
+    ALLOWED,
+    MOST,
+    STAGE,
+    STEPS,
+    backed,
+    bare,
+    closed,
+    driving_error,
+    seconds_to_close,
+    share_through,
 )  # fmt: skip
 from anchor4d.core.methods.stages import gaussians_on_mesh
 from anchor4d.core.objectives.through import shown_through

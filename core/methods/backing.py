@@ -202,7 +202,7 @@ def _portrait(scene: Scene4D, backend: str) -> Tensor:
 
 def driving_error(scene: Scene4D, video: DrivingVideo, fronts: Sequence[FrontCamera], backend: str) -> float:
     """Mean squared error of the driving view, on white, summed over frames."""
-    return sum(float(_framedriving_error(scene, video, fronts, backend, t)) for t in range(scene.frames))
+    return sum(float(_frame_error(scene, video, fronts, backend, t)) for t in range(scene.frames))
 
 
 def _frame_error(scene: Scene4D, video: DrivingVideo, fronts: Sequence[FrontCamera], backend: str, frame: int) -> Tensor:
