@@ -157,8 +157,8 @@ def _inconspicuous(
 ) -> Tensor:
     """Indices of the Gaussians behind the first ones that can stay, so that the driving view's error falls by an excess.
 
-    Without one, the error falls by about dE / do with all of them half transparent: those that lie over each other cost together
-    what none of them costs alone. Those that cost most are left out, at most half.
+    Without one, the error falls by about dE / do with all of them half transparent: those that lie over each other cost
+    together what none of them costs alone. Those that cost most are left out, at most half.
     """
     logits = scene.gaussians.opacity_logits.clone()
     logits[first:] = 0.0
