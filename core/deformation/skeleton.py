@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cameras import quaternion_multiply, quaternion_to_matrix
+from ..cameras import matrix_to_quaternion, quaternion_multiply, quaternion_to_matrix
 
 #: Frames that parts are found from at most, spread over the clip.
 FRAMES = 24
@@ -230,7 +230,7 @@ def _merged(moments: _Moments, edges: np.ndarray, worth: float, most: int) -> np
 
 
 def _settled(moments: _Moments, label: np.ndarray, edges: np.ndarray, spacing: float, rounds: int = 4) -> np.ndarray:  # (M,)
-    """Labels in which a point at a border follows the neighbouring part that explains it best; small losses keep borders short."""
+    """Labels in which a point at a border follows the neighbouring part that explains it best; borders stay short."""
     count = int(label.max()) + 1
     neighbours = [[] for _ in label]
     for a, b in edges.tolist():
@@ -352,7 +352,7 @@ def _borders(points: np.ndarray, label: np.ndarray, edges: np.ndarray, count: in
 def _joint(
     rotations: np.ndarray, offsets: np.ndarray, pair: tuple[int, int], border: np.ndarray, size: float
 ) -> tuple[np.ndarray, float]:
-    """The place at rest that both parts take to the same places as nearly as can be, near their border, and how far it misses."""
+    """The place at rest that both parts take to nearly the same places, near their border, and how far it misses."""
     a, b = pair
     between, apart = rotations[a] - rotations[b], offsets[a] - offsets[b]
     # What turns little leaves its joint open: the border then decides.
@@ -361,7 +361,7 @@ def _joint(
     place = np.linalg.solve(matrix, pull * border - np.einsum("tji,tj->i", between, apart))
     if np.linalg.norm(place - border) > 0.5 * size:
         place = border
-    gap = (between @ place + apart)
+    gap = between @ place + apart
     return place, float(np.sqrt((gap**2).sum(-1).mean()))
 
 
@@ -369,7 +369,7 @@ def _tree(root: int, count: int, gaps: dict[tuple[int, int], float]) -> tuple[li
     """Parts from the root on, each behind its parent, joined where the gaps are least (Prim)."""
     order, above = [root], {}
     while len(order) < count:
-        gap, part, parent = min(
+        _, part, parent = min(
             (gap, b if a in order else a, a if a in order else b)
             for (a, b), gap in gaps.items()
             if (a in order) != (b in order)
@@ -415,8 +415,6 @@ def _local(skeleton: Skeleton, rotations: np.ndarray, offsets: np.ndarray) -> tu
 
 def matrices_to_quaternions(matrices: Tensor) -> Tensor:  # (T, J, 3, 3) -> (T, J, 4) wxyz
     """Quaternions of the nearest sign to the frame before, so that they can be interpolated."""
-    from ..cameras import matrix_to_quaternion
-
     quats = matrix_to_quaternion(matrices)
     for t in range(1, len(quats)):
         quats[t] = torch.where((quats[t] * quats[t - 1]).sum(-1, keepdim=True) < 0, -quats[t], quats[t])
@@ -425,8 +423,6 @@ def matrices_to_quaternions(matrices: Tensor) -> Tensor:  # (T, J, 3, 3) -> (T, 
 
 def matrix_to_rotation_vector(matrices: Tensor) -> Tensor:  # (..., 3, 3) -> (..., 3) radians
     """The logarithm of rotations, of length at most pi."""
-    from ..cameras import matrix_to_quaternion
-
     quats = matrix_to_quaternion(matrices)
     quats = torch.where(quats[..., :1] < 0, -quats, quats)
     sine = quats[..., 1:].norm(dim=-1, keepdim=True)
