@@ -29,7 +29,6 @@ class Articulated(NodeField):
     Args:
         nodes, points, edges, keys, neighbours, loop, spacing: see :class:`~.control_nodes.ControlNodes`.
         parents: of each joint, listed before it; -1 for the root, which comes first.
-        hinges, slides: of each joint, whether it turns about one axis, and whether it is shifted.
         names: of the joints.
         lr: learning rate of turns, radians; shifts take a fifth of it in world units, places and axes a tenth.
         smooth_time: how far a step spreads over time, see :class:`Group`.
@@ -41,6 +40,8 @@ class Articulated(NodeField):
     name = "articulated"
     buildable = False
     joint_weights: Tensor  # (M, J)
+    hinged: Tensor  # (J, 1) bool: turns about one axis
+    sliding: Tensor  # (J, 1) bool: is shifted too
 
     def __init__(
         self,
@@ -49,8 +50,6 @@ class Articulated(NodeField):
         edges: int,
         keys: int,
         parents: Sequence[int],
-        hinges: Sequence[bool],
-        slides: Sequence[bool],
         names: Sequence[str],
         neighbours: int = 4,
         loop: bool = False,
@@ -61,12 +60,11 @@ class Articulated(NodeField):
         super().__init__()
         joints = len(parents)
         tree = joints > 0 and all(-1 <= parent < joint and (parent < 0) == (joint == 0) for joint, parent in enumerate(parents))
-        if not tree or not len(hinges) == len(slides) == len(names) == joints:
-            raise ValueError("articulated: joints whose parents are no tree, or of which not all is said")
+        if not tree or len(names) != joints:
+            raise ValueError("articulated: joints whose parents are no tree, or not as many names")
         self.arguments: dict[str, Any] = dict(
             nodes=nodes, points=points, edges=edges, keys=keys, parents=[int(p) for p in parents],
-            hinges=[bool(h) for h in hinges], slides=[bool(s) for s in slides], names=[str(n) for n in names],
-            neighbours=neighbours, loop=loop, spacing=spacing, lr=lr, smooth_time=smooth_time,
+            names=[str(n) for n in names], neighbours=neighbours, loop=loop, spacing=spacing, lr=lr, smooth_time=smooth_time,
         )  # fmt: skip
         self.keys, self.loop, self.anchored, self.spacing = keys, loop, True, spacing
         self.lr, self.smooth_time = lr, smooth_time
@@ -75,6 +73,8 @@ class Articulated(NodeField):
         self.places = nn.Parameter(torch.zeros(joints, 3))  # of the joints at rest
         self.axes = nn.Parameter(torch.zeros(joints, 3))  # of hinges at rest
         self.register_buffer("joint_weights", torch.zeros(nodes, joints))
+        self.register_buffer("hinged", torch.zeros(joints, 1, dtype=torch.bool))
+        self.register_buffer("sliding", torch.zeros(joints, 1, dtype=torch.bool))
         self._bind(nodes, points, edges, neighbours)
 
     @staticmethod
@@ -86,17 +86,17 @@ class Articulated(NodeField):
             settings: of the constructor.
         """
         skeleton, device = motion.skeleton, field.node_positions.device
-        hinged = skeleton.axes.norm(dim=-1) > 0
         made = Articulated(
             nodes=len(field.node_positions), points=len(field.bind_index), edges=len(field.pairs), keys=field.keys,
-            parents=skeleton.parents, hinges=hinged.tolist(), slides=skeleton.slides, names=skeleton.names,
-            neighbours=field.bind_index.shape[1], loop=field.loop, **settings,
+            parents=skeleton.parents, names=skeleton.names, neighbours=field.bind_index.shape[1], loop=field.loop, **settings,
         )  # fmt: skip
         for name in ("node_positions", "bind_index", "bind_weight", "pairs"):
             getattr(made, name).copy_(getattr(field, name))
         made.joint_weights.copy_(F.one_hot(motion.label, len(skeleton)))
         made.places.copy_(skeleton.places)
         made.axes.copy_(skeleton.axes)
+        made.hinged.copy_(skeleton.axes.norm(dim=-1, keepdim=True) > 0)
+        made.sliding.copy_(torch.tensor(skeleton.slides)[:, None])
         turns = _unwound(_logarithms(motion.turns), skeleton.axes)
         made.turns.copy_(turns - turns[:1])
         made.shifts.copy_(motion.shifts - motion.shifts[:1])
@@ -105,12 +105,10 @@ class Articulated(NodeField):
     @property
     def skeleton(self) -> Skeleton:
         """The joints at rest."""
-        hinged = self._mask("hinges")
-        axes = torch.where(hinged, F.normalize(self.axes.detach(), dim=-1), 0.0)
+        axes = torch.where(self.hinged, F.normalize(self.axes.detach(), dim=-1), 0.0)
         given = self.arguments
-        return Skeleton(
-            tuple(given["parents"]), self.places.detach(), axes, tuple(given["slides"]), tuple(given["names"])
-        )  # fmt: skip
+        slides = tuple(self.sliding[:, 0].tolist())
+        return Skeleton(tuple(given["parents"]), self.places.detach(), axes, slides, tuple(given["names"]))
 
     def joints(self, tau: Tensor) -> tuple[Tensor, Tensor]:  # (B,) -> (B, J, 4), (B, J, 3)
         """The joints' turns against their parents' (unit quaternions wxyz) and shifts at times in [0, 1]."""
@@ -118,8 +116,8 @@ class Articulated(NodeField):
         turns, shifts = self._keyed(self.turns, weights), self._keyed(self.shifts, weights)
         axis = F.normalize(self.axes, dim=-1)
         about = (turns * axis).sum(-1, keepdim=True) * axis
-        turns = torch.where(self._mask("hinges"), about, turns)
-        return rotation_vector_to_quaternion(turns), torch.where(self._mask("slides"), shifts, 0.0)
+        turns = torch.where(self.hinged, about, turns)
+        return rotation_vector_to_quaternion(turns), torch.where(self.sliding, shifts, 0.0)
 
     def node_motion(self, tau: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         rotations, at = posed(self.arguments["parents"], self.places, *self.joints(tau))
@@ -143,9 +141,6 @@ class Articulated(NodeField):
         if whole_clip:
             groups += [Group("places", self.places, self.lr / 10), Group("axes", self.axes, self.lr / 10)]
         return groups
-
-    def _mask(self, which: str) -> Tensor:  # (J, 1) bool
-        return torch.tensor(self.arguments[which], device=self.places.device)[:, None]
 
 
 def _logarithms(quats: Tensor) -> Tensor:  # (T, J, 4) -> (T, J, 3)

@@ -109,6 +109,7 @@ def find_skeleton(
     *,
     tolerance: float = 0.01,
     most: int = PARTS,
+    groups: Tensor | None = None,  # (M,) int64
 ) -> Motion:
     """The skeleton that explains the motion of points on a surface, on the CPU.
 
@@ -119,6 +120,7 @@ def find_skeleton(
         quats: turns of the surface at the points; by their neighbours where None.
         tolerance: error of a point, in lengths of the object, that is not worth another part.
         most: parts.
+        groups: points of one of these stay together, whatever their motion; such as the pieces that a mesh is made of.
     """
     points, moved = rest.detach().cpu().double().numpy(), positions.detach().cpu().double().numpy()
     edges = np.unique(np.sort(pairs.detach().cpu().numpy(), axis=1), axis=0)
@@ -127,8 +129,14 @@ def find_skeleton(
     chosen = np.unique(np.linspace(0, len(moved) - 1, min(len(moved), FRAMES)).round().astype(int))
     spacing = float(np.median(np.linalg.norm(points[edges[:, 0]] - points[edges[:, 1]], axis=1)))
     moments = _Moments.of(points, moved[chosen], turned[chosen], 0.5 * spacing)
-    label = _merged(moments, edges, (tolerance * size) ** 2 * max(0.02 * len(points), 2.0), most)
-    label = _settled(moments, label, edges, spacing)
+    worth = (tolerance * size) ** 2 * max(0.02 * len(points), 2.0)
+    if groups is None:
+        label = _settled(moments, _merged(moments, edges, worth, most), edges, spacing)
+    else:
+        piece = np.unique(groups.cpu().numpy(), return_inverse=True)[1]
+        between = np.unique(np.sort(piece[edges], axis=1), axis=0)
+        between = between[between[:, 0] != between[:, 1]]
+        label = _merged(moments.summed(piece, int(piece.max()) + 1), between, worth, most)[piece]
     whole = _Moments.of(points, moved, turned, 0.5 * spacing)
     return _jointed(points, moved, whole, label, edges, size)
 
@@ -196,14 +204,14 @@ def _merged(moments: _Moments, edges: np.ndarray, worth: float, most: int) -> np
     """Labels of parts: neighbours are merged, cheapest first, until a merger costs more than ``worth``, and few are left."""
     count = len(moments.count)
     sets = {i: moments[np.array([i])] for i in range(count)}
-    errors = dict.fromkeys(sets, 0.0)
+    errors = dict(enumerate(moments.rotations()[1].tolist()))
     near: dict[int, set[int]] = {i: set() for i in sets}
     for a, b in edges.tolist():
         near[a].add(b)
         near[b].add(a)
     owner = np.arange(count)
     _, together = (moments[edges[:, 0]] + moments[edges[:, 1]]).rotations()
-    queue = [(float(cost), int(a), int(b)) for cost, (a, b) in zip(together, edges)]
+    queue = [(float(cost) - errors[int(a)] - errors[int(b)], int(a), int(b)) for cost, (a, b) in zip(together, edges)]
     heapq.heapify(queue)
     fresh = count
     while queue:

@@ -59,7 +59,7 @@ class Glb:
         return self.add("bufferViews", view)
 
     def array(self, values: np.ndarray, target: int | None = None, *, normalized: bool = False, bounds: bool = False) -> int:
-        """An accessor of (N,) or (N, C) float32, uint32, uint16 or uint8, in a view of its own; 16 columns are a matrix, by columns.
+        """An accessor of (N,) or (N, C) float32, uint32, uint16 or uint8, in a view of its own; 16 numbers are a matrix.
 
         Args:
             target: :data:`VERTICES` or :data:`INDICES`; None for animations.
