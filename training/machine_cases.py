@@ -119,8 +119,8 @@ def chest(m: Machine) -> None:
     """A lid about the back edge of a box."""
     m.box([0, -0.15, 0], [0.8, 0.3, 0.5], (0.6, 0.4, 0.2), still)
     hinge = np.array([0, 0.0, -0.25])
-    m.box([0, 0.06, 0], [0.8, 0.12, 0.5], (0.8, 0.6, 0.2), lambda s: turn(X, -45 * (1 - math.cos(2 * math.pi * s)), hinge))
-    m.box([0, 0.02, 0.26], [0.08, 0.1, 0.03], (0.9, 0.9, 0.5), lambda s: turn(X, -45 * (1 - math.cos(2 * math.pi * s)), hinge))
+    m.box([0, 0.07, 0], [0.8, 0.12, 0.5], (0.8, 0.6, 0.2), lambda s: turn(X, -45 * (1 - math.cos(2 * math.pi * s)), hinge))
+    m.box([0, 0.05, 0.27], [0.08, 0.08, 0.03], (0.9, 0.9, 0.5), lambda s: turn(X, -45 * (1 - math.cos(2 * math.pi * s)), hinge))
 
 
 def gate(m: Machine) -> None:

@@ -24,6 +24,8 @@ from ..cameras import matrix_to_quaternion, quaternion_multiply, quaternion_to_m
 FRAMES = 24
 #: Parts at most.
 PARTS = 24
+#: Radius of the ball that a point counts as, in spacings of points: its turn decides only where places do not.
+_BALL = 0.2
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def find_skeleton(
     turned = _surface_turns(points, moved, edges) if quats is None else _matrices(quats)
     chosen = np.unique(np.linspace(0, len(moved) - 1, min(len(moved), FRAMES)).round().astype(int))
     spacing = float(np.median(np.linalg.norm(points[edges[:, 0]] - points[edges[:, 1]], axis=1)))
-    moments = _Moments.of(points, moved[chosen], turned[chosen], 0.5 * spacing)
+    moments = _Moments.of(points, moved[chosen], turned[chosen], _BALL * spacing)
     worth = (tolerance * size) ** 2 * max(0.02 * len(points), 2.0)
     if groups is None:
         label = _settled(moments, _merged(moments, edges, worth, most), edges, spacing)
@@ -137,7 +139,7 @@ def find_skeleton(
         between = np.unique(np.sort(piece[edges], axis=1), axis=0)
         between = between[between[:, 0] != between[:, 1]]
         label = _merged(moments.summed(piece, int(piece.max()) + 1), between, worth, most)[piece]
-    whole = _Moments.of(points, moved, turned, 0.5 * spacing)
+    whole = _Moments.of(points, moved, turned, _BALL * spacing)
     return _jointed(points, moved, whole, label, edges, size)
 
 
@@ -266,9 +268,14 @@ def _surface_turns(points: np.ndarray, moved: np.ndarray, edges: np.ndarray) -> 
     """How the surface turns at each point, by its neighbours."""
     count, frames = len(points), len(moved)
     covariance = np.zeros((count, frames, 3, 3))
-    for a, b in (edges.T, edges[:, ::-1].T):
-        rest, now = points[b] - points[a], (moved[:, b] - moved[:, a]).swapaxes(0, 1)
-        np.add.at(covariance, a, now[..., :, None] * rest[:, None, None, :])
+    a, b = edges.T
+    rest, now = points[b] - points[a], (moved[:, b] - moved[:, a]).swapaxes(0, 1)
+    length = np.linalg.norm(rest, axis=-1)
+    stretch = np.abs(np.linalg.norm(now, axis=-1) - length[:, None]).max(-1) / np.maximum(length, 1e-12)
+    share = np.exp(-((stretch / 0.2) ** 2))  # a neighbour that comes or goes is of another part
+    both = share[:, None, None, None] * now[..., :, None] * rest[:, None, None, :]
+    np.add.at(covariance, a, both)
+    np.add.at(covariance, b, both)
     # Neighbours on one line or plane leave a turn open: a little of none decides.
     covariance += 1e-3 * np.trace(covariance, axis1=-2, axis2=-1).clip(1e-12)[..., None, None] * np.eye(3)
     u, _, vt = np.linalg.svd(covariance)
