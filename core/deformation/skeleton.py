@@ -133,7 +133,7 @@ def find_skeleton(
     moments = _Moments.of(points, moved[chosen], turned[chosen], _BALL * spacing)
     worth = (tolerance * size) ** 2 * max(0.02 * len(points), 2.0)
     if groups is None:
-        label = _settled(moments, _merged(moments, edges, worth, most), edges, spacing)
+        label = _settled(moments, _absorbed(moments, _merged(moments, edges, worth, most), worth), edges, spacing)
     else:
         piece = np.unique(groups.cpu().numpy(), return_inverse=True)[1]
         between = np.unique(np.sort(piece[edges], axis=1), axis=0)
@@ -237,6 +237,30 @@ def _merged(moments: _Moments, edges: np.ndarray, worth: float, most: int) -> np
                 heapq.heappush(queue, (float(total) - errors[fresh] - errors[other], fresh, other))
         fresh += 1
     return np.unique(owner, return_inverse=True)[1]
+
+
+#: Shares of the points: fewer than the first are no part, fewer than the second may lie apart from what they move with.
+_SCRAP, _SMALL = 0.01, 0.05
+
+
+def _absorbed(moments: _Moments, label: np.ndarray, worth: float) -> np.ndarray:  # (M,)
+    """Labels without scraps: small parts join whichever part, wherever it is, that moves as they do."""
+    label = label.copy()
+    while True:
+        names, label = np.unique(label, return_inverse=True)
+        count = len(names)
+        sums, held = moments.summed(label, count), np.bincount(label)
+        small = [part for part in np.argsort(held, kind="stable") if held[part] < _SMALL * len(label)]
+        _, own = sums.rotations()
+        for part in small if count > 1 else []:
+            _, together = (sums[np.full(count, part)] + sums).rotations()
+            cost = together - own - own[part]
+            cost[part] = np.inf
+            if cost.min() <= worth or held[part] < _SCRAP * len(label):
+                label[label == part] = cost.argmin()
+                break
+        else:
+            return label
 
 
 def _settled(moments: _Moments, label: np.ndarray, edges: np.ndarray, spacing: float, rounds: int = 4) -> np.ndarray:  # (M,)
@@ -371,7 +395,7 @@ def _joint(
     a, b = pair
     between, apart = rotations[a] - rotations[b], offsets[a] - offsets[b]
     # What turns little leaves its joint open: the border then decides.
-    pull = 0.02 * len(between)
+    pull = 0.005 * len(between)
     matrix = np.einsum("tji,tjk->ik", between, between) + pull * np.eye(3)
     place = np.linalg.solve(matrix, pull * border - np.einsum("tji,tj->i", between, apart))
     if np.linalg.norm(place - border) > 0.5 * size:
