@@ -395,7 +395,7 @@ def _joint(
     a, b = pair
     between, apart = rotations[a] - rotations[b], offsets[a] - offsets[b]
     # What turns little leaves its joint open: the border then decides.
-    pull = 0.005 * len(between)
+    pull = 0.002 * len(between)
     matrix = np.einsum("tji,tjk->ik", between, between) + pull * np.eye(3)
     place = np.linalg.solve(matrix, pull * border - np.einsum("tji,tj->i", between, apart))
     if np.linalg.norm(place - border) > 0.5 * size:
