@@ -39,6 +39,7 @@ from ..scene.anchors import Anchors
 from ..scene.object3d import Object3D, SplatObject
 from ..scene.scene import Scene4D
 from ..video import DrivingVideo, looks_looping
+from . import structure
 from .backing import backed
 
 log = logging.getLogger(__name__)
@@ -92,6 +93,8 @@ class MotionConfig:
         density: clone, split and prune in the pass over all frames, where the Gaussians are trained and the field moves any
             number of them; or None.
         rates: learning rates of the Gaussians in place of :data:`~..fit.loop.GAUSSIAN_LR`.
+        joints: the pass over all frames is taken with the object as rigid parts on joints too (:mod:`.structure`), which is
+            kept where it follows the video worse by at most this share; 0 tries none.
     """
 
     field: str
@@ -105,6 +108,7 @@ class MotionConfig:
     train: Train = "field"
     density: DensityControl | None = None
     rates: Mapping[str, float] | None = None
+    joints: float = 0.0
 
     def changed(self, change: Change) -> MotionConfig:
         """With its objectives changed; those that become None are left out."""
@@ -485,21 +489,28 @@ def fit_motion(
     losses = dict(scene.meta.get("losses", {}))
     for stage, part in motion_passes(config, scene.frames):
         stage = label + stage
-        path = None if checkpoint is None else _with_stage(checkpoint, stage)
-        state = run_fit(
-            stage,
-            state,
-            part.objectives,
-            part.schedule,
-            inputs,
-            train=part.train,
-            seed=seed,
-            density=None if stage != label + "3D to 4D" else config.density,
-            gaussian_lr=_rates(config),
-            progress=progress,
-            checkpoint=path,
-            key=key,
-        )
+
+        def taken(state: FitState, stage: str = stage, part: Pass = part) -> FitState:
+            return run_fit(
+                stage,
+                state,
+                part.objectives,
+                part.schedule,
+                inputs,
+                train=part.train,
+                seed=seed,
+                density=None if stage != label + "3D to 4D" else config.density,
+                gaussian_lr=_rates(config),
+                progress=progress,
+                checkpoint=None if checkpoint is None else _with_stage(checkpoint, stage),
+                key=key,
+            )
+
+        rivals = structure.rivals(state, inputs.taus, mesh) if config.joints and stage == label + "3D to 4D" else {}
+        state = taken(state)
+        if rivals:
+            tried = {name: taken(rival, f"{stage}, {name}") for name, rival in rivals.items()}
+            state = structure.chosen(state, tried, config.joints)
         losses[stage] = state.losses
     surface = mesh if scene.surface is None and isinstance(mesh, Mesh) else scene.surface
     made = replace(scene, gaussians=state.gaussians, field=state.field, meta={**scene.meta, "losses": losses}, surface=surface)

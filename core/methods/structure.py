@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -11,7 +12,10 @@ from ..deformation.articulated import Articulated
 from ..deformation.control_nodes import NodeField
 from ..deformation.graph import graph_from_mesh
 from ..deformation.skeleton import Motion, find_skeleton
+from ..fit.loop import FitState
 from ..mesh import Mesh
+from ..objectives.front import ReferenceViewLoss
+from ..scene.object3d import Object3D
 
 log = logging.getLogger(__name__)
 
@@ -19,8 +23,8 @@ log = logging.getLogger(__name__)
 TOLERANCES = (0.015, 0.04)
 #: An object of more pieces than this is not made of rigid ones.
 _PIECES = 40
-#: An object whose tracked motion strays further than this from rigid parts, in lengths of the object, is soft.
-SOFT = 0.03
+#: Readings of the losses at the end of a pass that count.
+_READINGS = 3
 
 
 @torch.no_grad()
@@ -45,3 +49,38 @@ def hypotheses(field: NodeField, taus: Tensor, mesh: Mesh | None = None) -> dict
     for name, motion in found.items():
         log.debug("%s: %d joints, error %.3g", name, len(motion.skeleton), motion.error)
     return {name: Articulated.of(field, motion) for name, motion in found.items()}
+
+
+def rivals(state: FitState, taus: Tensor, mesh: Object3D | None) -> dict[str, FitState]:
+    """States in which what has been tracked so far moves as rigid parts on joints; none where it is too soft for that.
+
+    Args:
+        state: behind the passes that follow the object; its field has a key for each of ``taus``.
+        mesh: the object.
+    """
+    field = state.field
+    if not isinstance(field, NodeField) or isinstance(field, Articulated) or field.keys != len(taus):
+        return {}
+    surface = mesh if isinstance(mesh, Mesh) else None
+    made = hypotheses(field, taus, surface)
+
+    def own(name: str) -> FitState:  # a rival's memory is not touched by another's pass
+        memory = {id: {k: v.clone() for k, v in kept.items()} for id, kept in state.memory.items()}
+        return FitState(state.gaussians, made[name], {}, memory)
+
+    return {name: own(name) for name in made}
+
+
+def chosen(free: FitState, tried: Mapping[str, FitState], margin: float) -> FitState:
+    """The rival that follows the video best, if worse than the free motion by at most the margin, a share; else the free one."""
+    best = min(tried, key=lambda name: followed(tried[name]))
+    kept = followed(tried[best]) <= (1 + margin) * followed(free)
+    verdicts = ", ".join(f"{name} {followed(state):.4g}" for name, state in tried.items())
+    log.info("structure: %s; as it likes %.4g, %s; %s", "rigid parts" if kept else "soft", followed(free), verdicts, best)
+    return tried[best] if kept else free
+
+
+def followed(state: FitState) -> float:
+    """How far a pass ended from the video: its reference view loss, mean of the last readings."""
+    values = state.losses[ReferenceViewLoss.name]
+    return sum(values[-_READINGS:]) / len(values[-_READINGS:])
