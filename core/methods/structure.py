@@ -72,7 +72,7 @@ def rivals(state: FitState, taus: Tensor, mesh: Object3D | None) -> dict[str, Fi
 
 
 def chosen(free: FitState, tried: Mapping[str, FitState], margin: float) -> FitState:
-    """The rival that follows the video best, if worse than the free motion by at most the margin, a share; else the free one."""
+    """The rival that follows the video best, if at most by the margin, a share, worse than the free motion; else that one."""
     best = min(tried, key=lambda name: followed(tried[name]))
     kept = followed(tried[best]) <= (1 + margin) * followed(free)
     verdicts = ", ".join(f"{name} {followed(state):.4g}" for name, state in tried.items())
