@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from ..cameras import quaternion_to_matrix
 from ..optimiser import Group
 from .base import register_field
 from .control_nodes import NodeField, rotation_vector_to_quaternion
-from .skeleton import Motion, Skeleton, posed
+from .skeleton import Motion, Skeleton, posed, quaternion_to_rotation_vector, unwound
 
 
 @register_field
@@ -97,7 +96,7 @@ class Articulated(NodeField):
         made.axes.copy_(skeleton.axes)
         made.hinged.copy_(skeleton.axes.norm(dim=-1, keepdim=True) > 0)
         made.sliding.copy_(torch.tensor(skeleton.slides)[:, None])
-        turns = _unwound(_logarithms(motion.turns), skeleton.axes)
+        turns = unwound(quaternion_to_rotation_vector(motion.turns), skeleton.axes)
         made.turns.copy_(turns - turns[:1])
         made.shifts.copy_(motion.shifts - motion.shifts[:1])
         return made.to(device)
@@ -141,21 +140,3 @@ class Articulated(NodeField):
         if whole_clip:
             groups += [Group("places", self.places, self.lr / 10), Group("axes", self.axes, self.lr / 10)]
         return groups
-
-
-def _logarithms(quats: Tensor) -> Tensor:  # (T, J, 4) -> (T, J, 3)
-    quats = torch.where(quats[..., :1] < 0, -quats, quats)
-    sine = quats[..., 1:].norm(dim=-1, keepdim=True)
-    return quats[..., 1:] / sine.clamp_min(1e-9) * (2 * torch.atan2(sine, quats[..., :1]))
-
-
-def _unwound(vectors: Tensor, axes: Tensor) -> Tensor:  # (T, J, 3), (J, 3) -> (T, J, 3)
-    """Rotation vectors that go on from frame to frame where turns pass half a circle; of hinges along their axes."""
-    vectors = vectors.clone()
-    hinged = axes.norm(dim=-1, keepdim=True) > 0
-    vectors = torch.where(hinged, (vectors * axes).sum(-1, keepdim=True) * axes, vectors)
-    for t in range(1, len(vectors)):
-        direction = torch.where(hinged, axes, F.normalize(vectors[t], dim=-1))
-        ahead = ((vectors[t - 1] - vectors[t]) * direction).sum(-1, keepdim=True)
-        vectors[t] += (ahead / (2 * math.pi)).round() * 2 * math.pi * direction
-    return vectors

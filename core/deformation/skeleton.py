@@ -460,10 +460,30 @@ def matrices_to_quaternions(matrices: Tensor) -> Tensor:  # (T, J, 3, 3) -> (T, 
     return quats
 
 
-def matrix_to_rotation_vector(matrices: Tensor) -> Tensor:  # (..., 3, 3) -> (..., 3) radians
-    """The logarithm of rotations, of length at most pi."""
-    quats = matrix_to_quaternion(matrices)
+def quaternion_to_rotation_vector(quats: Tensor) -> Tensor:  # (..., 4) wxyz -> (..., 3) radians
+    """The logarithm of unit quaternions, of length at most pi."""
     quats = torch.where(quats[..., :1] < 0, -quats, quats)
     sine = quats[..., 1:].norm(dim=-1, keepdim=True)
     angle = 2 * torch.atan2(sine, quats[..., :1])
     return torch.where(sine > 1e-9, quats[..., 1:] / sine.clamp_min(1e-9) * angle, 2 * quats[..., 1:])
+
+
+def unwound(vectors: Tensor, axes: Tensor | None = None) -> Tensor:  # (T, J, 3), (J, 3) -> (T, J, 3)
+    """Rotation vectors that go on from frame to frame where turns pass half a circle.
+
+    Args:
+        axes: unit axes of hinges, whose turns are along them; zero rows turn any way.
+    """
+    vectors = vectors.clone()
+    hinged, axes = (torch.tensor(False), vectors[0]) if axes is None else (axes.norm(dim=-1, keepdim=True) > 0, axes)
+    vectors = torch.where(hinged, (vectors * axes).sum(-1, keepdim=True) * axes, vectors)
+    for t in range(1, len(vectors)):
+        direction = torch.where(hinged, axes, F.normalize(vectors[t], dim=-1))
+        ahead = ((vectors[t - 1] - vectors[t]) * direction).sum(-1, keepdim=True)
+        vectors[t] += (ahead / (2 * math.pi)).round() * 2 * math.pi * direction
+    return vectors
+
+
+def matrix_to_rotation_vector(matrices: Tensor) -> Tensor:  # (..., 3, 3) -> (..., 3) radians
+    """The logarithm of rotations, of length at most pi."""
+    return quaternion_to_rotation_vector(matrix_to_quaternion(matrices))

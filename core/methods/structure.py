@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping
 
@@ -9,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..deformation.articulated import Articulated
-from ..deformation.control_nodes import NodeField
+from ..deformation.control_nodes import ControlNodes, NodeField
 from ..deformation.graph import graph_from_mesh
-from ..deformation.skeleton import Motion, find_skeleton
+from ..deformation.skeleton import Motion, find_skeleton, quaternion_to_rotation_vector, unwound
 from ..fit.loop import FitState
 from ..mesh import Mesh
 from ..objectives.front import ReferenceViewLoss
@@ -49,6 +50,22 @@ def hypotheses(field: NodeField, taus: Tensor, mesh: Mesh | None = None) -> dict
     for name, motion in found.items():
         log.debug("%s: %d joints, error %.3g", name, len(motion.skeleton), motion.error)
     return {name: Articulated.of(field, motion) for name, motion in found.items()}
+
+
+@torch.no_grad()
+def loosened(field: Articulated, like: ControlNodes, taus: Tensor) -> ControlNodes:
+    """Control nodes that move as an articulated field has them: where the video asks, they may then bend.
+
+    Args:
+        like: the control nodes that the parts were found from, in whatever state.
+        taus: of the keys, (keys,).
+    """
+    made = copy.deepcopy(like)
+    positions, quats = field.motion_of_handles(taus.to(field.node_positions.device))
+    made.translations.copy_(positions - field.node_positions)
+    made.rotations.copy_(unwound(quaternion_to_rotation_vector(quats)))
+    made.log_scales.zero_()
+    return made
 
 
 def rivals(state: FitState, taus: Tensor, mesh: Object3D | None) -> dict[str, FitState]:
