@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
 #: Seconds between preview pictures, and between progress lines where standard error is not a terminal.
 PREVIEW_SECONDS, LINE_SECONDS = 10.0, 2.0
-#: Seconds of silence after which a line says that work goes on, and within which a second Ctrl-C is part of the first.
-BEAT_SECONDS, SAME_SECONDS = 2.5, 1.0
+#: Seconds of silence after which a bar moves on a terminal, and a line elsewhere says that work goes on.
+BAR_SECONDS, BEAT_SECONDS = 1.5, 2.5
+#: Seconds within which a second Ctrl-C is part of the first.
+SAME_SECONDS = 1.0
 #: Seconds that reading a file may take without a line.
 READ_SECONDS = 2.0
 
@@ -112,11 +114,11 @@ class Console:
         ended = threading.Event()
 
         def beat() -> None:
-            beaten = 0.0
-            while not ended.wait(BEAT_SECONDS / 5):
+            beaten, quiet = 0.0, BEAT_SECONDS if self.screen is None else BAR_SECONDS
+            while not ended.wait(quiet / 5):
                 with self.lock:
                     now = time.monotonic()
-                    if self.live is not None or now - max(beaten, self.wrote) < BEAT_SECONDS:
+                    if self.live is not None or now - max(beaten, self.wrote) < quiet:
                         continue
                     if self.screen is not None:
                         self._draw(self.doing, 0, None, "")

@@ -13,7 +13,8 @@ from torch import Tensor
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Within it PyTorch computes on one thread: what LAPACK gives depends on how many share the work, and no fit's result may.
+    """Within it PyTorch computes on one thread: what LAPACK gives depends on how many share the work, and on some processors
+    what BLAS gives where it sums over much. No fit's result may.
 
     What fits ask otherwise gives the same bits on any number of threads (``tests/test_threads.py``).
     """

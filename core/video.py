@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from .cameras import Crop
 from .identity import canonical
+from .optimiser import one_thread
 
 log = logging.getLogger(__name__)
 
@@ -112,8 +113,9 @@ def resampled(rgba: Tensor, size: int) -> Tensor:  # premultiplied (T, S, S, 4) 
     j = torch.arange(old, dtype=torch.float64)
     overlap = (torch.minimum(edges[1:, None], j + 1) - torch.maximum(edges[:-1, None], j)).clamp_min(0)
     weights = (overlap * (size / old)).to(rgba)
-    rows = torch.einsum("ij,tjkc->tikc", weights, rgba)
-    return torch.einsum("ij,tkjc->tkic", weights, rows).clamp(0, 1)
+    with one_thread():
+        rows = torch.einsum("ij,tjkc->tikc", weights, rgba)
+        return torch.einsum("ij,tkjc->tkic", weights, rows).clamp(0, 1)
 
 
 def straight(rgba: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from anchor4d.console import Console
 SCRIPT = """
 import logging, sys, time
 from anchor4d import cli, console as module
-module.BEAT_SECONDS, module.LINE_SECONDS = 0.2, 0.1
+module.BAR_SECONDS, module.LINE_SECONDS = 0.2, 0.1
 console = module.Console()
 with console.beating():
     console.note("prior: tiny [bold]")
@@ -77,7 +77,7 @@ def test_no_color_and_a_locale_of_ascii_are_obeyed() -> None:
 def test_elsewhere_plain_lines_never_more_than_three_seconds_apart(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert module.LINE_SECONDS < module.BEAT_SECONDS < 3
+    assert module.BAR_SECONDS < module.LINE_SECONDS < module.BEAT_SECONDS < 3
     monkeypatch.setattr(module, "BEAT_SECONDS", 0.2)
     monkeypatch.setattr(module, "LINE_SECONDS", 0.1)
     console = Console()

@@ -183,14 +183,16 @@ def test_asking_takes_nothing_from_the_others_gradients(gaussians: Gaussians, sm
     assert bool(gradients[0].any()) and torch.equal(*gradients)
 
 
-def test_it_lifts_the_motion_behind_following_and_fades() -> None:
+def test_it_lifts_the_motion_behind_following_and_fades_in_every_pass() -> None:
     config = method_config("pla4d", "standard").motion
     passes = dict(motion_passes(config, 16))
     assert list(passes) == ["follow frame by frame", "lift", "3D to 4D", "3D to 4D, fine"]
     names = {stage: [o.name for o in part.objectives] for stage, part in passes.items()}
     assert "motion prior" not in names["follow frame by frame"]
     assert names["lift"] == ["rigidity", "smoothness", "motion prior"]
-    assert "motion prior" in names["3D to 4D"] and "motion prior" not in names["3D to 4D, fine"]
+    assert "motion prior" in names["3D to 4D"] and "motion prior" in names["3D to 4D, fine"]
+    pull = next(o for o in config.objectives if isinstance(o, MotionPriorPull))
+    assert pull.weight(0.0) > 0 == pull.weight(1.0)
     without = method_config("pla4d", "standard", without=("motion-prior",)).motion
     assert "lift" not in dict(motion_passes(without, 16))
     assert not any(isinstance(o, MotionPriorPull) for o in pla4d.preset("paper").motion.objectives)

@@ -200,6 +200,20 @@ def test_ssim_distance_is_that_of_scikit_image() -> None:
     assert float(SSIMDistance()(a, b)) == pytest.approx(1 - sum(expected) / 4, abs=1e-9)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no graphics card")
+def test_ssim_distance_is_the_same_on_a_card() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.rand(2, 2, 40, 52, 3, generator=generator)
+    found = []
+    for device in ("cpu", "cuda"):
+        picture = a.to(device).requires_grad_(True)
+        loss = SSIMDistance()(picture, b.to(device))
+        found.append((loss.detach().cpu(), torch.autograd.grad(loss, picture)[0].cpu()))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-3, atol=1e-8)
+
+
 def test_ssim_stands_in_where_the_machine_has_no_backbone(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, gaussians: Gaussians
 ) -> None:

@@ -38,6 +38,8 @@ HELD_FAMILIES = ("f05", "f13", "f15", "f18", "f21", "f22", "f44", "f45", "f49", 
 HELD_SEEDS = 10_000_000
 #: Bones that a model has room for.
 BONES = 96
+#: Frames and points of a batch, each as often.
+SHAPES = ((16, 256), (16, 256), (16, 192), (16, 128), (16, 384), (13, 256), (13, 192), (10, 256), (10, 192))
 
 
 @dataclass
@@ -416,6 +418,9 @@ def train(options: argparse.Namespace) -> None:
     # Steps are taken in float32; what computes is a copy in half precision.
     swift = copy.deepcopy(network).to(half)
     average = copy.deepcopy(network)
+    if options.compile:  # layers are compiled anew for every shape of a batch
+        swift.layers = torch.nn.ModuleList(torch.compile(layer, dynamic=False) for layer in swift.layers)  # pyright: ignore
+        torch._dynamo.config.cache_size_limit = 64  # pyright: ignore
     master: list[Tensor] = list(network.parameters())
     fast, kept = list[Tensor](swift.parameters()), list[Tensor](average.parameters())
     decayed = [p for p in master if p.ndim > 1]
@@ -435,7 +440,7 @@ def train(options: argparse.Namespace) -> None:
         rate = min(1.0, (step + 1) / 400) * (0.5 + 0.5 * math.cos(math.pi * progress)) * 0.98 + 0.005
         for group in adam.param_groups:
             group["lr"] = options.lr * rate
-        frames, count = int(random.choice([10, 13, 16, 16, 16])), int(random.choice([128, 192, 192, 256, 256, 384]))
+        frames, count = SHAPES[int(random.integers(len(SHAPES)))]
         size = max(int(options.batch * 16 * 256 / (frames * count)), 1)
         which = torch.multinomial(shares, size, replacement=True, generator=generator)
         loss = loss_of(swift, draw(bank, which, frames, count, generator))
@@ -502,6 +507,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--objects", type=int, default=3000)
     parser.add_argument("--generated", type=float, default=0.4, help="share of generated objects")
     parser.add_argument("--batch", type=int, default=64, help="clips of 16 frames and 256 points a step")
+    parser.add_argument("--compile", action="store_true", help="layers by torch.compile: half as fast again, a minute to start")
     parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--lr", type=float, default=8e-4)

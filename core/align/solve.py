@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..cameras import Cameras, Crop, FrontCamera, orbit_poses
 from ..files import InputError
+from ..optimiser import one_thread
 from ..scene.object3d import Object3D, bounding_points, render_object
 from ..video import DrivingVideo
 
@@ -150,8 +151,9 @@ class View:
         if not color:
             return images[..., 3:] - goal[..., 3:]
         ridge = 0.02 * goal[..., 3].sum()
-        cross = torch.einsum("bhwc,hwc->bc", images, goal)
-        square = torch.einsum("bhwc,bhwc,hw->bc", images, images, goal[..., 3])
+        with one_thread():
+            cross = torch.einsum("bhwc,hwc->bc", images, goal)
+            square = torch.einsum("bhwc,bhwc,hw->bc", images, images, goal[..., 3])
         gain = ((cross + ridge) / (square + ridge)).clamp(0.5, 2)
         gain[:, 3] = 1
         return torch.addcmul(-goal, images, gain[:, None, None])
@@ -266,7 +268,8 @@ def refine(
         weight = 1 / (1 + residual[0].square().sum(-1, keepdim=True) / scale**2)
         jacobian = ((residual[1 : n + 1] - residual[n + 1 :]) / 2).flatten(1)  # a step of each parameter
         weighted = jacobian * weight.expand_as(residual[0]).flatten()
-        hessian, gradient = (weighted @ jacobian.T).double(), (weighted @ residual[0].flatten()).double()
+        with one_thread():
+            hessian, gradient = (weighted @ jacobian.T).double(), (weighted @ residual[0].flatten()).double()
         if DISTANCE in index:
             # The prior's factor as one more residual, at the present error.
             k, (centre, strength) = index.index(DISTANCE), DISTANCE_PRIOR
@@ -300,6 +303,7 @@ def _moments(alpha: Tensor) -> tuple[Tensor, Tensor]:  # (B, H, W) -> (B, 2), (B
     u, v = (torch.arange(n, dtype=torch.float64) + 0.5 for n in (alpha.shape[2], alpha.shape[1]))
     columns, rows = alpha.sum(1).double(), alpha.sum(2).double()
     total = rows.sum(-1).clamp_min(1e-3)
-    x, y = (columns @ u) / total, (rows @ v) / total
-    xx, yy = (columns @ u**2) / total, (rows @ v**2) / total
+    with one_thread():
+        x, y = (columns @ u) / total, (rows @ v) / total
+        xx, yy = (columns @ u**2) / total, (rows @ v**2) / total
     return torch.stack([x, y], -1), (xx - x**2 + yy - y**2).clamp_min(1e-6).sqrt()

@@ -328,8 +328,9 @@ class ControlNodes(NodeField):
         space, time = self._smoothing(smoothing)
 
         def smooth(x: Tensor) -> Tensor:  # (keys, M, ...)
-            y = torch.einsum("mn,tn...->tm...", space, x)
-            return torch.einsum("st,tm...->sm...", time, y) if whole_clip else y
+            with one_thread():
+                y = torch.einsum("mn,tn...->tm...", space, x)
+                return torch.einsum("st,tm...->sm...", time, y) if whole_clip else y
 
         groups = [
             Group("translations", self.translations, self.lr, smooth),

@@ -522,7 +522,6 @@ def motion_passes(config: MotionConfig, frames: int) -> list[tuple[str, Pass]]:
     plain = tuple(o for o in config.objectives if not o.priors())
     asking = tuple(o for o in config.objectives if not o.starts) if len(plain) < len(config.objectives) else ()
     joint = plain if config.refine is not None else config.objectives
-    sharp = tuple(o for o in joint if not o.starts)
     tracking = config.tracking
     if tracking is not None and tracking.one_by_one:
         tracking = replace(tracking, steps=tracking.one_by_one * (frames - 1))
@@ -532,7 +531,7 @@ def motion_passes(config: MotionConfig, frames: int) -> list[tuple[str, Pass]]:
         ("follow frame by frame", tracking, following),
         ("lift", config.lift, lifting),
         ("3D to 4D", config.schedule, joint),
-        ("3D to 4D, fine", config.fine, sharp),
+        ("3D to 4D, fine", config.fine, joint),
         ("3D to 4D, refine", config.refine, asking),
     ]
     return [

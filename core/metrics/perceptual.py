@@ -110,6 +110,8 @@ class SSIMDistance(nn.Module):
 
 def _ssim(x: Tensor, y: Tensor) -> Tensor:
     def pool(t: Tensor) -> Tensor:
+        if t.is_cuda:  # columns, then rows, colour by colour: a third of the time there
+            return F.avg_pool2d(F.avg_pool2d(t.contiguous(), (7, 1), 1), (1, 7), 1)
         return F.avg_pool2d(t, 7, 1)
 
     mx, my = pool(x), pool(y)

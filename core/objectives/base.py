@@ -51,8 +51,8 @@ class Objective:
             object is given), or something that the field offers, see :attr:`~..deformation.DeformationField.offers`.
         takes: names of its fields that a method fills once it knows them: "distance", "anchors", "prompt".
         regularises: whether a pass's stiffness scales its weight.
-        starts: it starts the motion of a clip that has been followed frame by frame, and leaves the rest to others: it takes
-            part in the passes "lift" and "3D to 4D" alone, see :class:`~..methods.stages.MotionConfig`.
+        starts: it starts the motion of a clip that has been followed frame by frame, in a pass "lift" of its own, and takes
+            part in the passes over all frames behind it, see :class:`~..methods.stages.MotionConfig`.
         requires: names of its fields that hold a :class:`Distillation` it cannot do without.
         weight: of the loss, as a function of the progress rho.
         share: above 0, the weight is set automatically: the objective is left out until step ``share_step``, and scaled there

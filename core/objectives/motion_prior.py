@@ -1,4 +1,4 @@
-"""The motion prior as an objective: it starts the motion where one view tells nothing, and lets go."""
+"""The motion prior as an objective: it says how things move where one view tells nothing, and lets go at the end of a pass."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class MotionPriorPull(Objective):
     name: ClassVar[str] = "motion prior"
     needs: ClassVar[frozenset[str]] = frozenset({"field", "video"})
     starts: ClassVar[bool] = True
-    weight: Weight = linear(20.0, 0.0)  # noqa: RUF009
+    weight: Weight = linear(60.0, 0.0)  # noqa: RUF009
     prior: MotionPrior = field(default_factory=MotionPrior)
     every: int = 100
-    trust: float = 0.3
+    trust: float = 0.5
     hold: float = 1.0
 
     def loss(self, step: FitStep) -> Tensor:
