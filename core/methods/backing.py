@@ -73,7 +73,7 @@ def backed(
     flat = torch.arange(3, device=index.device) != own.log_scales.argmin(-1, keepdim=True)
     every = torch.cat([torch.arange(len(first), device=index.device), index])
     field = None if scene.field is None else scene.field.select(every)
-    worst = math.inf if video is None else _error(scene, video, fronts, backend)
+    worst = math.inf if video is None else driving_error(scene, video, fronts, backend)
     for wider in _WIDER:
         layer = replace(
             own,
@@ -82,7 +82,7 @@ def backed(
             opacity_logits=own.opacity_logits.clamp_min(_OPAQUE),
         )
         made = replace(scene, gaussians=Gaussians.cat([first, layer]), field=field)
-        if video is None or _error(made, video, fronts, backend) <= worst:
+        if video is None or driving_error(made, video, fronts, backend) <= worst:
             log.info(
                 "the far side shows through by %.1f %%: %d Gaussians more beneath the surface, now %.1f %%",
                 100 * share, len(layer), 100 * share_through(made, backend=backend),
@@ -92,7 +92,7 @@ def backed(
     return scene
 
 
-def _error(scene: Scene4D, video: DrivingVideo, fronts: Sequence[FrontCamera], backend: str) -> float:
+def driving_error(scene: Scene4D, video: DrivingVideo, fronts: Sequence[FrontCamera], backend: str) -> float:
     """Mean squared error of the driving view, on white."""
     white, total = torch.ones(3, device=scene.gaussians.device), 0.0
     for t, truth in enumerate(video.composited()):

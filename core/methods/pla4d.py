@@ -40,15 +40,20 @@ REFINEMENT_TIME = Annealed(0.6, 0.4)
 
 #: Parts that can be left out: what tells depth of motion and unseen sides in our presets; ``paper`` does not have it.
 PARTS = ("motion-prior",)
+#: Parts that can be added: the object as rigid parts on joints, where the video allows it.
+MORE = ("joints",)
+#: The driving view's error, of that at rest, up to which rigid parts are kept.
+EXPLAINED = 0.18
 
 
 def settings(choice: Choice) -> MethodConfig:
     """A preset as plain data."""
-    return preset(choice.preset, choice.role("prior"), choice.without)
+    config = preset(choice.preset, choice.role("prior"), choice.without)
+    return replace(config, motion=replace(config.motion, joints=EXPLAINED)) if "joints" in choice.plus else config
 
 
 @method(
-    "pla4d", title="PLA4D", source="arXiv 2405.19957", settings=settings, roles=(PRIOR,), without=PARTS,
+    "pla4d", title="PLA4D", source="arXiv 2405.19957", settings=settings, roles=(PRIOR,), without=PARTS, plus=MORE,
     summary="the video's first frame and the object, then the motion, pixel by pixel; a prior for the sides unseen",
 )  # fmt: skip
 def plan(run: MethodRun) -> Scene4D:
@@ -171,7 +176,7 @@ def settings_v4(choice: Choice) -> MethodConfig:
 
 @method(
     "pla4d-v4", title="PLA4D, later version", source="arXiv 2405.19957", settings=settings_v4, roles=(PRIOR,), without=PARTS,
-    object_a_frame=True, summary="pla4d with a focal length, and perhaps an object, for each frame",
+    plus=MORE, object_a_frame=True, summary="pla4d with a focal length, and perhaps an object, for each frame",
 )  # fmt: skip
 def plan_v4(run: MethodRun) -> Scene4D:
     """PLA4D's stages with a focal length for each frame."""

@@ -93,8 +93,8 @@ class MotionConfig:
         density: clone, split and prune in the pass over all frames, where the Gaussians are trained and the field moves any
             number of them; or None.
         rates: learning rates of the Gaussians in place of :data:`~..fit.loop.GAUSSIAN_LR`.
-        joints: the pass over all frames is taken with the object as rigid parts on joints too (:mod:`.structure`), which is
-            kept where it follows the video worse by at most this share; 0 tries none.
+        joints: the pass over all frames is taken with the object as rigid parts on joints too, and those are kept where they
+            leave at most this share of the driving view's error at rest, see :func:`.structure.chosen`; 0 tries none.
     """
 
     field: str
@@ -506,11 +506,13 @@ def fit_motion(
                 key=key,
             )
 
-        rivals = structure.rivals(state, inputs.taus, mesh) if config.joints and stage == label + "3D to 4D" else {}
+        rival = None
+        if config.joints and video is not None and stage == label + "3D to 4D":
+            rival = structure.articulated(state, inputs.taus)
         state = taken(state)
-        if rivals:
-            tried = {name: taken(rival, f"{stage}, {name}") for name, rival in rivals.items()}
-            state = structure.chosen(state, tried, config.joints)
+        if rival is not None and video is not None:
+            rival = taken(rival, f"{stage}, joints")
+            state = structure.chosen(state, rival, scene, video, inputs.fronts, config.joints, backend)
         losses[stage] = state.losses
     surface = mesh if scene.surface is None and isinstance(mesh, Mesh) else scene.surface
     made = replace(scene, gaussians=state.gaussians, field=state.field, meta={**scene.meta, "losses": losses}, surface=surface)

@@ -1,103 +1,74 @@
-"""Whether an object is rigid parts on joints: hypotheses from the tracked motion, which the video then chooses among."""
+"""Whether an object is rigid parts on joints: a rival of the free motion, between which the video chooses."""
 
 from __future__ import annotations
 
-import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from ..cameras import FrontCamera
 from ..deformation.articulated import Articulated
-from ..deformation.control_nodes import ControlNodes, NodeField
-from ..deformation.graph import graph_from_mesh
-from ..deformation.skeleton import Motion, find_skeleton, quaternion_to_rotation_vector, unwound
+from ..deformation.control_nodes import NodeField
+from ..deformation.skeleton import find_skeleton
 from ..fit.loop import FitState
-from ..mesh import Mesh
-from ..objectives.front import ReferenceViewLoss
-from ..scene.object3d import Object3D
+from ..scene.scene import Scene4D
+from ..video import DrivingVideo
+from .backing import driving_error
 
 log = logging.getLogger(__name__)
 
-#: Errors, in lengths of the object, that are not worth another part: tracking bends what is rigid by about as much.
-TOLERANCES = (0.015, 0.04)
-#: An object of more pieces than this is not made of rigid ones.
-_PIECES = 40
-#: Readings of the losses at the end of a pass that count.
-_READINGS = 3
+#: Error, in lengths of the object, that is not worth another part: tracking bends what is rigid by about as much.
+TOLERANCE = 0.015
+#: Pixels that rivals are compared at.
+SIZE = 128
 
 
-@torch.no_grad()
-def hypotheses(field: NodeField, taus: Tensor, mesh: Mesh | None = None) -> dict[str, Articulated]:
-    """Articulated fields that a tracked motion may really be, by a name: parts by their motion, and by the mesh's own pieces.
+def articulated(state: FitState, taus: Tensor) -> FitState | None:
+    """The state with what has been tracked so far moving as rigid parts on joints; None for fields without nodes.
 
     Args:
-        field: control nodes as they follow the video, a key for each frame.
-        taus: of its keys, (keys,).
-        mesh: the surface, where there is one.
-    """
-    positions, quats = field.motion_of_handles(taus.to(field.node_positions.device))
-    rest, pairs = field.node_positions, field.pairs
-    found: dict[str, Motion] = {}
-    for tolerance in TOLERANCES:
-        found[f"parts {tolerance:g}"] = find_skeleton(rest, positions, pairs, quats, tolerance=tolerance)
-    if mesh is not None:
-        graph, _ = graph_from_mesh(mesh.to("cpu"))
-        pieces = torch.from_numpy(graph.component[graph.nearest(rest.cpu().double().numpy())[0]])
-        if 1 < len(pieces.unique()) <= _PIECES:
-            found["pieces"] = find_skeleton(rest, positions, pairs, quats, tolerance=TOLERANCES[0], groups=pieces)
-    for name, motion in found.items():
-        log.debug("%s: %d joints, error %.3g", name, len(motion.skeleton), motion.error)
-    return {name: Articulated.of(field, motion) for name, motion in found.items()}
-
-
-@torch.no_grad()
-def loosened(field: Articulated, like: ControlNodes, taus: Tensor) -> ControlNodes:
-    """Control nodes that move as an articulated field has them: where the video asks, they may then bend.
-
-    Args:
-        like: the control nodes that the parts were found from, in whatever state.
-        taus: of the keys, (keys,).
-    """
-    made = copy.deepcopy(like)
-    positions, quats = field.motion_of_handles(taus.to(field.node_positions.device))
-    made.translations.copy_(positions - field.node_positions)
-    made.rotations.copy_(unwound(quaternion_to_rotation_vector(quats)))
-    made.log_scales.zero_()
-    return made
-
-
-def rivals(state: FitState, taus: Tensor, mesh: Object3D | None) -> dict[str, FitState]:
-    """States in which what has been tracked so far moves as rigid parts on joints; none where it is too soft for that.
-
-    Args:
-        state: behind the passes that follow the object; its field has a key for each of ``taus``.
-        mesh: the object.
+        state: behind the passes that follow the object.
+        taus: of the frames, (T,), at each of which the field has a key.
     """
     field = state.field
     if not isinstance(field, NodeField) or isinstance(field, Articulated) or field.keys != len(taus):
-        return {}
-    surface = mesh if isinstance(mesh, Mesh) else None
-    made = hypotheses(field, taus, surface)
-
-    def own(name: str) -> FitState:  # a rival's memory is not touched by another's pass
-        memory = {id: {k: v.clone() for k, v in kept.items()} for id, kept in state.memory.items()}
-        return FitState(state.gaussians, made[name], {}, memory)
-
-    return {name: own(name) for name in made}
-
-
-def chosen(free: FitState, tried: Mapping[str, FitState], margin: float) -> FitState:
-    """The rival that follows the video best, if at most by the margin, a share, worse than the free motion; else that one."""
-    best = min(tried, key=lambda name: followed(tried[name]))
-    kept = followed(tried[best]) <= (1 + margin) * followed(free)
-    verdicts = ", ".join(f"{name} {followed(state):.4g}" for name, state in tried.items())
-    log.info("structure: %s; as it likes %.4g, %s; %s", "rigid parts" if kept else "soft", followed(free), verdicts, best)
-    return tried[best] if kept else free
+        return None
+    with torch.no_grad():
+        positions, quats = field.motion_of_handles(taus.to(field.node_positions.device))
+    motion = find_skeleton(field.node_positions, positions, field.pairs, quats, tolerance=TOLERANCE)
+    log.debug("structure: %d joints, error %.3g", len(motion.skeleton), motion.error)
+    # A rival's memory is not touched by another's pass.
+    memory = {id: {k: v.clone() for k, v in kept.items()} for id, kept in state.memory.items()}
+    return FitState(state.gaussians, Articulated.of(field, motion), {}, memory)
 
 
-def followed(state: FitState) -> float:
-    """How far a pass ended from the video: its reference view loss, mean of the last readings."""
-    values = state.losses[ReferenceViewLoss.name]
-    return sum(values[-_READINGS:]) / len(values[-_READINGS:])
+@torch.no_grad()
+def chosen(
+    free: FitState, rival: FitState, scene: Scene4D, video: DrivingVideo, fronts: Sequence[FrontCamera], share: float,
+    backend: str = "auto",
+) -> FitState:  # fmt: skip
+    """The rigid parts, where they explain what the video shows of the motion; else the free motion.
+
+    They do where the squared error of the driving view is at most a share of what the object at rest leaves. A free motion
+    always follows the view better, as it bends; what it makes of the sides unseen is worse (docs/pla4d.md).
+
+    Args:
+        scene: the object at rest, with its camera.
+        video: on the scene's device.
+        fronts: the driving video's camera, or one a frame.
+    """
+    small = video.resized(min(SIZE, video.resolution))
+
+    def error(state: FitState) -> float:
+        return driving_error(replace(scene, gaussians=state.gaussians, field=state.field), small, fronts, backend)
+
+    still, own, bent = error(FitState(rival.gaussians)), error(rival), error(free)
+    kept = own <= share * still
+    log.info(
+        "structure: rigid parts on joints leave %.0f %% of the driving view's error at rest, a free motion %.0f %%; %s kept",
+        100 * own / max(still, 1e-12), 100 * bent / max(still, 1e-12), "rigid parts are" if kept else "the free motion is",
+    )  # fmt: skip
+    return rival if kept else free
