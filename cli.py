@@ -682,7 +682,7 @@ def _method(made: argparse.ArgumentParser, renderers: Sequence[str]) -> None:
     made.formatter_class = argparse.RawDescriptionHelpFormatter
     made.epilog = "methods:\n" + "\n".join(f"  {name:12} {text}" for name, text in methods.items())
     made.add_argument("--method", default="pla4d", metavar="NAME", help="see below (default: %(default)s)")
-    for option, what in (("without", "leave out, as in its paper's ablations"), ("plus", "add of another method")):
+    for option, what in (("without", "leave out, as in its paper's ablations"), ("plus", "add")):
         made.add_argument(
             f"--{option}", nargs="+", default=[], metavar="PART", help=f"parts of the method to {what}; a wrong name lists them"
         )

@@ -12,6 +12,7 @@ import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -69,19 +70,36 @@ class Skeleton:
         return posed(self.parents, self.places, turns, shifts)
 
 
-def posed(parents: Sequence[int], places: Tensor, turns: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor]:
-    """:meth:`Skeleton.pose` of joints at ``places`` (J, 3)."""
-    rotations: list[Tensor] = []
-    at: list[Tensor] = []
-    for joint, parent in enumerate(parents):
-        if parent < 0:
-            rotations.append(turns[:, joint])
-            at.append(places[joint] + shifts[:, joint])
-            continue
-        offset = places[joint] - places[parent] + shifts[:, joint]
-        rotations.append(quaternion_multiply(rotations[parent], turns[:, joint]))
-        at.append(at[parent] + (quaternion_to_matrix(rotations[parent]) @ offset[..., None])[..., 0])
-    return torch.stack(rotations, 1), torch.stack(at, 1)
+def posed(
+    parents: Sequence[int], places: Tensor, turns: Tensor, shifts: Tensor
+) -> tuple[Tensor, Tensor]:  # -> (B, J, 4), (B, J, 3)
+    """:meth:`Skeleton.pose` of joints at ``places`` (J, 3).
+
+    All joints at once: each takes its ancestor's motion, then that of the ancestor twice as far, and so on up to the root.
+    """
+    quats = turns
+    offsets = places + shifts - (quaternion_to_matrix(turns) @ places[:, :, None])[..., 0]  # x goes to R x + o
+    for chosen, none in _ancestors(tuple(parents), places.device):
+        above = chosen @ quats + none
+        offsets = (quaternion_to_matrix(above) @ offsets[..., None])[..., 0] + chosen @ offsets
+        quats = quaternion_multiply(above, quats)
+    return quats, (quaternion_to_matrix(quats) @ places[:, :, None])[..., 0] + offsets
+
+
+@lru_cache(maxsize=64)
+def _ancestors(parents: tuple[int, ...], device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """For 1, 2, 4, ... steps up the tree: which joint that is of each, (J, J), and no turn where there is none, (J, 4)."""
+    found, above = [], list(parents)
+    while any(ancestor >= 0 for ancestor in above):
+        chosen, none = torch.zeros(len(above), len(above)), torch.zeros(len(above), 4)
+        for joint, ancestor in enumerate(above):
+            if ancestor < 0:
+                none[joint, 0] = 1
+            else:
+                chosen[joint, ancestor] = 1
+        found.append((chosen.to(device), none.to(device)))
+        above = [-1 if ancestor < 0 else above[ancestor] for ancestor in above]
+    return found
 
 
 @dataclass(frozen=True)
