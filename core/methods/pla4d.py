@@ -26,6 +26,7 @@ from ..schedules import constant, linear
 from .plan import MethodRun
 from .registry import Choice, ModelRole, method
 from .stages import MethodConfig, MotionConfig, StaticConfig
+from .structure import EXPLAINED
 
 PRIOR = ModelRole("prior", own=("zero123-xl",), fallback="tiny")
 
@@ -42,8 +43,6 @@ REFINEMENT_TIME = Annealed(0.6, 0.4)
 PARTS = ("motion-prior",)
 #: Parts that can be added: the object as rigid parts on joints, where the video allows it.
 MORE = ("joints",)
-#: The driving view's error, of that at rest, up to which rigid parts are kept.
-EXPLAINED = 0.18
 
 
 def settings(choice: Choice) -> MethodConfig:

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 #: Error, in lengths of the object, that is not worth another part: tracking bends what is rigid by about as much.
 TOLERANCE = 0.015
+#: Share of the driving view's error at rest up to which rigid parts are kept.
+EXPLAINED = 0.18
 #: Pixels that rivals are compared at.
 SIZE = 128
 
