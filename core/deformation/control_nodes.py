@@ -25,8 +25,226 @@ from .graph import graph_from_mesh, graph_from_points, spaced_binding
 from .stretch import Planes, stretched
 
 
+class NodeField(DeformationField):
+    """A field whose nodes on the surface move rigidly, and whose Gaussians move by the blend of their nodes' motions.
+
+    ``x' = sum_k w_k (R_k (x - p_k) + p_k + t_k)``. A subclass says how nodes move (:meth:`node_motion`), between key times by
+    :meth:`_keyed`.
+
+    Attributes:
+        keys: number of key times.
+        loop: key ``keys`` is key 0 again.
+        anchored: key 0 never moves.
+        stretch: covariances follow the surface where it stretches (:mod:`.stretch`), without a gradient of its own; what moves
+            rigidly is as without.
+    """
+
+    fixed_count = True
+    offers = frozenset({"handles"})
+    keys: int
+    loop: bool
+    anchored: bool
+    stretch = False
+    node_positions: Tensor  # (M, 3)
+    bind_index: Tensor  # (N, K)
+    bind_weight: Tensor  # (N, K)
+    pairs: Tensor  # (E, 2)
+
+    def _bind(self, nodes: int, points: int, edges: int, neighbours: int) -> None:
+        """Room for the nodes and what is bound to them."""
+        self.register_buffer("node_positions", torch.zeros(nodes, 3))
+        self.register_buffer("bind_index", torch.zeros(points, neighbours, dtype=torch.int64))
+        self.register_buffer("bind_weight", torch.zeros(points, neighbours))
+        self.register_buffer("pairs", torch.zeros(edges, 2, dtype=torch.int64))
+        self._blend: tuple[Any, tuple[Tensor, Tensor], tuple[Tensor, Tensor], Tensor] | None = None
+        self._places: tuple[fused.Lists, fused.Lists] | None = None
+        self._planes: tuple[Any, Planes, Gaussians] | None = None
+
+    def check(self, count: int) -> None:
+        if len(self.bind_index) != count:
+            raise ValueError(f"{self.name} bound to {len(self.bind_index)} Gaussians, not {count}")
+        for name, index in (("bind_index", self.bind_index), ("pairs", self.pairs)):
+            # Sparse products and scatters reach where these say without looking.
+            if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < len(self.node_positions):
+                raise ValueError(f"{self.name}: {name} names nodes that do not exist")
+        if self.keys < 1 or not len(self.node_positions):
+            raise ValueError(f"{self.name}: no nodes or no key times")
+
+    def select(self, index: Tensor) -> Self:
+        bound, weight = self.bind_index[index.to(self.bind_index.device)], self.bind_weight[index.to(self.bind_index.device)]
+        field = type(self)(**{**self.arguments, "points": len(bound)}).to(bound.device)
+        field.load_state_dict({**self.state_dict(), "bind_index": bound, "bind_weight": weight})
+        return field
+
+    def carrier(self, gaussians: Gaussians, points: Tensor, mesh: Mesh | None = None) -> Callable[[Tensor], Tensor]:
+        """As :meth:`on_surface` binds Gaussians, points are bound along the mesh, or else along the Gaussians."""
+        graph = graph_from_points(gaussians.means) if mesh is None else graph_from_mesh(mesh.to("cpu"))[0]
+        nodes, _ = graph.nearest(self.node_positions.cpu().double().numpy())
+        index, weight, _, _ = spaced_binding(graph, nodes, points, None, self.bind_index.shape[1])
+        index, weight = index.to(points.device), weight.to(points)[..., None]
+
+        def carried(tau: Tensor) -> Tensor:  # (B,) -> (B, V, 3)
+            positions, quats = self.motion_of_handles(tau)
+            matrices = quaternion_to_matrix(quats)
+            offsets = positions - (matrices @ self.node_positions[:, :, None])[..., 0]
+            motions = torch.cat([matrices, offsets[..., None]], -1).flatten(2)  # (B, M, 12)
+            blend = (motions[:, index] * weight).sum(2).unflatten(-1, (3, 4))  # (B, V, 3, 4)
+            return (blend[..., :3] @ points[:, :, None])[..., 0] + blend[..., 3]
+
+        return carried
+
+    def key_weights(self, tau: Tensor) -> Tensor:  # (B,) -> (B, keys)
+        """Catmull-Rom weights of the keys at times in [0, 1]; exactly one key at its own time."""
+        span = self.keys if self.loop else max(self.keys - 1, 1)
+        u = tau.detach() * span
+        left = u.floor().clamp(max=span - 1) if not self.loop else u.floor()
+        f = (u - left)[:, None]
+        basis = torch.cat(
+            [-f + 2 * f**2 - f**3, 2 - 5 * f**2 + 3 * f**3, f + 4 * f**2 - 3 * f**3, -(f**2) + f**3], 1
+        ) / 2  # fmt: skip
+        index = left.long()[:, None] + torch.arange(-1, 3, device=tau.device)
+        index = index % self.keys if self.loop else index.clamp(0, self.keys - 1)
+        return torch.zeros(len(tau), self.keys, device=tau.device).scatter_add_(1, index, basis)
+
+    def _keyed(self, parameter: Tensor, weights: Tensor) -> Tensor:  # (keys, M, C), (B, keys) -> (B, M, C)
+        return torch.tensordot(weights[:, 1:], parameter[1:], 1) if self.anchored else torch.tensordot(weights, parameter, 1)
+
+    def _time_smoothing(self, amount: float) -> Tensor:  # (keys, keys)
+        """The inverse of (I + s L) over the keys, an anchored key held still."""
+        step = torch.eye(self.keys, device=self.pairs.device)
+        step = step - step.roll(1, 1)
+        if not self.loop:
+            step = step[:-1]
+        time = torch.eye(self.keys, device=self.pairs.device) + amount * step.T @ step
+        if self.anchored:
+            time[0], time[:, 0] = 0, 0
+            time[0, 0] = 1
+        return torch.linalg.inv(time)
+
+    def handles(self) -> Handles:
+        ends = self._lists()[1] if fused.available(self.pairs.device) else None
+        return Handles(self.node_positions, self.pairs, ends)
+
+    def motion_of_handles(self, tau: Tensor) -> tuple[Tensor, Tensor]:  # (B,) -> (B, M, 3), (B, M, 4)
+        return self.node_motion(tau)[:2]
+
+    def node_motion(self, tau: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Of the nodes at times (B,): positions (B, M, 3), rotations (B, M, 4), log scales (B, M, 3), opacity logits (B, M)."""
+        raise NotImplementedError
+
+    def node_colors(self, tau: Tensor) -> Tensor | None:
+        """What nodes add to the constant harmonics around them at times (B,), (B, M, 3); None where colours stay."""
+        return None
+
+    def forward(self, gaussians: Gaussians, tau: Tensor) -> Gaussians:
+        if len(gaussians) != self.bind_index.shape[0]:
+            raise ValueError(
+                f"its nodes were bound to {self.bind_index.shape[0]} Gaussians, not {len(gaussians)}; build the field again"
+            )
+        if fused.available(tau.device) and gaussians.means.dtype == torch.float32:
+            return self._fused(gaussians, tau)
+        batch, nodes = len(tau), len(self.node_positions)
+        positions, quats, log_scales, opacity_logits = self.node_motion(tau)
+        colors = self.node_colors(tau)
+        matrices = quaternion_to_matrix(quats)
+        offsets = positions - (matrices @ self.node_positions[:, :, None])[..., 0]
+        # x' = sum_k w_k (R_k x + o_k) is linear in R and o: with w x folded into the sparse matrix it is one product.
+        motions = torch.cat([matrices, offsets[..., None]], -1)  # (B, M, 3, 4)
+        affine, plain = self._blend_matrices(gaussians.means)
+        if gaussians.means.requires_grad:
+            blend = _Blend.apply(motions.movedim(0, 1).reshape(nodes, -1), *plain).reshape(-1, batch, 3, 4)
+            moved = (blend[..., :3] * gaussians.means[:, None, None, :]).sum(-1) + blend[..., 3]
+        else:
+            moved = _Blend.apply(motions.permute(3, 1, 0, 2).reshape(4 * nodes, batch * 3), *affine)
+        others = [quats, log_scales]
+        if opacity_logits is not None:
+            others.append(opacity_logits[..., None])
+        if colors is not None:
+            others.append(colors)
+        blended = [
+            _Blend.apply(x.movedim(0, 1).reshape(nodes, -1), *plain).reshape(-1, batch, x.shape[-1]).movedim(1, 0)
+            for x in others
+        ]
+        rest_quats, grown = gaussians.quats, blended[1]
+        if self.stretch:
+            rest_quats, more = stretched(gaussians.quats, grown, self._planes_of(gaussians), positions)
+            grown = grown + more
+        return Gaussians(
+            means=moved.reshape(-1, batch, 3).movedim(1, 0),
+            quats=quaternion_multiply(F.normalize(blended[0], dim=-1), rest_quats),
+            log_scales=gaussians.log_scales + grown,
+            opacity_logits=(
+                gaussians.opacity_logits.expand(batch, -1)
+                if opacity_logits is None
+                else gaussians.opacity_logits + blended[2][..., 0]
+            ),
+            sh=gaussians.sh.expand(batch, *gaussians.sh.shape) if colors is None else _tinted(gaussians.sh, blended[-1]),
+        )
+
+    def _fused(self, gaussians: Gaussians, tau: Tensor) -> Gaussians:
+        """:meth:`forward` by the graphics card's own kernels."""
+        bound, motion = self._lists()[0], self.node_motion(tau)
+        made = fused.deform(gaussians, self.bind_index, self.bind_weight, bound, self.node_positions, motion)
+        if (colors := self.node_colors(tau)) is not None:  # blended as scales are, by the same kernels
+            blank = replace(gaussians.detach(), log_scales=torch.zeros_like(gaussians.log_scales))
+            keyed = motion[0].detach(), motion[1].detach(), colors, None
+            added = fused.deform(blank, self.bind_index, self.bind_weight, bound, self.node_positions, keyed).log_scales
+            made = replace(made, sh=_tinted(gaussians.sh, added))
+        if self.stretch:
+            own = made.log_scales - gaussians.log_scales
+            quats, more = stretched(made.quats, own, self._planes_of(gaussians), motion[0])
+            made = replace(made, quats=quats, log_scales=made.log_scales + more)
+        return made
+
+    def _planes_of(self, rest: Gaussians) -> Planes:  # (N, ...)
+        key = [(t.data_ptr(), t._version, t.device) for t in (rest.quats, rest.log_scales)]
+        if self._planes is None or self._planes[0] != key:
+            rest = rest.detach()  # held, so that its address stays its own
+            self._planes = key, Planes.of(rest, self.bind_index, self.bind_weight, self.node_positions), rest
+        return self._planes[1]
+
+    def _lists(self) -> tuple[fused.Lists, fused.Lists]:
+        """Where each node occurs in the binding and in the pairs."""
+        if self._places is None:
+            nodes = len(self.node_positions)
+            self._places = fused.places(self.bind_index, nodes), fused.places(self.pairs, nodes)
+        return self._places
+
+    def _blend_matrices(self, means: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """The binding as sparse matrices with their transposes: (N, 4 M) with homogeneous positions folded in, and (N, M)."""
+        key = (means.data_ptr(), means._version, means.device)
+        if self._blend is None or self._blend[0] != key:
+            points, k = self.bind_index.shape
+            nodes = len(self.node_positions)
+            rows = torch.arange(points, device=means.device).repeat_interleave(k)
+            columns, value = self.bind_index.reshape(-1), self.bind_weight.reshape(-1)
+            homogeneous = torch.cat([means.detach(), torch.ones_like(means[:, :1])], -1)[rows]  # (N K, 4)
+            plain = _sparse(rows, columns, value, (points, nodes))
+            affine = _sparse(
+                rows.repeat(4),
+                (columns + nodes * torch.arange(4, device=means.device)[:, None]).reshape(-1),
+                (homogeneous * value[:, None]).T.reshape(-1),
+                (points, 4 * nodes),
+            )
+            self._blend = key, affine, plain, means.detach()  # held, so that its address stays its own
+        return self._blend[1], self._blend[2]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._blend = self._places = self._planes = None
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy makes its own matrices: those of a GPU cannot be copied (sparse storage), and the address they are known by
+        # is that of other Gaussians.
+        return {**self.__dict__, "_blend": None, "_places": None, "_planes": None}
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        self._blend = self._places = self._planes = None
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
 @register_field
-class ControlNodes(DeformationField):
+class ControlNodes(NodeField):
     """Nodes with a translation, rotation, log-scale change and optionally changes of opacity and colour at each key time.
 
     Key times are the clip's frame times; between them values follow a Catmull-Rom spline. A Gaussian moves by the blend of
@@ -42,21 +260,14 @@ class ControlNodes(DeformationField):
         opacity: whether opacity moves too: parts of the object appear and vanish.
         color: whether colours change over time: what each node adds to the constant harmonics around it.
         anchored: key 0 never moves: the object at tau = 0 is the canonical one exactly.
-        stretch: covariances follow the surface where it stretches (:mod:`.stretch`), without a gradient of its own; what moves
-            rigidly is as without.
+        stretch: covariances follow the surface where it stretches.
         lr: learning rate of translations, in world units; rotations take ``rotation_lr`` radians.
         smooth_space, smooth_time: how far a step on one node spreads over the surface and over time, see :class:`Group`.
     """
 
     name = "control-nodes"
-    fixed_count = True
     tracks_frames = True
-    offers = frozenset({"handles"})
     former = frozenset({"pair_weight"})  # that rigidity gave the pairs while they were fitted, in version 0.1
-    node_positions: Tensor  # (M, 3)
-    bind_index: Tensor  # (N, K)
-    bind_weight: Tensor  # (N, K)
-    pairs: Tensor  # (E, 2)
 
     def __init__(
         self,
@@ -90,13 +301,7 @@ class ControlNodes(DeformationField):
         self.log_scales = nn.Parameter(torch.zeros(keys, nodes, 3))
         self.opacity_logits = nn.Parameter(torch.zeros(keys, nodes)) if opacity else None
         self.colors = nn.Parameter(torch.zeros(keys, nodes, 3)) if color else None
-        self.register_buffer("node_positions", torch.zeros(nodes, 3))
-        self.register_buffer("bind_index", torch.zeros(points, neighbours, dtype=torch.int64))
-        self.register_buffer("bind_weight", torch.zeros(points, neighbours))
-        self.register_buffer("pairs", torch.zeros(edges, 2, dtype=torch.int64))
-        self._blend: tuple[Any, tuple[Tensor, Tensor], tuple[Tensor, Tensor], Tensor] | None = None
-        self._places: tuple[fused.Lists, fused.Lists] | None = None
-        self._planes: tuple[Any, Planes, Gaussians] | None = None
+        self._bind(nodes, points, edges, neighbours)
 
     @classmethod
     def build(cls, scene: StaticScene, mesh: Mesh | None = None, **settings: Any) -> Self:
@@ -148,187 +353,28 @@ class ControlNodes(DeformationField):
         more = {"opacity_logits": self.opacity_logits, "sh": self.colors}
         return super().changes | {name for name, parameter in more.items() if parameter is not None}
 
-    def check(self, count: int) -> None:
-        if len(self.bind_index) != count:
-            raise ValueError(f"control nodes bound to {len(self.bind_index)} Gaussians, not {count}")
-        for name, index in (("bind_index", self.bind_index), ("pairs", self.pairs)):
-            # Sparse products and scatters reach where these say without looking.
-            if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < len(self.node_positions):
-                raise ValueError(f"control nodes: {name} names nodes that do not exist")
-        if self.keys < 1 or not len(self.node_positions):
-            raise ValueError("control nodes: no nodes or no key times")
-
-    def select(self, index: Tensor) -> ControlNodes:
-        bound, weight = self.bind_index[index.to(self.bind_index.device)], self.bind_weight[index.to(self.bind_index.device)]
-        field = ControlNodes(**{**self.arguments, "points": len(bound)}).to(bound.device)
-        field.load_state_dict({**self.state_dict(), "bind_index": bound, "bind_weight": weight})
-        return field
-
-    def carrier(self, gaussians: Gaussians, points: Tensor, mesh: Mesh | None = None) -> Callable[[Tensor], Tensor]:
-        """As :meth:`on_surface` binds Gaussians, points are bound along the mesh, or else along the Gaussians."""
-        graph = graph_from_points(gaussians.means) if mesh is None else graph_from_mesh(mesh.to("cpu"))[0]
-        nodes, _ = graph.nearest(self.node_positions.cpu().double().numpy())
-        index, weight, _, _ = spaced_binding(graph, nodes, points, None, self.bind_index.shape[1])
-        index, weight = index.to(points.device), weight.to(points)[..., None]
-
-        def carried(tau: Tensor) -> Tensor:  # (B,) -> (B, V, 3)
-            positions, quats = self.motion_of_handles(tau)
-            matrices = quaternion_to_matrix(quats)
-            offsets = positions - (matrices @ self.node_positions[:, :, None])[..., 0]
-            motions = torch.cat([matrices, offsets[..., None]], -1).flatten(2)  # (B, M, 12)
-            blend = (motions[:, index] * weight).sum(2).unflatten(-1, (3, 4))  # (B, V, 3, 4)
-            return (blend[..., :3] @ points[:, :, None])[..., 0] + blend[..., 3]
-
-        return carried
-
-    def key_weights(self, tau: Tensor) -> Tensor:  # (B,) -> (B, keys)
-        """Catmull-Rom weights of the keys at times in [0, 1]; exactly one key at its own time."""
-        span = self.keys if self.loop else max(self.keys - 1, 1)
-        u = tau.detach() * span
-        left = u.floor().clamp(max=span - 1) if not self.loop else u.floor()
-        f = (u - left)[:, None]
-        basis = torch.cat(
-            [-f + 2 * f**2 - f**3, 2 - 5 * f**2 + 3 * f**3, f + 4 * f**2 - 3 * f**3, -(f**2) + f**3], 1
-        ) / 2  # fmt: skip
-        index = left.long()[:, None] + torch.arange(-1, 3, device=tau.device)
-        index = index % self.keys if self.loop else index.clamp(0, self.keys - 1)
-        return torch.zeros(len(tau), self.keys, device=tau.device).scatter_add_(1, index, basis)
-
-    def _keyed(self, parameter: Tensor, weights: Tensor) -> Tensor:  # (keys, M, C), (B, keys) -> (B, M, C)
-        return torch.tensordot(weights[:, 1:], parameter[1:], 1) if self.anchored else torch.tensordot(weights, parameter, 1)
-
-    def handles(self) -> Handles:
-        ends = self._lists()[1] if fused.available(self.pairs.device) else None
-        return Handles(self.node_positions, self.pairs, ends)
-
-    def motion_of_handles(self, tau: Tensor) -> tuple[Tensor, Tensor]:  # (B,) -> (B, M, 3), (B, M, 4)
+    def node_motion(self, tau: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         if fused.available(tau.device):
-            return self._motion(tau)[:2]
+            return fused.node_motion(
+                tau, self.node_positions, self.translations, self.rotations, self.log_scales, self.opacity_logits, self.loop,
+                self.anchored,
+            )  # fmt: skip
         weights = self.key_weights(tau)
+        opacity = self.opacity_logits
         return (
             self.node_positions + self._keyed(self.translations, weights),
             rotation_vector_to_quaternion(self._keyed(self.rotations, weights)),
+            self._keyed(self.log_scales, weights),
+            None if opacity is None else self._keyed(opacity[..., None], weights)[..., 0],
         )
 
-    def forward(self, gaussians: Gaussians, tau: Tensor) -> Gaussians:
-        if len(gaussians) != self.bind_index.shape[0]:
-            raise ValueError(
-                f"control nodes were bound to {self.bind_index.shape[0]} Gaussians, not {len(gaussians)}; build the field again"
-            )
-        if fused.available(tau.device) and gaussians.means.dtype == torch.float32:
-            bound, motion = self._lists()[0], self._motion(tau)
-            made = fused.deform(gaussians, self.bind_index, self.bind_weight, bound, self.node_positions, motion)
-            if self.colors is not None:  # blended as scales are, by the same kernels
-                blank = replace(gaussians.detach(), log_scales=torch.zeros_like(gaussians.log_scales))
-                keyed = self._motion(tau, self.colors)
-                added = fused.deform(blank, self.bind_index, self.bind_weight, bound, self.node_positions, keyed).log_scales
-                made = replace(made, sh=_tinted(gaussians.sh, added))
-            if self.stretch:
-                own = made.log_scales - gaussians.log_scales
-                quats, more = stretched(made.quats, own, self._planes_of(gaussians), motion[0])
-                made = replace(made, quats=quats, log_scales=made.log_scales + more)
-            return made
-        weights = self.key_weights(tau)
-        batch, nodes = len(tau), len(self.node_positions)
-        positions = self.node_positions + self._keyed(self.translations, weights)
-        quats = rotation_vector_to_quaternion(self._keyed(self.rotations, weights))
-        matrices = quaternion_to_matrix(quats)
-        offsets = positions - (matrices @ self.node_positions[:, :, None])[..., 0]
-        # x' = sum_k w_k (R_k x + o_k) is linear in R and o: with w x folded into the sparse matrix it is one product.
-        motions = torch.cat([matrices, offsets[..., None]], -1)  # (B, M, 3, 4)
-        affine, plain = self._blend_matrices(gaussians.means)
-        if gaussians.means.requires_grad:
-            blend = _Blend.apply(motions.movedim(0, 1).reshape(nodes, -1), *plain).reshape(-1, batch, 3, 4)
-            moved = (blend[..., :3] * gaussians.means[:, None, None, :]).sum(-1) + blend[..., 3]
-        else:
-            moved = _Blend.apply(motions.permute(3, 1, 0, 2).reshape(4 * nodes, batch * 3), *affine)
-        others = [quats, self._keyed(self.log_scales, weights)]
-        if self.opacity_logits is not None:
-            others.append(self._keyed(self.opacity_logits[..., None], weights))
-        if self.colors is not None:
-            others.append(self._keyed(self.colors, weights))
-        blended = [
-            _Blend.apply(x.movedim(0, 1).reshape(nodes, -1), *plain).reshape(-1, batch, x.shape[-1]).movedim(1, 0)
-            for x in others
-        ]
-        rest_quats, grown = gaussians.quats, blended[1]
-        if self.stretch:
-            rest_quats, more = stretched(gaussians.quats, grown, self._planes_of(gaussians), positions)
-            grown = grown + more
-        return Gaussians(
-            means=moved.reshape(-1, batch, 3).movedim(1, 0),
-            quats=quaternion_multiply(F.normalize(blended[0], dim=-1), rest_quats),
-            log_scales=gaussians.log_scales + grown,
-            opacity_logits=(
-                gaussians.opacity_logits.expand(batch, -1)
-                if self.opacity_logits is None
-                else gaussians.opacity_logits + blended[2][..., 0]
-            ),
-            sh=(gaussians.sh.expand(batch, *gaussians.sh.shape) if self.colors is None else _tinted(gaussians.sh, blended[-1])),
-        )
+    def node_colors(self, tau: Tensor) -> Tensor | None:
+        return None if self.colors is None else self._keyed(self.colors, self.key_weights(tau))
 
     def stretching(self) -> ControlNodes:
         field = ControlNodes(**{**self.arguments, "stretch": True}).to(self.pairs.device)
         field.load_state_dict(self.state_dict())
         return field
-
-    def _planes_of(self, rest: Gaussians) -> Planes:  # (N, ...)
-        key = [(t.data_ptr(), t._version, t.device) for t in (rest.quats, rest.log_scales)]
-        if self._planes is None or self._planes[0] != key:
-            rest = rest.detach()  # held, so that its address stays its own
-            self._planes = key, Planes.of(rest, self.bind_index, self.bind_weight, self.node_positions), rest
-        return self._planes[1]
-
-    def _motion(self, tau: Tensor, scales: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """All that the nodes do at given times, by the graphics card's own kernels.
-
-        Args:
-            scales: keyed in place of the log scales, (keys, M, 3).
-        """
-        logits = self.opacity_logits if scales is None else None
-        return fused.node_motion(
-            tau, self.node_positions, self.translations, self.rotations, self.log_scales if scales is None else scales, logits,
-            self.loop, self.anchored,
-        )  # fmt: skip
-
-    def _lists(self) -> tuple[fused.Lists, fused.Lists]:
-        """Where each node occurs in the binding and in the pairs."""
-        if self._places is None:
-            nodes = len(self.node_positions)
-            self._places = fused.places(self.bind_index, nodes), fused.places(self.pairs, nodes)
-        return self._places
-
-    def _blend_matrices(self, means: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """The binding as sparse matrices with their transposes: (N, 4 M) with homogeneous positions folded in, and (N, M)."""
-        key = (means.data_ptr(), means._version, means.device)
-        if self._blend is None or self._blend[0] != key:
-            points, k = self.bind_index.shape
-            nodes = len(self.node_positions)
-            rows = torch.arange(points, device=means.device).repeat_interleave(k)
-            columns, value = self.bind_index.reshape(-1), self.bind_weight.reshape(-1)
-            homogeneous = torch.cat([means.detach(), torch.ones_like(means[:, :1])], -1)[rows]  # (N K, 4)
-            plain = _sparse(rows, columns, value, (points, nodes))
-            affine = _sparse(
-                rows.repeat(4),
-                (columns + nodes * torch.arange(4, device=means.device)[:, None]).reshape(-1),
-                (homogeneous * value[:, None]).T.reshape(-1),
-                (points, 4 * nodes),
-            )
-            self._blend = key, affine, plain, means.detach()  # held, so that its address stays its own
-        return self._blend[1], self._blend[2]
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self._blend = self._places = self._planes = None
-        return super()._apply(fn, recurse)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy makes its own matrices: those of a GPU cannot be copied (sparse storage), and the address they are known by
-        # is that of other Gaussians.
-        return {**self.__dict__, "_blend": None, "_places": None, "_planes": None}
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        self._blend = self._places = self._planes = None
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def parameter_groups(self, whole_clip: bool = True, smoothing: float = 1.0) -> list[Group]:
         space, time = self._smoothing(smoothing)
@@ -359,14 +405,7 @@ class ControlNodes(DeformationField):
         laplacian /= laplacian.diagonal().mean()
         with one_thread():
             space = torch.linalg.inv(torch.eye(nodes, device=device) + factor * self.smooth_space * laplacian)
-        step = torch.eye(self.keys, device=device) - torch.eye(self.keys, device=device).roll(1, 1)
-        if not self.loop:
-            step = step[:-1]
-        time = torch.eye(self.keys, device=device) + factor * self.smooth_time * step.T @ step
-        if self.anchored:
-            time[0], time[:, 0] = 0, 0
-            time[0, 0] = 1
-        return space, torch.linalg.inv(time)
+        return space, self._time_smoothing(factor * self.smooth_time)
 
     @torch.no_grad()
     def set_motion(self, positions: Tensor, rotations: Tensor) -> None:  # (keys, M, 3), (keys, M, 3, 3)

@@ -279,6 +279,26 @@ def _glb(scene: Scene4D, path: Path, export: Export) -> None:
 
 
 @register_format(
+    "glb-skinned",
+    "mesh",
+    (".glb",),
+    "a mesh on a skeleton, skinned and animated: Blender, Unity, Unreal, Godot, any viewer",
+    takes=["frames"],
+)
+def _glb_skinned(scene: Scene4D, path: Path, export: Export) -> None:
+    from .rig import write_skinned_glb
+
+    write_skinned_glb(path, scene, frames=export.frames, progress=export.progress)
+
+
+@register_format("bvh", "mesh", (".bvh",), "the skeleton and its motion alone: animation programs", takes=["frames"])
+def _bvh(scene: Scene4D, path: Path, export: Export) -> None:
+    from .rig import write_bvh
+
+    write_bvh(path, scene, frames=export.frames, progress=export.progress)
+
+
+@register_format(
     "glb-splats",
     "splats",
     (".glb",),

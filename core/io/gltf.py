@@ -30,7 +30,7 @@ FLOAT, BYTE, SHORT, INT = 5126, 5121, 5123, 5125
 VERTICES, INDICES = 34962, 34963
 
 _COMPONENT = {"f": FLOAT, "B": BYTE, "H": SHORT, "I": INT}
-_TYPE = {1: "SCALAR", 2: "VEC2", 3: "VEC3", 4: "VEC4"}
+_TYPE = {1: "SCALAR", 2: "VEC2", 3: "VEC3", 4: "VEC4", 16: "MAT4"}
 
 
 class Glb:
@@ -59,7 +59,7 @@ class Glb:
         return self.add("bufferViews", view)
 
     def array(self, values: np.ndarray, target: int | None = None, *, normalized: bool = False, bounds: bool = False) -> int:
-        """An accessor of (N,) or (N, C) float32, uint32, uint16 or uint8, in a view of its own.
+        """An accessor of (N,) or (N, C) float32, uint32, uint16 or uint8, in a view of its own; 16 numbers are a matrix.
 
         Args:
             target: :data:`VERTICES` or :data:`INDICES`; None for animations.

@@ -8,6 +8,7 @@ video, light and all; readers that do not know KHR_materials_unlit shade it as a
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,8 +60,8 @@ def write_mesh_glb(
     targets = [frame for frame in kept if 0 < frame < count]
     normals = None if unlit else vertex_normals(mesh, places[[0, *targets]])
     glb = Glb()
-    used = _Materials(glb, mesh, unlit)
-    primitives = [_primitive(glb, mesh, part, used, places, targets, normals) for part in used.parts()]
+    used = Materials(glb, mesh, unlit)
+    primitives = [mesh_primitive(glb, mesh, part, used, places, targets, normals) for part in used.parts()]
     names = [f"frame{frame:04}" for frame in targets]
     body: dict[str, Any] = {"name": "surface", "primitives": primitives}
     if targets:
@@ -104,7 +105,7 @@ def _kept(places: Tensor, tolerance: float) -> list[int]:  # (T, V, 3)
     return sorted(kept)
 
 
-class _Materials:
+class Materials:
     """The mesh's materials in the file, each once; faces of one are one primitive."""
 
     def __init__(self, glb: Glb, mesh: Mesh, unlit: bool) -> None:
@@ -134,15 +135,23 @@ class _Materials:
         return self.glb.add("materials", material)
 
 
-def _primitive(
+def mesh_primitive(
     glb: Glb,
     mesh: Mesh,
     part: tuple[Tensor, int],
-    used: _Materials,
+    used: Materials,
     places: Tensor,  # (T, V, 3)
-    targets: list[int],
-    normals: Tensor | None,  # (1 + targets, V, 3)
+    targets: Sequence[int] = (),
+    normals: Tensor | None = None,  # (1 + targets, V, 3)
+    more: Mapping[str, np.ndarray] | None = None,  # each (V, C)
 ) -> dict[str, Any]:
+    """Faces of one material with the vertices that they use: positions at frame 0, morph targets of others.
+
+    Args:
+        part: faces and material, of :meth:`Materials.parts`.
+        targets: frames of ``places``.
+        more: further attributes by name.
+    """
     faces, material = part
     own, index = faces.unique(return_inverse=True)
 
@@ -158,6 +167,8 @@ def _primitive(
     if mesh.vertex_colors is not None:
         light = (decoded(mesh.vertex_colors[own]).clamp(0, 1) * 65535).round().to(torch.int32).numpy().astype("<u2")
         attributes["COLOR_0"] = glb.array(light, VERTICES, normalized=True)
+    for name, values in (more or {}).items():
+        attributes[name] = glb.array(values[own.numpy()], VERTICES)
     corners = index.reshape(-1).numpy().astype("<u2" if len(own) < 65535 else "<u4")
     primitive: dict[str, Any] = {"attributes": attributes, "indices": glb.array(corners, INDICES), "material": material}
     if targets:

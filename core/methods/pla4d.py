@@ -28,6 +28,7 @@ from .following import Following
 from .plan import MethodRun
 from .registry import PRESETS, Choice, ModelRole, method
 from .stages import MethodConfig, MotionConfig, StaticConfig
+from .structure import EXPLAINED
 
 PRIOR = ModelRole("prior", own=("zero123-xl",), fallback="tiny", unless="refinement")
 
@@ -43,13 +44,15 @@ REFINEMENT_TIME = Annealed(0.6, 0.4)
 #: Parts that can be left out: those of the paper's ablations (focal alignment, Eq. 4; the mesh's sides, Eq. 9; all that follows
 #: the video's motion, Eq. 10; reference refinement, Eq. 11), and what our presets have for depth and unseen sides.
 PARTS = ("focal", "gs-mesh", "motion", "refinement", "motion-prior")
-#: Parts that can be added: colours that change over time, and opacities, so that parts appear and vanish.
-MORE = ("appearance", "presence")
+#: Parts that can be added: colours that change over time; opacities, so that parts appear and vanish; the object as rigid parts
+#: on joints, where the video allows it.
+MORE = ("appearance", "presence", "joints")
 
 
 def settings(choice: Choice) -> MethodConfig:
     """A preset as plain data."""
-    return over_time(preset(choice.preset, choice.role("prior"), choice.without), choice.plus)
+    config = over_time(preset(choice.preset, choice.role("prior"), choice.without), choice.plus)
+    return replace(config, motion=replace(config.motion, joints=EXPLAINED)) if "joints" in choice.plus else config
 
 
 @method(

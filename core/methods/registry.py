@@ -77,7 +77,7 @@ class Method:
         follows: what drives the object.
         needs_object: whether there is no start without an object.
         without: parts that can be left out, as in the paper's ablations.
-        plus: parts of other methods that can be added.
+        plus: parts that can be added, of other methods or for some objects.
         prolongs: whether a motion can be prolonged by further texts, or made to loop.
         object_a_frame: whether it takes one object for each frame.
         presets: those of :data:`PRESETS` that it has.

@@ -41,6 +41,7 @@ from ..scene.anchors import Anchors
 from ..scene.object3d import Object3D, SplatObject
 from ..scene.scene import Scene4D
 from ..video import DrivingVideo, looks_looping, moving_fronts
+from . import structure
 from .backing import bare, closed, seconds_to_close
 from .caution import certainty, certainty_line
 from .following import Following, carried_over, follow
@@ -98,6 +99,8 @@ class MotionConfig:
         density: clone, split and prune in the pass over all frames, where the Gaussians are trained and the field moves any
             number of them; or None.
         rates: learning rates of the Gaussians in place of :data:`~..fit.loop.GAUSSIAN_LR`.
+        joints: the pass over all frames is taken with the object as rigid parts on joints too, and those are kept where they
+            leave at most this share of the driving view's error at rest, see :func:`.structure.chosen`; 0 tries none.
     """
 
     field: str
@@ -112,6 +115,7 @@ class MotionConfig:
     train: Train = "field"
     density: DensityControl | None = None
     rates: Mapping[str, float] | None = None
+    joints: float = 0.0
 
     def changed(self, change: Change) -> MotionConfig:
         """With its objectives changed; those that become None are left out."""
@@ -526,24 +530,33 @@ def fit_motion(
     losses = dict(scene.meta.get("losses", {}))
     for stage, part in motion_passes(config, scene.frames, started):
         stage = label + stage
-        path = None if checkpoint is None else _with_stage(checkpoint, stage)
         if part.schedule is config.fine and state.field is not None:
             # At full size covariances follow the surface; in the coarse passes that would cost more than a tenth of a step.
             state = replace(state, field=state.field.stretching())
-        state = run_fit(
-            stage,
-            state,
-            part.objectives,
-            part.schedule,
-            inputs,
-            train=part.train,
-            seed=seed,
-            density=None if stage != label + "3D to 4D" else config.density,
-            gaussian_lr=_rates(config),
-            progress=progress,
-            checkpoint=path,
-            key=key,
-        )
+
+        def taken(state: FitState, stage: str = stage, part: Pass = part) -> FitState:
+            return run_fit(
+                stage,
+                state,
+                part.objectives,
+                part.schedule,
+                inputs,
+                train=part.train,
+                seed=seed,
+                density=None if stage != label + "3D to 4D" else config.density,
+                gaussian_lr=_rates(config),
+                progress=progress,
+                checkpoint=None if checkpoint is None else _with_stage(checkpoint, stage),
+                key=key,
+            )
+
+        rival = None
+        if config.joints and video is not None and stage == label + "3D to 4D":
+            rival = structure.articulated(state, inputs.taus)
+        state = taken(state)
+        if rival is not None and video is not None:
+            rival = taken(rival, f"{stage}, joints")
+            state = structure.chosen(state, rival, scene, video, inputs.fronts, config.joints, backend)
         losses[stage] = state.losses
     surface = mesh if scene.surface is None and isinstance(mesh, Mesh) else scene.surface
     made = replace(scene, gaussians=state.gaussians, field=state.field, meta={**scene.meta, "losses": losses}, surface=surface)

@@ -1,0 +1,76 @@
+"""Whether an object is rigid parts on joints: a rival of the free motion, between which the video chooses."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..cameras import FrontCamera
+from ..deformation.articulated import Articulated
+from ..deformation.control_nodes import NodeField
+from ..deformation.skeleton import find_skeleton
+from ..fit.loop import FitState
+from ..scene.scene import Scene4D
+from ..video import DrivingVideo
+from .backing import driving_error
+
+log = logging.getLogger(__name__)
+
+#: Error, in lengths of the object, that is not worth another part: tracking bends what is rigid by about as much.
+TOLERANCE = 0.015
+#: Share of the driving view's error at rest up to which rigid parts are kept.
+EXPLAINED = 0.18
+#: Pixels that rivals are compared at.
+SIZE = 128
+
+
+def articulated(state: FitState, taus: Tensor) -> FitState | None:
+    """The state with what has been tracked so far moving as rigid parts on joints; None for fields without nodes.
+
+    Args:
+        state: behind the passes that follow the object.
+        taus: of the frames, (T,), at each of which the field has a key.
+    """
+    field = state.field
+    if not isinstance(field, NodeField) or isinstance(field, Articulated) or field.keys != len(taus):
+        return None
+    with torch.no_grad():
+        positions, quats = field.motion_of_handles(taus.to(field.node_positions.device))
+    motion = find_skeleton(field.node_positions, positions, field.pairs, quats, tolerance=TOLERANCE)
+    log.debug("structure: %d joints, error %.3g", len(motion.skeleton), motion.error)
+    # A rival's memory is not touched by another's pass.
+    memory = {id: {k: v.clone() for k, v in kept.items()} for id, kept in state.memory.items()}
+    return FitState(state.gaussians, Articulated.of(field, motion), {}, memory)
+
+
+@torch.no_grad()
+def chosen(
+    free: FitState, rival: FitState, scene: Scene4D, video: DrivingVideo, fronts: Sequence[FrontCamera], share: float,
+    backend: str = "auto",
+) -> FitState:  # fmt: skip
+    """The rigid parts, where they explain what the video shows of the motion; else the free motion.
+
+    They do where the squared error of the driving view is at most a share of what the object at rest leaves. A free motion
+    always follows the view better, as it bends; what it makes of the sides unseen is worse (docs/pla4d.md).
+
+    Args:
+        scene: the object at rest, with its camera.
+        video: on the scene's device.
+        fronts: the driving video's camera, or one a frame.
+    """
+    small = video.resized(min(SIZE, video.resolution))
+
+    def error(state: FitState) -> float:
+        return driving_error(replace(scene, gaussians=state.gaussians, field=state.field), small, fronts, backend)
+
+    still, own, bent = error(FitState(rival.gaussians)), error(rival), error(free)
+    kept = own <= share * still
+    log.info(
+        "structure: rigid parts on joints leave %.0f %% of the driving view's error at rest, a free motion %.0f %%; %s kept",
+        100 * own / max(still, 1e-12), 100 * bent / max(still, 1e-12), "rigid parts are" if kept else "the free motion is",
+    )  # fmt: skip
+    return rival if kept else free
