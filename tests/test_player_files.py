@@ -353,10 +353,13 @@ def zipped(**members: bytes) -> bytes:
     return file.getvalue()
 
 
-def test_what_is_damaged_gives_one_line_that_names_the_file(page: Page):
+def test_what_is_damaged_gives_one_line_that_names_the_file(page: Page, tmp_path: Path):
     gaussians = sample(300, degree=1)
     ply, spz, sog = (encode_splats(gaussians, format) for format in ("ply", "spz", "sog"))
     spz4 = encode_splats(gaussians, "spz", version=4)
+    write_splat_glb(tmp_path / "x.glb", gaussians)
+    glb = (tmp_path / "x.glb").read_bytes()
+    assert glb.count(b'"count":300')
     many = bytearray(gzip.decompress(spz))
     many[8:12] = (1 << 23).to_bytes(4, "little")
     with zipfile.ZipFile(io.BytesIO(sog)) as archive:
@@ -394,6 +397,7 @@ def test_what_is_damaged_gives_one_line_that_names_the_file(page: Page):
         "frames.zip": (zipped(a1__ply=ply, a2__ply=ply[:-7]), "cut short"),
         "uneven.zip": (zipped(a1__ply=ply, a2__ply=encode_splats(sample(299), "ply")), "300 and 299 Gaussians"),
         "x.glb": (b"glTF" + bytes(40), "damaged .glb"),
+        "many.glb": (glb.replace(b'"count":300', b'"count":9e6'), "do not fit"),
         "x.txt": (b"hello", "choose .a4d"),
         "x.a4d": (b"hello there, hello", "not a play stream"),
         "cut.a4d": (b"A4DPLAY\x01" + bytes(2), "breaks off"),

@@ -59,8 +59,8 @@ class Firefox:
             environment |= {"DISPLAY": f":{self.screen.stdout.readline().strip()}", "LIBGL_ALWAYS_SOFTWARE": "1"}
         shown = [] if environment.get("DISPLAY") else ["--headless"]
         arguments = [FOUND, *shown, "--marionette", "--no-remote", "--profile", str(profile)]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        self.process = subprocess.Popen(arguments, env=environment, **quiet)
+        null = subprocess.DEVNULL
+        self.process = subprocess.Popen(arguments, env=environment, stdout=null, stderr=null)
         for _ in range(600):
             try:
                 self.socket = socket.create_connection(("127.0.0.1", port), 2)

@@ -81,8 +81,9 @@ function gaussiansOf(
 ) {
   const key = (/** @type {string} */ part) => attributes[`${EXTENSION}:${part}`];
   const degree = [1, 2, 3].filter((order) => key(`SH_DEGREE_${order}_COEF_0`) !== undefined).length;
-  const { count } = gltf.accessors[attributes.POSITION],
-    gaussians = room(name, count, wavesOf(degree));
+  const { count } = gltf.accessors[attributes.POSITION];
+  if (!(12 * count <= binary.byteLength)) throw new RangeError("cut short"); // before there is room made for it
+  const gaussians = room(name, count, wavesOf(degree));
   const { means, quats, logScales, opacities, constant, rest, waves } = gaussians;
   const copy = (
     /** @type {number} */ index,

@@ -78,6 +78,7 @@ export class Thumbnails {
     this.#shown = frame;
     if (clip.header.pictures.length) {
       if (picture) this.#fit(picture);
+      else this.#context(); // not here yet
     } else if (!this.#put()) this.#draw();
   }
 
