@@ -143,7 +143,10 @@ def test_a_graph_of_a_former_release_runs_by_the_hosts_replacement(host: Any) ->
     load = {"file": "3d/renamed", "path": "", "fps": 0.0, "loop": "as saved", "motion": "auto", "frames": 0}
     outcome = host.run({
         "load": {"class_type": "Anchor4DLoadSplats", "inputs": load},
-        "former": {"class_type": "Anchor4DFormerRender", "inputs": {"moving": ["load", 0], "side": 96}},
+        "former": {
+            "class_type": "Anchor4DFormerRender", "inputs": {"moving": ["load", 0], "side": 96},
+            "_meta": {"title": "Former Render"},  # which the page sends, and the replacement of 0.23 wants
+        },
         "images": {"class_type": "SaveImage", "inputs": {"images": ["former", 1], "filename_prefix": "former"}},
     })  # fmt: skip
     assert outcome.ended == "execution_success", outcome.detail

@@ -252,7 +252,10 @@ def test_a_folder_of_frames_is_shown_by_what_was_read(host: Any, page: Any, tmp_
     page.evaluate(FOLDER)
     page.wait_for_timeout(2000)
     before = page.evaluate(PLAYERS)
-    assert before["type"] is None and not before["broken"]
+    assert before["type"] is None
+    # In Vue nodes the page 1.44 keeps the player that it began with until there is a result.
+    version = page.evaluate("() => window.__COMFYUI_FRONTEND_VERSION__ ?? '0.0'").split(".")
+    assert not before["broken"] or (vue and (int(version[0]), int(version[1])) < (1, 58))
     ended, detail = page.evaluate(RUN, 300)
     assert ended == "execution_success", detail
     page.wait_for_function(f"() => ({PLAYERS})().played === 1")
