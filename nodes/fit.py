@@ -17,6 +17,7 @@ from ..core.files import InputError
 from ..core.fit.loop import Schedule, Train
 from ..core.io import side_by_side
 from ..core.methods import stages
+from ..core.methods.caution import certainty_line
 from ..core.methods.registry import METHODS, method_config
 from ..core.scene.scene import Scene4D
 from ..core.scene.views import DEFAULT_FRONT, driving_cameras, render_frames
@@ -164,7 +165,7 @@ class Anchor4DFitGaussians(io.ComfyNode):
                 start = stages.fit_static(video, alignment.mesh, alignment.front, replace(config, objectives=()), seed=seed)
                 cost = fitting.estimate(video, start, config, mesh=alignment.mesh, backend=renderer)
                 scene = stages.fit_static(
-                    video, alignment.mesh, alignment.front, config, seed=seed, backend=renderer,
+                    video, alignment.mesh, alignment.front, config, close=True, seed=seed, backend=renderer,
                     progress=host.Report(note=cost).fit, checkpoint=path,
                 )  # fmt: skip
             scene = fitting.finished(scene)
@@ -323,11 +324,15 @@ class Anchor4DMotionAlignment(io.ComfyNode):
                     cost = fitting.estimate(video, still, config, mesh=mesh, fronts=cameras, backend=renderer)
                 moving = stages.fit_motion(
                     video, still, config, mesh=mesh, fronts=cameras, seed=seed, backend=renderer,
+                    reveal=alignment is not None and bool(alignment.report.get("coloured")),
                     progress=host.Report(note=cost).fit, checkpoint=path,
                 )  # fmt: skip
             moving = fitting.finished(moving)
-            if line := fitting.verdict(driving_video, alignment, moving):
-                host.say(f"{cost}\n{line}".strip())
+            lines = [cost, fitting.verdict(driving_video, alignment, moving)]
+            if "certainty" in moving.meta:
+                lines.append(certainty_line(moving.meta["certainty"]))
+            if any(lines[1:]):
+                host.say("\n".join(filter(None, lines)))
             return io.NodeOutput(moving, ui=_look(moving, driving_video, moving.taus))
 
 

@@ -43,15 +43,18 @@ REFINEMENT_TIME = Annealed(0.6, 0.4)
 #: Parts that can be left out: those of the paper's ablations (focal alignment, Eq. 4; the mesh's sides, Eq. 9; all that follows
 #: the video's motion, Eq. 10; reference refinement, Eq. 11), and what our presets have for depth and unseen sides.
 PARTS = ("focal", "gs-mesh", "motion", "refinement", "motion-prior")
+#: Parts that can be added: colours that change over time, and opacities, so that parts appear and vanish.
+MORE = ("appearance", "presence")
 
 
 def settings(choice: Choice) -> MethodConfig:
     """A preset as plain data."""
-    return preset(choice.preset, choice.role("prior"), choice.without)
+    return over_time(preset(choice.preset, choice.role("prior"), choice.without), choice.plus)
 
 
 @method(
-    "pla4d", title="PLA4D", source="arXiv 2405.19957", settings=settings, roles=(PRIOR,), without=PARTS, presets=PRESETS,
+    "pla4d", title="PLA4D", source="arXiv 2405.19957", settings=settings, roles=(PRIOR,), without=PARTS, plus=MORE,
+    presets=PRESETS,
     summary="the video's first frame and the object, then the motion, pixel by pixel; a prior for the sides unseen",
 )  # fmt: skip
 def plan(run: MethodRun) -> Scene4D:
@@ -202,6 +205,15 @@ def _preview(prior: MotionPrior | None) -> MethodConfig:
     )
 
 
+def over_time(config: MethodConfig, plus: Collection[str]) -> MethodConfig:
+    """The configuration with colours and opacities that change over time, of :data:`MORE`; its motion is by control nodes."""
+    added = {name: True for name, part in (("color", "appearance"), ("opacity", "presence")) if part in plus}
+    if not added:
+        return config
+    fields = {**config.motion.fields, "control-nodes": {**config.motion.fields.get("control-nodes", {}), **added}}
+    return replace(config, motion=replace(config.motion, field="control-nodes", fields=fields))
+
+
 _OURS = {"standard": _standard, "draft": _draft}
 
 
@@ -213,7 +225,7 @@ def settings_v4(choice: Choice) -> MethodConfig:
 
 @method(
     "pla4d-v4", title="PLA4D, later version", source="arXiv 2405.19957", settings=settings_v4, roles=(PRIOR,), without=PARTS,
-    object_a_frame=True, summary="pla4d with a focal length, and perhaps an object, for each frame",
+    plus=MORE, object_a_frame=True, summary="pla4d with a focal length, and perhaps an object, for each frame",
 )  # fmt: skip
 def plan_v4(run: MethodRun) -> Scene4D:
     """PLA4D's stages with a focal length for each frame."""

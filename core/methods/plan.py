@@ -236,7 +236,8 @@ class MethodRun:
         """A deformation field to the video."""
         self.scene = stages.fit_motion(
             self.clip.to(self.device), self.made, self.config.motion, mesh=self.aligned.mesh, meshes=self.moving,
-            fronts=self.fronts, start=self.start, checkpoint=self.checkpoint("motion"), **self.fitting,
+            fronts=self.fronts, start=self.start, checkpoint=self.checkpoint("motion"),
+            reveal=bool(self.aligned.report.get("coloured")), **self.fitting,
         )  # fmt: skip
 
     @property

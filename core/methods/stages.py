@@ -33,6 +33,7 @@ from ..generate.sampling import StepProgress
 from ..identity import fingerprint
 from ..mesh import Mesh, sample_evenly
 from ..objectives.base import Objective
+from ..objectives.motion_prior import MotionPriorPull
 from ..priors.base import Prior, Role
 from ..progress import Progress
 from ..render import rasterize
@@ -40,8 +41,10 @@ from ..scene.anchors import Anchors
 from ..scene.object3d import Object3D, SplatObject
 from ..scene.scene import Scene4D
 from ..video import DrivingVideo, looks_looping, moving_fronts
-from .backing import backed
+from .backing import bare, closed, seconds_to_close
+from .caution import certainty, certainty_line
 from .following import Following, carried_over, follow
+from .reveal import revealed
 
 log = logging.getLogger(__name__)
 
@@ -386,6 +389,7 @@ def fit_static(
     config: StaticConfig,
     *,
     start: Gaussians | None = None,
+    close: bool = False,
     device: torch.device | str = "cpu",
     seed: int = 0,
     backend: str = "auto",
@@ -401,6 +405,8 @@ def fit_static(
             the object is made of nothing, as of a text.
         front: the aligned camera.
         start: Gaussians to start from instead.
+        close: with Gaussians beneath the surface where its far side would show through (:mod:`.backing`), for an object that
+            is looked at as it is; :func:`fit_motion` takes them away and puts its own.
         device: of a fit without a video.
         identity: of all inputs, where the caller knows it; else their content is theirs.
 
@@ -430,6 +436,8 @@ def fit_static(
         )  # fmt: skip
     surface = mesh if isinstance(mesh, Mesh) else None
     scene = Scene4D(state.gaussians, front=front, meta={"losses": {stage: state.losses}}, surface=surface)
+    if close:
+        scene = closed(scene, backend=backend, progress=progress)
     if video is None:
         return scene
     return replace(scene, frames=len(video), fps=video.fps, loop=looks_looping(video), crop=video.crop)
@@ -461,6 +469,7 @@ def fit_motion(
     start: Scene4D | None = None,
     window: tuple[float, float] = (0.0, 1.0),
     label: str = "",
+    reveal: bool = False,
     seed: int = 0,
     backend: str = "auto",
     progress: Progress | None = None,
@@ -480,10 +489,13 @@ def fit_motion(
             :mod:`.following`; None: ``scene`` itself where it moves.
         window: the part of the clip, of [0, 1], whose frames the objectives see.
         label: put before the stages' names.
+        reveal: what the first frame hides takes the colours in which later frames show it (:mod:`.reveal`), for an object whose
+            colours there are a guess.
         identity: of all inputs, where the caller knows it; else their content is theirs.
 
     Returns:
-        the moving scene; where the far side would show through, with Gaussians beneath its surface (:mod:`.backing`).
+        the moving scene; where the far side would show through, with Gaussians beneath its surface (:mod:`.backing`). Of fields
+        with handles, ``meta["certainty"]`` says where the motion is a guess (:mod:`.caution`).
     """
     if scene.front is None:
         raise ValueError("motion: the scene has no aligned camera; align it with the driving video first")
@@ -491,6 +503,7 @@ def fit_motion(
         raise ValueError(
             f"motion: the video has {len(video)} frames but the scene {scene.frames}; prepare both from the same clip"
         )
+    scene = bare(scene)
     inputs = _motion_inputs(video, scene, mesh, meshes, fronts, backend)
     inside = (inputs.taus >= window[0] - 1e-6) & (inputs.taus <= window[1] + 1e-6)
     inputs = replace(inputs, taus=inputs.taus[inside])
@@ -514,6 +527,9 @@ def fit_motion(
     for stage, part in motion_passes(config, scene.frames, started):
         stage = label + stage
         path = None if checkpoint is None else _with_stage(checkpoint, stage)
+        if part.schedule is config.fine and state.field is not None:
+            # At full size covariances follow the surface; in the coarse passes that would cost more than a tenth of a step.
+            state = replace(state, field=state.field.stretching())
         state = run_fit(
             stage,
             state,
@@ -531,7 +547,15 @@ def fit_motion(
         losses[stage] = state.losses
     surface = mesh if scene.surface is None and isinstance(mesh, Mesh) else scene.surface
     made = replace(scene, gaussians=state.gaussians, field=state.field, meta={**scene.meta, "losses": losses}, surface=surface)
-    return made if video is None else backed(made, video, inputs.fronts, backend)
+    if video is None:
+        return made
+    prior = next((o.prior for o in config.objectives if isinstance(o, MotionPriorPull)), None)
+    if (sure := certainty(made, video, inputs.fronts, prior, backend)) is not None:
+        made = replace(made, meta={**made.meta, "certainty": sure.report()})
+        log.info("%s", certainty_line(made.meta["certainty"]))
+    if reveal:
+        made = revealed(made, video, inputs.fronts, backend)
+    return closed(made, video, inputs.fronts, backend, progress)
 
 
 def motion_passes(config: MotionConfig, frames: int, started: bool = False) -> list[tuple[str, Pass]]:
@@ -590,6 +614,7 @@ def estimate(
     progress: Progress | None = None,
 ) -> FitEstimate:
     """What :func:`fit_static` or :func:`fit_motion` will cost, from a few steps of each pass; the scene may be unfitted."""
+    scene = bare(scene)
     inputs = _motion_inputs(video, scene, mesh, meshes, fronts, backend)
     if isinstance(config, StaticConfig):
         inputs = replace(inputs, taus=scene.taus[:1])
@@ -597,7 +622,8 @@ def estimate(
         return estimate_passes(passes, FitState(scene.gaussians), inputs, progress=progress)
     state = FitState(scene.gaussians, build_field(config, scene, mesh))
     passes = [part for _, part in motion_passes(config, scene.frames, scene.field is not None)]
-    return estimate_passes(passes, state, inputs, progress=progress)
+    found = estimate_passes(passes, state, inputs, progress=progress)
+    return found if video is None else replace(found, seconds=found.seconds + seconds_to_close(scene, backend))
 
 
 def _rates(config: StaticConfig | MotionConfig) -> dict[str, float] | None:
