@@ -26,7 +26,7 @@ from ..metrics import on_white
 from ..metrics.base import MEAN, Footage, measure
 from ..scene.object3d import Object3D, SplatObject, picture_of
 from ..scene.scene import Scene4D, frame_times
-from ..scene.views import object_cameras, render_frames
+from ..scene.views import film_cameras, object_cameras, render_frames
 from ..video import DrivingVideo
 from .folder import REPORT, SCENE
 from .report import read_json, write_json
@@ -192,7 +192,7 @@ def _write_strip(path: Path, scene: Scene4D, clip: Tensor, item: Object3D, camer
     """The clip's first and middle frame, the 3D, and the 4D in the middle from the front, the side and behind."""
     middle = scene.frames // 2
     tau = frame_times(scene.frames, scene.loop)[middle : middle + 1]
-    around = render_frames(scene, object_cameras(scene, STRIP_SIDE, [0.0, 90.0, 180.0]), tau, backend=backend)[:, 0].cpu()
+    around = render_frames(scene, film_cameras(scene, [0.0, 90.0, 180.0], size=STRIP_SIDE), tau, backend=backend)[:, 0].cpu()
     pictures = [clip[0], clip[middle], picture_of(item, camera.resized(STRIP_SIDE, STRIP_SIDE)), *around]
     columns = ("first frame", "middle", "3D", "4D, middle", "90°", "180°")
     with atomic_path(path) as temporary:
