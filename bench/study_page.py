@@ -205,7 +205,7 @@ def write_study(study: Study, out: Path, found: Sequence[Result], options: Optio
         f"<p><b>Published.</b> {escape(study.paper)}</p>", page.table(heads, lines),
         *(page.table(square[0], square[1:]) for square in squares),
         "".join(f'<p class="quiet">{escape(note[2:])}</p>' for note in notes),
-        '<div class="beside">', *drawings.values(), "</div>",
+        '<div class="beside" style="margin-top: 1.5rem">', *drawings.values(), "</div>",
         f"<p><b>What it does not show.</b> {escape(study.limits)}</p>", *_sheets(study, found), _words(study, rows),
     ]  # fmt: skip
     page.write_page(out / PAGE, f"Study: {study.name}", parts)

@@ -72,8 +72,8 @@ def study_row(arguments: Sequence[str], report: Report) -> None:
     from .batch import run_console
     from .studies import STUDIES
 
-    told, *flags = arguments
-    asked = json.loads(told)
+    said, *flags = arguments
+    asked = json.loads(said)
     out = Path(next(flag for flag in flags if flag.startswith("--out=")).removeprefix("--out="))
     study, options = STUDIES.named(asked["study"]), Options(**asked["options"])
     with run_console(report) as console:
@@ -103,33 +103,33 @@ def run_variant(
 
     label = {"study": study.name, "variant": variant.name, "case": case, "options": asdict(options)}
     key = fingerprint(label)
-    found: dict[str, float] = {}
     truth: Mapping[str, Tensor] = {}
-    every, place = 1, {"backend": "auto", "device": "cpu"}
+    every, backend, device = 1, "auto", "cpu"
     if study.run is not None:
 
         def make(checkpoints: Path) -> Run:
-            made, numbers = study.run(variant, options, out, checkpoints, key, progress)  # pyright: ignore[reportOptionalCall]
-            found.update(numbers)
+            assert study.run is not None
+            made, numbers = study.run(variant, options, out, checkpoints, key, progress)
+            made.report["numbers"] = numbers
             return made
     else:
         prepared = _prepared(study, variant, case, out, options, progress)
         truth, every, settings = prepared.inputs.truth, prepared.inputs.every, prepared.settings
-        place = {"backend": settings.renderer, "device": settings.device}
+        backend, device = settings.renderer, settings.device
         write_json(out / CURVES, prepared.curves)
 
         def make(checkpoints: Path) -> Run:
             return prepared.run(checkpoints, key, progress)
 
     done = into_folder(
-        out, key, label, make, lambda run: preview_film(run, **place),
-        page=lambda path, run: run_page(path, run, **place),
+        out, key, label, make, lambda run: preview_film(run, backend, device=device),
+        page=lambda path, run: run_page(path, run, backend, device),
         resume=resume,
     )  # fmt: skip
     scene = Scene4D.load(out / "scene.safetensors") if done is None else done.scene
     report = read_json(out / "report.json")
-    found |= numbers_of(report, described(case) if case else {})
-    scored, seen, side = _scores(scene.to(place["device"]), truth, every, place["backend"])
+    found = numbers_of(report, described(case) if case else {}) | report.get("numbers", {})
+    scored, seen, side = _scores(scene.to(device), truth, every, backend)
     found |= scored
     write_frames(out / SIDE, seen[side])
     if truth and variant is study.variants[0]:
@@ -425,14 +425,14 @@ def jobs_of(study: Study, cases: Mapping[str, Path], options: Options, only: Seq
             except InputError as error:
                 refused = str(error)
         for case, path in ({"exact": Path()} if study.run is not None else cases).items():
-            told = {
+            said = {
                 "study": study.name, "variant": variant.name, "case": "" if study.run else str(path),
                 "options": asdict(options),
             }  # fmt: skip
             content = {"content": identities.get(case, ""), "plain": plain, "trial": canonical(variant.trial)}
-            key = fingerprint(__version__, told | content)
+            key = fingerprint(__version__, said | content)
             name = f"{study.name}/{case}/{slug(variant.name)}"
-            jobs.append(Job(name, () if refused else (json.dumps(told),), "" if refused else key, True, refused))
+            jobs.append(Job(name, () if refused else (json.dumps(said),), "" if refused else key, True, refused))
     return jobs
 
 

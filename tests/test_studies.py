@@ -14,11 +14,15 @@ import torch
 
 from anchor4d import cli
 from anchor4d.bench import study_page, studying
-from anchor4d.bench.studies import NUMBERS, STUDIES, Inputs, Study, Variant, inputs
+from anchor4d.bench.studies import NUMBERS, STUDIES, Inputs, Study, Variant, alignment, inputs
 from anchor4d.bench.study_page import Result
 from anchor4d.bench.studying import Options, jobs_of, plain_config, run_variant, settings_of, slug
 from anchor4d.core.files import InputError
 from anchor4d.core.identity import canonical_json
+from anchor4d.core.io.meshes import load_mesh
+from anchor4d.core.io.video import load_video
+from anchor4d.core.methods import stages
+from anchor4d.core.priors.exact import ExactPrior
 from anchor4d.core.runs import page
 from anchor4d.core.runs.sample import write_sample
 
@@ -32,8 +36,8 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def options_for(study: Study) -> Options:
-    """Methods that take no step without a prior get the bundled one."""
-    return replace(TINY, prior="tiny") if study.method == "stag4d" or study.name in ("turns", "model-distance") else TINY
+    """A method that takes no step without a prior gets the bundled one."""
+    return replace(TINY, prior="tiny") if study.method == "stag4d" else TINY
 
 
 # What is declared
@@ -76,7 +80,7 @@ def test_the_list_is_a_line_for_each(capsys: pytest.CaptureFixture[str]) -> None
 
 
 #: Rows that are run, where the last one that needs no model is not the cheapest.
-ROWS = {"duration": "8 frames", "video-quality": "every 2nd frame"}
+ROWS = {"duration": "8 frames", "video-quality": "every 2nd frame", "stag4d-plus": "STAG4D from the mesh"}
 
 
 @pytest.mark.parametrize("name", [name for name, study in STUDIES.items() if study.run is None])
@@ -108,17 +112,21 @@ def test_a_text_s_study_runs_by_the_exact_score(tmp_path: Path) -> None:
         run_variant(study, study.variant(name), "", tmp_path / slug(name), options, False, None) for name in ("whole", "no JSD")
     )
     assert {*study.numbers} <= {*whole} and whole["path"] != drift["path"]
+    again = run_variant(study, study.variants[0], "", tmp_path / "whole", options, True, None)  # killed before its scores
+    assert again == whole
     with pytest.raises(InputError, match="give --prior modelscope"):
         run_variant(study, study.variant("no view guidance"), "", tmp_path / "x", options, False, None)
 
 
 def test_the_score_by_distance_is_drawn_for_three_spans_of_times(case: Path, tmp_path: Path) -> None:
-    study = STUDIES["model-distance"]
-    options = replace(TINY, prior="tiny", frames=2)
-    run_variant(study, study.variants[0], str(case), tmp_path / "a", options, False, None)
-    curves = json.loads((tmp_path / "a" / "curves.json").read_text())
+    video, mesh = load_video(case / "front", resolution=32), load_mesh(case / "mesh.glb")
+    aligned = stages.align(video, mesh, camera="fixed", yaw=0.0)
+    prior = ExactPrior(lambda views, _: torch.ones(*views.azimuth.shape, 8, 8, 3), 8)
+    curves = alignment.score_curves(video, aligned, {"prior": prior})
     assert len(curves) == 3 and all(len(x) == len(y) > 20 for x, y in curves.values())
-    drawn = study_page.curves_of(study, [Result("sample", "searched", tmp_path / "a", "done")])
+    assert alignment.score_curves(video, aligned, {}) == {}
+    (tmp_path / "curves.json").write_text(json.dumps(curves))
+    drawn = study_page.curves_of(STUDIES["model-distance"], [Result("sample", "searched", tmp_path, "done")])
     assert drawn["score by distance"].count("<polyline") == 3
 
 
@@ -126,33 +134,18 @@ def test_the_command_runs_the_batch_goes_on_and_leaves_out_what_has_no_model(
     case: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    argv = ["study", "run", "generators", "--cases", str(case.parent), "--size", "24", "--steps", "0.01", "--frames", "3"]
-    argv += [
-        "--yaw",
-        "0",
-        "--gaussians",
-        "800",
-        "--prior",
-        "none",
-        "--device",
-        "cpu",
-        "--workers",
-        "1",
-        "--threads",
-        "1",
-        "--out",
-        str(out),
-    ]
+    options = "--size 24 --steps 0.01 --frames 3 --gaussians 800 --yaw 0 --prior none --device cpu --workers 1 --threads 1"
+    argv = ["study", "run", "generators", "--cases", str(case.parent), "--out", str(out), *options.split()]
     argv += ["--variants", "true film, true mesh", "svd, true mesh"]
     assert cli.main(argv) == 0
     said = capsys.readouterr()
-    assert "| true film, true mesh |" in said.out and "svd, true mesh: failed, needs svd; get with: " in said.err
+    assert "| true film, true mesh |" in said.out and "svd-true-mesh: failed, needs svd; get with: " in said.err
     text = (out / "generators" / "study.html").read_text()
     assert "default-src 'none'" in text and "left out" in text and "data:image/jpeg" in text
     assert "true mesh" in (out / "generators" / "study.md").read_text()
     assert cli.main(argv) == 0
     assert "1 of 2 finished before" in capsys.readouterr().err
-    assert cli.main([*argv[:-2], "--variants", "no such row"]) == 2
+    assert cli.main([*argv[:-2], "no such row"]) == 2
     assert "not a variant of generators" in capsys.readouterr().err
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from ...core.align import FocalAlignment
 from ...core.align.distance import Meaning, ObjectDistance, align_model_distance
-from ...core.objectives.base import Objective
 from ...core.video import DrivingVideo
 from . import Curves, Variant, study
 
@@ -89,7 +88,7 @@ study(
 def within(name: str, x: float | None = None, **changes: Any) -> Variant:
     """Random cameras of another distribution, for every objective that draws some."""
 
-    def changed(term: Objective) -> Objective:
+    def changed(term: Any) -> Any:
         known = {f.name for f in fields(term)}
         return replace(term, **{key: value for key, value in changes.items() if key in known and "elevation" in known})
 

@@ -19,7 +19,7 @@ from ..ayg import FRONT, Trial, measure
 from . import Variant, study
 
 #: Of the whole row: a score that does not see where the object is, at a rate that does not fall, so that it may drift;
-#: rigidity as strong as the method's, so that amplification matters.
+#: rigidity a third of the method's, so that amplification matters.
 WHOLE: dict[str, Any] = {"blind": True, "stay": 0.3, "rigidity": 3.0, "omega": 2.0, "clips": 2, "steps": 200, "lr_final": 1.0}
 PROMPT = "a small creature walking"
 

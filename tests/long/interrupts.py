@@ -270,6 +270,7 @@ def node_cases(pack: Any, folder: Path) -> dict[str, Callable[[], Any]]:
         return {"driving_video": video, "scene": still, **more}
 
     case("MotionAlignment", "MotionAlignment", with_clip(moved, 512))
+    case("MotionPreview", "MotionPreview", with_clip(lambda c: {"driving_video": c, "alignment": aligned(c)}, 512))
     case("StartWithoutObject", "StartWithoutObject", with_clip(lambda c: {"driving_video": c, "points": 50_000}))
     case("InflateObject", "InflateObject", with_clip(lambda c: {"driving_video": c}, 512))
     case("Measure", "Measure", lambda: {"images": pictures()[..., :3], "truth": pictures()[..., :3]})
