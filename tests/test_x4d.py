@@ -162,6 +162,20 @@ def test_a_scene_that_was_fitted_to_no_video_takes_none(tmp_path: Path) -> None:
         write_quadruplet(tmp_path, replace(moving(), front=None), seen(moving()), backend="torch")
 
 
+def test_without_a_video_the_whole_motion_is_in_the_picture(tmp_path: Path) -> None:
+    facts = write_quadruplet(tmp_path, moving(0.9), backend="torch")
+    frames = read_clip_tensors(tmp_path / "clip.safetensors")["frames"]
+    assert frames.shape == (3, 256, 256, 4) and facts["measures"]["border"] == 0
+    inside = (frames[..., 3] > 128).flatten(1).sum(1).float()
+    assert inside.min() > 0.8 * inside.max()  # nothing of it leaves
+
+
+def test_a_video_of_one_of_several_objects_is_refused(tmp_path: Path) -> None:
+    video = replace(seen(moving()), shifts=torch.zeros(3, 2))
+    with pytest.raises(InputError, match="shows one of several objects"):
+        write_quadruplet(tmp_path, moving(), video, backend="torch")
+
+
 def test_framing_says_how_large_the_object_is_and_what_it_touches() -> None:
     # A window of 40 of a picture of 64 x 48, drawn at 20: a unit is two pixels of the picture.
     masks = torch.zeros(2, 20, 20)

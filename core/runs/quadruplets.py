@@ -4,7 +4,7 @@ what can be measured on them. The text comes with the set, see :mod:`.x4d`.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..cameras import Cameras, Crop
+from ..cameras import Cameras, Crop, FrontCamera
 from ..files import InputError, atomic_path, write_tensors
 from ..generate.chain import FOLDER, read_list
 from ..io import contact_sheet, write_mp4, write_png
@@ -26,7 +26,7 @@ from ..metrics import on_white
 from ..metrics.base import MEAN, Footage, measure
 from ..scene.object3d import Object3D, SplatObject, picture_of
 from ..scene.scene import Scene4D, frame_times
-from ..scene.views import object_cameras, render_frames
+from ..scene.views import film_cameras, render_frames
 from ..video import DrivingVideo
 from .folder import REPORT, SCENE
 from .report import read_json, write_json
@@ -62,12 +62,15 @@ def write_quadruplet(
         What a manifest says of it; also left as ``facts.json``, once the files are whole.
 
     Raises:
-        InputError: for a video of more or fewer frames than the scene has, or a scene that no video was fitted to.
+        InputError: for a video of more or fewer frames than the scene has, or of one of several objects; for a scene that
+            no video was fitted to.
     """
     if video is not None and len(video) != scene.frames:
         raise InputError(f"video of {len(video)} frames, scene of {scene.frames}: give the video that the scene was fitted to")
     if video is not None and scene.front is None:
         raise InputError("scene: has no camera of the video; give the scene that was fitted to it, or leave the video out")
+    if video is not None and (video.shifts is not None or video.hidden is not None):
+        raise InputError("video: shows one of several objects; a quadruplet is of a clip of one")
     camera = front_camera(scene, video)
     drawn = render_frames(scene, camera, scene.taus, backend=backend)[0].cpu()  # (T, S, S, 4)
     clip = drawn if video is None else torch.cat([video.frames, video.masks[..., None]], -1)
@@ -143,10 +146,12 @@ def of_run(folder: Path, video: Path | None, object: Path | None, *, fps: float 
 
 
 def front_camera(scene: Scene4D, video: DrivingVideo | None) -> Cameras:  # (1,)
-    """The camera that sees a scene as the video shows it, at the video's resolution; without one, its front."""
+    """The camera that sees a scene as the video shows it, at the video's resolution; without one, its whole motion's front."""
     if video is not None and scene.front is not None:
         return scene.front.cropped(video.crop, video.resolution)
-    return object_cameras(scene, SIDE)
+    if (front := scene.front) is not None:
+        front = FrontCamera(front.fovy, front.distance, SIDE, SIDE, elevation=front.elevation)
+    return film_cameras(replace(scene, front=front), 0.0, size=SIDE)
 
 
 def measured(drawn: np.ndarray, clip: np.ndarray) -> dict[str, float]:  # straight (T, S, S, 4), twice
@@ -192,7 +197,7 @@ def _write_strip(path: Path, scene: Scene4D, clip: Tensor, item: Object3D, camer
     """The clip's first and middle frame, the 3D, and the 4D in the middle from the front, the side and behind."""
     middle = scene.frames // 2
     tau = frame_times(scene.frames, scene.loop)[middle : middle + 1]
-    around = render_frames(scene, object_cameras(scene, STRIP_SIDE, [0.0, 90.0, 180.0]), tau, backend=backend)[:, 0].cpu()
+    around = render_frames(scene, film_cameras(scene, [0.0, 90.0, 180.0], size=STRIP_SIDE), tau, backend=backend)[:, 0].cpu()
     pictures = [clip[0], clip[middle], picture_of(item, camera.resized(STRIP_SIDE, STRIP_SIDE)), *around]
     columns = ("first frame", "middle", "3D", "4D, middle", "90°", "180°")
     with atomic_path(path) as temporary:
