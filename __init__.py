@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .core.runs.public import export as export
     from .core.runs.public import fit as fit
     from .core.runs.public import render as render
+    from .core.runs.x4d_set import X4D as X4D
     from .core.scene.scene import Scene4D as Scene4D
 
 __version__ = "0.1.0"
@@ -64,6 +65,7 @@ _PUBLIC = {
     "FORMATS": "core.io.export",
     "METRICS": "core.metrics.base",
     "measure_files": "core.runs.measure",
+    "X4D": "core.runs.x4d_set",
 }
 
 

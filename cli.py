@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
-from .bench import batch, fitting, measuring, study
+from .bench import batch, fitting, measuring, study, x4d
 from .console import Console, ConsoleLog
 from .core.files import InputError
 from .core.packages import problem
@@ -381,7 +381,7 @@ def _settings(args: argparse.Namespace) -> Any:
         renderer=args.renderer,
         prior=args.prior,
         without=tuple(args.without),
-        plus=tuple(args.plus),
+        plus=tuple(dict.fromkeys([*args.plus, *(part for part in ("appearance", "presence") if getattr(args, part, False))])),
         anchors=args.anchors,
         fps=getattr(args, "fps", None),
         then=tuple(getattr(args, "then", ())),
@@ -661,6 +661,9 @@ wan-1.3b, whichever is here), --image-model (sd21-base; none = without) and, wit
             "study", study.study, "what modules, inputs and settings are worth; and user studies: blind pairs, votes counted"
         )
     )
+    x4d.add_options(
+        command("x4d", x4d.x4d, "a set of aligned quadruplets (text, image, video, 3D): many runs, filters, choice")
+    )
     measuring.add_compare(command("compare", measuring.compare, measuring.COMPARE))
     made = command("measure", measuring.measure, measuring.MEASURE)
     made.add_argument("--up", choices=ups, default="y", help=up)
@@ -703,10 +706,15 @@ def _method(made: argparse.ArgumentParser, renderers: Sequence[str]) -> None:
     made.formatter_class = argparse.RawDescriptionHelpFormatter
     made.epilog = "methods:\n" + "\n".join(f"  {name:12} {text}" for name, text in methods.items())
     made.add_argument("--method", default="pla4d", metavar="NAME", help="see below (default: %(default)s)")
-    for option, what in (("without", "leave out, as in its paper's ablations"), ("plus", "add of another method")):
+    for option, what in (("without", "leave out, as in its paper's ablations"), ("plus", "add")):
         made.add_argument(
             f"--{option}", nargs="+", default=[], metavar="PART", help=f"parts of the method to {what}; a wrong name lists them"
         )
+    for option, what in (
+        ("appearance", "colours may change over time"),
+        ("presence", "opacities may change over time, so that parts appear and vanish"),
+    ):
+        made.add_argument(f"--{option}", action="store_true", help=f"pla4d: {what} (--plus {option})")
     made.add_argument(
         "--anchors",
         default="auto",
@@ -724,7 +732,8 @@ def _method(made: argparse.ArgumentParser, renderers: Sequence[str]) -> None:
         "--preset",
         choices=_constant("core/methods/registry.py", "PRESETS"),
         default="standard",
-        help="draft: a quick look; standard: the best results here; paper: the paper's own settings (default: %(default)s)",
+        help="preview: pla4d, seconds, by tracking alone; draft: a quick look; standard: the best results here; paper: the "
+        "paper's own settings; with --resume a preview is where the next one starts (default: %(default)s)",
     )
     made.add_argument("--seed", type=SEED, default=0, help="of every random choice (default: %(default)s)")
     where = "auto|cpu|cuda|cuda:N|mps"

@@ -15,13 +15,14 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..console import Console, ConsoleLog
 from ..core.files import InputError
 from ..core.progress import pulsing
-from ..core.runs.batch import PAGE, RESULTS, TABLE, Job, Report, local_plan
+from ..core.runs.batch import PAGE, RESULTS, TABLE, Job, Record, Report, Run, local_plan
 
 #: Options of ``fit`` that the batch itself gives.
 OURS = ("help", "verbose", "out", "resume")
@@ -30,6 +31,8 @@ FILES, MODELS = (
     ("video", "object", "image", "mask"),
     ("prior", "anchors", "image_model", "video_model", "object_model", "views_model"),
 )
+#: Columns that describe a row and change nothing in its run: they go to its record, and to the manifest of ``x4d``.
+NOTES = ("caption", "licence", "credit", "source", "kind")
 #: A run's name: of a folder on any system, and no file of the batch's own.
 NAME = re.compile(r"(?!batch\.)[A-Za-z0-9_][\w.-]{0,99}")
 FILMS = (".mp4", ".mov", ".webm", ".mkv", ".avi", ".gif", ".webp", ".apng")
@@ -37,6 +40,8 @@ OBJECTS = (".glb", ".gltf", ".obj", ".ply", ".stl", ".spz", ".splat", ".ksplat",
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 #: Objects whose file may name others, textures and buffers: whether they are the same, their run itself finds out.
 REFERRING = (".gltf", ".obj")
+#: The suite of prompts that comes with the package, and what JOBS calls it.
+PROMPTS, SUITE = "prompts", Path(__file__).with_name("prompts.jsonl")
 #: Most bytes of a JOBS file.
 LARGEST = 64 << 20
 
@@ -45,19 +50,29 @@ Row = Mapping[str, Any]
 
 def add_options(made: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    made.set_defaults(again="run the same command to go on")
-    made.add_argument(
-        "jobs", type=Path, metavar="JOBS",
-        help="rows of fit's options: .csv, .jsonl; or a folder of cases (video or front, object or mesh, image, prompt.txt)",
-    )  # fmt: skip
-    made.add_argument(
-        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="options of fit for every row that does not have its own"
-    )
+    add_running(made, "jobs")
     made.add_argument(
         "--out", type=Path, default=Path("anchor4d-batch"), help="folder, a run in each of its folders (default: %(default)s)"
     )
     made.add_argument(
         "--to", default="", metavar="URL", help="copy each finished run there as well: any URL that fsspec writes"
+    )
+
+
+def add_running(made: argparse.ArgumentParser, rows: str) -> None:
+    """The rows of a command that makes many runs, and where they run.
+
+    Args:
+        rows: what the command calls them.
+    """
+    made.set_defaults(again="run the same command to go on")
+    made.add_argument(
+        "jobs", type=Path, metavar=rows.upper(),
+        help="rows of fit's options: .csv, .jsonl; a folder of cases (video or front, object or mesh, image, prompt.txt); "
+        f"a folder of films, pictures and models; or {PROMPTS}, 58 texts that come with the package",
+    )  # fmt: skip
+    made.add_argument(
+        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="options of fit for every row that does not have its own"
     )
     made.add_argument(
         "--workers",
@@ -83,8 +98,26 @@ def add_options(made: argparse.ArgumentParser) -> None:
 
 def batch(args: argparse.Namespace, console: Console) -> int:
     """The command."""
-    from ..core.runs.batch import Processes, run_batch, summary, table
+    from ..core.runs.batch import summary, table
 
+    check_running(args)
+    console.doing = f"reading {args.jobs.name}"
+    records = run_rows(args, read_jobs(args.jobs, args.set), args.out, fit_row, console, to=args.to)
+    console.table(table(records))
+    console.result(f"{summary(records)}\ntable: {args.out / TABLE}\npage: {args.out / PAGE}\nrecords: {args.out / RESULTS}")
+    if failed := [record["name"] for record in records if record["state"] != "done"]:
+        raise InputError(
+            f"{args.out}: {len(failed)} of {len(records)} runs failed ({', '.join(failed[:5])}); see {TABLE} there"
+        )
+    return 0
+
+
+def check_running(args: argparse.Namespace) -> None:
+    """Refuse values of :func:`add_running`'s options that do not fit.
+
+    Raises:
+        InputError: if so.
+    """
     for name, least in (("workers", 1), ("threads", 1), ("retries", 0), ("cards", 0), ("memory", 0)):
         value = getattr(args, name)
         if value is not None and not least <= value <= 1e6:
@@ -93,13 +126,19 @@ def batch(args: argparse.Namespace, console: Console) -> int:
     for name, value in asked.items() if args.on == "here" else [("workers", args.workers)]:
         if value is not None:
             raise InputError(f"--{name} {value}: is {'for --on ray' if args.on == 'here' else 'of this machine'}; leave it out")
-    console.doing = f"reading {args.jobs.name}"
-    jobs = read_jobs(args.jobs, args.set)
+
+
+def run_rows(
+    args: argparse.Namespace, jobs: Sequence[Job], out: Path, run: Run, console: Console, *, to: str = ""
+) -> list[Record]:
+    """The runs of rows, where :func:`add_running`'s options say."""
+    from ..core.runs.batch import Processes, run_batch
+
     if args.on == "ray":
         from ..core.runs.cluster import Cluster
 
         executor = Cluster(
-            fit_row, args.out, address=args.address, cards=args.cards, memory=args.memory, threads=args.threads or 1, to=args.to
+            run, out, address=args.address, cards=args.cards, memory=args.memory, threads=args.threads or 1, to=to
         )
         if not executor.fits():
             needs = ", ".join(f"{need:g} {name}" for name, need in executor.needs.items() if need)
@@ -109,15 +148,8 @@ def batch(args: argparse.Namespace, console: Console) -> int:
 
         device = "cpu" if all("--device=cpu" in job.arguments for job in jobs) else "auto"
         workers, cards, threads = local_plan(args.workers, torch.cuda.device_count(), device)
-        executor = Processes(fit_row, args.out, workers, cards=cards, threads=args.threads or threads, to=args.to)
-    records = run_batch(jobs, args.out, executor, console, retries=args.retries, to=args.to)
-    console.table(table(records))
-    console.result(f"{summary(records)}\ntable: {args.out / TABLE}\npage: {args.out / PAGE}\nrecords: {args.out / RESULTS}")
-    if failed := [record["name"] for record in records if record["state"] != "done"]:
-        raise InputError(
-            f"{args.out}: {len(failed)} of {len(records)} runs failed ({', '.join(failed[:5])}); see {TABLE} there"
-        )
-    return 0
+        executor = Processes(run, out, workers, cards=cards, threads=args.threads or threads, to=to)
+    return run_batch(jobs, out, executor, console, retries=args.retries, to=to)
 
 
 class _RunConsole(Console):
@@ -180,6 +212,8 @@ def read_jobs(path: Path, common: Sequence[str] = ()) -> list[Job]:
     Raises:
         InputError: where there are no rows, for a column that is no option of ``fit``, or two rows of one name.
     """
+    if str(path) == PROMPTS and not path.exists():
+        path = SUITE
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; give a .csv, a .jsonl or a folder of cases")
     options = _options()
@@ -188,7 +222,7 @@ def read_jobs(path: Path, common: Sequence[str] = ()) -> list[Job]:
         name, sign, value = text.partition("=")
         if not sign:
             raise InputError(f"--set {text}: write NAME=VALUE, such as preset=draft")
-        shared[_known(name, options, f"--set {text}")] = value
+        shared[name if name in NOTES else _known(name, options, f"--set {text}")] = value
     rows = _cases(path) if path.is_dir() else _rows(path)
     if not rows:
         what = (
@@ -207,10 +241,12 @@ def read_jobs(path: Path, common: Sequence[str] = ()) -> list[Job]:
             raise InputError(f"{where}: name {name[:60]!r}: choose letters, digits, '_', '-' and '.', at most 100")
         if (other := names.setdefault(name.casefold(), number)) != number:
             raise InputError(f"{where}: is named {name!r} like run {other}; give each its own name")
+        given = shared | {k: v for k, v in given.items() if v not in (None, "")}
+        notes = {key: " ".join(str(given.pop(key)).split()) for key in NOTES if key in given}
         try:
-            jobs.append(_job(name, shared | {k: v for k, v in given.items() if v not in (None, "")}, base, options, where))
+            jobs.append(replace(_job(name, given, base, options, where), notes=notes))
         except (InputError, OSError) as error:
-            jobs.append(Job(name, refused=" ".join(str(error).split())))
+            jobs.append(Job(name, refused=" ".join(str(error).split()), notes=notes))
     return jobs
 
 
@@ -224,6 +260,12 @@ def _job(name: str, row: Row, base: Path, options: Mapping[str, argparse.Action]
     files: dict[str, str] = {}
     for key, value in row.items():
         key = _known(key, options, where)
+        if key == "object" and isinstance(value, list):  # of several objects, "auto" is made of the video
+            value = [item if item == "auto" else str((base / str(item)).resolve()) for item in value]
+            arguments += [part for item in value for part in _arguments(options[key], item, f"{where}: {key}")]
+            files |= {f"{key} {number}": item for number, item in enumerate(value) if item != "auto"}
+            plain[key] = ["auto" if item == "auto" else "" for item in value]
+            continue
         if key in FILES or (key in MODELS and (base / str(value)).is_dir()):
             value = str((base / str(value)).resolve())
         made = _arguments(options[key], value, f"{where}: {key}")
@@ -237,7 +279,7 @@ def _job(name: str, row: Row, base: Path, options: Mapping[str, argparse.Action]
         content = {key: file_identity(value) for key, value in files.items()}
     except OSError:
         return Job(name, tuple(arguments))  # fit says what is wrong with it
-    whole = Path(files.get("object", "")).suffix.lower() not in REFERRING
+    whole = not any(Path(file).suffix.lower() in REFERRING for key, file in files.items() if key.startswith("object"))
     return Job(name, tuple(arguments), fingerprint(content, plain, __version__), whole)
 
 
@@ -287,7 +329,7 @@ def _rows(path: Path) -> Sequence[Row]:
             raise InputError(f"{path}: is no CSV ({error})") from error
         options = _options()
         for name in reader.fieldnames or ():
-            if name.strip() != "name":
+            if name.strip() not in ("name", *NOTES):
                 _known(name, options, path.name)
         if extra := next((number for number, row in enumerate(rows, 1) if None in row), None):
             raise InputError(f"{path.name}, run {extra}: more cells than the header names; quote texts that hold commas")
@@ -309,7 +351,7 @@ def _rows(path: Path) -> Sequence[Row]:
 
 
 def _cases(folder: Path) -> Sequence[Row]:
-    """A row for each folder that holds what a run begins with."""
+    """A row for each folder that holds what a run begins with; where there is none, for each film, picture and object."""
     rows: list[Row] = []
     for case in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
         row: dict[str, Any] = {"name": case.name}
@@ -324,9 +366,27 @@ def _cases(folder: Path) -> Sequence[Row]:
             elif path.name == "prompt.txt":
                 row["prompt"] = path.read_text(encoding="utf-8").strip()
         if len(row) > 1:
-            if "video" in row and (case / "case.json").is_file():
-                from ..core.runs.report import read_json
+            rows.append(row | _beside(case / "case.json", "video" in row))
+    return rows or _loose(folder)
 
-                row["fps"] = read_json(case / "case.json").get("fps")
-            rows.append(row)
-    return rows
+
+def _loose(folder: Path) -> Sequence[Row]:
+    """A row for each name among a folder's films, pictures and objects, described by a .json of that name."""
+    rows: dict[str, dict[str, Any]] = {}
+    described: dict[str, Path] = {}
+    for path in sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")):
+        suffix = path.suffix.lower()
+        what = next((w for w, kinds in (("image", PICTURES), ("video", FILMS), ("object", OBJECTS)) if suffix in kinds), None)
+        if what is not None:
+            name = re.sub(r"[^\w.-]+", "_", path.stem, flags=re.ASCII)
+            rows.setdefault(name, {"name": name})[what] = path.name
+            described[name] = path.with_suffix(".json")
+    return [row | _beside(described[name], "video" in row) for name, row in rows.items()]
+
+
+def _beside(path: Path, video: bool) -> dict[str, Any]:
+    """What a case's or file's .json says of it: notes, and the frame rate of a video."""
+    from ..core.runs.report import read_json
+
+    said = read_json(path)
+    return {name: said[name] for name in (*NOTES, *(("fps",) if video else ())) if said.get(name) is not None}

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.files import InputError
+from ..core.io.splats import encode_splats
 from ..core.io.stream import write_stream
 from ..core.packages import problems
 from .moving import moving_sample
@@ -83,8 +84,23 @@ MEASURE = """async ({ size, seconds, warm, frames }) => {
     const end = performance.now() + seconds * 1000;
     return { ...await play(() => performance.now() > end), stats: { ...renderer.stats } };
   };
+  window.thumbnails = async () => {
+    const begin = performance.now();
+    for (let frame = 0; frame < 8; frame++) await renderer.thumbnail({ ...shot, time: [frame * 4 % frames, 0] }, 128, 72);
+    return (performance.now() - begin) / 8;
+  };
+  window.reading = async (name) => {
+    const { openSource } = await import("/player/files.mjs"), file = await (await fetch(`/data/${name}`)).blob();
+    const begin = performance.now();
+    await openSource(new File([file], name));
+    return performance.now() - begin;
+  };
   return figures;
 }"""
+
+
+#: Splat files that are read in the page, by name: the format's name comes first.
+FILES: dict[str, dict[str, Any]] = {"ply": {}, "spz": {"version": 3}, "spz4": {"version": 4}, "sog": {}}
 
 
 @contextmanager
@@ -175,7 +191,8 @@ def main() -> None:
             + ", ".join(f"{name} {value:g}" for name, value in header["errors"].items())
             + "\n"
         )
-    with serve({"clip.a4d": data, "small.a4d": small.getvalue()}) as url, chromium() as browser:
+    still = {f"{name}.{name[:3]}": encode_splats(scene.gaussians, name[:3], **options) for name, options in FILES.items()}
+    with serve({"clip.a4d": data, "small.a4d": small.getvalue(), **still}) as url, chromium() as browser:
         page = browser.new_page()
         page.goto(url)
         wanted = {"size": arguments.size, "seconds": arguments.seconds, "warm": 300, "frames": frames}
@@ -189,6 +206,9 @@ def main() -> None:
         before = script_seconds()
         found |= page.evaluate("measure()")
         busy = 1e3 * (script_seconds() - before) / len(found["script"])
+        before = script_seconds()
+        aside = page.evaluate("thumbnails()"), 1e3 * (script_seconds() - before) / 8
+        read = {name: page.evaluate("name => reading(name)", name) for name in still}
     script, stats = sorted(found["script"]), found["stats"]
     sys.stdout.write(
         f"loading  first frame there after {found['first']:.0f} ms, drawn after {found['firstDrawn']:.0f} ms, all after "
@@ -197,6 +217,10 @@ def main() -> None:
         f"the clock: median {script[len(script) // 2]:.3f} ms, 95 % below {script[int(len(script) * 0.95)]:.3f} ms\n"
         f"sorting  in the worker: median {sorted(found['sorts'])[len(found['sorts']) // 2]:.2f} ms, longest "
         f"{stats['maxSortMs']:.2f} ms; oldest order drawn {stats['maxOrderAge']} frames, {stats['held']} frames held\n"
+        f"aside    a thumbnail of 128 x 72: {aside[0]:.0f} ms by the clock, {aside[1]:.2f} ms of script\n"
+        f"files    {count} Gaussians, until all is packed, by the clock: "
+        + ", ".join(f"{name.partition('.')[0]} {clock:.0f} ms" for name, clock in read.items())
+        + "\n"
     )
 
 

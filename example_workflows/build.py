@@ -684,6 +684,49 @@ Align Your Gaussians with an object that you have: its motion alone is made of t
     return g
 
 
+def several_objects() -> Graph:
+    g = Graph(
+        "several_objects",
+        """
+# Several objects of one clip
+
+Two objects that pass each other, each with its own 3D model, become one moving scene.
+
+1. **Load Video**: the clip, and a film of its label masks: each object in a colour of its own on black, as a tracker such as SAM 2 writes them. Where the objects never touch, leave the masks out (bypass *Label masks*): the parts before the backdrop are taken, from the left.
+2. **Load Mesh**: the model of each object, in the order of the objects. Without one, put *Inflate Object* in its place.
+3. Press **Run**.
+
+*Split Objects* gives each object a driving video in which whatever another may hide is unknown, and holds it in place. *Focal Alignment* of the second takes the camera of the first. *Compose Objects* puts both where the clip shows them: by the ground on which they stand, and whoever covers the other in front.
+""",
+    )
+    preset = g.preset("standard")
+    clip = g.add("LoadVideo", PREPARE, title="The clip")
+    masks = g.add("LoadVideo", PREPARE, title="Label masks")
+    labels = g.add("GetVideoComponents", PREPARE, video=masks["VIDEO"], column=True)["images"]
+    split = g.add("Anchor4DSplitObjects", PREPARE, source=clip["VIDEO"], labels=labels, frames=24, column=True)
+    made: dict[str, Output] = {}
+    first: Output | None = None
+    for k in (1, 2):
+        mesh = g.add("Anchor4DLoadMesh", f"{FIT}: object {k}", mesh="none", column=k > 1)["mesh"]
+        video, group = split[f"object_{k}"], f"{FIT}: object {k}"
+        shared: dict[str, Any] = {} if first is None else {"same_camera": first}
+        alignment = g.add("Anchor4DFocalAlignment", group, driving_video=video, mesh=mesh, **shared)["alignment"]
+        first = first or alignment
+        terms = g.add("Anchor4DPLA4DObjectives3D", group, preset=preset, column=True)["objectives"]
+        scene = g.add(
+            "Anchor4DFitGaussians", group, driving_video=video, alignment=alignment, objectives=terms, preset=preset
+        )["scene"]  # fmt: skip
+        terms = g.add("Anchor4DPLA4DObjectives4D", group, preset=preset, column=True)["objectives"]
+        moving = g.add(
+            "Anchor4DMotionAlignment", group, driving_video=video, scene=scene, alignment=alignment, objectives=terms,
+            preset=preset,
+        )["scene"]  # fmt: skip
+        made |= {f"scenes__scene_{k - 1}": moving, f"driving_videos__driving_video_{k - 1}": video}
+    composed = g.add("Anchor4DComposeObjects", VIEW, **made)["scene"]
+    view(g, composed)
+    return g
+
+
 def player() -> Graph:
     g = Graph(
         "play_a_scene",
@@ -713,10 +756,116 @@ def player() -> Graph:
     return g
 
 
+def preview() -> Graph:
+    g = Graph(
+        "8_preview_in_seconds",
+        """
+# 8 Preview in seconds
+
+**Press Run.** *Motion Preview* moves the 3D model by tracking alone: points of the video are followed by optical flow and the model moves with them as rigidly as it can. Nothing is fitted; it takes seconds, most of them for the camera.
+
+1. **Prepare**: the demo's creature. Put *Load Driving Video* and *Load Mesh* in its place, or any MESH, SPLAT or 3D file that another node makes of the first frame.
+2. **Align**: the camera that filmed it is found.
+3. **Fit**: the preview, as the player shows it at once.
+
+**To refine it**, select the bypassed nodes *PLA4D Objectives (3D to 4D)* and *Motion Alignment* (Ctrl+B) and press Run again: the fit starts with the preview's motion. In sharper graphs *Fit Gaussians to Mesh and Frame* goes before the preview, into its *scene*.
+
+**Preset** says how long that fit takes: *draft* or *standard*.
+""",
+    )
+    preset = g.preset("draft")
+    made, video = sample(g)
+    alignment = g.add("Anchor4DFocalAlignment", ALIGN, driving_video=video, mesh=made["mesh"])["alignment"]
+    scene = g.add("Anchor4DMotionPreview", FIT, driving_video=video, alignment=alignment)["scene"]
+    group = f"{FIT}: refine it"
+    terms = g.add("Anchor4DPLA4DObjectives4D", group, preset=preset, bypass=True)["objectives"]
+    scene = g.add(
+        "Anchor4DMotionAlignment", group, driving_video=video, scene=scene, alignment=alignment, objectives=terms,
+        preset=preset, bypass=True,
+    )["scene"]  # fmt: skip
+    view(g, scene, video, film=False)
+    return g
+
+
+def quadruplet() -> Graph:
+    g = Graph(
+        "x4d_quadruplet",
+        """
+# A quadruplet for a set
+
+Text, image, video and 3D of one object, aligned to the pixel, as Align4D's X4D has them: one in a set that *Load Quadruplet* and `a4d.X4D` read.
+
+1. **Load Driving Video**: a short clip of one object, filmed by a camera that stands still.
+2. **Save Quadruplet**: say what the object is and does, or plug the text of any captioner into *text*; name the licence of the clip. Press **Run**.
+3. The set is the folder *x4d* in ComfyUI's output folder. **Load Quadruplet** shows what is in it: switch its group on (select it, Ctrl+B) once there is one.
+
+For a 3D model of the first frame in place of the inflated outline, plug it into *Focal Alignment*. Many at once: `python -m anchor4d x4d build` (docs/x4d.md).
+""",
+    )
+    preset = g.preset("draft")
+    video = load_video(g)["driving_video"]
+    mesh = g.add("Anchor4DInflateObject", PREPARE, driving_video=video, column=True)["mesh"]
+    scene = pla4d(g, video, mesh, preset, yaw=0.0)
+    alignment = next(node for node in g.nodes if node.kind == "Anchor4DFocalAlignment")["alignment"]
+    g.add(
+        "Anchor4DSaveQuadruplet", VIEW, scene=scene, driving_video=video, alignment=alignment, text="", set_folder="x4d",
+        name="object",
+    )  # fmt: skip
+    loaded = g.add("Anchor4DLoadQuadruplet", "Load: a quadruplet of a set", bypass=True, set_folder="x4d", index=0)
+    g.add("Anchor4DPlayScene", "Load: a quadruplet of a set", bypass=True, scene=loaded["scene"], video=loaded["driving_video"])
+    return g
+
+
+def around() -> Graph:
+    """The host's own cameras, splats and meshes before and after a scene."""
+    g = Graph(
+        "comfyui_cameras_and_splats",
+        """
+# ComfyUI's own cameras, splats and meshes around a scene
+
+1. **Load Scene**: choose a scene that Save Scene or the command line wrote, or splats of other programs. Press **Run**.
+2. **Cameras in**: two *Create Camera Info* nodes are where *Render Scene* films from and to. Any camera of ComfyUI does as well: *Load 3D*, *Camera Angle*, and from 0.46 on *Create Camera Orbit* and *Batch Cameras*, one picture a camera.
+3. **Cameras out**: *Orbit Trajectory* gives a camera to *Render Splat* and *Render Mesh*, which draw the same moment from the same side as ours.
+4. **Splats**: *Transform Splat* and *Merge Splat* put a second, turned copy beside the first; any node of ours takes what comes out.
+5. **Mesh**: *Scene at Time to Mesh* for ComfyUI's mesh tools, and back as an object by *Render Object*. *Render Mesh* is in ComfyUI newer than 0.33.0.
+""",
+    )
+    scene = g.add("Anchor4DLoadScene", "Load", file="none")["scene"]
+    group = "Film: ComfyUI's cameras in"
+    common: dict[str, Any] = {"mode": "orbit", "mode__pitch": 10.0, "mode__distance": 2.5, "fov": 35.0}
+    ends = [
+        g.add("CreateCameraInfo", group, title=title, mode__yaw=yaw, **common)["camera_info"]
+        for title, yaw in (("Create Camera Info: start", -20.0), ("Create Camera Info: end", 110.0))
+    ]
+    path = g.add("Anchor4DKeyframeTrajectory", group, cameras__camera_0=ends[0], cameras__camera_1=ends[1], column=True)
+    film = g.add("Anchor4DRenderScene", group, scene=scene, trajectory=path["trajectory"], shot="fixed", background="white")
+    g.add("SaveVideo", group, video=film["video"], filename_prefix=f"video/{g.name}", column=True)
+    group = "Draw: our camera out"
+    out = g.add("Anchor4DOrbitTrajectory", group, scene=scene, azimuth=30.0, elevation=10.0, time=0.0)["camera_info"]
+    common = {"width": 512, "height": 512, "background": "#ffffff"}
+    g.add("Anchor4DRenderScene", group, scene=scene, camera_info=out, shot="orbit", shot__frames=1, background="white")
+    splat = g.add("Anchor4DSceneAtTime", group, scene=scene, time=0.0, column=True)["splat"]
+    drawn = g.add("RenderSplat", group, splat=splat, camera_info=out, sharpen=1.0, **common)
+    g.add("PreviewImage", group, title="Render Splat's picture", images=drawn["image"], shown=330)
+    mesh = g.add("Anchor4DSceneToMesh", group, scene=scene, time=0.0, column=True)["mesh"]
+    cast = g.add("RenderMesh", group, mesh=mesh, camera_info=out, **common)
+    g.add("PreviewImage", group, title="Render Mesh's picture", images=cast["image"], shown=330)
+    group = "Play: ComfyUI's splats and meshes in"
+    turned = g.add(
+        "TransformSplat", group, splat=splat, translate_x=0.8, rotate_y=90.0, scale_x=0.7, scale_y=0.7, scale_z=0.7
+    )["splat"]  # fmt: skip
+    both = g.add("MergeSplat", group, splats__splat0=splat, splats__splat1=turned)["splat"]
+    g.add("Anchor4DPlayScene", group, scene=both, column=True)
+    back = g.add("Anchor4DRenderObject", group, mesh=mesh, azimuth=30.0, elevation=10.0, column=True)
+    g.add("PreviewImage", group, title="The mesh as an object", images=back["image"], shown=330)
+    return g
+
+
 def templates() -> list[Graph]:
     """In the order in which the page lists them."""
     return [
         demo(), your_video_and_mesh(), your_video_alone(), align4d_sample(), stag4d(), ayg_text(), edit_and_export(),
+        preview(),
     ]  # fmt: skip
 
 
@@ -724,7 +873,8 @@ def elsewhere() -> list[Graph]:
     """Graphs that are not templates."""
     return [
         *ablations(sys.modules[__name__]), *(align4d_from(what) for what in ("text", "image", "video", "3d")), video_to_4d("hunyuan3d"),
-        video_to_4d("triposplat"), text_to_4d(), stable_zero123(), ayg_scene(), player(),
+        video_to_4d("triposplat"), text_to_4d(), stable_zero123(), ayg_scene(), several_objects(),
+        player(), quadruplet(), around(),
     ]  # fmt: skip
 
 

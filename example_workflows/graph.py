@@ -16,8 +16,9 @@ from typing import Any
 COLORS = {
     "Prepare": "#3f789e", "Align": "#8a6d3b", "Priors": "#7d3b6b", "Fit": "#5a7d3b", "View and export": "#6b4f8a",
     "Measure": "#8a4f4f", "Load": "#3f789e", "Play": "#8a6d3b", "Film": "#5a7d3b", "Export": "#6b4f8a",
+    "Draw": "#7d3b6b",
 }  # fmt: skip
-WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3"}
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COLOR", "COMBO", "COMFY_DYNAMICCOMBO_V3"}
 #: Heights, in the page's units: of a title, a slot, a widget, a text box.
 TITLE, SLOT, WIDGET, TEXT = 30, 20, 24, 90
 #: How much the tallest of the page's two node styles needs for the same widgets.
@@ -25,7 +26,8 @@ STYLE = 1.3
 #: What a node shows below its widgets once it has run.
 SHOWN = {
     "Anchor4DFocalAlignment": 330, "Anchor4DFixedCamera": 330, "Anchor4DObjectDistance": 330, "Anchor4DModelDistance": 300,
-    "Anchor4DFitGaussians": 330, "Anchor4DMotionAlignment": 330, "Anchor4DRenderScene": 330, "Anchor4DRenderObject": 330,
+    "Anchor4DFitGaussians": 330, "Anchor4DMotionAlignment": 330, "Anchor4DMotionPreview": 330,
+    "Anchor4DRenderScene": 330, "Anchor4DRenderObject": 330,
     "Anchor4DSample": 300, "Anchor4DPrepareVideo": 300, "Anchor4DLoadVideo": 320, "Anchor4DLoadMesh": 40,
     "Anchor4DTemporalAnchors": 300, "Anchor4DPlayScene": 560, "Anchor4DScore": 120, "Anchor4DTextToGaussians": 330,
     "Anchor4DTextMotion": 330, "Anchor4DExtendMotion": 330, "Anchor4DImageToGaussians": 300, "Anchor4DInflateObject": 320,

@@ -19,6 +19,7 @@ from . import (
     stag4d,
     trajectory,
     view,
+    x4d,
 )
 
 
@@ -27,5 +28,5 @@ class Anchor4DExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         first = (prepare, align, objectives, signals, fit, several, stag4d, ayg, priors, generate)
-        parts = (*first, view, edit, trajectory, player, export, measure)
+        parts = (*first, view, edit, trajectory, player, export, x4d, measure)
         return [node for part in parts for node in part.NODES]

@@ -17,6 +17,7 @@ from ..core.files import InputError
 from ..core.fit.loop import Schedule, Train
 from ..core.io import side_by_side
 from ..core.methods import stages
+from ..core.methods.caution import certainty_line
 from ..core.methods.registry import METHODS, method_config
 from ..core.scene.scene import Scene4D
 from ..core.scene.views import DEFAULT_FRONT, driving_cameras, render_frames
@@ -44,8 +45,8 @@ def _objectives(standing: str) -> io.Input:
 
 def _preset(what: str) -> io.Input:
     return widgets.preset(
-        f"{what} standard = good on any computer. draft = fast, coarse. paper = as published, needs a GPU. The objectives' own "
-        "preset is chosen in their node."
+        f"{what} preview = seconds, by tracking alone, no objectives (pla4d). draft = fast, coarse. standard = good on any "
+        "computer. paper = as published, needs a GPU. The objectives' own preset is chosen in their node."
     )
 
 
@@ -156,14 +157,15 @@ class Anchor4DFitGaussians(io.ComfyNode):
                 schedule=_changed(whole.static.schedule, steps or -1, _factor(resolution, whole.static.schedule)),
                 objectives=tuple(objectives),
             )
-            fitting.say_objectives(config.objectives, "Gaussians as sampled on the mesh, unfitted")
+            if preset != "preview":
+                fitting.say_objectives(config.objectives, "Gaussians as sampled on the mesh, unfitted")
             video = driving_video.to(host.device_for(device, renderer))
             inputs = video, alignment.mesh, alignment.front, config, seed
             with host.checkpoint("object", *inputs) as path, host_prior.loaded(config.objectives, device):
                 start = stages.fit_static(video, alignment.mesh, alignment.front, replace(config, objectives=()), seed=seed)
                 cost = fitting.estimate(video, start, config, mesh=alignment.mesh, backend=renderer)
                 scene = stages.fit_static(
-                    video, alignment.mesh, alignment.front, config, seed=seed, backend=renderer,
+                    video, alignment.mesh, alignment.front, config, close=True, seed=seed, backend=renderer,
                     progress=host.Report(note=cost).fit, checkpoint=path,
                 )  # fmt: skip
             scene = fitting.finished(scene)
@@ -184,7 +186,11 @@ class Anchor4DMotionAlignment(io.ComfyNode):
             search_aliases=["3d to 4d", "video to 4d", "animate", "deformation", "pla4d", "align4d", "dg4d", "4dgs", "train"],
             inputs=[
                 host.Video.Input("driving_video", tooltip="The same clip that the scene was fitted to."),
-                host.Scene.Input("scene", tooltip="The static object, from Fit Gaussians to Mesh and Frame."),
+                host.Scene.Input(
+                    "scene",
+                    tooltip="The static object, from Fit Gaussians to Mesh and Frame; or one that moves already, as Motion "
+                    "Preview makes it: the fit starts with its motion.",
+                ),
                 host.Alignment.Input(
                     "alignment",
                     optional=True,
@@ -306,20 +312,97 @@ class Anchor4DMotionAlignment(io.ComfyNode):
                 fields=_with_nodes(config.fields, control_nodes),
                 objectives=tuple(objectives),
             )
-            fitting.say_objectives(config.objectives, "the object stays still")
+            if config.following is None:
+                fitting.say_objectives(config.objectives, "the object stays still")
             where = host.device_for(device, renderer)
             video, still = driving_video.to(where), scene.to(where)
             mesh = None if alignment is None else alignment.mesh
-            inputs = video, still.gaussians.tensors(), list(cameras), config, mesh, seed
+            inputs = video, still.gaussians.tensors(), still.field, list(cameras), config, mesh, seed
             with host.checkpoint("motion", *inputs) as path, host_prior.loaded(config.objectives, device):
-                cost = fitting.estimate(video, still, config, mesh=mesh, fronts=cameras, backend=renderer)
+                cost = ""
+                if config.following is None:
+                    cost = fitting.estimate(video, still, config, mesh=mesh, fronts=cameras, backend=renderer)
                 moving = stages.fit_motion(
                     video, still, config, mesh=mesh, fronts=cameras, seed=seed, backend=renderer,
+                    reveal=alignment is not None and bool(alignment.report.get("coloured")),
                     progress=host.Report(note=cost).fit, checkpoint=path,
                 )  # fmt: skip
             moving = fitting.finished(moving)
+            lines = [cost, fitting.verdict(driving_video, alignment, moving)]
+            if "certainty" in moving.meta:
+                lines.append(certainty_line(moving.meta["certainty"]))
+            if any(lines[1:]):
+                host.say("\n".join(filter(None, lines)))
+            return io.NodeOutput(moving, ui=_look(moving, driving_video, moving.taus))
+
+
+class Anchor4DMotionPreview(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Anchor4DMotionPreview",
+            display_name="Motion Preview",
+            category=CATEGORY,
+            description="Moves the aligned object as the driving video shows it by tracking alone: seconds, not minutes, and "
+            "coarser than a fit. Motion Alignment goes on from its scene.",
+            search_aliases=["fast", "quick", "feed-forward", "optical flow", "tracking", "animate", "3d to 4d", "4dgs"],
+            inputs=[
+                host.Video.Input("driving_video", tooltip="The same clip that was aligned."),
+                host.Alignment.Input("alignment", tooltip="From Focal Alignment: the camera, and the 3D model that moves."),
+                host.Scene.Input(
+                    "scene",
+                    optional=True,
+                    tooltip="The static object, from Fit Gaussians to Mesh and Frame. Nothing connected = Gaussians as sampled "
+                    "on the 3D model.",
+                ),
+                widgets.switch(
+                    "motion_prior",
+                    True,
+                    "on = the bundled motion prior says how the motion goes in depth and how unseen parts move. off = both "
+                    "follow from rigidity alone.",
+                ),
+                widgets.whole(
+                    "gaussians",
+                    0,
+                    (0, 500_000),
+                    "Number of Gaussians sampled on the 3D model. More = finer, larger files. 0 = the preset's, 20,000.",
+                    step=1000,
+                    words=widgets.PRESETS_OWN,
+                    folded=True,
+                ),
+                *widgets.drawing(),
+            ],
+            outputs=[host.Scene.Output("scene", tooltip="The moving object: to look at, and for Motion Alignment to refine.")],
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        driving_video: DrivingVideo,
+        alignment: FocalAlignment,
+        motion_prior: bool = True,
+        gaussians: int = 0,
+        device: str = "auto",
+        renderer: str = "auto",
+        scene: Scene4D | None = None,
+    ) -> io.NodeOutput:
+        with host.work(cls):
+            if scene is None and alignment.report.get("mode") == "none":
+                raise InputError(
+                    "alignment: there is no object to move; connect a 3D model, or Inflate Object, to its alignment"
+                )
+            config = method_config("pla4d", "preview", without=() if motion_prior else ("motion-prior",))
+            static = replace(config.static, gaussians=gaussians or config.static.gaussians)
+            video = driving_video.to(host.device_for(device, renderer))
+            still = scene or stages.fit_static(video, alignment.mesh, alignment.front, static)
+            moving = stages.fit_motion(
+                video, replace(still, field=None).to(video.frames.device), config.motion, mesh=alignment.mesh, backend=renderer,
+                progress=host.Report().fit,
+            )  # fmt: skip
+            moving = fitting.finished(moving)
             if line := fitting.verdict(driving_video, alignment, moving):
-                host.say(f"{cost}\n{line}")
+                host.say(line)
             return io.NodeOutput(moving, ui=_look(moving, driving_video, moving.taus))
 
 
@@ -368,4 +451,4 @@ def _look(scene: Scene4D, video: DrivingVideo, taus: Tensor, size: int = 192) ->
         return host.film(pictures, scene.fps) if len(taus) > 1 else host.stills(torch.from_numpy(pictures).float() / 255)
 
 
-NODES = [Anchor4DFitGaussians, Anchor4DMotionAlignment, Anchor4DAsynchronousOptimisation]
+NODES = [Anchor4DFitGaussians, Anchor4DMotionAlignment, Anchor4DMotionPreview, Anchor4DAsynchronousOptimisation]

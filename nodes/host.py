@@ -25,7 +25,7 @@ from torch import Tensor
 from ..core.files import InputError, keep_last_used
 from ..core.gaussians import Gaussians
 from ..core.identity import fingerprint
-from ..core.io.film import to_uint8, write_webp
+from ..core.io.film import to_uint8, write_film, write_webp
 from ..core.priors.models import models_folders, set_models_folder
 from ..core.progress import pulsing
 from ..core.render import available_backends
@@ -184,14 +184,21 @@ def stills(images: Tensor) -> dict[str, Any]:  # (T, H, W, 3)
     return {"images": ui.ImageSaveHelper.save_images(images, PREVIEW_PREFIX, io.FolderType.temp, None, 1)}
 
 
-def film(frames: Tensor | np.ndarray, fps: float) -> dict[str, Any]:  # (T, H, W, 3)
-    """A film that plays in the node."""
+def film(frames: Tensor | np.ndarray, fps: float, suffix: str = ".webp") -> dict[str, Any]:  # (T, H, W, 3)
+    """A film that plays in the node.
+
+    Args:
+        suffix: .webp, or .webm for a node with an upload button for videos, which shows everything in a video element.
+    """
     height, width = frames.shape[1:3]
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
         PREVIEW_PREFIX, folder_paths.get_temp_directory(), width, height
     )
-    file = f"{name}_{counter:05}_.webp"
-    write_webp(Path(folder) / file, frames, fps, quality=85, effort=0)
+    file = f"{name}_{counter:05}_{suffix}"
+    if suffix == ".webp":
+        write_webp(Path(folder) / file, frames, fps, quality=85, effort=0)
+    else:
+        write_film(Path(folder) / file, frames, fps)
     return {"images": [ui.SavedResult(file, subfolder, io.FolderType.temp)], "animated": (True,)}
 
 

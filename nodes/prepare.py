@@ -25,7 +25,9 @@ from . import host, widgets
 CATEGORY = "Anchor4D/1 Prepare"
 #: What the host's own types and 3D files are called on a socket that also takes an Anchor4D object.
 MESH_TYPES = [io.Mesh, io.File3DAny, io.File3DGLB, io.File3DGLTF, io.File3DOBJ, io.File3DPLY, io.File3DSTL]
-SPLAT_TYPES = [io.Splat, io.File3DSplatAny, io.File3DSPZ, io.File3DSPLAT, io.File3DKSPLAT]
+#: ComfyUI 0.23 and 0.24 have no type for any splat file.
+ANY_SPLAT = [io.File3DSplatAny] if hasattr(io, "File3DSplatAny") else []
+SPLAT_TYPES = [io.Splat, *ANY_SPLAT, io.File3DSPZ, io.File3DSPLAT, io.File3DKSPLAT]
 OBJECT_TYPES = [host.Mesh, *MESH_TYPES, *SPLAT_TYPES]
 
 
@@ -122,6 +124,7 @@ def _prepared(
     every: int = 1,
     backdrop: str = "",
     mask_path: str = "",
+    shown_as: str = ".webp",
 ) -> io.NodeOutput:
     video = load_video(
         source, host.chosen_path(host.NONE, mask_path) if mask_path.strip() else mask, fps=fps or None, frames=frames or None,
@@ -132,7 +135,7 @@ def _prepared(
     found = {"alpha": "transparency", "mask": "the mask", "key": "the plain backdrop", "rembg": "rembg"}[video.masked_by]
     facts = f"{len(video)} frames at {video.fps:g} fps, {video.resolution} px, object found by {found}"
     host.say("\n".join([facts, *(f"Warning: {warning}" for warning in video.warnings)]))
-    return io.NodeOutput(video, on_white, video.masks.clone(), video.fps, ui=host.film(_small(on_white), video.fps))
+    return io.NodeOutput(video, on_white, video.masks.clone(), video.fps, ui=host.film(_small(on_white), video.fps, shown_as))
 
 
 def _small(images: Tensor, side: int = 256) -> Tensor:  # (T, H, W, 3)
@@ -237,7 +240,7 @@ class Anchor4DLoadVideo(io.ComfyNode):
     @classmethod
     def execute(cls, video: str, path: str = "", **settings: Any) -> io.NodeOutput:
         with host.work(cls):
-            return _prepared(host.chosen_path(video, path), None, **settings)
+            return _prepared(host.chosen_path(video, path), None, **settings, shown_as=".webm")
 
 
 class Anchor4DLoadMesh(io.ComfyNode):

@@ -19,7 +19,10 @@ from ..core.cameras import CameraInfo, Cameras, camera_infos, from_camera_info, 
 from ..core.gaussians import Gaussians, half_turn
 from ..core.io import SPLAT_SUFFIXES, write_ply_sequence
 from ..core.io.sequence import open_scene
+from ..core.mesh import Mesh, mesh_to_arrays
+from ..core.scene.object3d import SplatObject
 from ..core.scene.scene import Scene4D, frame_times
+from ..core.scene.surface import extract_surface, surface_at
 from ..core.scene.trajectory import Trajectory
 from ..core.scene.views import DEFAULT_FRONT, depth_film, object_cameras, render_maps, renders, scene_cameras, straight_alpha
 from . import host, widgets
@@ -372,6 +375,52 @@ class Anchor4DSceneAtTime(io.ComfyNode):
             return io.NodeOutput(splat_of([scene.at(time)]))
 
 
+class Anchor4DSceneToMesh(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Anchor4DSceneToMesh",
+            display_name="Scene at Time to Mesh",
+            category=CATEGORY,
+            description="One moment of a scene, or an object, as ComfyUI's MESH, for Render Mesh, Bake Texture From Views, "
+            "Save GLB and other mesh tools.",
+            search_aliases=["scene to mesh", "mesh", "glb", "render mesh", "bake texture", "unwrap", "decimate"],
+            inputs=[
+                io.MultiType.Input(
+                    "scene",
+                    types=[host.Scene, io.Splat, host.Mesh],
+                    tooltip="A scene, splats, or an object from Load Mesh, Inflate Object, Image to Mesh, ...",
+                ),
+                widgets.real("time", 0.0, (0.0, 1.0), "The moment: 0 = start, 1 = end. An object has only one.", step=0.01),
+                widgets.whole(
+                    "resolution",
+                    128,
+                    (16, 512),
+                    "Cells along the longest side of a mesh that is made from Gaussians. More = finer, slower. Not used where "
+                    "the scene keeps the mesh that it was made from.",
+                    folded=True,
+                ),
+            ],
+            outputs=[
+                io.Mesh.Output(
+                    "mesh", tooltip="With its texture or vertex colours. +Y is up, as in glTF and ComfyUI's cameras."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, scene: Any, time: float, resolution: int = 128) -> io.NodeOutput:
+        with host.work(cls):
+            if isinstance(scene, SplatObject):
+                mesh = extract_surface(scene.gaussians, resolution=resolution)
+            elif isinstance(scene, Mesh):
+                mesh = scene
+            else:
+                mesh = surface_at(host.scene_of(scene), time, resolution=resolution)
+            host.say(f"{len(mesh.vertices)} vertices, {len(mesh.faces)} faces")
+            return io.NodeOutput(Types.MESH(**mesh_to_arrays(mesh.to("cpu"))))
+
+
 class Anchor4DSceneToSplats(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -454,6 +503,7 @@ NODES = [
     Anchor4DSaveScene,
     Anchor4DLoadScene,
     Anchor4DSceneAtTime,
+    Anchor4DSceneToMesh,
     Anchor4DSceneToSplats,
     Anchor4DExportPLY,
 ]

@@ -213,7 +213,7 @@ def test_every_method_s_settings_are_plain_data_and_its_words_are_told(name: str
     method = METHODS[name]
     roles = frozenset(role.name for role in method.roles)
     keys, changed = set(), set()
-    for preset in PRESETS:
+    for preset in method.presets:
         whole = canonical_json(method.settings(Choice(preset, prompt="a dog", models=roles)))
         for without in [(), *((part,) for part in method.without)]:
             settings = method.settings(Choice(preset, without=without, prompt="a dog", models=roles))
@@ -224,7 +224,7 @@ def test_every_method_s_settings_are_plain_data_and_its_words_are_told(name: str
             for fit in (settings.static, settings.motion):
                 for objective in fit.objectives:
                     assert OBJECTIVES[objective.name] is type(objective)
-    assert changed == {*method.without} and len(keys) >= len(PRESETS)  # every part changes something
+    assert changed == {*method.without} and len(keys) >= len(method.presets)  # every part changes something
     for part in method.plus:
         more = method.settings(Choice("draft", plus=(part,), models=roles))
         assert canonical_json(more) not in keys

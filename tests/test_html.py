@@ -27,6 +27,11 @@ from anchor4d.core.scene.trajectory import Trajectory
 from anchor4d.core.scene.views import straight_alpha
 
 TITLE = "A </title><script>broken = 1</script> & {scripts} clip"
+#: Resolves when a change of size has been drawn.
+LAID_OUT = """async () => {
+  for (let frame = 0; frame < 3; frame++) await new Promise(requestAnimationFrame);
+  await new Promise((done) => setTimeout(done, 150));
+}"""
 #: The parts of the bar that can be seen, and the player itself, in the page's pixels.
 BOXES = """() => {
   const root = document.getElementById("player").shadowRoot;
@@ -143,7 +148,7 @@ def test_every_tool_is_in_reach_at_240_pixels(browser: Any, scene: Scene4D, film
         opened.wait("player.stats?.drawn > 0")
         for width in (240, 360, 640):
             opened.page.set_viewport_size({"width": width, "height": 320})
-            opened.page.wait_for_timeout(150)
+            opened.page.evaluate(LAID_OUT)
             boxes = opened.page.evaluate(BOXES)
             parts, root = boxes["parts"], boxes["root"]
             assert all(root["left"] <= part["left"] and part["right"] <= root["right"] for part in parts), width
@@ -341,7 +346,7 @@ def test_players_of_a_page_share_eight_contexts(browser: Any):
         page.wait_for_function("(before) => drawn(0) > before + 1", arg=before)
         # Off screen, hidden or of no size: nothing is drawn.
         page.evaluate("players[0].element.style.height = '0'")
-        page.wait_for_timeout(200)
+        page.evaluate(LAID_OUT)
         before = page.evaluate("drawn(0)")
         page.wait_for_timeout(300)
         assert page.evaluate("drawn(0)") == before

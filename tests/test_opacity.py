@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,16 +11,28 @@ import torch
 import trimesh
 
 from anchor4d.bench.opacity import opacity
-from anchor4d.core.cameras import orbit
+from anchor4d.core.cameras import Crop, FrontCamera, orbit
 from anchor4d.core.deformation import ControlNodes
 from anchor4d.core.gaussians import Gaussians, neighbour_distances
 from anchor4d.core.mesh import Mesh, sample_evenly, sample_surface
-from anchor4d.core.methods.backing import backed
+from anchor4d.core.methods.backing import (
+    ALLOWED,
+    MOST,
+    STAGE,
+    STEPS,
+    backed,
+    bare,
+    closed,
+    driving_error,
+    seconds_to_close,
+    share_through,
+)  # fmt: skip
 from anchor4d.core.methods.stages import gaussians_on_mesh
 from anchor4d.core.objectives.through import shown_through
 from anchor4d.core.render.mesh import render_mesh
 from anchor4d.core.runs.sample import sample_meshes
 from anchor4d.core.scene.scene import Scene4D
+from anchor4d.core.video import DrivingVideo
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +76,41 @@ def test_a_second_layer_moves_with_the_first_and_hides_what_stretches(character:
     assert torch.equal(made.at(1.0).means[: len(skin)], bare.at(1.0).means)
     before, after = (opacity(scene, [0.0, 1.0]) for scene in (bare, made))
     assert before["through"] > 0.02 and after["alpha"] > 0.98 and after["through"] < 0.01
+
+
+def test_what_of_a_second_layer_would_show_is_left_out(character: Mesh) -> None:
+    """Few and wide discs stick out at the outline: those go, the driving view stays, and the surface is closed all the same."""
+    size = 96
+    front, crop = FrontCamera(fovy=36.0, distance=2.0, width=size, height=size), Crop(0, 0, size, size, size)
+    filmed = render_mesh(character, front.cropped(crop, size))
+    video = DrivingVideo(filmed.color, filmed.alpha, 8.0, crop)
+    plain = Scene4D(gaussians_on_mesh(character, 3000)[0], surface=character)
+    whole, made = backed(plain), backed(plain, video, [front])
+    before, with_all, after = (driving_error(scene, video, [front], "auto") for scene in (plain, whole, made))
+    assert with_all > 1.1 * before and after <= ALLOWED * before
+    assert len(plain.gaussians) < len(made.gaussians) < len(whole.gaussians)
+    assert share_through(plain) > 0.03 and share_through(made) < MOST
+
+
+def test_motion_starts_from_the_first_layer_alone(character: Mesh, skin: Gaussians) -> None:
+    still = Scene4D(skin, surface=character, meta={"losses": {}})
+    made = backed(still)
+    assert len(made.gaussians) > len(skin) and torch.equal(bare(made).gaussians.means, skin.means)
+    assert bare(made).meta == still.meta and bare(still) is still
+    pruned = replace(made, gaussians=made.gaussians.map(lambda t: t[5:]))
+    assert bare(pruned) is pruned  # its layers can no longer be told apart
+
+
+def test_closing_is_a_stage_with_progress(character: Mesh, skin: Gaussians) -> None:
+    steps = []
+
+    def progress(stage: str, step: int, total: int, losses: dict[str, float], preview: Callable[[], torch.Tensor]) -> None:
+        steps.append((stage, step, total))
+        assert preview().shape == (128, 128, 3)
+
+    closed(Scene4D(skin, surface=character), progress=progress)
+    assert steps == [(STAGE, 1, STEPS), (STAGE, 2, STEPS)]
+    assert seconds_to_close(Scene4D(skin, surface=character)) > 0 == seconds_to_close(Scene4D(skin))
 
 
 @pytest.mark.parametrize("mirrored", [False, True], ids=["outward", "inward"])

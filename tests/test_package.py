@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import anchor4d
 
@@ -70,6 +71,17 @@ def test_the_registry_finds_what_it_needs(project: dict[str, dict[str, object]])
     assert isinstance(comfy, dict)
     assert {"PublisherId", "DisplayName", "requires-comfyui"} <= set(comfy)
     assert project["project"]["requires-python"] == ">=3.11,<3.14"
+    urls = project["project"]["urls"]
+    assert isinstance(urls, dict) and {"Repository", "Documentation", "Bug Tracker"} <= set(urls)
+    # Its pages show a square of at most 400 pixels, and a banner of 21:9.
+    for key, share, most in (("Icon", 1, 400), ("Banner", 21 / 9, 2520)):
+        place = str(comfy[key])
+        assert place.startswith(
+            f"{str(urls['Repository']).replace('github.com', 'raw.githubusercontent.com')}/main/docs/images/"
+        )
+        with Image.open(ROOT / "docs" / "images" / place.rpartition("/")[2]) as picture:
+            assert picture.format in ("PNG", "JPEG") and picture.width <= most
+            assert picture.width / picture.height == pytest.approx(share, rel=0.01)
     assert "Apache License" in (ROOT / "LICENSE").read_text()
 
 

@@ -106,7 +106,9 @@ def test_the_report_tells_what_happened(whole: Run) -> None:
     assert report["seed"] == 3
     assert report["perceptual"] == "not used by this preset"
     assert report["versions"]["torch"] == torch.__version__
-    assert set(report["seconds"]) == {"align camera", "frame to 3D", "follow frame by frame", "3D to 4D"}
+    assert set(report["seconds"]) == {
+        "align camera", "frame to 3D", "follow frame by frame", "3D to 4D", "close the surface",
+    }  # fmt: skip
     assert set(report["losses"]["3D to 4D"]) == {"reference view", "rigidity", "smoothness"}
     assert len(report["losses"]["frame to 3D"]["reference view"]) == 4  # steps 1, 11, 21 and the last
     assert report["camera"]["fovy"] == whole.alignment.front.fovy

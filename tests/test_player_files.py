@@ -395,6 +395,8 @@ def test_what_is_damaged_gives_one_line_that_names_the_file(page: Page):
         "uneven.zip": (zipped(a1__ply=ply, a2__ply=encode_splats(sample(299), "ply")), "300 and 299 Gaussians"),
         "x.glb": (b"glTF" + bytes(40), "damaged .glb"),
         "x.txt": (b"hello", "choose .a4d"),
+        "x.a4d": (b"hello there, hello", "not a play stream"),
+        "cut.a4d": (b"A4DPLAY\x01" + bytes(2), "breaks off"),
     }  # fmt: skip
     for name, (data, message) in cases.items():
         page.files[name] = data

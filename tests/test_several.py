@@ -18,7 +18,8 @@ from anchor4d.core.cameras import Cameras, Crop, FrontCamera
 from anchor4d.core.files import InputError
 from anchor4d.core.fit.loop import FitState, Inputs, Schedule, run_fit
 from anchor4d.core.gaussians import random_gaussians
-from anchor4d.core.io.clip import Clip
+from anchor4d.core.io import write_mp4
+from anchor4d.core.io.clip import Clip, read_clip
 from anchor4d.core.io.tracks import load_objects, masks_of, moved, objects_of, parts_of, walk
 from anchor4d.core.methods import pla4d
 from anchor4d.core.methods.stages import align, gaussians_on_mesh
@@ -106,6 +107,20 @@ def test_labels_are_objects_from_the_left_and_one_is_not_several() -> None:
     pictures[:, 4:20, 2:8] = 0
     with pytest.raises(InputError, match="label pictures show 1 object; give each a colour"):
         masks_of([pictures], "clip")
+
+
+def test_labels_of_a_film_with_loss(clip: Crossing, tmp_path: Path) -> None:
+    best, which = clip.masks.max(0)
+    colors = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.1, 0.1], [0.1, 0.3, 1.0]])
+    labels = torch.where(best > 0.5, which + 1, 0)
+    write_mp4(tmp_path / "labels.mp4", colors[labels], 12.0)
+    read = read_clip(tmp_path / "labels.mp4").frames
+    assert len(read.flatten(0, 2).unique(dim=0)) > 256
+    masks = masks_of([read], "clip")
+    assert len(masks) == 2
+    for mask, label in zip(masks, (1, 2)):
+        true = labels == label
+        assert float((mask.bool() & true).sum() / (mask.bool() | true).sum()) > 0.85
 
 
 def test_files_of_labels_and_of_a_mask_each_say_the_same(clip: Crossing, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from anchor4d.core.methods import pla4d, stages
 from anchor4d.core.methods.stages import gaussians_on_mesh
 from anchor4d.core.runs.sample import CAMERA, sample_meshes, sample_scene, write_sample
 from anchor4d.core.scene.scene import Scene4D
-from anchor4d.core.scene.surface import carry, extract_surface, scene_surface, vertex_colors, vertex_normals
+from anchor4d.core.scene.surface import carry, extract_surface, scene_surface, surface_at, vertex_colors, vertex_normals
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +139,19 @@ def test_a_shell_of_gaussians_becomes_one_closed_surface() -> None:
     height = mesh.vertices[:, 1] - centre[1]
     assert (mesh.vertex_colors[height > 0.3, 0] > 0.9).all()
     assert (mesh.vertex_colors[height < -0.3, 2] > 0.9).all()
+
+
+def test_the_mesh_of_a_moment_lies_where_the_motion_takes_it(meshes: list[Mesh]) -> None:
+    scene = sample_scene(600, 5)
+    assert scene.surface is not None
+    lit = replace(scene, surface=replace(scene.surface, normals=vertex_normals(scene.surface)))
+    moved = surface_at(lit, 0.5)
+    torch.testing.assert_close(moved.vertices, carry(scene, scene.surface.vertices, torch.tensor([0.5]))[0])
+    assert float((moved.vertices - scene.surface.vertices).norm(dim=-1).max()) > 0.05
+    assert moved.normals is not None and lit.surface is not None and lit.surface.normals is not None
+    assert float((moved.normals - lit.surface.normals).norm(dim=-1).max()) > 0.05
+    torch.testing.assert_close(moved.normals, vertex_normals(scene.surface, moved.vertices))
+    assert surface_at(scene, 0.5).normals is None and torch.equal(moved.faces, scene.surface.faces)
 
 
 def test_what_has_no_surface_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-// Load Mesh: a button that puts a 3D model of this computer into ComfyUI's input/3d folder and chooses it.
+// Load Driving Video: no player for what none plays. Load Mesh: a button that puts a 3D model of this computer into ComfyUI's input/3d folder and chooses it.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 
@@ -14,9 +14,27 @@ async function upload(file) {
   return subfolder ? `${subfolder}/${name}` : name;
 }
 
+/** Before a run the page plays whatever is chosen; a folder or an animated picture ends in "failed to load" there. */
+function withoutPlayer(node) {
+  const video = node.widgets?.find((widget) => widget.name === "video");
+  if (!video) return;
+  const hush = () => {
+    const shown = app.nodeOutputs?.[node.id]?.images?.[0];
+    if (shown?.type === "input" && !/\.(mp4|m4v|mov|webm|mkv|ogv)$/i.test(video.value)) delete app.nodeOutputs[node.id];
+  };
+  const chosen = video.callback;
+  video.callback = function (...values) {
+    const result = chosen?.apply(this, values);
+    hush();
+    return result;
+  };
+  requestAnimationFrame(hush); // after the first look of the page, which has asked for the same frame before
+}
+
 app.registerExtension({
   name: "Anchor4D.uploads",
   nodeCreated(node) {
+    if (node.constructor.nodeData?.name === "Anchor4DLoadVideo") withoutPlayer(node);
     const mesh = node.widgets?.find((widget) => widget.name === "mesh");
     const suffixes = node.constructor.nodeData?.input?.required?.mesh?.[1]?.a4d_suffixes;
     if (!mesh || !suffixes) return;

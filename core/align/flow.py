@@ -43,6 +43,42 @@ def dis_flow() -> Flow:
     return flow
 
 
+#: Of the pyramid: its smallest pictures' side, rounds at each level, the window's side, and how much texture a step takes (in
+#: squared grey levels of [0, 1]): below it pixels move as their neighbourhood at the coarser level does.
+COARSEST, ROUNDS, WINDOW, TEXTURE = 12, 6, 7, 1e-4
+
+
+@torch.no_grad()
+def lucas_kanade(first: Tensor, second: Tensor) -> Tensor:  # (H, W, 3), (H, W, 3) -> (H, W, 2)
+    """Dense flow by PyTorch alone: least squares over windows, from coarse pictures to fine (Lucas and Kanade 1981)."""
+    levels = [torch.stack([first, second]).permute(0, 3, 1, 2).float()]
+    while min(levels[-1].shape[-2:]) >= 2 * COARSEST:
+        levels.append(F.avg_pool2d(levels[-1], 2, ceil_mode=True, count_include_pad=False))
+    flow = levels[-1].new_zeros(1, 2, *levels[-1].shape[-2:])
+    for level in reversed(levels):
+        height, width = level.shape[-2:]
+        if flow.shape[-2:] != (height, width):
+            flow = 2 * F.interpolate(flow, (height, width), mode="bilinear", align_corners=False)
+        here, there = level[:1], level[1:]
+        edged = F.pad(here, (1, 1, 1, 1), mode="replicate")
+        dx, dy = (edged[..., 1:-1, 2:] - edged[..., 1:-1, :-2]) / 2, (edged[..., 2:, 1:-1] - edged[..., :-2, 1:-1]) / 2
+        xx, xy, yy = (_window((a * b).mean(1, keepdim=True)) for a, b in ((dx, dx), (dx, dy), (dy, dy)))
+        xx, yy = xx + TEXTURE, yy + TEXTURE
+        rows, columns = (torch.arange(n, device=level.device) + 0.5 for n in (height, width))
+        for _ in range(ROUNDS):
+            x, y = (columns + flow[:, 0]) * (2 / width) - 1, (rows[:, None] + flow[:, 1]) * (2 / height) - 1
+            warped = F.grid_sample(there, torch.stack([x, y], -1), padding_mode="border", align_corners=False)
+            missed = here - warped
+            bx, by = (_window((d * missed).mean(1, keepdim=True)) for d in (dx, dy))
+            step = torch.cat([yy * bx - xy * by, xx * by - xy * bx], 1) / (xx * yy - xy * xy)
+            flow = _window(flow + step.clamp(-1, 1), 3)
+    return flow[0].permute(1, 2, 0)
+
+
+def _window(values: Tensor, side: int = WINDOW) -> Tensor:
+    return F.avg_pool2d(values, side, 1, side // 2, count_include_pad=False)
+
+
 @torch.no_grad()
 def tracks_by_flow(video: DrivingVideo, flow: Flow, name: str = "dis", frame: int = 0) -> PointTracks:
     """Points spread over the object in a frame, followed both ways through the clip by flow between neighbouring frames.

@@ -148,6 +148,10 @@ class DeformationField(nn.Module):
         """The field with ``amount`` added to the log scales that it keeps in place of the canonical ones."""
         return self
 
+    def stretching(self) -> DeformationField:
+        """The field whose covariances follow the surface where it stretches. Here: itself, of fields that learn them."""
+        return self
+
     def carrier(
         self,
         gaussians: Gaussians,

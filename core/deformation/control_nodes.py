@@ -8,24 +8,26 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..cameras import quaternion_multiply, quaternion_to_matrix
+from ..cameras import matrix_to_quaternion, quaternion_multiply, quaternion_to_matrix
 from ..gaussians import Gaussians
 from ..mesh import Mesh
 from ..optimiser import Group, one_thread
 from . import fused
 from .base import DeformationField, Handles, StaticScene, register_field
 from .graph import graph_from_mesh, graph_from_points, spaced_binding
+from .stretch import Planes, stretched
 
 
 @register_field
 class ControlNodes(DeformationField):
-    """Nodes with a translation, rotation, log-scale change and optionally an opacity change at each key time.
+    """Nodes with a translation, rotation, log-scale change and optionally changes of opacity and colour at each key time.
 
     Key times are the clip's frame times; between them values follow a Catmull-Rom spline. A Gaussian moves by the blend of
     its nodes' rigid motions: ``x' = sum_k w_k (R_k (x - p_k) + p_k + t_k)``.
@@ -37,8 +39,11 @@ class ControlNodes(DeformationField):
         keys: number of key times.
         neighbours: nodes that each Gaussian is bound to.
         loop: key ``keys`` is key 0 again.
-        opacity: whether opacity moves too.
+        opacity: whether opacity moves too: parts of the object appear and vanish.
+        color: whether colours change over time: what each node adds to the constant harmonics around it.
         anchored: key 0 never moves: the object at tau = 0 is the canonical one exactly.
+        stretch: covariances follow the surface where it stretches (:mod:`.stretch`), without a gradient of its own; what moves
+            rigidly is as without.
         lr: learning rate of translations, in world units; rotations take ``rotation_lr`` radians.
         smooth_space, smooth_time: how far a step on one node spreads over the surface and over time, see :class:`Group`.
     """
@@ -62,7 +67,9 @@ class ControlNodes(DeformationField):
         neighbours: int = 4,
         loop: bool = False,
         opacity: bool = False,
+        color: bool = False,
         anchored: bool = True,
+        stretch: bool = False,
         spacing: float = 0.05,
         lr: float = 2e-3,
         rotation_lr: float = 2e-2,
@@ -71,23 +78,25 @@ class ControlNodes(DeformationField):
     ) -> None:
         super().__init__()
         self.arguments: dict[str, Any] = dict(
-            nodes=nodes, points=points, edges=edges, keys=keys, neighbours=neighbours, loop=loop, opacity=opacity,
-            anchored=anchored, spacing=spacing, lr=lr, rotation_lr=rotation_lr, smooth_space=smooth_space,
+            nodes=nodes, points=points, edges=edges, keys=keys, neighbours=neighbours, loop=loop, opacity=opacity, color=color,
+            anchored=anchored, stretch=stretch, spacing=spacing, lr=lr, rotation_lr=rotation_lr, smooth_space=smooth_space,
             smooth_time=smooth_time,
         )  # fmt: skip
-        self.keys, self.loop, self.anchored, self.spacing = keys, loop, anchored, spacing
+        self.keys, self.loop, self.anchored, self.stretch, self.spacing = keys, loop, anchored, stretch, spacing
         self.lr, self.rotation_lr = lr, rotation_lr
         self.smooth_space, self.smooth_time = smooth_space, smooth_time
         self.translations = nn.Parameter(torch.zeros(keys, nodes, 3))
         self.rotations = nn.Parameter(torch.zeros(keys, nodes, 3))  # rotation vectors, radians
         self.log_scales = nn.Parameter(torch.zeros(keys, nodes, 3))
         self.opacity_logits = nn.Parameter(torch.zeros(keys, nodes)) if opacity else None
+        self.colors = nn.Parameter(torch.zeros(keys, nodes, 3)) if color else None
         self.register_buffer("node_positions", torch.zeros(nodes, 3))
         self.register_buffer("bind_index", torch.zeros(points, neighbours, dtype=torch.int64))
         self.register_buffer("bind_weight", torch.zeros(points, neighbours))
         self.register_buffer("pairs", torch.zeros(edges, 2, dtype=torch.int64))
         self._blend: tuple[Any, tuple[Tensor, Tensor], tuple[Tensor, Tensor], Tensor] | None = None
         self._places: tuple[fused.Lists, fused.Lists] | None = None
+        self._planes: tuple[Any, Planes, Gaussians] | None = None
 
     @classmethod
     def build(cls, scene: StaticScene, mesh: Mesh | None = None, **settings: Any) -> Self:
@@ -136,7 +145,8 @@ class ControlNodes(DeformationField):
 
     @property
     def changes(self) -> frozenset[str]:
-        return super().changes | ({"opacity_logits"} if self.opacity_logits is not None else set())
+        more = {"opacity_logits": self.opacity_logits, "sh": self.colors}
+        return super().changes | {name for name, parameter in more.items() if parameter is not None}
 
     def check(self, count: int) -> None:
         if len(self.bind_index) != count:
@@ -206,8 +216,18 @@ class ControlNodes(DeformationField):
                 f"control nodes were bound to {self.bind_index.shape[0]} Gaussians, not {len(gaussians)}; build the field again"
             )
         if fused.available(tau.device) and gaussians.means.dtype == torch.float32:
-            bound = self._lists()[0]
-            return fused.deform(gaussians, self.bind_index, self.bind_weight, bound, self.node_positions, self._motion(tau))
+            bound, motion = self._lists()[0], self._motion(tau)
+            made = fused.deform(gaussians, self.bind_index, self.bind_weight, bound, self.node_positions, motion)
+            if self.colors is not None:  # blended as scales are, by the same kernels
+                blank = replace(gaussians.detach(), log_scales=torch.zeros_like(gaussians.log_scales))
+                keyed = self._motion(tau, self.colors)
+                added = fused.deform(blank, self.bind_index, self.bind_weight, bound, self.node_positions, keyed).log_scales
+                made = replace(made, sh=_tinted(gaussians.sh, added))
+            if self.stretch:
+                own = made.log_scales - gaussians.log_scales
+                quats, more = stretched(made.quats, own, self._planes_of(gaussians), motion[0])
+                made = replace(made, quats=quats, log_scales=made.log_scales + more)
+            return made
         weights = self.key_weights(tau)
         batch, nodes = len(tau), len(self.node_positions)
         positions = self.node_positions + self._keyed(self.translations, weights)
@@ -225,27 +245,50 @@ class ControlNodes(DeformationField):
         others = [quats, self._keyed(self.log_scales, weights)]
         if self.opacity_logits is not None:
             others.append(self._keyed(self.opacity_logits[..., None], weights))
+        if self.colors is not None:
+            others.append(self._keyed(self.colors, weights))
         blended = [
             _Blend.apply(x.movedim(0, 1).reshape(nodes, -1), *plain).reshape(-1, batch, x.shape[-1]).movedim(1, 0)
             for x in others
         ]
+        rest_quats, grown = gaussians.quats, blended[1]
+        if self.stretch:
+            rest_quats, more = stretched(gaussians.quats, grown, self._planes_of(gaussians), positions)
+            grown = grown + more
         return Gaussians(
             means=moved.reshape(-1, batch, 3).movedim(1, 0),
-            quats=quaternion_multiply(F.normalize(blended[0], dim=-1), gaussians.quats),
-            log_scales=gaussians.log_scales + blended[1],
+            quats=quaternion_multiply(F.normalize(blended[0], dim=-1), rest_quats),
+            log_scales=gaussians.log_scales + grown,
             opacity_logits=(
                 gaussians.opacity_logits.expand(batch, -1)
                 if self.opacity_logits is None
                 else gaussians.opacity_logits + blended[2][..., 0]
             ),
-            sh=gaussians.sh.expand(batch, *gaussians.sh.shape),
+            sh=(gaussians.sh.expand(batch, *gaussians.sh.shape) if self.colors is None else _tinted(gaussians.sh, blended[-1])),
         )
 
-    def _motion(self, tau: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """All that the nodes do at given times, by the graphics card's own kernels."""
+    def stretching(self) -> ControlNodes:
+        field = ControlNodes(**{**self.arguments, "stretch": True}).to(self.pairs.device)
+        field.load_state_dict(self.state_dict())
+        return field
+
+    def _planes_of(self, rest: Gaussians) -> Planes:  # (N, ...)
+        key = [(t.data_ptr(), t._version, t.device) for t in (rest.quats, rest.log_scales)]
+        if self._planes is None or self._planes[0] != key:
+            rest = rest.detach()  # held, so that its address stays its own
+            self._planes = key, Planes.of(rest, self.bind_index, self.bind_weight, self.node_positions), rest
+        return self._planes[1]
+
+    def _motion(self, tau: Tensor, scales: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """All that the nodes do at given times, by the graphics card's own kernels.
+
+        Args:
+            scales: keyed in place of the log scales, (keys, M, 3).
+        """
+        logits = self.opacity_logits if scales is None else None
         return fused.node_motion(
-            tau, self.node_positions, self.translations, self.rotations, self.log_scales, self.opacity_logits, self.loop,
-            self.anchored,
+            tau, self.node_positions, self.translations, self.rotations, self.log_scales if scales is None else scales, logits,
+            self.loop, self.anchored,
         )  # fmt: skip
 
     def _lists(self) -> tuple[fused.Lists, fused.Lists]:
@@ -275,16 +318,16 @@ class ControlNodes(DeformationField):
         return self._blend[1], self._blend[2]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self._blend = self._places = None
+        self._blend = self._places = self._planes = None
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy makes its own matrices: those of a GPU cannot be copied (sparse storage), and the address they are known by
         # is that of other Gaussians.
-        return {**self.__dict__, "_blend": None, "_places": None}
+        return {**self.__dict__, "_blend": None, "_places": None, "_planes": None}
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        self._blend = self._places = None
+        self._blend = self._places = self._planes = None
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def parameter_groups(self, whole_clip: bool = True, smoothing: float = 1.0) -> list[Group]:
@@ -302,6 +345,8 @@ class ControlNodes(DeformationField):
         ]
         if self.opacity_logits is not None:
             groups.append(Group("opacity_logits", self.opacity_logits, 5e-2, smooth))
+        if self.colors is not None:
+            groups.append(Group("colors", self.colors, 3e-2, smooth))
         return groups
 
     def _smoothing(self, factor: float) -> tuple[Tensor, Tensor]:
@@ -324,6 +369,15 @@ class ControlNodes(DeformationField):
         return space, torch.linalg.inv(time)
 
     @torch.no_grad()
+    def set_motion(self, positions: Tensor, rotations: Tensor) -> None:  # (keys, M, 3), (keys, M, 3, 3)
+        """Sets where the nodes are at each key time, and their rotation matrices."""
+        self.translations.copy_(positions - self.node_positions.to(positions))
+        quats = matrix_to_quaternion(rotations)
+        quats = torch.where(quats[..., :1] < 0, -quats, quats)
+        half = torch.atan2(quats[..., 1:].norm(dim=-1, keepdim=True), quats[..., :1])
+        self.rotations.copy_(2 * half * F.normalize(quats[..., 1:], dim=-1))
+
+    @torch.no_grad()
     def continue_motion(self, frame: int, source: int, before: int, momentum: float) -> None:
         for parameter in (self.translations, self.rotations, self.log_scales):
             parameter[frame] = parameter[source] + momentum * (parameter[source] - parameter[before])
@@ -336,6 +390,12 @@ def _sparse(rows: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int
         warnings.simplefilter("ignore", UserWarning)  # torch announces that its CSR support is in beta
         matrix = torch.sparse_coo_tensor(index, values, shape, check_invariants=False)
         return matrix.coalesce().to_sparse_csr(), matrix.t().coalesce().to_sparse_csr()
+
+
+def _tinted(sh: Tensor, added: Tensor) -> Tensor:  # (N, K, 3), (B, N, 3) -> (B, N, K, 3)
+    """Harmonics with something added to the constant ones."""
+    first = sh[:, :1] + added[:, :, None]
+    return torch.cat([first, sh[:, 1:].expand(len(added), -1, -1, -1)], 2)
 
 
 class _Blend(torch.autograd.Function):

@@ -189,7 +189,7 @@ def complete(
         return fingerprint(task.kind, models, text_used, source and _digest(source), asked[task.what], *taken)
 
     with only_process(out):
-        listed, made, steps = _read_list(folder), {}, []
+        listed, made, steps = read_list(folder), {}, []
         for task in tasks:
             source = folder / made[task.of]["file"] if task.of in made else paths.get(task.of)
             entry = listed.get(task.what)
@@ -488,7 +488,8 @@ def _reporting(progress: Progress | None, stage: str) -> StepProgress | None:
 # The list of what was made
 
 
-def _read_list(folder: Path) -> dict[str, dict[str, Any]]:
+def read_list(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the list in a folder :data:`FOLDER` says of each thing that was made: its file, of what, by which models."""
     try:
         made = json.loads((folder / LIST).read_text(encoding="utf-8"))
         return {what: entry for what, entry in made.items() if {"key", "file"} <= entry.keys()}

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 #: Most objects of one clip, and the share of the picture that a colour of label pictures takes in some frame to be one's.
 MOST, LABEL = 8, 0.001
+#: How far apart the colours of labels are where a film has blurred them, and how much one varies beside itself, of 255.
+APART, FLAT = 70.0, 40.0
 #: Share of the largest part of the first frame's foreground from which a part is an object, and of an object's area that a part
 #: beside it may have without being another object.
 PART, LOOSE = 0.05, 0.25
@@ -160,9 +162,9 @@ def masks_of(tracks: Sequence[Tensor], source: str) -> Tensor:  # each (T, H, W,
     codes = (picture[..., 0] * 256 + picture[..., 1]) * 256 + picture[..., 2]
     if picture.shape[-1] == 4:
         codes = torch.where(picture[..., 3] < 128, 0, codes)
+    if len(codes.unique()) > 256:  # a film with loss
+        codes = _main_colors(codes)
     values = codes.unique().tolist()
-    if len(values) > 256:
-        raise InputError(f"{source}: its label pictures have {len(values)} colours; give pictures without loss (png)")
     pixels = codes.shape[1] * codes.shape[2]
     labels = [v for v in values if v and float((codes == v).flatten(1).sum(1).max()) >= LABEL * pixels]
     if len(labels) < 2:
@@ -171,6 +173,29 @@ def masks_of(tracks: Sequence[Tensor], source: str) -> Tensor:  # each (T, H, W,
         )
     masks = torch.stack([(codes == value).float() for value in labels])
     return masks[_from_the_left(masks)]
+
+
+def _main_colors(codes: Tensor) -> Tensor:  # (T, H, W) 0xRRGGBB
+    """Every pixel in the nearest of the few colours that fill areas, black among them."""
+    colors = torch.stack([codes >> 16, codes >> 8 & 255, codes & 255], -1).float()
+    coarse = ((colors + 8) / 16).floor().long().clamp(0, 15)
+    bins = (coarse[..., 0] * 16 + coarse[..., 1]) * 16 + coarse[..., 2]
+    planes = colors.movedim(-1, 1)
+    spread = F.max_pool2d(planes, 3, 1, 1) + F.max_pool2d(-planes, 3, 1, 1)
+    flat = spread.amax(1) < FLAT  # not where edges mix
+    counts = torch.stack([frame[inside].bincount(minlength=4096) for frame, inside in zip(bins, flat)]).amax(0)
+    kept, largest = [torch.zeros(3)], 0
+    for index in counts.argsort(descending=True).tolist():
+        color = torch.tensor([index // 256, index // 16 % 16, index % 16]).float() * 16
+        if counts[index] < max(LABEL * codes[0].numel(), 0.05 * largest):
+            break
+        if min(float((color - other).norm()) for other in kept) > APART:
+            kept.append(color)
+            largest = max(largest, int(counts[index]))
+    table = torch.stack(kept).clamp_max(255)
+    nearest = torch.stack([torch.cdist(frame.flatten(0, 1), table).argmin(1).reshape(codes.shape[1:]) for frame in colors])
+    packed = (table[:, 0].long() << 16) + (table[:, 1].long() << 8) + table[:, 2].long()
+    return packed[nearest]
 
 
 def _from_the_left(masks: Tensor) -> list[int]:  # (K, T, H, W)

@@ -21,10 +21,12 @@ from ..objectives.reference import ReferenceRefinement
 from ..objectives.rigidity import Rigidity, Smoothness
 from ..priors.base import Prior
 from ..priors.distill import Annealed, Distillation
+from ..priors.motion import MotionPrior
 from ..scene.scene import Scene4D
 from ..schedules import constant, linear
+from .following import Following
 from .plan import MethodRun
-from .registry import Choice, ModelRole, method
+from .registry import PRESETS, Choice, ModelRole, method
 from .stages import MethodConfig, MotionConfig, StaticConfig
 
 PRIOR = ModelRole("prior", own=("zero123-xl",), fallback="tiny", unless="refinement")
@@ -41,15 +43,18 @@ REFINEMENT_TIME = Annealed(0.6, 0.4)
 #: Parts that can be left out: those of the paper's ablations (focal alignment, Eq. 4; the mesh's sides, Eq. 9; all that follows
 #: the video's motion, Eq. 10; reference refinement, Eq. 11), and what our presets have for depth and unseen sides.
 PARTS = ("focal", "gs-mesh", "motion", "refinement", "motion-prior")
+#: Parts that can be added: colours that change over time, and opacities, so that parts appear and vanish.
+MORE = ("appearance", "presence")
 
 
 def settings(choice: Choice) -> MethodConfig:
     """A preset as plain data."""
-    return preset(choice.preset, choice.role("prior"), choice.without)
+    return over_time(preset(choice.preset, choice.role("prior"), choice.without), choice.plus)
 
 
 @method(
-    "pla4d", title="PLA4D", source="arXiv 2405.19957", settings=settings, roles=(PRIOR,), without=PARTS,
+    "pla4d", title="PLA4D", source="arXiv 2405.19957", settings=settings, roles=(PRIOR,), without=PARTS, plus=MORE,
+    presets=PRESETS,
     summary="the video's first frame and the object, then the motion, pixel by pixel; a prior for the sides unseen",
 )  # fmt: skip
 def plan(run: MethodRun) -> Scene4D:
@@ -61,11 +66,15 @@ def plan(run: MethodRun) -> Scene4D:
 
 
 def preset(name: str, prior: Prior | None = None, without: Collection[str] = ()) -> MethodConfig:
-    """ "paper", "standard" or "draft", with reference refinement (Eq. 11) where a prior is given; ``without`` of :data:`PARTS`.
+    """ "paper", "standard", "draft" or "preview", with reference refinement (Eq. 11) where a prior is given; ``without`` of
+    :data:`PARTS`.
 
     ``paper`` is the paper's text; what it leaves open is marked. ``draft`` and ``standard`` were chosen by measurement
-    (docs/benchmarks.md) and are iteration counts, never time budgets.
+    (docs/benchmarks.md) and are iteration counts, never time budgets. ``preview`` fits nothing: Gaussians as sampled on the
+    object, moved by tracking alone (:mod:`.following`).
     """
+    if name == "preview":
+        return _less(_preview(None if "motion-prior" in without else MotionPrior()), without)
     return _less(_whole(name, None if "refinement" in without else prior, "motion-prior" not in without), without)
 
 
@@ -77,7 +86,7 @@ def _less(config: MethodConfig, without: Collection[str]) -> MethodConfig:
     made = config.changed(lambda o: None if isinstance(o, dropped) else o)
     if "motion" in without:
         kept = made.motion.changed(lambda o: None if isinstance(o, (ReferenceViewLoss, MotionPriorPull)) else o)
-        made = replace(made, motion=kept)
+        made = replace(made, motion=replace(kept, following=None))
     return replace(made, camera="fixed") if "focal" in without else made
 
 
@@ -121,7 +130,7 @@ def _whole(name: str, prior: Prior | None, pulled: bool) -> MethodConfig:
             ),
         )
     if name not in _OURS:
-        raise ValueError(f"preset {name!r}: unknown, choose paper, standard or draft")
+        raise ValueError(f"preset {name!r}: unknown, choose paper, standard, draft or preview")
     more: tuple[Objective, ...] = (MotionPriorPull(),) if pulled else ()
     if prior is not None:
         more = (*more, ReferenceRefinement(Distillation(prior, time=REFINEMENT_TIME), linear(REFINEMENT_WEIGHT, 0.0)))
@@ -179,6 +188,32 @@ def _draft(more: tuple[Objective, ...]) -> MethodConfig:
     )
 
 
+def _preview(prior: MotionPrior | None) -> MethodConfig:
+    nothing = Schedule(steps=0)
+    return MethodConfig(
+        name="preview",
+        camera="focal",
+        resolution=256,
+        static=StaticConfig(gaussians=20_000, schedule=nothing, objectives=()),
+        motion=MotionConfig(
+            field="control-nodes",
+            fields={"control-nodes": {"nodes": 600}},
+            following=Following(prior),
+            schedule=nothing,
+            objectives=(),
+        ),
+    )
+
+
+def over_time(config: MethodConfig, plus: Collection[str]) -> MethodConfig:
+    """The configuration with colours and opacities that change over time, of :data:`MORE`; its motion is by control nodes."""
+    added = {name: True for name, part in (("color", "appearance"), ("opacity", "presence")) if part in plus}
+    if not added:
+        return config
+    fields = {**config.motion.fields, "control-nodes": {**config.motion.fields.get("control-nodes", {}), **added}}
+    return replace(config, motion=replace(config.motion, field="control-nodes", fields=fields))
+
+
 _OURS = {"standard": _standard, "draft": _draft}
 
 
@@ -190,7 +225,7 @@ def settings_v4(choice: Choice) -> MethodConfig:
 
 @method(
     "pla4d-v4", title="PLA4D, later version", source="arXiv 2405.19957", settings=settings_v4, roles=(PRIOR,), without=PARTS,
-    object_a_frame=True, summary="pla4d with a focal length, and perhaps an object, for each frame",
+    plus=MORE, object_a_frame=True, summary="pla4d with a focal length, and perhaps an object, for each frame",
 )  # fmt: skip
 def plan_v4(run: MethodRun) -> Scene4D:
     """PLA4D's stages with a focal length for each frame."""

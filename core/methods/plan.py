@@ -97,6 +97,7 @@ class MethodRun:
         distance: that the prior prefers, once found.
         fronts, moving: the camera and the object of each frame, for methods that have them.
         scene: as far as it is made.
+        start: a moving scene of the same inputs whose motion the fit starts with, or None.
         foreseen: what the fits will cost.
         signals: what is given besides the video, which the motion follows too.
         signal_report: what a report says of them, once their places are known.
@@ -123,6 +124,7 @@ class MethodRun:
     fronts: list[FrontCamera] = field(default_factory=list)
     moving: list[Object3D] = field(default_factory=list)
     scene: Scene4D | None = None
+    start: Scene4D | None = None
     foreseen: FitEstimate | None = None
     strict: bool = False
     signals: Signals = field(default_factory=Signals)
@@ -234,13 +236,18 @@ class MethodRun:
         """A deformation field to the video."""
         self.scene = stages.fit_motion(
             self.clip.to(self.device), self.made, self.config.motion, mesh=self.aligned.mesh, meshes=self.moving,
-            fronts=self.fronts, checkpoint=self.checkpoint("motion"), **self.fitting,
+            fronts=self.fronts, start=self.start, checkpoint=self.checkpoint("motion"),
+            reveal=bool(self.aligned.report.get("coloured")), **self.fitting,
         )  # fmt: skip
 
     @property
     def foresees(self) -> bool:
-        """Whether somebody wants to know what the fits will cost: not of a run that is resumed."""
-        return self.clock.progress is not None and (self.folder is None or not any(self.folder.glob("object*.safetensors")))
+        """Whether somebody wants to know what the fits will cost: not of a run that is resumed, or fits nothing."""
+        return (
+            self.config.motion.following is None
+            and self.clock.progress is not None
+            and (self.folder is None or not any(self.folder.glob("object*.safetensors")))
+        )
 
     def foresee(self, start: Scene4D, *fits: tuple[StaticConfig | MotionConfig, float], mesh: Object3D | None = None) -> None:
         """What fits will cost, each so many times, from a few of their steps on Gaussians as they start."""

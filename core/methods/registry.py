@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from .plan import MethodRun
     from .stages import Config
 
-PRESETS = ("draft", "standard", "paper")
+#: From the fastest on; "preview" is tracking alone, which not every method has.
+PRESETS = ("preview", "draft", "standard", "paper")
+FITTED = PRESETS[1:]
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class Method:
         plus: parts of other methods that can be added.
         prolongs: whether a motion can be prolonged by further texts, or made to loop.
         object_a_frame: whether it takes one object for each frame.
+        presets: those of :data:`PRESETS` that it has.
     """
 
     name: str
@@ -93,6 +96,7 @@ class Method:
     plus: tuple[str, ...] = ()
     prolongs: bool = False
     object_a_frame: bool = False
+    presets: tuple[str, ...] = FITTED
 
     def motion_objectives(self) -> frozenset[str]:
         """Names of its motion's objectives with every model and part of preset standard."""
@@ -107,6 +111,11 @@ class Method:
         """
         if choice.preset not in PRESETS:
             raise InputError(f"preset {choice.preset!r}: unknown, choose one of {', '.join(PRESETS)}")
+        if choice.preset not in self.presets:
+            having = " or ".join(name for name, other in METHODS.items() if choice.preset in other.presets)
+            raise InputError(
+                f"preset {choice.preset!r}: of method {having}, {self.name} has none; choose one of {', '.join(self.presets)}"
+            )
         self._check("without", choice.without, self.without, "left out of")
         self._check("plus", choice.plus, self.plus, "added to")
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..align import FocalAlignment, align_camera, align_together, color_from_frame
 from ..align.distance import LENS, Meaning, ModelDistance, align_distance, align_model_distance, fixed_camera, visual_distance
 from ..cameras import FrontCamera
-from ..deformation import FIELDS, DeformationField
+from ..deformation import FIELDS, ControlNodes, DeformationField
 from ..files import InputError
 from ..fit.density import DensityControl
 from ..fit.estimate import FitEstimate, Pass, estimate_passes
@@ -33,6 +33,7 @@ from ..generate.sampling import StepProgress
 from ..identity import fingerprint
 from ..mesh import Mesh, sample_evenly
 from ..objectives.base import Objective
+from ..objectives.motion_prior import MotionPriorPull
 from ..priors.base import Prior, Role
 from ..progress import Progress
 from ..render import rasterize
@@ -40,7 +41,10 @@ from ..scene.anchors import Anchors
 from ..scene.object3d import Object3D, SplatObject
 from ..scene.scene import Scene4D
 from ..video import DrivingVideo, looks_looping, moving_fronts
-from .backing import backed
+from .backing import bare, closed, seconds_to_close
+from .caution import certainty, certainty_line
+from .following import Following, carried_over, follow
+from .reveal import revealed
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +92,7 @@ class MotionConfig:
         refine: schedule of a last pass, taken where an objective asks a diffusion prior; those take part in this pass
             alone. None: they take part in every pass but the tracking one.
         objectives: terms of all passes.
+        following: how the motion is first found by flow, without a fit; or None.
         fields: settings of fields by their names, see their ``build``; a field that is not among them has its own defaults.
         train: "field", or "both": the Gaussians too, at once or in turns (:attr:`Schedule.turns`).
         density: clone, split and prune in the pass over all frames, where the Gaussians are trained and the field moves any
@@ -102,6 +107,7 @@ class MotionConfig:
     lift: Schedule | None = None
     fine: Schedule | None = None
     refine: Schedule | None = None
+    following: Following | None = None
     fields: Mapping[str, Mapping[str, Any]] = default(default_factory=dict)
     train: Train = "field"
     density: DensityControl | None = None
@@ -383,6 +389,7 @@ def fit_static(
     config: StaticConfig,
     *,
     start: Gaussians | None = None,
+    close: bool = False,
     device: torch.device | str = "cpu",
     seed: int = 0,
     backend: str = "auto",
@@ -398,6 +405,8 @@ def fit_static(
             the object is made of nothing, as of a text.
         front: the aligned camera.
         start: Gaussians to start from instead.
+        close: with Gaussians beneath the surface where its far side would show through (:mod:`.backing`), for an object that
+            is looked at as it is; :func:`fit_motion` takes them away and puts its own.
         device: of a fit without a video.
         identity: of all inputs, where the caller knows it; else their content is theirs.
 
@@ -427,6 +436,8 @@ def fit_static(
         )  # fmt: skip
     surface = mesh if isinstance(mesh, Mesh) else None
     scene = Scene4D(state.gaussians, front=front, meta={"losses": {stage: state.losses}}, surface=surface)
+    if close:
+        scene = closed(scene, backend=backend, progress=progress)
     if video is None:
         return scene
     return replace(scene, frames=len(video), fps=video.fps, loop=looks_looping(video), crop=video.crop)
@@ -455,8 +466,10 @@ def fit_motion(
     meshes: Sequence[Object3D] = (),
     fronts: Sequence[FrontCamera] = (),
     field: DeformationField | None = None,
+    start: Scene4D | None = None,
     window: tuple[float, float] = (0.0, 1.0),
     label: str = "",
+    reveal: bool = False,
     seed: int = 0,
     backend: str = "auto",
     progress: Progress | None = None,
@@ -472,12 +485,17 @@ def fit_motion(
         meshes: one aligned mesh a frame instead (variant v4).
         fronts: one camera a frame instead of the scene's (variant v4).
         field: to train instead of one that the configuration makes.
+        start: a moving scene of the same object, with whose motion the fit starts in place of following the video, see
+            :mod:`.following`; None: ``scene`` itself where it moves.
         window: the part of the clip, of [0, 1], whose frames the objectives see.
         label: put before the stages' names.
+        reveal: what the first frame hides takes the colours in which later frames show it (:mod:`.reveal`), for an object whose
+            colours there are a guess.
         identity: of all inputs, where the caller knows it; else their content is theirs.
 
     Returns:
-        the moving scene; where the far side would show through, with Gaussians beneath its surface (:mod:`.backing`).
+        the moving scene; where the far side would show through, with Gaussians beneath its surface (:mod:`.backing`). Of fields
+        with handles, ``meta["certainty"]`` says where the motion is a guess (:mod:`.caution`).
     """
     if scene.front is None:
         raise ValueError("motion: the scene has no aligned camera; align it with the driving video first")
@@ -485,18 +503,33 @@ def fit_motion(
         raise ValueError(
             f"motion: the video has {len(video)} frames but the scene {scene.frames}; prepare both from the same clip"
         )
+    scene = bare(scene)
     inputs = _motion_inputs(video, scene, mesh, meshes, fronts, backend)
     inside = (inputs.taus >= window[0] - 1e-6) & (inputs.taus <= window[1] + 1e-6)
     inputs = replace(inputs, taus=inputs.taus[inside])
     given = None if field is None else [field.config(), field.state_dict()]
-    field = build_field(config, scene, mesh, seed) if field is None else field
+    started = False
+    if field is None:
+        field = build_field(config, scene, mesh, seed)
+        start = scene if start is None else start
+        if start.field is not None:
+            given = [start.gaussians.tensors(), start.field]
+            started = carried_over(start, field, scene)
+        elif config.following is not None and video is not None:
+            if not isinstance(field, ControlNodes):
+                raise InputError(f"preset preview: moves control nodes, not a {field.name} field; choose control-nodes")
+            follow(video, scene, inputs.fronts, field, config.following, backend=backend, progress=progress)
+            started = True
     content = [video, scene.gaussians.tensors(), inputs.fronts, inputs.meshes, given]
     key = "" if checkpoint is None else fingerprint(identity or content, label, window, config, seed)
     state = FitState(scene.gaussians, field)
     losses = dict(scene.meta.get("losses", {}))
-    for stage, part in motion_passes(config, scene.frames):
+    for stage, part in motion_passes(config, scene.frames, started):
         stage = label + stage
         path = None if checkpoint is None else _with_stage(checkpoint, stage)
+        if part.schedule is config.fine and state.field is not None:
+            # At full size covariances follow the surface; in the coarse passes that would cost more than a tenth of a step.
+            state = replace(state, field=state.field.stretching())
         state = run_fit(
             stage,
             state,
@@ -514,15 +547,27 @@ def fit_motion(
         losses[stage] = state.losses
     surface = mesh if scene.surface is None and isinstance(mesh, Mesh) else scene.surface
     made = replace(scene, gaussians=state.gaussians, field=state.field, meta={**scene.meta, "losses": losses}, surface=surface)
-    return made if video is None else backed(made, video, inputs.fronts, backend)
+    if video is None:
+        return made
+    prior = next((o.prior for o in config.objectives if isinstance(o, MotionPriorPull)), None)
+    if (sure := certainty(made, video, inputs.fronts, prior, backend)) is not None:
+        made = replace(made, meta={**made.meta, "certainty": sure.report()})
+        log.info("%s", certainty_line(made.meta["certainty"]))
+    if reveal:
+        made = revealed(made, video, inputs.fronts, backend)
+    return closed(made, video, inputs.fronts, backend, progress)
 
 
-def motion_passes(config: MotionConfig, frames: int) -> list[tuple[str, Pass]]:
-    """The passes of :func:`fit_motion` by name; those without objectives or steps left out."""
+def motion_passes(config: MotionConfig, frames: int, started: bool = False) -> list[tuple[str, Pass]]:
+    """The passes of :func:`fit_motion` by name; those without objectives or steps left out.
+
+    Args:
+        started: the field moves already, and need not follow frame by frame.
+    """
     plain = tuple(o for o in config.objectives if not o.priors())
     asking = tuple(o for o in config.objectives if not o.starts) if len(plain) < len(config.objectives) else ()
     joint = plain if config.refine is not None else config.objectives
-    tracking = config.tracking
+    tracking = None if started else config.tracking
     if tracking is not None and tracking.one_by_one:
         tracking = replace(tracking, steps=tracking.one_by_one * (frames - 1))
     following = tuple(o for o in plain if not o.starts)
@@ -569,14 +614,16 @@ def estimate(
     progress: Progress | None = None,
 ) -> FitEstimate:
     """What :func:`fit_static` or :func:`fit_motion` will cost, from a few steps of each pass; the scene may be unfitted."""
+    scene = bare(scene)
     inputs = _motion_inputs(video, scene, mesh, meshes, fronts, backend)
     if isinstance(config, StaticConfig):
         inputs = replace(inputs, taus=scene.taus[:1])
         passes = [Pass(config.objectives, config.schedule, "gaussians")] if config.objectives else []
         return estimate_passes(passes, FitState(scene.gaussians), inputs, progress=progress)
     state = FitState(scene.gaussians, build_field(config, scene, mesh))
-    passes = [part for _, part in motion_passes(config, scene.frames)]
-    return estimate_passes(passes, state, inputs, progress=progress)
+    passes = [part for _, part in motion_passes(config, scene.frames, scene.field is not None)]
+    found = estimate_passes(passes, state, inputs, progress=progress)
+    return found if video is None else replace(found, seconds=found.seconds + seconds_to_close(scene, backend))
 
 
 def _rates(config: StaticConfig | MotionConfig) -> dict[str, float] | None:

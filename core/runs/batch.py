@@ -17,7 +17,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -59,6 +59,7 @@ class Job:
         key: of the options and the content of the input files; "" where these cannot be read.
         whole: whether the key covers all files; else the run itself finds out whether it is finished.
         refused: why it cannot be run, where that is known.
+        notes: what its row says that changes nothing in the run: a caption, a licence, ...
     """
 
     name: str
@@ -66,6 +67,7 @@ class Job:
     key: str = ""
     whole: bool = True
     refused: str = ""
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 class Output(Protocol):
@@ -117,6 +119,7 @@ def run_job(job: Job, out: Path, run: Run, attempt: int, report: Report, to: str
     before = read_record(folder)
     again = bool(job.key) and before.get("key") == job.key and before.get("begun", False)
     record: Record = {"name": job.name, "key": job.key, "arguments": list(job.arguments), "program": __version__}
+    record |= {"notes": dict(job.notes)} if job.notes else {}
     record |= {"state": "running", "begun": True, "tries": attempt, "on": socket.gethostname(), "process": os.getpid()}
     record["started"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     began, worked = time.monotonic(), time.process_time()

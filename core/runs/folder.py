@@ -15,6 +15,8 @@ from .report import read_json, write_json
 
 #: What a run leaves in its folder.
 SCENE, REPORT, FILM, PAGE, CHECKPOINTS = "scene.safetensors", "report.json", "preview.mp4", "report.html", "checkpoints"
+#: Among the checkpoints: the scene that the run started with.
+START = "start.safetensors"
 
 
 class Finished(Protocol):
@@ -40,6 +42,7 @@ def into_folder(
     page: Callable[[Path, Result], None] | None = None,
     resume: bool = False,
     started: float | None = None,
+    start: Path | None = None,
 ) -> Result | None:
     """A run into a folder, or from its checkpoints there; None where ``resume`` finds it finished.
 
@@ -50,6 +53,7 @@ def into_folder(
         film: its preview (T, H, W, 3) uint8.
         page: writes the page of a run whose report is whole.
         started: when reading the inputs began, as of ``time.perf_counter``.
+        start: a scene that the run starts with; kept with the checkpoints, since it may be the one that the run replaces.
     """
     checkpoints, path = out / CHECKPOINTS, out / CHECKPOINTS / "run.json"
     with only_process(out):
@@ -64,6 +68,8 @@ def into_folder(
         if not resumed:
             shutil.rmtree(checkpoints, ignore_errors=True)
         checkpoints.mkdir(parents=True, exist_ok=True)
+        if start is not None and not resumed:
+            shutil.copyfile(start, checkpoints / START)
         write_json(path, {"key": key, **label})
         read = 0.0 if started is None else time.perf_counter() - started
         result = make(checkpoints)
@@ -77,6 +83,12 @@ def into_folder(
         write_json(out / REPORT, result.report)
         shutil.rmtree(checkpoints)
     return result
+
+
+def started_with(checkpoints: Path) -> Scene4D | None:
+    """The scene that a run with these checkpoints started with."""
+    path = checkpoints / START
+    return Scene4D.load(path) if path.is_file() else None
 
 
 def _finished(out: Path, key: str) -> bool:

@@ -65,6 +65,7 @@ def run_page(path: str | os.PathLike[str], run: Any, backend: str = "auto", devi
         verdict_line(report.get("verdict")),
         figure(film, "driving video, the result from its camera, their difference (red), the object's other sides in step"
                if run.video is not None else "the object's four sides in step"),
+        *certainty_table(report.get("certainty")),
         "<h2>Terms</h2>", *loss_curves({"": report.get("losses", {})}),
         '<h2>Where the time went</h2><div class="beside">', seconds_table(report["seconds"]), facts_table(report), "</div>",
         *alignment_curves(report),
@@ -285,6 +286,17 @@ def _ticks(low: float, high: float, logs: bool) -> list[float]:
     step = 10.0 ** np.floor(np.log10((high - low) / 3))
     step = next(step * factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= 5)
     return [float(v) for v in np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step]
+
+
+def certainty_table(found: Mapping[str, Any] | None) -> list[str]:
+    """Where the motion is seen, known and guessed, by region."""
+    if not found:
+        return []
+    heads = ("seen", "prior", "guess", "depth")
+    rows = [(r["region"], *(f"{r[key]:.0%}" for key in heads)) for r in [{"region": "whole", **found}, *found["regions"]]]
+    says = "Shares of the object and the clip. Depth: of what is seen, the part whose motion in depth the motion prior knows."
+    named = ["in the driving view", "seen", "known by the prior", "a guess", "depth known"]
+    return ["<h2>Where the motion is a guess</h2>", f"<p>{says}</p>", table(named, rows)]
 
 
 def seconds_table(seconds: Mapping[str, float]) -> str:

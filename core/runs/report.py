@@ -66,6 +66,8 @@ def report_of(run: MethodRun, scene: Scene4D, settings: Any, config: Any, item: 
             "warnings": list(video.warnings),
             "loops": scene.loop,
         }
+    if "certainty" in scene.meta:
+        report["certainty"] = scene.meta["certainty"]
     if run.signal_report:
         report["signals"] = run.signal_report
     if alignment is not None:

@@ -37,9 +37,9 @@ from ..scene.views import driving_cameras, object_cameras, render_frames, turnin
 from ..signals import Signals
 from ..transfer import on
 from ..video import DrivingVideo
-from .folder import into_folder
+from .folder import REPORT, SCENE, into_folder, started_with
 from .page import run_page
-from .report import made_by, report_of
+from .report import made_by, read_json, report_of
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ class Settings:
             return made
         absent: list[str] = []
         for name in ROLES:
-            role = roles.get(name)
+            role = None if made.preset == "preview" else roles.get(name)
             if role is None or role.unless in self.without or (role.unless == "object" and has_object):
                 made = replace(made, **{name: "none"})
             else:
@@ -283,6 +283,7 @@ def run(
     identity: str = "",
     strict: bool = False,
     signals: Signals = Signals(),
+    start: Scene4D | None = None,
 ) -> Run:
     """One method with a named preset, from its inputs to a scene.
 
@@ -299,6 +300,7 @@ def run(
         identity: of all inputs, names the checkpoints; "" takes their content.
         strict: refuse an object that the verdict on its alignment does not call good, before any fit.
         signals: what is given besides the video, which the motion follows too.
+        start: a moving scene of the same video and object, such as preset ``preview`` makes, whose motion the fit starts with.
 
     Raises:
         InputError: for settings, inputs or models that do not fit; with ``strict``, for an object that does not.
@@ -312,10 +314,12 @@ def run(
         _check_video_inputs(video, meshes, method, config, anchors)
     elif signals:
         raise InputError(f"signals: depth, tracks and other sides are of a video, and method {method.name} follows a text")
+    if signals and config.motion.following is not None:
+        log.warning("preset preview: follows the video alone; depth, tracks and other sides count from preset draft on")
     work = MethodRun(
         config, method.name, Clock(progress), video, meshes, prompt, settings.then, settings.closed, settings.yaw,
         settings.seed, settings.device, settings.renderer, None if checkpoints is None else Path(checkpoints), identity,
-        alignment, anchors, strict=strict, signals=signals,
+        alignment, anchors, strict=strict, signals=signals, start=start,
     )  # fmt: skip
     if not meshes and method.follows == "video" and "tiny" in {settings.prior, settings.anchors}:
         log.warning("%s", TOYS)
@@ -375,6 +379,7 @@ def run_in_folder(
         fps: frames a second, where the video does not say or says wrong.
         config: in place of the preset's, with models in their places.
         resume: go on from the checkpoints in ``out``; to the same result, bit by bit on a CPU, as a run without interruption.
+            Where ``out`` holds the ``preview`` of the same inputs, or what another preset made of it, its motion is the start.
         reading: the part of the video that is taken, and how the object is found in it.
         strict: see :func:`run`.
         signals: files of what is given besides the video.
@@ -416,6 +421,20 @@ def run_in_folder(
     if signals:
         parts["signals"] = beside
     key = fingerprint(parts, __version__)
+    label: dict[str, Any] = {"settings": asdict(settings), "plan": canonical(plain), "prompt": prompt}
+    start = None
+    if config is None and (preview := _preview_of(settings, prompt)) is not None:
+        files = [None if path is None else file_identity(path) for path in (video, reading.mask)]
+        of = fingerprint(preview, files, replace(reading, mask=None), fps, objects, beside, prompt, __version__)
+        there = read_json(out / REPORT)
+        if settings.preset == "preview":
+            label["preview"] = of
+        elif resume and there.get("preview") == of:
+            # Finished before with this preset, or what is there is where this one starts.
+            label["preview"], label["from"] = of, there.get("from")
+            if there.get("key") != fingerprint(key, label["from"]):
+                label["from"], start = there.get("key"), out / SCENE
+            key = fingerprint(key, label["from"])
     given = {
         "prompt": prompt,
         "config": plain.bound(models) if config is None else config,
@@ -426,13 +445,24 @@ def run_in_folder(
     return into_folder(
         out,
         key,
-        {"settings": asdict(settings), "plan": canonical(plain), "prompt": prompt},
-        lambda checkpoints: run(clip, objects or None, settings, checkpoints=checkpoints, identity=key, **given),
+        label,
+        lambda checkpoints: run(
+            clip, objects or None, settings, checkpoints=checkpoints, identity=key, start=started_with(checkpoints), **given
+        ),
         lambda result: preview_film(result, settings.renderer, device=settings.device),
         page=lambda path, result: run_page(path, result, settings.renderer, settings.device),
         resume=resume,
         started=started,
+        start=start,
     )
+
+
+def _preview_of(settings: Settings, prompt: str) -> Any:
+    """What a preview of the same run is made with; None for methods that have none."""
+    if "preview" not in settings.of.presets:
+        return None
+    preview = replace(settings, preset="preview", **dict.fromkeys(ROLES, "none"))
+    return [preview, preview.plain(prompt)]
 
 
 def preview_film(run: Run, backend: str = "auto", *, height: int = 256, device: str = "cpu") -> Any:  # (T, H, W, 3) uint8

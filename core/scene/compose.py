@@ -82,7 +82,7 @@ def compose(
         raise InputError(f"sizes: give {count} numbers above 0, the longest side of each object")
     crop = common_crop([window for video in videos for window in _windows(video)])
     seen = [_seen(scene, front, video, crop, backend) for scene, front, video in zip(scenes, fronts, videos)]
-    covers = {(a, b): _covers(seen[a], seen[b]) for a, b in permutations(range(count), 2)}
+    covers, changing = _believed({(a, b): _covers(seen[a], seen[b]) for a, b in permutations(range(count), 2)})
     standing = _on_ground(scenes, fronts, videos) if sizes is None and ground != "no" else None
     if ground == "yes" and sizes is None and standing is None:
         raise InputError("ground: an object's lowest point is not below the camera, so it tells no depth; choose ground no")
@@ -97,8 +97,8 @@ def compose(
         else:
             log.info("ground: not used, %s", doubt)
     scales = [value / scales[0] for value in scales]
-    logs, changes = _ordered([math.log(value) for value in scales], covers, scenes[0].frames)
-    for a, b in sorted({(min(pair), max(pair)) for pair in changes}):
+    logs = _ordered([math.log(value) for value in scales], covers, bool(changing), scenes[0].frames)
+    for a, b in sorted({(min(pair), max(pair)) for pair in changing}):
         log.warning(
             "objects %d and %d: who is in front changes during the clip; the one behind is moved back for that time",
             a + 1,
@@ -109,7 +109,7 @@ def compose(
     log.info("composed by %s: depths %s", by, ", ".join(f"{depth / depths[0]:.2f}" for depth in depths))
     order = [
         {"front": a + 1, "behind": b + 1, "frames": frames}
-        for (a, b), (ratios, _) in covers.items()
+        for (a, b), ratios in covers.items()
         if (frames := (~ratios.isnan()).nonzero().flatten().tolist())
     ]
     report = {
@@ -234,48 +234,56 @@ def _on_ground(
                 tall.append(float(high - low))
         if not lows:
             return None
-        height = float(torch.tensor(lows).quantile(0.9))
+        below, size = torch.tensor(lows), sum(tall) / len(tall)
+        # The lowest of all, but for outliers; then what is usual of the frames in which it stands there.
+        standing = below[below > below.quantile(0.9) - STEADY * size]
+        height = float(standing.median())
         if height < BELOW * front.distance:
             return None
-        near = sum(height - low < STEADY * sum(tall) / len(tall) for low in lows)
-        steady = steady and near >= len(lows) / 2
+        steady = steady and len(standing) >= len(lows) / 2
         heights.append(height)
     scales = [heights[0] / height for height in heights]
     depths = [scale * front.distance for scale, front in zip(scales, fronts)]
     return scales, steady and max(depths) / min(depths) <= FARTHEST
 
 
-def _contradicted(scales: Sequence[float], covers: dict[tuple[int, int], tuple[Tensor, Tensor]]) -> str:
+def _believed(
+    found: dict[tuple[int, int], tuple[Tensor, Tensor]],
+) -> tuple[dict[tuple[int, int], Tensor], list[tuple[int, int]]]:
+    """Who covers whom, by the ratios of :func:`_covers`, and the pairs whose order changes.
+
+    Where one of a pair is in front all the time, or nearly, the other's few frames are mistakes: where masks meet, edges mix.
+    """
+    changing = [(a, b) for a, b in found if _clear(found[a, b]) and _clear(found[b, a])]
+    kept = {}
+    for (a, b), (ratios, _) in found.items():
+        if _weight(found[a, b]) > ((a, b) not in changing) * _weight(found[b, a]):
+            kept[a, b] = ratios
+    return kept, changing
+
+
+def _contradicted(scales: Sequence[float], covers: dict[tuple[int, int], Tensor]) -> str:
     """Why depths by the ground do not go with who covers whom; "" where they do."""
-    for (a, b), (ratios, _) in covers.items():
-        there = ratios[~ratios.isnan()]
-        if len(there) and scales[b] / scales[a] < float(there.median()) * (1 - 3 * GAP):
+    for (a, b), ratios in covers.items():
+        if scales[b] / scales[a] < float(ratios[~ratios.isnan()].median()) * (1 - 3 * GAP):
             return f"object {a + 1} covers object {b + 1}, which would be nearer"
     return ""
 
 
 def _ordered(
-    logs: list[float], covers: dict[tuple[int, int], tuple[Tensor, Tensor]], frames: int
-) -> tuple[list[Tensor], list[tuple[int, int]]]:  # each (T,)
-    """Log scales at every frame with which whoever covers is nearer, and the pairs that change their order."""
-    count = len(logs)
-    both = [(a, b) for a, b in covers if _clear(covers[a, b]) and _clear(covers[b, a])]
-    needs = {pair: ratios for pair, (ratios, _) in covers.items() if bool((~ratios.isnan()).any())}
-    # Where one of a pair is in front all the time, or nearly, the other's few frames are mistakes.
-    for a, b in list(needs):
-        if (a, b) not in both and (b, a) in needs and _weight(covers[a, b]) <= _weight(covers[b, a]):
-            del needs[a, b]
-    if not both:
-        found = torch.tensor(logs, dtype=torch.float64)
-        least = {pair: math.log(float(r[~r.isnan()].max()) * (1 + GAP)) for pair, r in needs.items()}
-        return [value.expand(frames) for value in _pushed(found, least)], []
+    logs: list[float], covers: dict[tuple[int, int], Tensor], changing: bool, frames: int
+) -> list[Tensor]:  # each (T,)
+    """Log scales at every frame with which whoever covers is nearer."""
+    start = torch.tensor(logs, dtype=torch.float64)
+    if not changing:
+        least = {pair: math.log(float(ratios[~ratios.isnan()].max()) * (1 + GAP)) for pair, ratios in covers.items()}
+        return [value.expand(frames) for value in _pushed(start, least)]
     every = []
     for t in range(frames):
-        least = {pair: math.log(float(r[t]) * (1 + GAP)) for pair, r in needs.items() if not bool(r[t].isnan())}
-        every.append(_pushed(torch.tensor(logs, dtype=torch.float64), least))
-    table = torch.stack(every, 1)  # (K, T)
-    known = torch.stack([~r.isnan() for r in needs.values()]).any(0)
-    return [_between(table[k], known) for k in range(count)], both
+        least = {pair: math.log(float(r[t]) * (1 + GAP)) for pair, r in covers.items() if not bool(r[t].isnan())}
+        every.append(_pushed(start, least))
+    known = torch.stack([~ratios.isnan() for ratios in covers.values()]).any(0)
+    return [_between(values, known) for values in torch.stack(every, 1)]
 
 
 def _clear(covered: tuple[Tensor, Tensor]) -> bool:

@@ -54,6 +54,24 @@ def scene_surface(scene: Scene4D, *, resolution: int = 128, backend: str = "auto
 
 
 @torch.no_grad()
+def surface_at(scene: Scene4D, tau: float, *, resolution: int = 128, backend: str = "auto") -> Mesh:
+    """The scene's mesh at a moment: :func:`scene_surface` carried there, normals anew where it has its own.
+
+    Args:
+        tau: the moment in [0, 1].
+        resolution: cells of a made mesh along the object's longest side.
+        backend: rasteriser, for making one.
+
+    Raises:
+        InputError: as :func:`scene_surface` and :func:`carry` do.
+    """
+    mesh = scene_surface(scene, resolution=resolution, backend=backend)
+    vertices = carry(scene, mesh.vertices, torch.tensor([tau]))[0].to(mesh.vertices)
+    normals = None if mesh.normals is None else vertex_normals(mesh, vertices)
+    return replace(mesh, vertices=vertices, normals=normals)
+
+
+@torch.no_grad()
 def extract_surface(gaussians: Gaussians, *, resolution: int = 128, backend: str = "auto") -> Mesh:
     """A closed mesh with vertex colours around Gaussians (N, ...).
 

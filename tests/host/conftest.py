@@ -1,6 +1,7 @@
 """A running ComfyUI with this pack alone, the workflows as prompts, and a client that follows a run.
 
-It runs on the CPU; with ANCHOR4D_HOST_CARD=1 on what it finds.
+It runs on the CPU; with ANCHOR4D_HOST_CARD=1 on what it finds. ANCHOR4D_HOST_ARGUMENTS are further arguments of its main.py,
+such as ``--front-end-root`` with the ``static`` folder of another version of comfyui-frontend-package.
 
 Nothing is written into the user's checkout: the pack is linked into a folder of its own, and every other folder is temporary.
 """
@@ -11,6 +12,7 @@ import asyncio
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -144,6 +146,10 @@ class Host:
                 return json.loads(answer.read() or b"null")
         except urllib.error.HTTPError as error:
             pytest.fail(f"{route}: {error.read().decode()[:2000]}")
+
+    def get(self, route: str) -> Any:
+        with urllib.request.urlopen(self.url + route, timeout=60) as answer:
+            return json.load(answer)
 
     def file(self, picture: dict[str, str]) -> Path:
         """Where a file that a node showed lies."""
@@ -280,7 +286,8 @@ def running(comfyui: Any, folder: Path, more: Sequence[Any]) -> Iterator[Host]:
         comfyui.python, comfyui.path / "main.py", *processor, "--listen", "127.0.0.1", "--port", port, "--disable-auto-launch",
         "--base-directory", place.parent, "--disable-all-custom-nodes", "--whitelist-custom-nodes", "anchor4d", "random_nodes",
         "--input-directory", folder / "input", "--output-directory", folder / "output", "--temp-directory", folder,
-        "--user-directory", folder / "user", "--database-url", f"sqlite:///{folder / 'host.db'}", *more,
+        "--user-directory", folder / "user", "--database-url", f"sqlite:///{folder / 'host.db'}",
+        *shlex.split(os.environ.get("ANCHOR4D_HOST_ARGUMENTS", "")), *more,
     ]  # fmt: skip
     with open(folder / "log", "wb") as log:
         process = subprocess.Popen(list(map(str, command)), cwd=comfyui.path, stdout=log, stderr=subprocess.STDOUT)

@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from anchor4d.core.io import write_splat_sequence
 from anchor4d.core.runs.sample import sample_scene
+from anchor4d.core.scene.scene import Scene4D
 
 
 def test_the_host_s_cameras_and_splats_around_ours(host: Any) -> None:
@@ -67,6 +69,53 @@ def test_the_host_s_cameras_and_splats_around_ours(host: Any) -> None:
     np.testing.assert_allclose(pictures("beside")[0], np.concatenate([frozen[0], frozen[1]], 1), atol=2 / 255)
 
 
+def test_the_graph_of_the_hosts_cameras_splats_and_meshes(host: Any) -> None:
+    """docs/workflows/comfyui_cameras_and_splats: the same moment from the same side by our renderer and both of the host's, and
+    what its splat tools made of it back in our nodes."""
+    sample_scene(6000, 6).save(host.folder / "output" / "3d" / "walk.safetensors")
+    prompt = host.workflow("comfyui_cameras_and_splats")
+    absent = {node["class_type"] for node in prompt.values()} - set(host.get("/object_info"))
+    if absent:
+        pytest.skip(f"this ComfyUI has no {', '.join(sorted(absent))}")
+    host.only(prompt, "Anchor4DLoadScene")[1]["file"] = "3d/walk.safetensors [output]"
+    (ours,) = (
+        key for key, node in prompt.items() if node["class_type"] == "Anchor4DRenderScene" and "camera_info" in node["inputs"]
+    )
+    prompt[ours]["inputs"]["size"] = 256
+    drawn = {"ours": ours}
+    for kind in ("RenderSplat", "RenderMesh"):
+        drawn[kind], inputs = host.only(prompt, kind)
+        inputs |= {"width": 256, "height": 256}
+    for name, key in drawn.items():
+        prompt[f"save {name}"] = {"class_type": "SaveImage", "inputs": {"images": [key, 0], "filename_prefix": name}}
+    merged = host.only(prompt, "MergeSplat")[0]
+    saved = {"scene": [merged, 0], "filename_prefix": "3d/merged"}
+    prompt["save merged"] = {"class_type": "Anchor4DSaveScene", "inputs": saved}
+    outcome = host.run(prompt)
+    assert outcome.ended == "execution_success", outcome.detail
+
+    def picture(name: str) -> np.ndarray:
+        (file,) = (host.file(p) for p in outcome.outputs[f"save {name}"]["images"])
+        return np.asarray(Image.open(file).convert("RGB"), dtype=float) / 255
+
+    pictures = {name: picture(name) for name in drawn}
+    solid = {name: (image < 0.98).any(-1) for name, image in pictures.items()}
+    # Gaussians reach beyond the mesh that they lie on.
+    for kind, least, decibels in (("RenderSplat", 0.95, 25), ("RenderMesh", 0.83, 15)):
+        overlap = (solid["ours"] & solid[kind]).sum() / (solid["ours"] | solid[kind]).sum()
+        likeness = -10 * np.log10(((pictures["ours"] - pictures[kind]) ** 2).mean())
+        assert overlap > least and likeness > decibels, (kind, overlap, likeness)
+    film = next(o for key, o in outcome.outputs.items() if prompt[key]["class_type"] == "SaveVideo")["images"][0]
+    assert host.file(film).stat().st_size > 2000
+    # The copy: 0.8 to the right in the splats' own frame, a quarter turn, 0.7 as large.
+    both = Scene4D.load(next((host.folder / "output" / "3d").glob("merged_*.safetensors"))).gaussians
+    count = len(both) // 2
+    first, copy = both.means[:count], both.means[count:]
+    turned = torch.stack([first[:, 2], first[:, 1], -first[:, 0]], -1)
+    candidates = [0.7 * turned * torch.tensor([s, 1, s]) + torch.tensor([0.8, 0, 0]) for s in (1, -1)]
+    assert min(float((copy - c).abs().max()) for c in candidates) < 1e-3
+
+
 @pytest.mark.parametrize("wrong", ["orthographic"])
 def test_a_camera_that_is_not_drawn_from_names_the_node(host: Any, wrong: str) -> None:
     write_splat_sequence(host.folder / "input" / "3d" / "small", sample_scene(100, 2))
@@ -86,3 +135,17 @@ def test_a_camera_that_is_not_drawn_from_names_the_node(host: Any, wrong: str) -
     })  # fmt: skip
     assert outcome.ended == "execution_error"
     assert outcome.detail["exception_message"].startswith("Render Scene: camera: orthographic cameras are not supported")
+
+
+def test_a_graph_of_a_former_release_runs_by_the_hosts_replacement(host: Any) -> None:
+    """A rename's way, on a node with inputs that a choice reveals: random_nodes' former Render Scene."""
+    write_splat_sequence(host.folder / "input" / "3d" / "renamed", sample_scene(300, 2))
+    load = {"file": "3d/renamed", "path": "", "fps": 0.0, "loop": "as saved", "motion": "auto", "frames": 0}
+    outcome = host.run({
+        "load": {"class_type": "Anchor4DLoadSplats", "inputs": load},
+        "former": {"class_type": "Anchor4DFormerRender", "inputs": {"moving": ["load", 0], "side": 96}},
+        "images": {"class_type": "SaveImage", "inputs": {"images": ["former", 1], "filename_prefix": "former"}},
+    })  # fmt: skip
+    assert outcome.ended == "execution_success", outcome.detail
+    pictures = [Image.open(host.file(p)) for p in outcome.outputs["images"]["images"]]
+    assert len(pictures) == 2 and all(max(p.size) == 96 and p.mode == "RGB" for p in pictures)

@@ -20,7 +20,7 @@ from anchor4d.core.scene.sequence import scene_from_gaussians
 
 QUIET = {"Comfy.TutorialCompleted": True, "Comfy.Release.Status": "skipped", "Comfy.Minimap.Visible": False}
 #: Its own workflow comes last, and would take the place of what a test has built before.
-READY = """() => window.app?.graph && Object.keys(window.LiteGraph?.registered_node_types ?? {}).length > 100
+READY = """() => window.app?.graph && "Anchor4DPlayScene" in (window.LiteGraph?.registered_node_types ?? {})
   && app.extensionManager?.workflow?.activeWorkflow?.isLoaded && app.graph._nodes.length"""
 RUN = """async (seconds) => {
   const ended = new Promise((done) => {

@@ -77,6 +77,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
     made["measure"] = ["measure", scene, str(folder / "case")]
     made["compare"] = ["compare", scene, scene]
     made["batch"] = ["batch", str(folder / "cases"), "--set", "preset=draft"]
+    made["x4d-build"] = ["x4d", "build", str(folder / "cases"), "--set", "preset=draft"]
     systems = [part for name in ("a", "b") for part in ("--of", f"{name}={folder / 'study' / name}")]
     made["study-make"] = ["study", "make", *systems]
     made["study-run"] = ["study", "run", "pla4d-modules", "--cases", str(folder / "cases")]
@@ -111,6 +112,7 @@ def prepare(folder: Path, scale: float) -> None:
     from anchor4d.core.io.meshes import write_glb
     from anchor4d.core.mesh import Mesh
     from anchor4d.core.runs.sample import sample_scene, write_sample
+    from anchor4d.core.runs.x4d import add
     from anchor4d.core.scene.scene import Scene4D
 
     frames, size = max(round(24 * scale), 4), max(round(384 * scale), 64)
@@ -128,6 +130,7 @@ def prepare(folder: Path, scale: float) -> None:
         shutil.copy(folder / "film.mp4", folder / "study" / name / "one" / "preview.mp4")
     walk = sample_scene(max(round(60_000 * scale), 200), frames)
     walk.save(folder / "scene.safetensors")
+    add(folder / "set", "walk", walk, text="a walk")
     smooth = FIELDS["hexplane"].build(walk)  # formats of Gaussians with lives and speeds want a field that knows every moment
     Scene4D(walk.gaussians, smooth, frames=frames, fps=walk.fps).save(folder / "smooth.safetensors")
     write_splat_sequence(folder / "splats", sample_scene(max(round(80_000 * scale), 200), frames))
@@ -159,7 +162,7 @@ def node_cases(pack: Any, folder: Path) -> dict[str, Callable[[], Any]]:
     nodes = {node.__name__: node for node in pack}
     clip_settings = {"frames": 0, "fps": 0.0, "resolution": 512, "background": "auto"}
 
-    def run(name: str, **inputs: Any) -> Any:
+    def run(name: str, /, **inputs: Any) -> Any:
         """A node's outputs; widgets that are not given stand as the graph shows them."""
         node = nodes[f"Anchor4D{name}"]
         shown = {
@@ -267,6 +270,7 @@ def node_cases(pack: Any, folder: Path) -> dict[str, Callable[[], Any]]:
         return {"driving_video": video, "scene": still, **more}
 
     case("MotionAlignment", "MotionAlignment", with_clip(moved, 512))
+    case("MotionPreview", "MotionPreview", with_clip(lambda c: {"driving_video": c, "alignment": aligned(c)}, 512))
     case("StartWithoutObject", "StartWithoutObject", with_clip(lambda c: {"driving_video": c, "points": 50_000}))
     case("InflateObject", "InflateObject", with_clip(lambda c: {"driving_video": c}, 512))
     case("Measure", "Measure", lambda: {"images": pictures()[..., :3], "truth": pictures()[..., :3]})
@@ -276,6 +280,9 @@ def node_cases(pack: Any, folder: Path) -> dict[str, Callable[[], Any]]:
     shot = {"shot": {"shot": "moving", "azimuth": 0.0, "sweep": 360.0, "repeats": 1, "frames": 0}, "framing": "object"}
     drawn = {**shot, "size": 768, "background": "white", "elevation": 0.0, "maps": True}
     case("RenderScene", "RenderScene", lambda: {"scene": scene(), **drawn})
+    quadruplet = {"text": "a walk", "set_folder": str(folder / "saved"), "name": "walk", "licence": ""}
+    case("SaveQuadruplet", "SaveQuadruplet", lambda: {"scene": scene(), **quadruplet})
+    case("LoadQuadruplet", "LoadQuadruplet", lambda: {"set_folder": str(folder / "set"), "index": 0, "id": ""})
     case("SaveScene", "SaveScene", lambda: {"scene": scene(), "filename_prefix": "s"})
     case("LoadScene", "LoadScene", lambda: {"file": "none", "path": str(folder / "scene.safetensors")})
     case("SceneAtTime", "SceneAtTime", lambda: {"scene": scene(), "time": 0.5})

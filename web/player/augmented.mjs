@@ -4,7 +4,9 @@
 /** @typedef {import("./renderer.mjs").Shot} Shot */
 
 /** Metres: the object's longest side, how far before the viewer its middle stands, and how far below the eyes. */
-export const LENGTH = 0.3, AHEAD = 0.5, BELOW = 0.1;
+export const LENGTH = 0.3,
+  AHEAD = 0.5,
+  BELOW = 0.1;
 
 /** Whether this browser and device offer it. @returns {Promise<boolean>} */
 export async function offered() {
@@ -57,7 +59,8 @@ export class Augmented {
     const frame = (/** @type {number} */ now, /** @type {any} */ seen) => {
       if (session !== this.#session) return;
       session.requestAnimationFrame(frame);
-      const pose = seen.getViewerPose(this.#space), shot = on.shot(now);
+      const pose = seen.getViewerPose(this.#space),
+        shot = on.shot(now);
       if (!pose || !shot) return;
       this.#placed ??= before(pose.transform.matrix);
       const views = pose.views.map((/** @type {any} */ view) => {
@@ -81,22 +84,29 @@ export class Augmented {
 function before(m) {
   // Forward is -Z; who looks straight down has the top of the head ahead.
   const level = Math.hypot(m[8], m[10]) > 0.1 ? [-m[8], -m[10]] : [m[4] * Math.sign(m[9] || 1), m[6] * Math.sign(m[9] || 1)];
-  const length = Math.hypot(...level) || 1, [x, z] = level.map((value) => value / length);
+  const length = Math.hypot(...level) || 1,
+    [x, z] = level.map((value) => value / length);
   return { yaw: Math.atan2(-x, -z), place: [m[12] + AHEAD * x, m[13] - BELOW, m[14] + AHEAD * z] };
 }
 
 /**
  * What an eye sees of the object, as the renderer draws it: in the object's own units.
  * @param {any} view XRView
- * @param {{scale: number, center: number[], yaw: number, place: number[]}} stands metres a world unit; the object's middle in world
- *   units and in the room; its turn about the vertical, radians
+ * @param {{scale: number, center: number[], yaw: number, place: number[]}} stands metres a world unit; the object's middle in
+ *   world units and in the room; its turn about the vertical, radians
  * @param {number} width pixels
  * @param {number} height
  * @returns {import("./camera.mjs").View}
  */
 export function eye({ transform, projectionMatrix: p }, { scale, center, yaw, place }, width, height) {
-  const v = transform.inverse.matrix, out = new Float32Array(16), [s, c] = [Math.sin(yaw), Math.cos(yaw)];
-  const turn = [[c, 0, s], [0, 1, 0], [-s, 0, c]];
+  const v = transform.inverse.matrix,
+    out = new Float32Array(16),
+    [s, c] = [Math.sin(yaw), Math.cos(yaw)];
+  const turn = [
+    [c, 0, s],
+    [0, 1, 0],
+    [-s, 0, c],
+  ];
   for (let row = 0; row < 3; row++) {
     const sign = row ? -1 : 1; // from x right, y up, z back to x right, y down, z forward
     let shift = v[12 + row];
@@ -111,6 +121,7 @@ export function eye({ transform, projectionMatrix: p }, { scale, center, yaw, pl
     out[4 * row + 3] = moved;
   }
   out[15] = 1;
-  const fx = (width / 2) * p[0], fy = (height / 2) * p[5];
+  const fx = (width / 2) * p[0],
+    fy = (height / 2) * p[5];
   return { worldToCamera: out, fx, fy, cx: (width / 2) * (1 - p[8]), cy: (height / 2) * (1 + p[9]) };
 }

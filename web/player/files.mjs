@@ -1,5 +1,5 @@
-// Whatever can be played, opened by its content: play streams, splat files, and folders or archives of them, one a frame. All in
-// the page; nothing is sent anywhere.
+// Whatever can be played, opened by its content: play streams, splat files, and folders or archives of them, one a frame. All
+// in the page; nothing is sent anywhere.
 
 import { readGlb } from "./glb.mjs";
 import { pack } from "./pack.mjs";
@@ -15,10 +15,15 @@ import { bytesOf, openZip } from "./zip.mjs";
 export const SUFFIXES = [".a4d", ".sog", ".spz", ".ply", ".splat", ".glb", ".zip"];
 const FRAMES = [".ply", ".spz", ".splat", ".sog"];
 /** Bytes of a file, frames of a sequence, and bytes of memory that its frames take. */
-const MOST_BYTES = 2 ** 31 - 1, MOST_FRAMES = 10_000, MEMORY = 2 ** 30;
+const MOST_BYTES = 2 ** 31 - 1,
+  MOST_FRAMES = 10_000,
+  MEMORY = 2 ** 30;
 
 /** Files that belong together: frames of a sequence, or the parts of an unpacked SOG. */
 export class Collection {
+  name;
+  entries;
+
   /** @param {string} name @param {Map<string, {size: number, read: () => Promise<Uint8Array>}>} entries by name */
   constructor(name, entries) {
     [this.name, this.entries] = [name, entries];
@@ -63,7 +68,8 @@ export function fromDrop(dropped) {
 
 /** @param {FileSystemDirectoryEntry} folder @returns {Promise<File[]>} */
 async function filesIn(folder) {
-  const reader = folder.createReader(), found = /** @type {FileSystemEntry[]} */ ([]);
+  const reader = folder.createReader(),
+    found = /** @type {FileSystemEntry[]} */ ([]);
   for (;;) {
     const some = /** @type {FileSystemEntry[]} */ (await new Promise((done, failed) => reader.readEntries(done, failed)));
     if (!some.length) break;
@@ -89,7 +95,10 @@ export async function openSource(source, on = {}, { signal } = {}) {
     throw error;
   };
   const found = source instanceof Collection ? { collection: source } : await known(source, signal).catch(failed);
-  if (found.stream) return openStream(found.stream, on, { signal });
+  if (found.stream) {
+    const error = (/** @type {Error} */ { message }) => on.error?.(new Error(`${found.name}: ${message}`));
+    return openStream(found.stream, found.name ? { ...on, error } : on, { signal });
+  }
   return decoded(found, on, signal).catch(failed);
 }
 
@@ -99,21 +108,23 @@ export async function openSource(source, on = {}, { signal } = {}) {
  * @property {Collection} [collection]
  * @property {Blob} [file]
  * @property {string} [kind] of a file
- * @property {string} [name] of a file
+ * @property {string} [name] of a file, for messages
  */
 
 /** What a source is, by its first bytes. @param {any} source @param {AbortSignal} [signal] @returns {Promise<Found>} */
 async function known(source, signal) {
-  const named = source instanceof File ? source.name : source instanceof URL || typeof source === "string" ? String(source) : "";
+  const named =
+    source instanceof File ? source.name : source instanceof URL || typeof source === "string" ? String(source) : "";
   const name = decodeURIComponent(named.split(/[?#]/)[0].split("/").pop() ?? "") || "the clip";
   if (source instanceof Blob) {
     const kind = kindOf(await bytesOf(source, 0, 4), name);
     if (!kind && source instanceof File && suffixOf(name) !== ".a4d")
       throw new Error(`${name}: not a file that is played, choose ${SUFFIXES.slice(0, -1).join(", ")} or a .zip of them`);
     if (source.size > MOST_BYTES && kind !== "zip") throw new Error(`${name}: larger than 2 GB, thin it out in a splat editor`);
-    return kind ? { file: source, kind, name } : { stream: source.stream() };
+    return kind ? { file: source, kind, name } : { stream: source.stream(), name: source instanceof File ? name : "" };
   }
-  const pieces = chunks(source, signal), head = /** @type {Uint8Array[]} */ ([]);
+  const pieces = chunks(source, signal),
+    head = /** @type {Uint8Array[]} */ ([]);
   let length = 0;
   for (; length < 4; length += head[head.length - 1].length) {
     const { done, value } = await pieces.next();
@@ -191,18 +202,20 @@ function sogOf({ name, entries }) {
  * @returns {Promise<[Gaussians[], {name: string, fps?: number, loop?: boolean}]>}
  */
 async function sequence(collection, on, signal) {
-  const { name, entries } = collection, { names, fps, loop } = await listed(collection);
+  const { name, entries } = collection,
+    { names, fps, loop } = await listed(collection);
   const frames = /** @type {Gaussians[]} */ ([]);
   for (const [index, entry] of names.entries()) {
     on.reading?.(index, names.length);
     const bytes = await /** @type {any} */ (entries.get(entry)).read();
     signal?.throwIfAborted();
-    const frame = await readSplats(new Blob([bytes]), `${name}/${entry.split("/").pop()}`), { count, waves } = frame;
+    const frame = await readSplats(new Blob([bytes]), `${name}/${entry.split("/").pop()}`),
+      { count, waves } = frame;
     const taken = 4 * (14 + 3 * waves) * count * names.length;
     if (taken > MEMORY)
       throw new Error(
-        `${name}: ${names.length} frames of ${count} Gaussians take ${(taken / MEMORY).toFixed(1)} GB of memory, at most 1 is `
-          + "allowed; choose fewer frames, or export it as .a4d with Anchor4D",
+        `${name}: ${names.length} frames of ${count} Gaussians take ${(taken / MEMORY).toFixed(1)} GB of memory, at most 1 ` +
+          "is allowed; choose fewer frames, or export it as .a4d with Anchor4D",
       );
     frames.push(frame);
   }
@@ -220,21 +233,32 @@ async function listed({ name, entries }) {
     } catch {
       throw garbled;
     }
-    const { pattern, start, count } = manifest?.frames ?? {}, parts = /^([^{}]*)\{frame(?::0?(\d{1,2})d?)?\}([^{}]*)$/.exec(pattern);
+    const { pattern, start, count } = manifest?.frames ?? {},
+      parts = /^([^{}]*)\{frame(?::0?(\d{1,2})d?)?\}([^{}]*)$/.exec(pattern);
     const fps = Number(manifest?.fps ?? 12);
-    if (!parts || !(Number.isInteger(start) && start >= 0) || !(Number.isInteger(count) && count > 0 && count <= MOST_FRAMES) || !(fps > 0 && fps <= 1000))
+    if (
+      !parts ||
+      !(Number.isInteger(start) && start >= 0) ||
+      !(Number.isInteger(count) && count > 0 && count <= MOST_FRAMES) ||
+      !(fps > 0 && fps <= 1000)
+    )
       throw garbled;
     const folder = at.slice(0, -"manifest.json".length);
-    const names = Array.from({ length: count }, (_, k) => folder + parts[1] + String(start + k).padStart(Number(parts[2] ?? 0), "0") + parts[3]);
+    const names = Array.from(
+      { length: count },
+      (_, k) => folder + parts[1] + String(start + k).padStart(Number(parts[2] ?? 0), "0") + parts[3],
+    );
     const gone = names.find((entry) => !entries.has(entry));
     if (gone) throw new Error(`${name}: ${gone} is missing, which manifest.json lists; take the whole sequence`);
     return { names, fps, loop: Boolean(manifest.loop) };
   }
   const splats = [...entries.keys()].filter((entry) => FRAMES.includes(suffixOf(entry)) && !/(^|\/)(\.|__MACOSX)/.test(entry));
-  if (!splats.length) throw new Error(`${name}: holds no splat files (${FRAMES.join(", ")}), choose the folder that holds the frames`);
+  if (!splats.length)
+    throw new Error(`${name}: holds no splat files (${FRAMES.join(", ")}), choose the folder that holds the frames`);
   const number = (/** @type {string} */ suffix) => splats.filter((entry) => suffixOf(entry) === suffix).length;
   const common = FRAMES.reduce((a, b) => (number(b) > number(a) ? b : a));
   const names = splats.filter((entry) => suffixOf(entry) === common).sort(new Intl.Collator("en", { numeric: true }).compare);
-  if (names.length > MOST_FRAMES) throw new Error(`${name}: ${names.length} splat files, at most ${MOST_FRAMES} make a sequence`);
+  if (names.length > MOST_FRAMES)
+    throw new Error(`${name}: ${names.length} splat files, at most ${MOST_FRAMES} make a sequence`);
   return { names, fps: undefined, loop: undefined };
 }

@@ -32,7 +32,8 @@ const FARTHEST = 1e9;
 export function room(name, count, waves) {
   if (!(count > 0)) throw new Error(`${name}: holds no Gaussians, export it again`);
   if (!(count <= MOST)) throw new Error(`${name}: holds ${count} Gaussians, more than ${MOST}; thin it out in a splat editor`);
-  const kept = Math.min(waves, 15), floats = (/** @type {number} */ each) => new Float32Array(each * count);
+  const kept = Math.min(waves, 15),
+    floats = (/** @type {number} */ each) => new Float32Array(each * count);
   const parts = { means: floats(3), quats: floats(4), logScales: floats(3), opacities: floats(1), constant: floats(3) };
   return { count, ...parts, rest: floats(3 * kept), waves: kept };
 }
@@ -53,7 +54,10 @@ export function placed(gaussians, turn) {
   for (let i = 0, p = 0, q = 0; i < count; i++, p += 3, q += 4) {
     // By the largest entry first: the squares of very large or small ones would leave the floats.
     const most = Math.max(Math.abs(quats[q]), Math.abs(quats[q + 1]), Math.abs(quats[q + 2]), Math.abs(quats[q + 3]));
-    let w = 1, x = 0, y = 0, z = 0;
+    let w = 1,
+      x = 0,
+      y = 0,
+      z = 0;
     if (most !== 0) {
       [w, x, y, z] = [quats[q] / most, quats[q + 1] / most, quats[q + 2] / most, quats[q + 3] / most];
       const length = Math.sqrt(w * w + x * x + y * y + z * z);
@@ -82,7 +86,7 @@ export function placed(gaussians, turn) {
 function signs(waves) {
   const flips = [];
   for (let degree = 1; flips.length < waves; degree++)
-    for (let m = -degree; m <= degree; m++) flips.push((degree + Math.abs(m)) % 2 === 1 !== m < 0);
+    for (let m = -degree; m <= degree; m++) flips.push(((degree + Math.abs(m)) % 2 === 1) !== m < 0);
   return flips;
 }
 
@@ -93,7 +97,8 @@ function signs(waves) {
  * @returns {{frames: Gaussians[], left: number}} and how many were left out
  */
 export function sound(frames, name) {
-  const { count } = frames[0], good = new Uint8Array(count).fill(1);
+  const { count } = frames[0],
+    good = new Uint8Array(count).fill(1);
   for (const frame of frames) {
     const check = (/** @type {Float32Array} */ values, /** @type {number} */ most) => {
       const each = values.length / count;
@@ -107,9 +112,11 @@ export function sound(frames, name) {
   }
   const whole = good.reduce((sum, one) => sum + one, 0);
   if (whole === count) return { frames, left: 0 };
-  if (!whole) throw new Error(`${name}: all its Gaussians hold NaN, infinite or far too large values, repair or export it again`);
+  if (!whole)
+    throw new Error(`${name}: all its Gaussians hold NaN, infinite or far too large values, repair or export it again`);
   const picked = (/** @type {Float32Array} */ values) => {
-    const each = values.length / count, out = new Float32Array(each * whole);
+    const each = values.length / count,
+      out = new Float32Array(each * whole);
     for (let i = 0, to = 0; i < count; i++) if (good[i]) for (let n = 0; n < each; n++) out[to++] = values[i * each + n];
     return out;
   };
@@ -127,23 +134,29 @@ export function sound(frames, name) {
 }
 
 /**
- * Whether frames of equally many Gaussians hold the same ones in the same order, moved: a Gaussian's own step, beyond that of the
- * whole, is a small part of the way to any other.
+ * Whether frames of equally many Gaussians hold the same ones in the same order, moved: a Gaussian's own step, beyond that of
+ * the whole, is a small part of the way to any other.
  * @param {Gaussians[]} frames
  */
 export function corresponding(frames) {
-  const { count } = frames[0], number = Math.min(count, 2000), pairs = Math.min(8, frames.length - 1);
+  const { count } = frames[0],
+    number = Math.min(count, 2000),
+    pairs = Math.min(8, frames.length - 1);
   let seed = 1;
   const any = () => Math.floor(((seed = (seed * 48271) % 2147483647) / 2147483647) * count);
-  const chosen = Array.from({ length: number }, any), other = Array.from({ length: number }, any);
+  const chosen = Array.from({ length: number }, any),
+    other = Array.from({ length: number }, any);
   const middle = (/** @type {number[]} */ values) => values.sort((a, b) => a - b)[values.length >> 1];
   let votes = 0;
   for (let pair = 0; pair < pairs; pair++) {
     const at = Math.round((pair * (frames.length - 2)) / Math.max(1, pairs - 1));
     const [here, there] = [frames[at].means, frames[at + 1].means];
-    const steps = (/** @type {number[]} */ to) => chosen.map((i, n) => [0, 1, 2].map((k) => there[3 * to[n] + k] - here[3 * i + k]));
-    const own = steps(chosen), whole = [0, 1, 2].map((k) => middle(own.map((step) => step[k])));
-    const far = (/** @type {number[][]} */ all) => middle(all.map((step) => Math.hypot(...step.map((value, k) => value - whole[k]))));
+    const steps = (/** @type {number[]} */ to) =>
+      chosen.map((i, n) => [0, 1, 2].map((k) => there[3 * to[n] + k] - here[3 * i + k]));
+    const own = steps(chosen),
+      whole = [0, 1, 2].map((k) => middle(own.map((step) => step[k])));
+    const far = (/** @type {number[][]} */ all) =>
+      middle(all.map((step) => Math.hypot(...step.map((value, k) => value - whole[k]))));
     if (far(own) <= 0.25 * far(steps(other))) votes++;
   }
   return votes * 2 > pairs;

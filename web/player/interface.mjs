@@ -21,7 +21,22 @@ import { STYLE } from "./style.mjs";
 /** @typedef {import("./menus.mjs").Does & Plays} Does */
 
 /** Buttons in the order in which they keep their place in a narrow bar; the rest fold into the menu. */
-const KEPT = ["full", "film", "compare", "background", "mode", "loop", "speed", "frame", "keys", "picture", "record", "ar", "open", "help"];
+const KEPT = [
+  "full",
+  "film",
+  "compare",
+  "background",
+  "mode",
+  "loop",
+  "speed",
+  "frame",
+  "keys",
+  "picture",
+  "record",
+  "ar",
+  "open",
+  "help",
+];
 
 export class Interface {
   /** @type {HTMLElement} */ element;

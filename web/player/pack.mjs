@@ -8,7 +8,9 @@ import { Clip, MAX_RECORDS } from "./stream.mjs";
 
 const LOG_SCALE = 16; // log scales beyond are as good as flat or endless
 /** Changes below are left out. */
-const STILL_SCALE = 1e-4, STILL_OPACITY = 1e-4, STILL_COLOR = 1e-3;
+const STILL_SCALE = 1e-4,
+  STILL_OPACITY = 1e-4,
+  STILL_COLOR = 1e-3;
 const COLOR_STEPS = [2047, 2047, 1023];
 const LEVELS = [31, 31, 31, 127];
 
@@ -24,12 +26,13 @@ export async function pack(sets, { name, fps = 12, loop = false }, on, signal) {
   const uneven = sets.findIndex((set) => set.count !== sets[0].count);
   if (uneven > 0)
     throw new Error(
-      `${name}: its frames hold ${sets[0].count} and ${sets[uneven].count} Gaussians (frame ${uneven}), the player takes equally `
-        + "many in each; export the sequence as .a4d with Anchor4D",
+      `${name}: its frames hold ${sets[0].count} and ${sets[uneven].count} Gaussians (frame ${uneven}), the player takes ` +
+        "equally many in each; export the sequence as .a4d with Anchor4D",
     );
   if (sets[0].count * sets.length > MAX_RECORDS)
     throw new Error(`${name}: ${sets[0].count} Gaussians x ${sets.length} frames are too many for the player; thin them out`);
-  const { frames, left } = sound(sets, name), { count } = frames[0];
+  const { frames, left } = sound(sets, name),
+    { count } = frames[0];
   const waves = steadyWaves(frames);
   const spans = measure(frames, waves > 0);
   const header = describe(frames, spans, { fps, loop });
@@ -83,20 +86,26 @@ const scaleOf = (/** @type {number} */ log) => held(log, -LOG_SCALE, LOG_SCALE);
  * @param {boolean} waved
  */
 function measure(frames, waved) {
-  const { count } = frames[0], box = { low: [Infinity, Infinity, Infinity], high: [-Infinity, -Infinity, -Infinity] };
+  const { count } = frames[0],
+    box = { low: [Infinity, Infinity, Infinity], high: [-Infinity, -Infinity, -Infinity] };
   const pair = (/** @type {number} */ each) => ({
     low: new Float32Array(each * count).fill(Infinity),
     high: new Float32Array(each * count).fill(-Infinity),
   });
   const [scales, opacities, colors] = [pair(3), pair(1), pair(3)];
-  const widen = (/** @type {ReturnType<typeof pair>} */ { low, high }, /** @type {number} */ k, /** @type {number} */ value) => {
+  const widen = (
+    /** @type {ReturnType<typeof pair>} */ { low, high },
+    /** @type {number} */ k,
+    /** @type {number} */ value,
+  ) => {
     if (value < low[k]) low[k] = value;
     if (value > high[k]) high[k] = value;
   };
   for (const frame of frames) {
     for (let i = 0; i < count; i++) widen(opacities, i, frame.opacities[i]);
     for (let k = 0; k < 3 * count; k++) {
-      const axis = k % 3, place = frame.means[k];
+      const axis = k % 3,
+        place = frame.means[k];
       if (place < box.low[axis]) box.low[axis] = place;
       if (place > box.high[axis]) box.high[axis] = place;
       widen(scales, k, scaleOf(frame.logScales[k]));
@@ -119,11 +128,13 @@ function describe(frames, { box, scales, opacities, colors }, { fps, loop }) {
   const { count } = frames[0];
   const wider = (/** @type {{low: Float32Array, high: Float32Array}} */ { low, high }, /** @type {number} */ still) =>
     low.some((value, k) => high[k] - value > still);
-  const shape = wider(scales, STILL_SCALE) || wider(opacities, STILL_OPACITY), color = wider(colors, STILL_COLOR);
+  const shape = wider(scales, STILL_SCALE) || wider(opacities, STILL_OPACITY),
+    color = wider(colors, STILL_COLOR);
   let [low, high] = [Infinity, -Infinity];
   for (const value of scales.low) if (value < low) low = value;
   for (const value of scales.high) if (value > high) high = value;
-  const step = Math.max(high - low, 1e-6) / 65535, tint = { low: [0, 0, 0], step: [0, 0, 0] };
+  const step = Math.max(high - low, 1e-6) / 65535,
+    tint = { low: [0, 0, 0], step: [0, 0, 0] };
   for (let axis = 0; axis < 3; axis++) {
     let [least, most] = [Infinity, -Infinity];
     for (let k = axis; k < 3 * count; k += 3) {
@@ -175,7 +186,9 @@ function placement(frames) {
       for (let i = 0; i < count; i++) if ((!any || opacities[i] > 0.1) && n++ % apart === 0) values.push(means[3 * i + axis]);
     const sorted = Float32Array.from(values).sort();
     const quantile = (/** @type {number} */ share) => {
-      const at = share * (sorted.length - 1), below = Math.floor(at), above = Math.ceil(at);
+      const at = share * (sorted.length - 1),
+        below = Math.floor(at),
+        above = Math.ceil(at);
       return sorted[below] + (at - below) * (sorted[above] - sorted[below]);
     };
     return [quantile(0.005), quantile(0.995)];
@@ -193,12 +206,19 @@ function placement(frames) {
  * @param {number} count
  */
 function shapeSteps({ scales, opacities }, header, count) {
-  const { scales: { low, step }, ranges, layout } = header, changes = layout[1][2] === 32;
-  const widths = [ranges.scale / step, ranges.opacity * 65535], out = new Float64Array(8 * count);
+  const {
+      scales: { low, step },
+      ranges,
+      layout,
+    } = header,
+    changes = layout[1][2] === 32;
+  const widths = [ranges.scale / step, ranges.opacity * 65535],
+    out = new Float64Array(8 * count);
   for (let i = 0; i < count; i++)
     for (let k = 0; k < 4; k++) {
       const from = k < 3 ? (scales.low[3 * i + k] - low) / step : opacities.low[i] * 65535;
-      const to = k < 3 ? (scales.high[3 * i + k] - low) / step : opacities.high[i] * 65535, width = widths[k < 3 ? 0 : 1];
+      const to = k < 3 ? (scales.high[3 * i + k] - low) / step : opacities.high[i] * 65535,
+        width = widths[k < 3 ? 0 : 1];
       const base = changes ? Math.floor(from) : Math.round((from + to) / 2);
       out[8 * i + k] = held(base, 0, 65535);
       out[8 * i + 4 + k] = changes ? held(Math.ceil((to - base) / Math.max(width, 1e-12) - 1e-9), 0, 255) : 0;
@@ -208,7 +228,8 @@ function shapeSteps({ scales, opacities }, header, count) {
 
 /** @param {Spans} spans @param {any} header @param {Float64Array} steps @returns {Uint32Array} 4 words a Gaussian */
 function staticWords(spans, header, steps) {
-  const out = new Uint32Array(steps.length / 2), { low, high } = spans.colors;
+  const out = new Uint32Array(steps.length / 2),
+    { low, high } = spans.colors;
   for (let i = 0, s = 0; s < steps.length; i++, s += 8) {
     const color = [0, 1, 2].map((k) => (low[3 * i + k] + high[3 * i + k]) / 2);
     out[4 * i] = steps[s] | (steps[s + 1] << 16);
@@ -227,14 +248,25 @@ function colorWord(color, { low, step }) {
 
 /** @param {Gaussians} frame @param {any} header @param {boolean} waved @returns {Uint32Array} */
 function frameColors({ count, constant }, { colors }, waved) {
-  return Uint32Array.from({ length: count }, (_, i) => colorWord([0, 1, 2].map((k) => colorOf(constant[3 * i + k], waved)), colors));
+  return Uint32Array.from({ length: count }, (_, i) =>
+    colorWord(
+      [0, 1, 2].map((k) => colorOf(constant[3 * i + k], waved)),
+      colors,
+    ),
+  );
 }
 
-/** A rotation's word: which entry is largest, the three others in so many bits. @param {Float32Array} quats @param {number} q @param {number} bits */
+/**
+ * A rotation's word: which entry is largest, the three others in so many bits.
+ * @param {Float32Array} quats
+ * @param {number} q where it begins
+ * @param {number} bits
+ */
 function rotationWord(quats, q, bits) {
   let most = 0;
   for (let k = 1; k < 4; k++) if (Math.abs(quats[q + k]) > Math.abs(quats[q + most])) most = k;
-  const middle = (1 << (bits - 1)) - 1, scale = middle * Math.SQRT2 * (quats[q + most] < 0 ? -1 : 1);
+  const middle = (1 << (bits - 1)) - 1,
+    scale = middle * Math.SQRT2 * (quats[q + most] < 0 ? -1 : 1);
   let word = most;
   for (let k = 0; k < 4; k++)
     if (k !== most) word = (word << bits) | held(Math.round(quats[q + k] * scale) + middle, 0, 2 * middle);
@@ -246,7 +278,9 @@ const rotationBits = (header) => (header.layout[1][2] === 32 ? 8 : 10);
 
 /** @param {Gaussians} frame @param {any} header @param {number[]} step @returns {Uint16Array} 4 words a Gaussian */
 function poseWords({ count, means, quats }, header, step) {
-  const out = new Uint16Array(4 * count), { low } = header.box, bits = rotationBits(header);
+  const out = new Uint16Array(4 * count),
+    { low } = header.box,
+    bits = rotationBits(header);
   for (let i = 0; i < count; i++) {
     for (let k = 0; k < 3; k++) out[4 * i + k] = held(Math.round((means[3 * i + k] - low[k]) / step[k]), 0, 65535);
     out[4 * i + 3] = rotationWord(quats, 4 * i, bits) & 65535;
@@ -254,10 +288,16 @@ function poseWords({ count, means, quats }, header, step) {
   return out;
 }
 
-/** @param {Gaussians} frame @param {any} header @param {Float64Array} steps @returns {Uint16Array | Uint32Array} a word a Gaussian */
+/** @param {Gaussians} frame @param {any} header @param {Float64Array} steps @returns {Uint16Array | Uint32Array} a word each */
 function extraWords({ count, quats, logScales, opacities }, header, steps) {
-  const bits = rotationBits(header), changes = bits === 8, out = changes ? new Uint32Array(count) : new Uint16Array(count);
-  const { scales: { low, step }, ranges } = header, widths = [ranges.scale / step, ranges.opacity * 65535];
+  const bits = rotationBits(header),
+    changes = bits === 8,
+    out = changes ? new Uint32Array(count) : new Uint16Array(count);
+  const {
+      scales: { low, step },
+      ranges,
+    } = header,
+    widths = [ranges.scale / step, ranges.opacity * 65535];
   for (let i = 0; i < count; i++) {
     let word = rotationWord(quats, 4 * i, bits) >>> 16;
     if (changes)
@@ -273,7 +313,8 @@ function extraWords({ count, quats, logScales, opacities }, header, steps) {
 
 /** @param {Float32Array} rest @param {number} reach @returns {Uint32Array} a word a harmonic */
 function waveWords(rest, reach) {
-  const out = new Uint32Array(rest.length / 3), part = (/** @type {number} */ k) => Math.round((rest[k] / reach) * 511) + 511;
+  const out = new Uint32Array(rest.length / 3),
+    part = (/** @type {number} */ k) => Math.round((rest[k] / reach) * 511) + 511;
   for (let n = 0, k = 0; n < out.length; n++, k += 3) out[n] = (part(k) << 20) | (part(k + 1) << 10) | part(k + 2);
   return out;
 }

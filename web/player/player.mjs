@@ -6,8 +6,8 @@
 
 import { Augmented, offered } from "./augmented.mjs";
 import { control } from "./controls.mjs";
-import { fromDrop, grouped, openSource, SUFFIXES, titleOf } from "./files.mjs";
-import { make } from "./dom.mjs";
+import { choose, takeDropped } from "./dropping.mjs";
+import { openSource, titleOf } from "./files.mjs";
 import { Interface } from "./interface.mjs";
 import { press } from "./keys.mjs";
 import { filmedCamera, fromInfo, homeCamera, lens, toInfo } from "./lens.mjs";
@@ -118,7 +118,7 @@ export class Player extends EventTarget {
       },
     };
     this.#thumbnails = new Thumbnails(this.#ui.parts.bar, this.#ui.parts.line, thumbnails, signal);
-    this.#takeDropped(signal);
+    takeDropped(this.#ui.parts.root, this.#found, signal);
     offered().then((here) => {
       this.#offered = here;
       this.#ui.offer("ar", here);
@@ -163,8 +163,11 @@ export class Player extends EventTarget {
           this.#showTime();
         },
         harmonics: () => this.#draw(),
-        reading: (/** @type {number} */ done, /** @type {number} */ all) => this.#ui.progress(`Reading file ${done + 1} of ${all}`),
+        reading: (/** @type {number} */ done, /** @type {number} */ all) =>
+          this.#ui.progress(`Reading file ${done + 1} of ${all}`),
         done: () => {
+          const { left = 0 } = this.#clips[slot] ?? {};
+          if (left) this.#ui.progress(`${left} Gaussians hold no numbers and are left out`, 5000);
           if (this.#clips.every((clip, at) => at >= sources.length || clip?.ready === clip?.frames)) this.#tellOf("loaded");
         },
         error: (/** @type {Error} */ error) => this.fail(error.message),
@@ -336,7 +339,7 @@ export class Player extends EventTarget {
       menu: (id) => this.#ui.menus.toggle(id),
       help: () => this.#ui.menus.toggleHelp(),
       fullScreen: () => this.#ui.fullScreen(),
-      open: () => this.#choose(),
+      open: () => choose(this.#found),
       augment: () => this.#augment(),
       close: () => {
         if (this.#saving.busy) this.#saving.stop();
@@ -376,36 +379,11 @@ export class Player extends EventTarget {
     if (point) this.#moves.glideTo({ ...camera, target: point });
   }
 
-  /** Files and folders that are dropped onto the player. @param {AbortSignal} signal */
-  #takeDropped(signal) {
-    const { root } = this.#ui.parts;
-    const listen = (/** @type {string} */ type, /** @type {(event: any) => void} */ handle) => root.addEventListener(type, handle, { signal });
-    listen("dragover", (event) => {
-      if (!event.dataTransfer?.types.includes("Files")) return;
-      event.preventDefault();
-      root.classList.add("over");
-    });
-    listen("dragleave", (event) => {
-      if (!root.contains(event.relatedTarget)) root.classList.remove("over");
-    });
-    listen("drop", (event) => {
-      root.classList.remove("over");
-      const clips = event.dataTransfer && fromDrop(event.dataTransfer);
-      if (!clips) return;
-      event.preventDefault();
-      event.stopPropagation();
-      clips.then(
-        (found) => this.#loadFiles(found),
-        () => this.fail("What was dropped could not be read: drop it again, or open it with O"),
-      );
-    });
-  }
-
-  /** @param {(File | Collection)[]} clips */
-  #loadFiles(clips) {
-    if (clips.length) this.load(clips, { labels: clips.map(titleOf), filmed: null });
-    else this.fail(`None of these can be played, choose ${SUFFIXES.slice(0, -1).join(", ")} or a .zip of them`);
-  }
+  /** Files that the user has dropped or chosen. @type {import("./dropping.mjs").Found} */
+  #found = {
+    clips: (clips) => this.load(clips, { labels: clips.map(titleOf), filmed: null }),
+    failed: (message) => this.fail(message),
+  };
 
   /** Puts the object into the user's room, or takes it out again. */
   async #augment() {
@@ -441,13 +419,6 @@ export class Player extends EventTarget {
   /** Whether something else has the canvas: a film that is saved, or a headset. */
   get #taken() {
     return this.#saving.busy || this.#augmented.busy;
-  }
-
-  /** Lets the user choose files. */
-  #choose() {
-    const input = make("input", { type: "file", multiple: true, accept: SUFFIXES.join(",") });
-    input.addEventListener("change", () => this.#loadFiles(grouped([...(input.files ?? [])])));
-    input.click();
   }
 
   /** Chooses the Gaussian there, or no longer. @param {number} x @param {number} y CSS pixels of the picture */

@@ -12,7 +12,8 @@ const ROW = 64; // entries of a row of the palette's picture
  * @returns {Promise<import("./gaussians.mjs").Gaussians>}
  */
 export async function readSog(content, name) {
-  const text = await content("meta.json"), pictures = new Pictures();
+  const text = await content("meta.json"),
+    pictures = new Pictures();
   if (text.length > META) throw damaged(name, "its meta.json is too long");
   try {
     return await decoded(JSON.parse(new TextDecoder().decode(text)), content, pictures, name);
@@ -31,20 +32,24 @@ function damaged(name, why) {
 
 /** @param {any} meta @param {(entry: string) => Promise<Uint8Array>} content @param {Pictures} pictures @param {string} name */
 async function decoded(meta, content, pictures, name) {
-  const first = meta.version === undefined, count = meta.count ?? meta.means.shape[0];
+  const first = meta.version === undefined,
+    count = meta.count ?? meta.means.shape[0];
   if (!first && meta.version !== 2)
     throw new Error(`${name}: version ${String(meta.version).slice(0, 20)} of SOG, where 1 and 2 are read; save it as .ply`);
   if (!Number.isInteger(count)) throw damaged(name, "no number of Gaussians");
-  const picture = async (/** @type {string} */ entry) => pictures.pixels(await content(String(entry)), `${name}: its ${String(entry).slice(0, 80)}`);
+  const picture = async (/** @type {string} */ entry) =>
+    pictures.pixels(await content(String(entry)), `${name}: its ${String(entry).slice(0, 80)}`);
   const pixels = async (/** @type {string} */ part, index = 0) => {
     const { data } = await picture(meta[part].files[index]);
     if (data.length < 4 * count) throw damaged(name, `a picture of fewer than ${count} pixels`);
     return data;
   };
-  const palette = meta.shN ? await picture(meta.shN.files[0]) : null, waves = palette ? palette.width / ROW : 0;
+  const palette = meta.shN ? await picture(meta.shN.files[0]) : null,
+    waves = palette ? palette.width / ROW : 0;
   if (palette && ![3, 8, 15].includes(waves)) throw damaged(name, `a palette ${palette.width} pixels wide`);
   const [low, high] = [await pixels("means", 0), await pixels("means", 1)];
-  const gaussians = room(name, count, waves), { means, quats, logScales, opacities, constant, rest } = gaussians;
+  const gaussians = room(name, count, waves),
+    { means, quats, logScales, opacities, constant, rest } = gaussians;
   const { mins, maxs } = meta.means;
   for (let i = 0; i < count; i++)
     for (let k = 0; k < 3; k++) {
@@ -75,7 +80,8 @@ async function decoded(meta, content, pictures, name) {
     quats[4 * i + largest] = Math.sqrt(Math.max(0, 1 - sum));
   }
   if (palette) {
-    const labels = await pixels("shN", 1), entries = palette.data.length / 4 / waves;
+    const labels = await pixels("shN", 1),
+      entries = palette.data.length / 4 / waves;
     for (let i = 0; i < count; i++) {
       const label = labels[4 * i] | (labels[4 * i + 1] << 8);
       if (label >= entries) throw damaged(name, "a label beyond its palette");
@@ -102,14 +108,18 @@ class Pictures {
   async pixels(file, name) {
     const gl = this.#gl;
     if (!gl) throw new Error("This browser offers no WebGL 2: update it, or turn on hardware acceleration.");
-    const [wide, tall] = sizeOf(file, name), most = gl.getParameter(gl.MAX_TEXTURE_SIZE);
-    if (wide * tall > PIXELS || wide > most || tall > most) throw new Error(`${name} is ${wide} x ${tall} pixels, too large; thin the splats out`);
+    const [wide, tall] = sizeOf(file, name),
+      most = gl.getParameter(gl.MAX_TEXTURE_SIZE);
+    if (wide * tall > PIXELS || wide > most || tall > most)
+      throw new Error(`${name} is ${wide} x ${tall} pixels, too large; thin the splats out`);
     const options = /** @type {const} */ ({ premultiplyAlpha: "none", colorSpaceConversion: "none" });
     const bitmap = await createImageBitmap(new Blob([file], { type: "image/webp" }), options).catch(() => {
       throw new Error(`${name} is damaged, copy or export it again`);
     });
-    const { width, height } = bitmap, data = new Uint8Array(4 * width * height);
-    const texture = gl.createTexture(), framebuffer = gl.createFramebuffer();
+    const { width, height } = bitmap,
+      data = new Uint8Array(4 * width * height);
+    const texture = gl.createTexture(),
+      framebuffer = gl.createFramebuffer();
     gl.bindTexture(gl.TEXTURE_2D, texture);
     gl.pixelStorei(gl.UNPACK_PREMULTIPLY_ALPHA_WEBGL, false);
     gl.pixelStorei(gl.UNPACK_COLORSPACE_CONVERSION_WEBGL, gl.NONE);
@@ -137,7 +147,8 @@ function sizeOf(file, name) {
     for (let k = bytes - 1; k >= 0; k--) value = value * 256 + file[at + k];
     return value;
   };
-  if (file.length < 30 || letters(0) !== "RIFF" || letters(8) !== "WEBP") throw new Error(`${name} is no WebP picture, export it again`);
+  if (file.length < 30 || letters(0) !== "RIFF" || letters(8) !== "WEBP")
+    throw new Error(`${name} is no WebP picture, export it again`);
   const kind = letters(12);
   if (kind === "VP8X") return [number(24, 3) + 1, number(27, 3) + 1];
   if (kind === "VP8L") return [(number(21, 4) & 16383) + 1, ((number(21, 4) >> 14) & 16383) + 1];

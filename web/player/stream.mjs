@@ -85,7 +85,7 @@ export async function openStream(source, on = {}, { signal } = {}) {
 
 async function readHeader(bytes) {
   const head = await bytes.take(12);
-  if (String.fromCharCode(...head.subarray(0, 7)) !== MAGIC) throw new Error("This is not a play stream.");
+  if (String.fromCharCode(...head.subarray(0, 7)) !== MAGIC) throw new Error("This is not a play stream, choose an .a4d file.");
   if (!VERSIONS.includes(head[7]))
     throw new Error(`This play stream is of version ${head[7]}, the player reads ${VERSIONS.join(" and ")}: update the player.`);
   const length = new DataView(head.buffer).getUint32(8, true);
@@ -223,7 +223,7 @@ function add(plane, before) {
 }
 
 function damaged(why) {
-  return new Error(`The play stream is damaged: ${why}.`);
+  return new Error(`The play stream is damaged: ${why}. Export or copy it again.`);
 }
 
 /**
@@ -277,7 +277,7 @@ class Reader {
       if (filled === length) return out;
       const { done, value } = await this.#chunks.next();
       this.check();
-      if (done) throw new Error("The play stream breaks off before its end.");
+      if (done) throw new Error("The play stream breaks off before its end: export or copy it again.");
       this.#rest = value;
     }
   }

@@ -7,9 +7,13 @@ import { steps } from "./playback.mjs";
 /** @typedef {import("./stream.mjs").Clip} Clip */
 
 /** Height of a picture in CSS pixels, its width in heights, and half of the timeline's thumb. */
-const HEIGHT = 72, NARROWEST = 0.5, WIDEST = 2, THUMB = 6;
+const HEIGHT = 72,
+  NARROWEST = 0.5,
+  WIDEST = 2,
+  THUMB = 6;
 /** Pictures that are kept; milliseconds until one that cannot be drawn now is tried again. */
-const KEPT = 300, PATIENCE = 100;
+const KEPT = 300,
+  PATIENCE = 100;
 
 export class Thumbnails {
   #box;
@@ -53,14 +57,16 @@ export class Thumbnails {
 
   /** @param {number} x of the pointer, CSS pixels of the page */
   #show(x) {
-    const clip = this.#on.clip(), line = this.#line.getBoundingClientRect();
+    const clip = this.#on.clip(),
+      line = this.#line.getBoundingClientRect();
     if (!clip || clip.frames < 2 || !line.width) return this.hide();
     const scale = line.width / this.#line.offsetWidth; // the host zooms its nodes
     const share = clamp((x - line.left - THUMB * scale) / (line.width - 2 * THUMB * scale), 0, 1);
     const frame = Math.floor(share * steps(clip) + 1e-4) % clip.frames;
     const picture = clip.pictures[Math.min(frame, clip.header.pictures.length - 1)];
     const aspect = clamp(picture ? picture.width / picture.height : this.#on.aspect(), NARROWEST, WIDEST);
-    const width = Math.round(HEIGHT * aspect), sharp = Math.min(devicePixelRatio, 2);
+    const width = Math.round(HEIGHT * aspect),
+      sharp = Math.min(devicePixelRatio, 2);
     const size = [Math.round(width * sharp), Math.round(HEIGHT * sharp)];
     if (this.#canvas.width !== size[0] || this.#canvas.height !== size[1]) [this.#canvas.width, this.#canvas.height] = size;
     this.#canvas.style.width = `${width}px`;
@@ -77,7 +83,8 @@ export class Thumbnails {
 
   /** @param {ImageBitmap} picture */
   #fit(picture) {
-    const { width, height } = this.#canvas, context = this.#context();
+    const { width, height } = this.#canvas,
+      context = this.#context();
     const scale = Math.min(width / picture.width, height / picture.height);
     const [w, h] = [picture.width * scale, picture.height * scale];
     context.drawImage(picture, (width - w) / 2, (height - h) / 2, w, h);
@@ -88,7 +95,9 @@ export class Thumbnails {
     if (this.#drawing) return;
     this.#drawing = true;
     while (!this.#put()) {
-      const frame = this.#shown, seen = this.#seen, { width, height } = this.#canvas;
+      const frame = this.#shown,
+        seen = this.#seen,
+        { width, height } = this.#canvas;
       const picture = await this.#on.draw(frame, width, height);
       if (!picture) await new Promise((done) => setTimeout(done, PATIENCE));
       else if (seen === this.#seen) {

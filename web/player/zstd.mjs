@@ -1,16 +1,22 @@
 // Zstandard frames (RFC 8878) unpacked, without dictionaries: browsers have gzip, but not this. The checksum is not looked at.
 
-const MAGIC = 0xfd2fb528, SKIPPABLE = 0x184d2a5;
+const MAGIC = 0xfd2fb528,
+  SKIPPABLE = 0x184d2a5;
 const BLOCK = 1 << 17;
 
 /** A table's greatest accuracy and its predefined probabilities: lengths of literals, offsets, lengths of matches. */
-const LITERALS = { most: 9, accuracy: 6, usual: [4, 3, ...fill(11, 2), 1, 1, 1, ...fill(9, 2), 3, 2, ...fill(5, 1), ...fill(4, -1)] };
+const LITERALS = {
+  most: 9,
+  accuracy: 6,
+  usual: [4, 3, ...fill(11, 2), 1, 1, 1, ...fill(9, 2), 3, 2, ...fill(5, 1), ...fill(4, -1)],
+};
 const OFFSETS = { most: 8, accuracy: 5, usual: [...fill(6, 1), 2, 2, 2, ...fill(15, 1), ...fill(5, -1)] };
 const MATCHES = { most: 9, accuracy: 6, usual: [1, 4, 3, ...fill(6, 2), ...fill(37, 1), ...fill(7, -1)] };
 /** Least lengths by code, and the bits that come on top. */
 const LITERAL_BITS = [...fill(16, 0), 1, 1, 1, 1, 2, 2, 3, 3, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16];
 const MATCH_BITS = [...fill(32, 0), 1, 1, 1, 1, 2, 2, 3, 3, 4, 4, 5, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16];
-const LITERAL_BASE = bases(LITERAL_BITS, 0), MATCH_BASE = bases(MATCH_BITS, 3);
+const LITERAL_BASE = bases(LITERAL_BITS, 0),
+  MATCH_BASE = bases(MATCH_BITS, 3);
 
 function fill(/** @type {number} */ count, /** @type {number} */ value) {
   return new Array(count).fill(value);
@@ -29,7 +35,8 @@ function bases(/** @type {number[]} */ bits, /** @type {number} */ first) {
  */
 export function unzstd(data, size) {
   const out = new Uint8Array(size);
-  let at = 0, filled = 0;
+  let at = 0,
+    filled = 0;
   while (at < data.length) {
     const magic = word(data, at, 4);
     if (magic >>> 4 === SKIPPABLE) at += 8 + word(data, at + 4, 4);
@@ -53,14 +60,22 @@ function word(data, at, bytes) {
 }
 
 /** @returns {[number, number]} where it ends in the data and in what is unpacked */
-function frame(/** @type {Uint8Array} */ data, /** @type {number} */ at, /** @type {Uint8Array} */ out, /** @type {number} */ filled) {
-  const flags = word(data, at++, 1), single = flags & 32;
+function frame(
+  /** @type {Uint8Array} */ data,
+  /** @type {number} */ at,
+  /** @type {Uint8Array} */ out,
+  /** @type {number} */ filled,
+) {
+  const flags = word(data, at++, 1),
+    single = flags & 32;
   if (flags & 11) throw damaged(); // of a dictionary, or of what is yet to come
   if (!single) at++; // the window: all that is unpacked is at hand
   at += [single ? 1 : 0, 2, 4, 8][flags >> 6];
   const state = { out, filled, start: filled, repeats: [1, 4, 8], huffman: null, tables: [null, null, null] };
-  for (let last = 0; !last; ) {
-    const head = word(data, at, 3), kind = (head >> 1) & 3, length = head >> 3;
+  for (let last = 0; !last;) {
+    const head = word(data, at, 3),
+      kind = (head >> 1) & 3,
+      length = head >> 3;
     last = head & 1;
     at += 3;
     const taken = kind === 1 ? 1 : length;
@@ -80,7 +95,8 @@ function frame(/** @type {Uint8Array} */ data, /** @type {number} */ at, /** @ty
 /** A compressed block: literals, then sequences of literals and matches. */
 function block(/** @type {Uint8Array} */ data, /** @type {any} */ state) {
   const [literals, start] = literalsOf(data, state);
-  let at = start, count = word(data, at++, 1);
+  let at = start,
+    count = word(data, at++, 1);
   if (count >= 128) count = count < 255 ? ((count - 128) << 8) + word(data, at++, 1) : word(data, at, 2) + 0x7f00;
   if (data[start] === 255) at += 2;
   const { out } = state;
@@ -104,13 +120,16 @@ function block(/** @type {Uint8Array} */ data, /** @type {any} */ state) {
         at = end;
       } else if (!state.tables[k]) throw damaged();
     });
-    const bits = new Backwards(data, at, data.length), [lengths, offsets, matches] = state.tables, { repeats } = state;
+    const bits = new Backwards(data, at, data.length),
+      [lengths, offsets, matches] = state.tables,
+      { repeats } = state;
     let [a, b, c] = [bits.read(lengths.accuracy), bits.read(offsets.accuracy), bits.read(matches.accuracy)];
     for (let n = 0; n < count; n++) {
       const [la, ob, mc] = [lengths.symbols[a], offsets.symbols[b], matches.symbols[c]];
       if (la > 35 || ob > 31 || mc > 52) throw damaged();
       const value = 2 ** ob + bits.read(ob);
-      const match = MATCH_BASE[mc] + bits.read(MATCH_BITS[mc]), length = LITERAL_BASE[la] + bits.read(LITERAL_BITS[la]);
+      const match = MATCH_BASE[mc] + bits.read(MATCH_BITS[mc]),
+        length = LITERAL_BASE[la] + bits.read(LITERAL_BITS[la]);
       let offset = value - 3;
       const known = value > 3 ? 3 : value - 1 + (length === 0 ? 1 : 0);
       if (value <= 3) offset = known < 3 ? repeats[known] : repeats[0] - 1;
@@ -118,7 +137,8 @@ function block(/** @type {Uint8Array} */ data, /** @type {any} */ state) {
       if (known > 0) repeats[1] = repeats[0];
       repeats[0] = offset;
       literal(length);
-      const to = state.filled, back = to - offset;
+      const to = state.filled,
+        back = to - offset;
       if (offset < 1 || back < state.start || to + match > out.length) throw damaged();
       if (offset >= match) out.copyWithin(to, back, back + match);
       else for (let k = 0; k < match; k++) out[to + k] = out[back + k];
@@ -135,16 +155,23 @@ function block(/** @type {Uint8Array} */ data, /** @type {any} */ state) {
 
 /** @returns {[Uint8Array, number]} the literals, and where they end */
 function literalsOf(/** @type {Uint8Array} */ data, /** @type {any} */ state) {
-  const first = word(data, 0, 1), kind = first & 3, format = (first >> 2) & 3;
+  const first = word(data, 0, 1),
+    kind = first & 3,
+    format = (first >> 2) & 3;
   if (kind < 2) {
-    const bytes = [1, 2, 1, 3][format], length = word(data, 0, bytes) >> (bytes === 1 ? 3 : 4);
+    const bytes = [1, 2, 1, 3][format],
+      length = word(data, 0, bytes) >> (bytes === 1 ? 3 : 4);
     if (length > BLOCK) throw damaged();
     if (kind === 1) return [new Uint8Array(length).fill(word(data, bytes, 1)), bytes + 1];
     if (bytes + length > data.length) throw damaged();
     return [data.subarray(bytes, bytes + length), bytes + length];
   }
-  const bytes = [3, 3, 4, 5][format], each = 2 ** [10, 10, 14, 18][format], both = Math.floor(word(data, 0, bytes) / 16);
-  const length = both % each, packed = Math.floor(both / each), end = bytes + packed;
+  const bytes = [3, 3, 4, 5][format],
+    each = 2 ** [10, 10, 14, 18][format],
+    both = Math.floor(word(data, 0, bytes) / 16);
+  const length = both % each,
+    packed = Math.floor(both / each),
+    end = bytes + packed;
   if (length > BLOCK || end > data.length) throw damaged();
   let at = bytes;
   if (kind === 2) [state.huffman, at] = huffman(data.subarray(0, end), at);
@@ -152,7 +179,8 @@ function literalsOf(/** @type {Uint8Array} */ data, /** @type {any} */ state) {
   const out = new Uint8Array(length);
   if (format === 0) unhuffman(data, at, end, state.huffman, out);
   else {
-    const part = (length + 3) >> 2, sizes = [0, 2, 4].map((k) => word(data, at + k, 2));
+    const part = (length + 3) >> 2,
+      sizes = [0, 2, 4].map((k) => word(data, at + k, 2));
     at += 6;
     [0, 1, 2, 3].forEach((k) => {
       const stop = k < 3 ? at + sizes[k] : end;
@@ -195,14 +223,18 @@ class Backwards {
   }
 
   #at(/** @type {number} */ bit, /** @type {number} */ count) {
-    const at = this.#start + (bit >> 3), d = this.#data;
+    const at = this.#start + (bit >> 3),
+      d = this.#data;
     return ((d[at] | (d[at + 1] << 8) | (d[at + 2] << 16) | (d[at + 3] << 24)) >>> (bit & 7)) & ((1 << count) - 1);
   }
 }
 
 /** A table of states from the probabilities of symbols. */
 function table(/** @type {number[]} */ shares, /** @type {number} */ accuracy) {
-  const size = 1 << accuracy, symbols = new Uint8Array(size), bits = new Uint8Array(size), starts = new Uint16Array(size);
+  const size = 1 << accuracy,
+    symbols = new Uint8Array(size),
+    bits = new Uint8Array(size),
+    starts = new Uint16Array(size);
   const next = shares.map((share) => (share < 0 ? 1 : share));
   let high = size;
   shares.forEach((share, symbol) => {
@@ -233,10 +265,13 @@ function probabilities(/** @type {Uint8Array} */ data, /** @type {number} */ sta
     for (let k = 0; k < count; k++, bit++) value |= ((data[bit >> 3] >> (bit & 7)) & 1) << k;
     return value;
   };
-  const accuracy = read(4) + 5, shares = [];
+  const accuracy = read(4) + 5,
+    shares = [];
   if (accuracy > most) throw damaged();
-  for (let left = 1 << accuracy; left > 0; ) {
-    const bits = 32 - Math.clz32(left + 1), low = (1 << (bits - 1)) - 1, spare = (1 << bits) - 2 - left;
+  for (let left = 1 << accuracy; left > 0;) {
+    const bits = 32 - Math.clz32(left + 1),
+      low = (1 << (bits - 1)) - 1,
+      spare = (1 << bits) - 2 - left;
     let value = read(bits);
     if ((value & low) < spare) {
       bit--;
@@ -246,7 +281,7 @@ function probabilities(/** @type {Uint8Array} */ data, /** @type {number} */ sta
     left -= Math.abs(share);
     shares.push(share);
     if (share === 0)
-      for (let more = 3; more === 3; ) {
+      for (let more = 3; more === 3;) {
         more = read(2);
         shares.push(...fill(more, 0));
       }
@@ -255,9 +290,10 @@ function probabilities(/** @type {Uint8Array} */ data, /** @type {number} */ sta
   return [table(shares, accuracy), (bit + 7) >> 3];
 }
 
-/** @returns {[{most: number, symbols: Uint8Array, bits: Uint8Array}, number]} a table of codes, and where its description ends */
+/** @returns {[{most: number, symbols: Uint8Array, bits: Uint8Array}, number]} a table of codes, and where it ends */
 function huffman(/** @type {Uint8Array} */ data, /** @type {number} */ start) {
-  const head = word(data, start, 1), weights = /** @type {number[]} */ ([]);
+  const head = word(data, start, 1),
+    weights = /** @type {number[]} */ ([]);
   let end = start + 1;
   if (head >= 128) {
     for (let k = 0; k < head - 127; k++) weights.push((word(data, end + (k >> 1), 1) >> (k & 1 ? 0 : 4)) & 15);
@@ -265,7 +301,8 @@ function huffman(/** @type {Uint8Array} */ data, /** @type {number} */ start) {
   } else {
     end += head;
     if (end > data.length) throw damaged();
-    const [fse, at] = probabilities(data.subarray(0, end), start + 1, 6), bits = new Backwards(data, at, end);
+    const [fse, at] = probabilities(data.subarray(0, end), start + 1, 6),
+      bits = new Backwards(data, at, end);
     const states = [bits.read(fse.accuracy), bits.read(fse.accuracy)];
     for (let k = 0; ; k ^= 1) {
       weights.push(fse.symbols[states[k]]);
@@ -278,10 +315,12 @@ function huffman(/** @type {Uint8Array} */ data, /** @type {number} */ start) {
     }
   }
   const sum = weights.reduce((total, weight) => total + (weight ? 2 ** (weight - 1) : 0), 0);
-  const most = 32 - Math.clz32(sum), left = 2 ** most - sum;
+  const most = 32 - Math.clz32(sum),
+    left = 2 ** most - sum;
   if (!sum || most > 11 || left !== 2 ** Math.floor(Math.log2(left)) || weights.length > 255) throw damaged();
   weights.push(Math.log2(left) + 1);
-  const symbols = new Uint8Array(2 ** most), bits = new Uint8Array(2 ** most);
+  const symbols = new Uint8Array(2 ** most),
+    bits = new Uint8Array(2 ** most);
   let place = 0;
   for (let weight = 1; weight <= most; weight++)
     weights.forEach((its, symbol) => {
@@ -295,9 +334,15 @@ function huffman(/** @type {Uint8Array} */ data, /** @type {number} */ start) {
   return [{ most, symbols, bits }, end];
 }
 
-function unhuffman(/** @type {Uint8Array} */ data, /** @type {number} */ start, /** @type {number} */ end, /** @type {any} */ codes,
-  /** @type {Uint8Array} */ out) {
-  const stream = new Backwards(data, start, end), { most, symbols, bits } = codes;
+function unhuffman(
+  /** @type {Uint8Array} */ data,
+  /** @type {number} */ start,
+  /** @type {number} */ end,
+  /** @type {any} */ codes,
+  /** @type {Uint8Array} */ out,
+) {
+  const stream = new Backwards(data, start, end),
+    { most, symbols, bits } = codes;
   for (let i = 0; i < out.length; i++) {
     const code = stream.peek(most);
     out[i] = symbols[code];

@@ -9,6 +9,8 @@ from typing import Any
 import comfy.sd
 import folder_paths
 import torch
+from comfy_api.latest import io
+from server import PromptServer
 
 #: random_models lies beside this folder, or beside its original where that is a link or a copy.
 HERE = [Path(__file__).resolve().parents[1], Path(__file__).parents[1] / "anchor4d" / "tests" / "host"]
@@ -67,5 +69,26 @@ class SeveralCameras:
     def make(self, a: Any, b: Any) -> tuple[Any]:
         return ([a, b],)
 
+
+#: A node as an earlier release might have had it: other ids of its inputs, and its outputs the other way round.
+FORMER = io.NodeReplace(
+    new_node_id="Anchor4DRenderScene",
+    old_node_id="Anchor4DFormerRender",
+    old_widget_ids=["side"],
+    input_mapping=[
+        {"new_id": "scene", "old_id": "moving"},
+        {"new_id": "size", "old_id": "side"},
+        {"new_id": "shot", "set_value": "orbit"},
+        {"new_id": "shot.time", "set_value": 0.5},
+        {"new_id": "shot.azimuth", "set_value": 0.0},
+        {"new_id": "shot.sweep", "set_value": 90.0},
+        {"new_id": "shot.frames", "set_value": 2},
+        {"new_id": "framing", "set_value": "object"},
+        {"new_id": "background", "set_value": "white"},
+        {"new_id": "elevation", "set_value": 0.0},
+    ],
+    output_mapping=[{"new_idx": 1, "old_idx": 0}, {"new_idx": 0, "old_idx": 1}],
+)
+PromptServer.instance.node_replace_manager.register(FORMER)
 
 NODE_CLASS_MAPPINGS = {"RandomModel": RandomModel, "RandomText": RandomText, "SeveralCameras": SeveralCameras}
