@@ -23,7 +23,7 @@ from ..core.cameras import FrontCamera, orbit_poses
 from ..core.deformation.wrappers import Parts
 from ..core.io import write_film, write_frames
 from ..core.io.meshes import write_glb
-from ..core.mesh import Mesh
+from ..core.mesh import Mesh, sample_surface
 from ..core.metrics import psnr
 from ..core.render.mesh import render_mesh
 from ..core.runs.sample import FPS, sample_meshes
@@ -176,7 +176,11 @@ def score(scene: Scene4D, truth: Crossing) -> Score:
     # From the camera, in units in which the first object is as large as in truth.
     eye, true_eye = scene.front.cameras().positions[0], truth.front.cameras().positions[0]
     clouds = [part - eye for part in parts]
-    meshes = [torch.stack([mesh.vertices for mesh in each]) - true_eye for each in truth.meshes]
+    # Points spread over the surface, as Gaussians are: vertices crowd where there is detail.
+    meshes = [
+        torch.stack([sample_surface(mesh, 3000, torch.Generator().manual_seed(0)).points for mesh in each]) - true_eye
+        for each in truth.meshes
+    ]
     tall = [(_tall(cloud), _tall(vertices)) for cloud, vertices in zip(clouds, meshes)]
     unit = tall[0][1] / tall[0][0]
     longest = max(float((m.amax((0, 1)) - m.amin((0, 1))).max()) for m in meshes)

@@ -229,18 +229,18 @@ def _on_ground(
                 moved = scene.at(float(scene.taus[t]))
             y = moved.means[moved.opacities > SOLID][:, 1].float().cpu()
             if len(y):
-                low, high = y.quantile(0.01), y.quantile(0.99)
+                low, high = y.quantile(0.002), y.quantile(0.998)
                 lows.append(eyes[t] - float(low))
                 tall.append(float(high - low))
         if not lows:
             return None
         below, size = torch.tensor(lows), sum(tall) / len(tall)
-        # The lowest of all, but for outliers; then what is usual of the frames in which it stands there.
-        standing = below[below > below.quantile(0.9) - STEADY * size]
-        height = float(standing.median())
+        lowest = below.quantile(0.9)
+        # In the first frame the camera is known; later, what recedes and grows at once looks the same.
+        height = float(below[0] if below[0] > lowest - STEADY * size else lowest)
         if height < BELOW * front.distance:
             return None
-        steady = steady and len(standing) >= len(lows) / 2
+        steady = steady and int((below > lowest - STEADY * size).sum()) >= len(lows) / 2
         heights.append(height)
     scales = [heights[0] / height for height in heights]
     depths = [scale * front.distance for scale, front in zip(scales, fronts)]
