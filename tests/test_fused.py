@@ -74,6 +74,25 @@ def test_gaussians_move_as_the_definition_says(place: str, keys: int, loop: bool
     assert_close(gradients(found, leaves), expected)
 
 
+def test_colours_and_stretch_are_the_definitions(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    gaussians = random_gaussians(150, torch.Generator().manual_seed(0)).map(lambda t: t.requires_grad_())
+    field = ControlNodes.on_surface(gaussians.detach(), 4, nodes=14, opacity=True, color=True, stretch=True)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in field.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    taus = torch.tensor([0.0, 0.43, 1.0])
+    leaves = [*gaussians.tensors().values(), *field.parameters()]
+    outputs = [*field(gaussians, taus).tensors().values()]
+    expected = gradients(outputs, leaves)
+
+    there, again = gaussians.detach().to(place).map(lambda t: t.requires_grad_()), field.to(place)
+    monkeypatch.setattr(fused, "available", lambda device: True)
+    found = [*again(there, taus.to(place)).tensors().values()]
+    assert_close([x.detach() for x in found], [x.detach() for x in outputs])
+    assert_close(gradients(found, [*there.tensors().values(), *again.parameters()]), expected)
+
+
 def test_nodes_and_edges_strain_as_the_definition_says(place: str) -> None:
     gaussians = random_gaussians(150, torch.Generator().manual_seed(0))
     field = moving_nodes(gaussians, 6, False, True, False)

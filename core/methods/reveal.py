@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cameras import FrontCamera, quaternion_to_matrix
+from ..cameras import Cameras, FrontCamera, quaternion_to_matrix
 from ..gaussians import SH_C0, Gaussians
 from ..render import rasterize
 from ..scene.scene import Scene4D
@@ -78,11 +78,11 @@ def revealed(scene: Scene4D, video: DrivingVideo, fronts: Sequence[FrontCamera],
     return replace(scene, gaussians=replace(first, sh=sh))
 
 
-def _looked_at(moved: Gaussians, camera: FrontCamera | object, margin: float, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+def _looked_at(moved: Gaussians, camera: Cameras, margin: float, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     """How squarely each Gaussian faces the camera on the side that it sees, its pixel (N, 2), and whether nothing hides it."""
-    drawn = rasterize(moved, camera, backend=backend)  # pyright: ignore[reportArgumentType]
+    drawn = rasterize(moved, camera, backend=backend)
     alpha, depth = (x.reshape(x.shape[-2:]) for x in (drawn.alpha, drawn.expected_depth))
-    pose, K = camera.world_to_camera[0], camera.K[0]  # pyright: ignore[reportAttributeAccessIssue]
+    pose, K = camera.world_to_camera[0], camera.K[0]
     points = moved.means @ pose[:3, :3].T + pose[:3, 3]
     axes = pose[:3, :3] @ quaternion_to_matrix(F.normalize(moved.quats, dim=-1))
     thin = moved.log_scales.argmin(-1)
