@@ -25,7 +25,7 @@ from . import __version__
 from .bench import batch, fitting, measuring, study, x4d
 from .console import Console, ConsoleLog
 from .core.files import InputError
-from .core.packages import problem
+from .core.packages import constant_of, problem
 from .core.progress import pulsing
 
 #: Exit code.
@@ -491,7 +491,7 @@ def parser() -> _Parser:
         made.set_defaults(run=run)
         return made
 
-    renderers, ups = _constant("core/render/rasterize.py", "BACKENDS"), list(_constant("core/mesh.py", "UP_AXES"))
+    renderers, ups = constant_of("core/render/rasterize.py", "BACKENDS"), list(constant_of("core/mesh.py", "UP_AXES"))
     made = command("demo", demo, "make the bundled sample, fit it with PLA4D and score it; no downloads")
     made.add_argument("--out", type=Path, default=Path("anchor4d-demo"), help="folder (default: %(default)s)")
     made.add_argument("--seed", type=SEED, default=0, help="of every random choice (default: %(default)s)")
@@ -567,7 +567,7 @@ wan-1.3b, whichever is here), --image-model (sd21-base; none = without) and, wit
         "(green, #00b140); rembg = a neural network; auto = key where the border is plain, else rembg",
     )
     made.add_argument("--fps", type=_real(0.01, 1000), help="frames a second (default: the video's own, else 12)")
-    kinds, spans, flows = (_constant("core/signals.py", name) for name in ("DEPTH_KINDS", "DEPTH_SPANS", "FLOWS"))
+    kinds, spans, flows = (constant_of("core/signals.py", name) for name in ("DEPTH_KINDS", "DEPTH_SPANS", "FLOWS"))
     depth = "relative depth of the video's frames: a folder of pictures, a film, .npy or .npz of (frames, height, width)"
     tracks = ".npz of points (frames, points, 2), pixels of the video's picture, and visible (frames, points)"
     side = "the same motion from another side, several times: 90=FILM from +X; 90,10=FILM with elevation; 90~=FILM near there"
@@ -693,14 +693,6 @@ def method_summaries() -> dict[str, str]:
     return found
 
 
-def _constant(path: str, name: str) -> Any:
-    """A plain constant of a module, read from its file: help imports nothing."""
-    for node in ast.parse((Path(__file__).parent / path).read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == name:
-            return ast.literal_eval(node.value)
-    raise LookupError(f"{path}: no constant {name}")
-
-
 def _method(made: argparse.ArgumentParser, renderers: Sequence[str]) -> None:
     methods = method_summaries()
     made.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -730,7 +722,7 @@ def _method(made: argparse.ArgumentParser, renderers: Sequence[str]) -> None:
     )
     made.add_argument(
         "--preset",
-        choices=_constant("core/methods/registry.py", "PRESETS"),
+        choices=constant_of("core/methods/registry.py", "PRESETS"),
         default="standard",
         help="preview: pla4d, seconds, by tracking alone; draft: a quick look; standard: the best results here; paper: the "
         "paper's own settings; with --resume a preview is where the next one starts (default: %(default)s)",

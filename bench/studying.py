@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..console import Console
 from ..core.files import InputError, atomic_path
+from ..core.packages import constant_of
 from ..core.runs.batch import Job, Report
 
 if TYPE_CHECKING:
@@ -455,8 +456,9 @@ def add_options(steps: Any) -> None:
     made.add_argument("--cases", type=Path, metavar="DIR", help="folder of cases (default: the demo's creature)")
     made.add_argument("--objects", type=_whole, default=0, metavar="N", help="generated objects as cases too")
     made.add_argument("--only", nargs="+", default=[], metavar="CASE", help="names of the cases to run (default: all)")
+    presets = constant_of("core/methods/registry.py", "PRESETS")[1:]  # what follows without a fit is no study
     made.add_argument("--variants", nargs="+", default=[], metavar="NAME", help="rows to run (default: all)")
-    made.add_argument("--preset", choices=("draft", "standard", "paper"), default="draft", help="(default: %(default)s)")
+    made.add_argument("--preset", choices=presets, default="draft", help="(default: %(default)s)")
     made.add_argument(
         "--size", type=_whole, default=0, metavar="PX", help="largest picture of the fits (default: the preset's)"
     )

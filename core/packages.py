@@ -1,9 +1,15 @@
-"""Which third-party packages work here: found out by importing them, since one that is there may be broken."""
+"""Which third-party packages work here: found out by importing them, since one that is there may be broken.
+
+And the pack's own constants, found out without importing it.
+"""
 
 from __future__ import annotations
 
+import ast
 import importlib
 import sys
+from pathlib import Path
+from typing import Any
 
 #: Packages that diffusers and transformers import on their own where they find them; a broken one would take them down.
 NEIGHBOURS = ("torchvision", "xformers", "flash_attn")
@@ -52,3 +58,15 @@ def problems(*names: str) -> str:
     if not found:
         return ""
     return f"{'; '.join(f'{name} {reason}' for name, reason in found.items())}; run: pip install {' '.join(found)}"
+
+
+def constant_of(path: str, name: str) -> Any:
+    """A plain constant of a module of this package, read from its file: help imports nothing.
+
+    Args:
+        path: from the package's folder.
+    """
+    for node in ast.parse((Path(__file__).parents[1] / path).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == name:
+            return ast.literal_eval(node.value)
+    raise LookupError(f"{path}: no constant {name}")

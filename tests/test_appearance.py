@@ -17,7 +17,6 @@ from anchor4d.core.deformation import ControlNodes
 from anchor4d.core.fit.loop import FitState, Inputs, Schedule, run_fit
 from anchor4d.core.gaussians import Gaussians
 from anchor4d.core.mesh import Mesh
-from anchor4d.core.methods import pla4d
 from anchor4d.core.methods.registry import method_config
 from anchor4d.core.methods.reveal import revealed
 from anchor4d.core.methods.stages import gaussians_on_mesh
@@ -135,4 +134,4 @@ def test_later_frames_reveal_what_the_first_hides(ball: Mesh) -> None:
 def test_pla4d_takes_them_as_parts() -> None:
     plain, both = (method_config("pla4d", "draft", plus=plus) for plus in ((), ("appearance", "presence")))
     assert both.motion.fields["control-nodes"] == {**plain.motion.fields["control-nodes"], "color": True, "opacity": True}
-    assert pla4d.over_time(plain, ()) is plain
+    assert plain.motion.fields["control-nodes"].keys().isdisjoint({"color", "opacity"})

@@ -26,6 +26,7 @@ from anchor4d.core.mesh import UP_AXES
 from anchor4d.core.methods.registry import METHODS, PRESETS, Choice, method_config
 from anchor4d.core.objectives.base import OBJECTIVES, FitStep, Objective, identified
 from anchor4d.core.objectives.rigidity import Rigidity
+from anchor4d.core.packages import constant_of
 from anchor4d.core.priors.base import PRIORS, Prior, Role
 from anchor4d.core.priors.exact import ExactPrior
 from anchor4d.core.registry import Registry
@@ -337,7 +338,7 @@ def test_choices_are_read_from_their_registry(path: Path) -> None:
 
 
 def test_constants_that_help_reads_are_those_of_their_modules() -> None:
-    read = cli._constant  # pyright: ignore[reportPrivateUsage]
+    read = constant_of
     assert read("core/methods/registry.py", "PRESETS") == PRESETS and read("core/render/rasterize.py", "BACKENDS") == BACKENDS
     assert list(read("core/mesh.py", "UP_AXES")) == list(UP_AXES)
     with pytest.raises(LookupError, match=r"core/mesh\.py: no constant NONE"):

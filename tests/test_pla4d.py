@@ -219,7 +219,7 @@ def test_the_paper_preset_is_the_papers() -> None:
     names = [objective.name for objective in paper.motion.objectives]
     assert names == ["reference view", "first_frame"]  # none of our regularisers
     assert [paper.static.schedule.resolution(rho) for rho in (0.0, 0.6, 0.9)] == [128, 256, 512]
-    with pytest.raises(ValueError, match="unknown, choose paper, standard or draft"):
+    with pytest.raises(ValueError, match="unknown, choose paper, standard, draft or preview"):
         pla4d.preset("fast")
 
 

@@ -32,8 +32,6 @@ log = logging.getLogger(__name__)
 
 #: The most light, as a share, that may come from behind the surface.
 MOST = 0.01
-#: The mean squared error of the driving view may grow by this factor, a tenth of a decibel, for sides that hold.
-ALLOWED = 10**0.01
 #: A disc of the second layer is wider than its own of the first by this factor ...
 _WIDER = 1.3
 #: ... and lies beneath it by this share of its width, but no deeper than this share of the way to the opposite side.
@@ -97,7 +95,7 @@ def backed(
 
     The layer moves with the first; each of its Gaussians lies beneath one of the first, away from where that one is seen from,
     and has its colour. Without a mesh that says where the surface is, the scene as it is. Where the layer would show in the
-    driving view, those of its Gaussians that do are left out: the view gets no worse than :data:`ALLOWED`.
+    driving view, those of its Gaussians that do are left out: the view gets no worse.
 
     Args:
         video: the driving video, on the scene's device; None = the driving view is not compared.
@@ -124,7 +122,7 @@ def backed(
     )
     made, left, shows = _with_layer(scene, layer, index), index, False
     if video is not None:
-        worst = ALLOWED * driving_error(scene, video, fronts, backend)
+        worst = driving_error(scene, video, fronts, backend)
         for round in range(_ROUNDS + 1):
             excess = driving_error(made, video, fronts, backend) - worst
             shows = excess > 0

@@ -51,8 +51,7 @@ MORE = ("appearance", "presence", "joints")
 
 def settings(choice: Choice) -> MethodConfig:
     """A preset as plain data."""
-    config = over_time(preset(choice.preset, choice.role("prior"), choice.without), choice.plus)
-    return replace(config, motion=replace(config.motion, joints=EXPLAINED)) if "joints" in choice.plus else config
+    return _more(preset(choice.preset, choice.role("prior"), choice.without), choice.plus)
 
 
 @method(
@@ -208,8 +207,10 @@ def _preview(prior: MotionPrior | None) -> MethodConfig:
     )
 
 
-def over_time(config: MethodConfig, plus: Collection[str]) -> MethodConfig:
-    """The configuration with colours and opacities that change over time, of :data:`MORE`; its motion is by control nodes."""
+def _more(config: MethodConfig, plus: Collection[str]) -> MethodConfig:
+    """The configuration with parts of :data:`MORE`; colours and opacities change over time at control nodes."""
+    if "joints" in plus:
+        config = replace(config, motion=replace(config.motion, joints=EXPLAINED))
     added = {name: True for name, part in (("color", "appearance"), ("opacity", "presence")) if part in plus}
     if not added:
         return config
@@ -223,7 +224,9 @@ _OURS = {"standard": _standard, "draft": _draft}
 def settings_v4(choice: Choice) -> MethodConfig:
     """The variant's preset as plain data."""
     prior = None if "refinement" in choice.without else choice.role("prior")
-    return _less(v4(_whole(choice.preset, prior, "motion-prior" not in choice.without), prior), choice.without)
+    return _more(
+        _less(v4(_whole(choice.preset, prior, "motion-prior" not in choice.without), prior), choice.without), choice.plus
+    )
 
 
 @method(
