@@ -206,12 +206,12 @@ class Anchor4DMotionPrior(io.ComfyNode):
             display_name="Motion Prior",
             category=CATEGORY,
             description="Objective for motion: a small network that comes with the pack, trained on animated models, says how "
-            "what the video shows moves in depth, and how the sides that it hides move. It starts the motion, and fades out in "
-            "every pass; what it doubts it leaves alone. Not part of the PLA4D paper.",
+            "what the video shows moves in depth, and how the sides that it hides move. It starts the motion, and its weight "
+            "falls in every pass; what it doubts it leaves alone. Not part of the PLA4D paper.",
             search_aliases=["depth of motion", "learned motion", "unseen sides", "objective", "loss"],
             inputs=[
                 widgets.objectives(),
-                *widgets.weight(60.0, "it is followed more", end=0.0),
+                *widgets.weight(60.0, "it is followed more", end=20.0),
                 widgets.real(
                     "trust",
                     0.5,
@@ -233,7 +233,7 @@ class Anchor4DMotionPrior(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, weight: float, end_weight: float = 0.0, trust: float = 0.5, every: int = 100, objectives: Terms = ()
+        cls, weight: float, end_weight: float = 20.0, trust: float = 0.5, every: int = 100, objectives: Terms = ()
     ) -> io.NodeOutput:
         return io.NodeOutput((*objectives, MotionPriorPull(widgets.ramp(weight, end_weight), every=every, trust=trust)))
 

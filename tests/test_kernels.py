@@ -225,6 +225,25 @@ def test_a_cuda_graph_draws_the_same_and_says_when_it_has_no_room() -> None:
     assert not backend.overflowed("cuda")
 
 
+@every_device
+@pytest.mark.parametrize("left", [0, 1 << 29])
+def test_without_room_nothing_is_read_that_nobody_wrote(device: str, left: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a CUDA graph draws: with the room there was when it was recorded, in memory that holds what others have left."""
+    cameras = orbit(torch.arange(3) * 120.0, 10.0, 2.0, 49.1, 64, 48).to(device)
+    small = cloud(3000).map(lambda t: t.float().to(device))
+    rasterize(small, cameras, backend="nvrtc")
+    large = Gaussians(**(small.tensors() | {"log_scales": small.log_scales + 2.0})).map(lambda t: t.requires_grad_())
+    where = next(iter(backend._capacities))[0]
+    monkeypatch.setattr(backend, "_Counted", lambda counters: None)
+    monkeypatch.setattr(backend, "_overflow", {where: torch.zeros(2, dtype=torch.int32, device=where)})
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, **kind: empty(*size, **kind).fill_(left))
+    loss = rasterize(large, cameras, backend="nvrtc").color.sum()
+    found = torch.autograd.grad(loss, list(large.tensors().values()))
+    assert all(a.shape == b.shape for a, b in zip(found, large.tensors().values(), strict=True))
+    assert bool(backend._overflow[where].any())
+
+
 @on_card
 def test_a_new_thread_may_draw() -> None:
     scene, cameras = cloud(100).map(lambda t: t.float().cuda()), orbit([0.0], width=32, height=32).to("cuda")

@@ -1,4 +1,4 @@
-"""The motion prior as an objective: it says how things move where one view tells nothing, and lets go at the end of a pass."""
+"""The motion prior as an objective: it says how things move where one view tells nothing, and lets go as a pass goes on."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class MotionPriorPull(Objective):
     name: ClassVar[str] = "motion prior"
     needs: ClassVar[frozenset[str]] = frozenset({"field", "video"})
     starts: ClassVar[bool] = True
-    weight: Weight = linear(60.0, 0.0)  # noqa: RUF009
+    weight: Weight = linear(60.0, 20.0)  # noqa: RUF009
     prior: MotionPrior = field(default_factory=MotionPrior)
     every: int = 100
     trust: float = 0.5

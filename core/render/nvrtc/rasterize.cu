@@ -557,7 +557,10 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) draw_back(
     if (extra >= 0) {
         if (extra >= most || extra >= (long long)counters[4]) return;
         tile = owner[extra];
+        // A list without room has told its segments no owner: what stands there is anything.
+        if ((unsigned)tile >= (unsigned)tiles) return;
         place = extra - more[tile] + 1;
+        if (place < 1 || place > (end[tile] - begin[tile] - 1) / segment) return;
     }
     float4 (*batch)[32] = batches[warp];
     int columns = (width + TILE - 1) / TILE, rows = (height + TILE - 1) / TILE;
