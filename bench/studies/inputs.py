@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...core.methods.stages import MethodConfig
 from ...core.objectives.front import ReferenceViewLoss
+from ...core.pictures import open_picture
 from . import Inputs, Variant, study
 
 Change = Callable[[Inputs], Inputs]
@@ -61,7 +62,7 @@ def compressed(frames: Tensor, quality: int) -> Tensor:
     for picture in white(frames):
         buffer = io.BytesIO()
         Image.fromarray((picture * 255).round().byte().numpy()).save(buffer, "JPEG", quality=quality)
-        made.append(torch.from_numpy(np.asarray(Image.open(buffer)).copy()).float() / 255)
+        made.append(torch.from_numpy(np.asarray(open_picture(buffer.getvalue())).copy()).float() / 255)
     return torch.cat([torch.stack(made), frames[..., 3:]], -1)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from ..files import atomic_path
+from ..pictures import open_picture, readable
 from .x4d import SHEETS
 
 #: Quadruplets on a page.
@@ -82,7 +83,8 @@ def _picture(folder: Path, rows: Sequence[dict[str, Any]]) -> Image.Image:
     font, line = ImageFont.load_default(14), 20
     strips = []
     for entry in rows:
-        with Image.open(_strip(folder, entry)) as opened:
+        path = _strip(folder, entry)
+        with readable(str(path)), open_picture(path) as opened:
             strips.append(opened.convert("RGB"))
     width = max(500, *(strip.width for strip in strips)) + 16
     sheet = Image.new("RGB", (width, sum(strip.height + 2 * line + 14 for strip in strips) + 8), "white")
