@@ -358,7 +358,9 @@ def test_align4d_changes_four_things_and_each_can_be_left_out() -> None:
 def test_parts_and_methods_that_are_not() -> None:
     with pytest.raises(InputError, match="without 'oad': not a part of align4d, choose of oda, maod, mgja, ao"):
         method_config("align4d", "draft", without=("oad",))
-    with pytest.raises(InputError, match="parts are left out of align4d or ayg or pla4d or pla4d-v4, not of dg4d"):
+    with pytest.raises(
+        InputError, match="parts are left out of align4d or ayg or pla4d or pla4d-v4 or stag4d or stag4d-code, not of dg4d"
+    ):
         Settings(method="dg4d", without=("ao",)).resolved()
     with pytest.raises(ValueError, match="preset 'fast': unknown"):
         method_config("dg4d", "fast")

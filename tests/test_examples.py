@@ -62,7 +62,7 @@ def test_a_video_and_a_model_become_a_moving_object(
     monkeypatch.setattr(sys, "argv", ["01_fit.py", str(tmp_path)])
     runpy.run_path(str(EXAMPLES / "01_fit.py"), run_name="__main__")
     said = capsys.readouterr().out
-    assert "200 Gaussians, (2, 4, 64, 64, 4) pictures, ['object.glb', 'sample', 'scene.safetensors']" in said
+    assert "240 Gaussians, (2, 4, 64, 64, 4) pictures, ['object.glb', 'sample', 'scene.safetensors']" in said
 
 
 USE = """

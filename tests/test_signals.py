@@ -68,7 +68,8 @@ class Walk:
         made = stages.fit_motion(self.video, self.still, config.motion, mesh=self.surface, seed=seed)
         assert made.field is not None
         with torch.no_grad():
-            error = (made.field(made.gaussians, made.taus).means - self.means)[:, self.seen]
+            moved = made.field(made.gaussians, made.taus).means[:, : len(self.still.gaussians)]  # without a second layer
+            error = (moved - self.means)[:, self.seen]
         return torch.stack([error[..., :2].square().mean().sqrt(), error[..., 2].square().mean().sqrt()])
 
     def inverse(self, noise: float = 0.0) -> DepthMaps:

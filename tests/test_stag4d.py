@@ -514,7 +514,7 @@ def test_a_given_object_is_where_it_starts_and_parts_of_align4d_fit_in(
             shown.append(stage)
 
     done = fitted(video, prior, character, progress=watch, plus=("mgja", "ao"))
-    assert shown == ["align camera", "sample anchors", "estimate", "frame to 3D", "3D to 4D"]
+    assert shown == ["align camera", "sample anchors", "estimate", "frame to 3D", "3D to 4D", "close the surface"]
     assert done.report["object"]["name"] == character.name and done.report["plus"] == ["mgja", "ao"]
     assert done.report["estimate"]["seconds"] > 0
 

@@ -92,9 +92,9 @@ def commands(folder: Path) -> dict[str, list[str]]:
 #: Every format, with what its path ends with.
 EXPORTS = {
     "ply": ".zip", "compressed-ply": ".zip", "spz": ".zip", "sog": ".zip", "splat": ".zip", "glb": ".glb",
-    "glb-splats": ".glb", "glb-spz": ".glb", "tsog": ".tsog", "ftgs": ".ply", "usd": ".usdc", "4dgs": ".4dgs",
-    "html": ".html", "a4d": ".a4d", "scene": ".safetensors", "mp4": ".mp4", "webm": ".webm", "gif": ".gif",
-    "webp": ".webp", "apng": ".apng", "png": "",
+    "glb-splats": ".glb", "glb-spz": ".glb", "glb-skinned": ".glb", "bvh": ".bvh", "tsog": ".tsog", "ftgs": ".ply",
+    "usd": ".usdc", "4dgs": ".4dgs", "html": ".html", "a4d": ".a4d", "scene": ".safetensors",
+    "mp4": ".mp4", "webm": ".webm", "gif": ".gif", "webp": ".webp", "apng": ".apng", "png": "",
 }  # fmt: skip
 
 
@@ -286,6 +286,28 @@ def node_cases(pack: Any, folder: Path) -> dict[str, Callable[[], Any]]:
     case("SaveScene", "SaveScene", lambda: {"scene": scene(), "filename_prefix": "s"})
     case("LoadScene", "LoadScene", lambda: {"file": "none", "path": str(folder / "scene.safetensors")})
     case("SceneAtTime", "SceneAtTime", lambda: {"scene": scene(), "time": 0.5})
+    case("SceneToMesh", "SceneToMesh", lambda: {"scene": scene(), "time": 0.5})
+
+    def halves() -> dict[str, Any]:
+        masks = pictures()[..., 3]
+        left = torch.arange(masks.shape[-1]) < masks.shape[-1] // 2
+        return {"a": masks * left, "b": masks * ~left}
+
+    case("SplitObjects", "SplitObjects", lambda: {"source": pictures()[..., :3], "masks": halves()})
+
+    def composed() -> dict[str, Any]:
+        videos = run("SplitObjects", source=pictures()[..., :3], masks=halves())[:2]
+        first = run("FocalAlignment", driving_video=videos[0], mesh=mesh(), method="robust", front=front)[0]
+        settings = {"mesh": mesh(), "method": "robust", "front": front, "same_camera": first}
+        both = [first, run("FocalAlignment", driving_video=videos[1], **settings)[0]]
+        scenes = [
+            run("FitGaussians", driving_video=video, alignment=seen, preset="draft", seed=0, steps=1,
+                objectives=run("PLA4DObjectives3D", preset="draft")[0])[0]
+            for video, seen in zip(videos, both, strict=True)
+        ]  # fmt: skip
+        return {"scenes": dict(zip("ab", scenes)), "driving_videos": dict(zip("ab", videos))}
+
+    case("ComposeObjects", "ComposeObjects", composed)
     case("SceneToSplats", "SceneToSplats", lambda: {"scene": scene(), "frames": 60})
     case("ExportPLY", "ExportPLY", lambda: {"scene": scene(), "filename_prefix": "e", "frames": 60})
     for name in EXPORTS:
