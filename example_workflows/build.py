@@ -704,7 +704,7 @@ Two objects that pass each other, each with its own 3D model, become one moving 
     masks = g.add("LoadVideo", PREPARE, title="Label masks")
     labels = g.add("GetVideoComponents", PREPARE, video=masks["VIDEO"], column=True)["images"]
     split = g.add("Anchor4DSplitObjects", PREPARE, source=clip["VIDEO"], labels=labels, frames=24, column=True)
-    made: dict[str, Output] = {}
+    made: dict[str, Any] = {}
     first: Output | None = None
     for k in (1, 2):
         mesh = g.add("Anchor4DLoadMesh", f"{FIT}: object {k}", mesh="none", column=k > 1)["mesh"]

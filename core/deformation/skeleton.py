@@ -353,7 +353,8 @@ def _jointed(
     centre = points[label == root].mean(0)
     places, axes, slides, parents = [centre], [np.zeros(3)], [True], [-1]
     for part in order[1:]:
-        place, gap = joints[tuple(sorted((part, above[part])))]
+        low, high = sorted((part, above[part]))
+        place, gap = joints[low, high]
         places.append(place)
         axes.append(_hinge(rotations[above[part]].swapaxes(-1, -2) @ rotations[part]))
         slides.append(gap > _APART * size)

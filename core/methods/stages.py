@@ -528,34 +528,34 @@ def fit_motion(
     key = "" if checkpoint is None else fingerprint(identity or content, label, window, config, seed)
     state = FitState(scene.gaussians, field)
     losses = dict(scene.meta.get("losses", {}))
+
+    def taken(state: FitState, stage: str, part: Pass) -> FitState:
+        return run_fit(
+            stage,
+            state,
+            part.objectives,
+            part.schedule,
+            inputs,
+            train=part.train,
+            seed=seed,
+            density=None if stage != label + "3D to 4D" else config.density,
+            gaussian_lr=_rates(config),
+            progress=progress,
+            checkpoint=None if checkpoint is None else _with_stage(checkpoint, stage),
+            key=key,
+        )
+
     for stage, part in motion_passes(config, scene.frames, started):
         stage = label + stage
         if part.schedule is config.fine and state.field is not None:
             # At full size covariances follow the surface; in the coarse passes that would cost more than a tenth of a step.
             state = replace(state, field=state.field.stretching())
-
-        def taken(state: FitState, stage: str = stage, part: Pass = part) -> FitState:
-            return run_fit(
-                stage,
-                state,
-                part.objectives,
-                part.schedule,
-                inputs,
-                train=part.train,
-                seed=seed,
-                density=None if stage != label + "3D to 4D" else config.density,
-                gaussian_lr=_rates(config),
-                progress=progress,
-                checkpoint=None if checkpoint is None else _with_stage(checkpoint, stage),
-                key=key,
-            )
-
         rival = None
         if config.joints and video is not None and stage == label + "3D to 4D":
             rival = structure.articulated(state, inputs.taus)
-        state = taken(state)
+        state = taken(state, stage, part)
         if rival is not None and video is not None:
-            rival = taken(rival, f"{stage}, joints")
+            rival = taken(rival, f"{stage}, joints", part)
             state = structure.chosen(state, rival, scene, video, inputs.fronts, config.joints, backend)
         losses[stage] = state.losses
     surface = mesh if scene.surface is None and isinstance(mesh, Mesh) else scene.surface
