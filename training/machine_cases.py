@@ -6,7 +6,6 @@ python -m anchor4d.training.machine_cases --out FOLDER [--only NAME ...] [--size
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import math
 from collections.abc import Callable
@@ -17,15 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..core.cameras import orbit
-from ..core.io import write_frames
-from ..core.io.meshes import write_glb
 from ..core.mesh import Mesh
-from ..core.render.mesh import render_mesh
+from .motion_cases import write_case
 
 log = logging.getLogger(__name__)
 
-AZIMUTHS = (-75, 15, 105, 195)
 FRAMES, SIZE, FOVY, FPS = 16, 256, 40.0, 12.0
 X, Y, Z = np.eye(3)
 
@@ -213,26 +208,8 @@ def posed(name: str, frames: int = FRAMES) -> tuple[list[Mesh], np.ndarray]:
 def make(name: str, out: Path, size: int = SIZE) -> None:
     """Films and mesh of a machine in ``out/name``."""
     meshes, _ = posed(name)
-    reach = max(float(mesh.vertices.norm(dim=-1).max()) for mesh in meshes)
-    distance = reach / math.sin(math.radians(FOVY / 2)) * 1.03
-    cameras = orbit([0.0, *AZIMUTHS], 0.0, distance, FOVY, size, size)
-    films: list[list[torch.Tensor]] = [[] for _ in range(len(AZIMUTHS) + 1)]
-    for mesh in meshes:
-        drawn = render_mesh(mesh, cameras, torch.zeros(3))
-        color = drawn.color / drawn.alpha[..., None].clamp_min(1e-4)
-        for film, picture in zip(films, torch.cat([color.clamp(0, 1), drawn.alpha[..., None]], -1), strict=True):
-            film.append(picture)
-    folder = out / name
-    for view, film in zip(("front", *(f"views/{a}" for a in AZIMUTHS)), films, strict=True):
-        (folder / view).parent.mkdir(parents=True, exist_ok=True)
-        write_frames(folder / view, film)
-    write_glb(folder / "mesh.glb", replace(meshes[0], name=name))
-    camera = {"fovy_degrees": FOVY, "distance": distance, "elevation": 0, "azimuth": 0}
-    described = {
-        "name": name, "frames": FRAMES, "fps": FPS, "image_size": size, "test_azimuths": list(AZIMUTHS), "camera": camera,
-        "source": "generated", "licence": "CC0-1.0",
-    }  # fmt: skip
-    (folder / "case.json").write_text(json.dumps(described, indent=1))
+    meshes[0] = replace(meshes[0], name=name)
+    write_case(out / name, meshes, fps=FPS, size=size, fovy=FOVY, source="generated", licence="CC0-1.0")
     log.info("%s: %d triangles", name, len(meshes[0].faces))
 
 

@@ -9,6 +9,7 @@ import argparse
 import json
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,36 @@ def span(gltf: Gltf, index: int) -> tuple[float, float]:
     return min(float(k[0]) for k in keys), max(float(k[-1]) for k in keys)
 
 
+def write_case(folder: Path, meshes: Sequence[Mesh], *, fps: float, size: int, fovy: float = FOVY, **about: str) -> None:
+    """A case from an object's meshes, one a frame: films from the front and the sides, the first mesh, what they are.
+
+    Args:
+        folder: its name is the case's.
+        size: of the pictures.
+        fovy: degrees.
+        about: what else ``case.json`` says.
+    """
+    reach = max(float(mesh.vertices.norm(dim=-1).max()) for mesh in meshes)
+    distance = reach / math.sin(math.radians(fovy / 2)) * 1.03
+    cameras = orbit([0.0, *AZIMUTHS], 0.0, distance, fovy, size, size)
+    films: list[list[torch.Tensor]] = [[] for _ in range(len(AZIMUTHS) + 1)]
+    for mesh in meshes:
+        drawn = render_mesh(mesh, cameras, torch.zeros(3))
+        color = drawn.color / drawn.alpha[..., None].clamp_min(1e-4)
+        for film, picture in zip(films, torch.cat([color.clamp(0, 1), drawn.alpha[..., None]], -1), strict=True):
+            film.append(picture)
+    folder.mkdir(parents=True, exist_ok=True)
+    for view, film in zip(("front", *(f"views/{a}" for a in AZIMUTHS)), films, strict=True):
+        (folder / view).parent.mkdir(parents=True, exist_ok=True)
+        write_frames(folder / view, film)
+    write_glb(folder / "mesh.glb", meshes[0])
+    described = {
+        "name": folder.name, "frames": len(meshes), "fps": fps, "image_size": size, "test_azimuths": list(AZIMUTHS),
+        "camera": {"fovy_degrees": fovy, "distance": distance, "elevation": 0, "azimuth": 0}, **about,
+    }  # fmt: skip
+    (folder / "case.json").write_text(json.dumps(described, indent=1))
+
+
 def make(name: str, shot: Shot, entries: list[dict[str, Any]], files: Path, out: Path) -> None:
     entry = next(e for e in entries if shot.path in e["path"] and not e.get("twin_of"))
     if entry["family"] not in HELD_FAMILIES:
@@ -89,27 +120,10 @@ def make(name: str, shot: Shot, entries: list[dict[str, Any]], files: Path, out:
     meshes = [mesh.turned(shot.turn) for mesh in posed(gltf, index, times)]
     matrix = meshes[0].normalized()[1].float()
     meshes = [mesh.transformed(matrix) for mesh in meshes]
-    reach = max(float(mesh.vertices.norm(dim=-1).max()) for mesh in meshes)
-    distance = reach / math.sin(math.radians(FOVY / 2)) * 1.03
-    cameras = orbit([0.0, *AZIMUTHS], 0.0, distance, FOVY, SIZE, SIZE)
-    films: list[list[torch.Tensor]] = [[] for _ in range(len(AZIMUTHS) + 1)]
-    for mesh in meshes:
-        drawn = render_mesh(mesh, cameras, torch.zeros(3))
-        color = drawn.color / drawn.alpha[..., None].clamp_min(1e-4)
-        for film, picture in zip(films, torch.cat([color.clamp(0, 1), drawn.alpha[..., None]], -1), strict=True):
-            film.append(picture)
-    folder = out / name
-    folder.mkdir(parents=True, exist_ok=True)
-    for view, film in zip(("front", *(f"views/{a}" for a in AZIMUTHS)), films, strict=True):
-        (folder / view).parent.mkdir(parents=True, exist_ok=True)
-        write_frames(folder / view, film)
-    write_glb(folder / "mesh.glb", meshes[0])
-    described = {
-        "name": name, "frames": FRAMES, "fps": FRAMES / length, "image_size": SIZE, "test_azimuths": list(AZIMUTHS),
-        "camera": {"fovy_degrees": FOVY, "distance": distance, "elevation": 0, "azimuth": 0}, "clip": names[index],
-        "source": f"{entry['repo']} {entry['path']}", "licence": entry["licence"], "credit": entry.get("credit", ""),
-    }  # fmt: skip
-    (folder / "case.json").write_text(json.dumps(described, indent=1))
+    write_case(
+        out / name, meshes, fps=FRAMES / length, size=SIZE, clip=names[index], source=f"{entry['repo']} {entry['path']}",
+        licence=entry["licence"], credit=entry.get("credit", ""),
+    )  # fmt: skip
     log.info("%s: %s, %.2f s, %d triangles", name, names[index], length, len(meshes[0].faces))
 
 

@@ -15,13 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..cameras import matrix_to_quaternion, quaternion_multiply, quaternion_to_matrix
+from ..cameras import quaternion_multiply, quaternion_to_matrix
 from ..gaussians import Gaussians
 from ..mesh import Mesh
 from ..optimiser import Group, one_thread
 from . import fused
 from .base import DeformationField, Handles, StaticScene, register_field
 from .graph import graph_from_mesh, graph_from_points, spaced_binding
+from .skeleton import matrix_to_rotation_vector
 from .stretch import Planes, stretched
 
 
@@ -411,10 +412,7 @@ class ControlNodes(NodeField):
     def set_motion(self, positions: Tensor, rotations: Tensor) -> None:  # (keys, M, 3), (keys, M, 3, 3)
         """Sets where the nodes are at each key time, and their rotation matrices."""
         self.translations.copy_(positions - self.node_positions.to(positions))
-        quats = matrix_to_quaternion(rotations)
-        quats = torch.where(quats[..., :1] < 0, -quats, quats)
-        half = torch.atan2(quats[..., 1:].norm(dim=-1, keepdim=True), quats[..., :1])
-        self.rotations.copy_(2 * half * F.normalize(quats[..., 1:], dim=-1))
+        self.rotations.copy_(matrix_to_rotation_vector(rotations))
 
     @torch.no_grad()
     def continue_motion(self, frame: int, source: int, before: int, momentum: float) -> None:
