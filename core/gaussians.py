@@ -157,7 +157,8 @@ def neighbours(points: Tensor, k: int) -> Tensor:  # (N, 3) -> (N, k) int64
 
     array = points.detach().cpu().double().numpy()
     k = min(k, len(array) - 1)
-    _, index = KDTree(array).query(array, k + 1)
+    tree: Any = KDTree(array)
+    _, index = tree.query(array, k + 1, workers=torch.get_num_threads())
     index = torch.from_numpy(index.reshape(len(array), k + 1))
     own = torch.arange(len(array))[:, None]
     # Coincident points may list themselves anywhere: drop self where it occurs, else the farthest.

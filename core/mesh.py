@@ -360,11 +360,26 @@ def sample_evenly(mesh: Mesh, count: int, generator: torch.Generator) -> Surface
     radius = 0.8 * math.sqrt(float(torch.linalg.cross(b - a, c - a).norm(dim=-1).sum()) / 2 / count)
     rank = torch.randperm(4 * count, generator=generator).numpy()
     places, normals = many.points.cpu().double().numpy(), many.normals.cpu().double().numpy()
+    tree: Any = KDTree(places)
+
+    def near(reach: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pairs within reach in space, and the squared differences of their places and of their normals."""
+        pulse()
+        pairs = tree.query_pairs(reach, output_type="ndarray")
+        apart, turned = ((x[pairs[:, 0]] - x[pairs[:, 1]]) for x in (places, normals))
+        return pairs, np.einsum("ij,ij->i", apart, apart), np.einsum("ij,ij->i", turned, turned)
+
+    reach = 1.1 * radius  # radii that are tried seldom grow by more
+    found = near(reach)
 
     def thrown(radius: float) -> np.ndarray:
         """Darts that land: in order of their rank, those that no earlier one lies within the radius of."""
+        nonlocal reach, found
         pulse()
-        pairs = KDTree(np.concatenate([places, 0.6 * radius * normals], 1)).query_pairs(radius, output_type="ndarray")
+        if radius > reach:
+            found = near(reach := radius)
+        pairs, apart, turned = found
+        pairs = pairs[apart + (0.6 * radius) ** 2 * turned <= radius**2]
         first, second = np.where(rank[pairs[:, 0]] < rank[pairs[:, 1]], pairs.T, pairs.T[::-1])
         before: Any = coo_matrix((np.ones(len(first)), (second, first)), shape=(len(rank), len(rank))).tocsr()
         landed, open_ = np.zeros(len(rank), bool), np.ones(len(rank), bool)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from anchor4d.core.deformation import ControlNodes, HexPlane, fused
 from anchor4d.core.gaussians import Gaussians, random_gaussians
+from anchor4d.core.metrics import window_ssim as windows
 from anchor4d.core.objectives import fused as images
 from anchor4d.core.objectives.front import image_loss
 from anchor4d.core.objectives.rigidity import edge_strain
@@ -20,6 +21,7 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
     if request.param == "cpu":
         monkeypatch.setattr(fused, "load", shim.load)
         monkeypatch.setattr(images, "load", shim.load)
+        monkeypatch.setattr(windows, "load", shim.load)
     elif not torch.cuda.is_available():
         pytest.skip("no CUDA or ROCm device")
     return request.param
@@ -125,6 +127,22 @@ def test_image_losses_are_the_definitions(place: str, size: tuple[int, int], lev
     found = torch.autograd.grad(found, leaves, torch.tensor(2.5, device=place))
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a.cpu(), b, rtol=2e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [(40, 33), (7, 22), (64, 16)])
+def test_ssim_is_the_definitions(place: str, size: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.rand(2, 2, *size, 3, generator=generator)
+    y = 0.6 * x + 0.4 * y
+    exact = x.double().requires_grad_()
+    loss = windows.ssim(exact, y.double())
+    (expected,) = torch.autograd.grad(loss, exact, torch.tensor(2.5).double())
+    there = x.to(place).requires_grad_()
+    found = windows.fused_ssim(there, y.to(place))
+    torch.testing.assert_close(found.detach().cpu().double(), loss.detach(), rtol=1e-5, atol=1e-6)
+    (gradient,) = torch.autograd.grad(found, there, torch.tensor(2.5, device=place))
+    torch.testing.assert_close(gradient.cpu().double(), expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
+    assert torch.equal(windows.fused_ssim(x.to(place), y.to(place)), found)  # without a gradient
 
 
 def test_places_are_the_transpose_of_a_gather() -> None:

@@ -6,9 +6,8 @@ the definition, the CPU's way, and the way on a card without the run-time compil
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..gaussians import Gaussians
-from ..render.nvrtc.compiler import CompilerError, load, why_not
+from ..render.nvrtc.compiler import compiles, load
 from ..transfer import sent
-
-log = logging.getLogger(__name__)
 
 SOURCE, PLANES = (Path(__file__).with_name(name) for name in ("control_nodes.cu", "hexplane.cu"))
 THREADS = 128
@@ -32,18 +29,7 @@ Lists = tuple[Tensor, Tensor]
 
 def available(device: torch.device, source: Path = SOURCE) -> bool:
     """Whether the kernels of a source run on a device."""
-    return device.type == "cuda" and _compiles(torch.cuda.current_device() if device.index is None else device.index, source)
-
-
-@cache
-def _compiles(index: int, source: Path) -> bool:
-    device = torch.device("cuda", index)
-    try:
-        load(source, device)
-    except CompilerError as error:
-        log.info("%s: by PyTorch's own kernels, %s", source.stem, why_not(device) or error)
-        return False
-    return True
+    return compiles(source, device)
 
 
 def places(table: Tensor, count: int) -> Lists:

@@ -26,6 +26,7 @@ from ..files import InputError
 from ..gaussians import Gaussians
 from ..objectives.base import FitStep, Objective, check_objectives, identified
 from ..optimiser import Adam, Group
+from ..priors.graphs import give_way
 from ..progress import Progress, pulse
 from ..render.nvrtc.backend import overflowed
 from ..scene.object3d import Object3D
@@ -248,7 +249,7 @@ class _Fit:
         self.order = tracking_order(len(inputs.taus), inputs.loop) if schedule.one_by_one else []
         self.memo: dict[Any, Any] = {}
         self.times = inputs.taus.to(self.device)
-        self.slice = 0
+        self.slice, self.gave_way = 0, False
         varying = {"frames", "tracking"} if self.order else {"frames"} if schedule.frames else set[str]()
         self.replays = Replays(self.device, frozenset(varying))
         self.numbers = Numbers(self.device, self.replays.forget) if self.device.type == "cuda" else None
@@ -329,16 +330,19 @@ class _Fit:
     def advance(self) -> None:
         """One step; every ten the losses are read, and the state is kept or, where it is not sound, the last one taken back."""
         self.between_steps = False
-        index = self.done
+        index, terms, full = self.done, None, None
         try:
             terms = self._take(index)
-        except torch.cuda.OutOfMemoryError:
-            self._halve()
-            return
+        except torch.cuda.OutOfMemoryError as error:
+            full = error.with_traceback(None)  # which keeps what the step had made
         except InputError as error:
             if self.sound():
                 raise
             self._go_back(index, str(error))
+            return
+        if terms is None:
+            assert full is not None
+            self._halve(full)
             return
         self.done, self.between_steps = index + 1, True
         if index % 10 == 0 or self.done == self.schedule.steps:
@@ -547,20 +551,24 @@ class _Fit:
         self.between_steps = True
         self.keep()
 
-    def _halve(self) -> None:
-        """Back to the last sound state, with frames moved in slices half as large.
+    def _halve(self, full: torch.cuda.OutOfMemoryError) -> None:
+        """Back to the last sound state, with frames moved in slices half as large; of a single one, once without captures.
 
         Raises:
-            torch.cuda.OutOfMemoryError: where a slice is a single frame already.
+            torch.cuda.OutOfMemoryError: the one given, where neither is left.
         """
         frames = self.schedule.frames or len(self.inputs.taus)
         held = min(self.slice or frames, frames)
         if self.order or self.field is None or held == 1:
-            raise
-        self.slice = -(-held // 2)
-        log.warning("%s: the card's memory does not hold %d frames, going on with %d at once", self.stage, held, self.slice)
+            if self.gave_way:
+                raise full
+            self.gave_way = True
+            log.warning("%s: the card's memory is full, going on with all of it that others can spare", self.stage)
+        else:
+            self.slice = -(-held // 2)
+            log.warning("%s: the card's memory does not hold %d frames, going on with %d at once", self.stage, held, self.slice)
         self.restore(*self.last_sound)
-        torch.cuda.empty_cache()
+        give_way()
         self.between_steps = True
 
     def _first_slice(self, field: DeformationField) -> int:

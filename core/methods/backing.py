@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from ..objectives.through import hidden_behind, shown_through
 from ..progress import Progress
 from ..render import rasterize
 from ..render.mesh import render_mesh
+from ..render.nvrtc import mesh_backend
 from ..scene.scene import Scene4D
 from ..scene.surface import carry
 from ..video import DrivingVideo
@@ -46,6 +48,8 @@ _ROUNDS, _LEFT = 4, 0.3
 _MOMENTS, _VIEWS = 4, 6
 #: Neighbours among which the opposite side is looked for.
 _NEAR = 48
+#: Gaussians of all frames that are drawn at once to compare the driving view.
+_AT_ONCE = 400_000
 #: Name of the stage in progress, its steps, and how often it draws the object at the moments above, for an estimate.
 STAGE, STEPS, DRAWN = "close the surface", 2, 4
 
@@ -120,23 +124,21 @@ def backed(
         log_scales=own.log_scales + math.log(_WIDER) * flat,
         opacity_logits=own.opacity_logits.clamp_min(_OPAQUE),
     )
-    made, left, shows = _with_layer(scene, layer, index), index, False
+    made, count = _with_layer(scene, layer, index), len(first)
+    every = torch.arange(len(made.gaussians), device=index.device)
+    kept, shows = every[count:], False
     if video is not None:
-        worst = driving_error(scene, video, fronts, backend)
+        view = DrivingView(made, video, fronts, backend)
+        worst = view.error(every[:count])
         for round in range(_ROUNDS + 1):
-            excess = driving_error(made, video, fronts, backend) - worst
+            excess = view.error(torch.cat([every[:count], kept])) - worst
             shows = excess > 0
             if not shows or round == _ROUNDS:
                 break
-            keep = _inconspicuous(made, len(first), excess, video, fronts, backend)
-            layer, left = layer.select(keep), left[keep]
-            made = _with_layer(scene, layer, left)
-    if not shows and len(left) > _LEFT * len(index):
-        log.info(
-            "the far side shows through by %.1f %%: %d Gaussians more beneath the surface, now %.1f %%",
-            100 * share, len(layer), 100 * share_through(made, backend=backend),
-        )  # fmt: skip
-        return made
+            kept = view.inconspicuous(count, kept, excess)
+    if not shows and len(kept) > _LEFT * len(index):
+        log.info("the far side shows through by %.1f %%: %d Gaussians more beneath the surface", 100 * share, len(kept))
+        return made if len(kept) == len(index) else _with_layer(scene, layer.select(kept - count), index[kept - count])
     log.info("the far side shows through by %.1f %%; more Gaussians would close the surface", 100 * share)
     return scene
 
@@ -148,31 +150,6 @@ def _with_layer(scene: Scene4D, layer: Gaussians, index: Tensor) -> Scene4D:
     field = None if scene.field is None else scene.field.select(every)
     meta = {**scene.meta, "backed": [len(first), len(every)]}
     return replace(scene, gaussians=Gaussians.cat([first, layer]), field=field, meta=meta)
-
-
-def _inconspicuous(
-    scene: Scene4D, first: int, excess: float, video: DrivingVideo, fronts: Sequence[FrontCamera], backend: str
-) -> Tensor:
-    """Indices of the Gaussians behind the first ones that can stay, so that the driving view's error falls by an excess.
-
-    Without one, the error falls by about dE / do with all of them half transparent: those that lie over each other cost
-    together what none of them costs alone. Those that cost most are left out, at most half.
-    """
-    logits = scene.gaussians.opacity_logits.clone()
-    logits[first:] = 0.0
-    logits.requires_grad_()
-    with torch.enable_grad():
-        for t in range(scene.frames):
-            part = replace(scene, gaussians=replace(scene.gaussians, opacity_logits=logits))
-            _frame_error(part, video, fronts, backend, t).backward()
-    assert logits.grad is not None
-    cost = 4 * logits.grad[first:]  # dE / dlogit = o (1 - o) dE / do
-    order = cost.argsort(descending=True, stable=True)
-    saved = cost[order].clamp_min(0).cumsum(0)
-    drop = order[: min(int((saved < excess).sum()) + 1, len(order) // 2)]
-    keep = torch.ones_like(cost, dtype=torch.bool)
-    keep[drop] = False
-    return keep.nonzero().flatten()
 
 
 def _has_surface(scene: Scene4D) -> bool:
@@ -198,38 +175,104 @@ def _portrait(scene: Scene4D, backend: str) -> Tensor:
     return rasterize(scene.at(1.0), camera.to(white), white, backend=backend).color[0].clamp(0, 1)
 
 
+class DrivingView:
+    """A scene seen by the driving view's camera at every frame, beside the video, whichever of its Gaussians are drawn.
+
+    Args:
+        scene: its Gaussians are moved once.
+        video: the driving video, on the scene's device.
+        fronts: its camera, or one a frame.
+    """
+
+    def __init__(self, scene: Scene4D, video: DrivingVideo, fronts: Sequence[FrontCamera], backend: str) -> None:
+        self.backend = backend
+        device = scene.gaussians.device
+        masks = video.masks[..., None]
+        truth = (video.frames * masks + 1 - masks).split(each := max(1, _AT_ONCE // max(len(scene.gaussians), 1)))
+        cameras = Cameras.cat([front.cropped(video.crop, video.resolution) for front in fronts]).to(scene.gaussians.means)
+        with torch.no_grad():
+            moved = [scene.at(taus) for taus in scene.taus.to(device).split(each)]
+        seen = [cameras[i * each : (i + 1) * each].reshape(-1, 1) if len(fronts) > 1 else cameras for i in range(len(moved))]
+        self.parts = list(zip(moved, seen, truth, strict=True))
+
+    def error(self, index: Tensor | None = None) -> float:
+        """Mean squared error on white, summed over frames, of all Gaussians or of those that ``index`` names."""
+        with torch.no_grad():
+            return float(sum(self._errors(_those(part[0], index), part) for part in self.parts))
+
+    def inconspicuous(self, first: int, kept: Tensor, excess: float) -> Tensor:
+        """Which of the Gaussians ``kept`` can stay beside the first ones, so that the error falls by an excess; indices.
+
+        Without one, the error falls by about dE / do with all of them half transparent: those that lie over each other cost
+        together what none of them costs alone. Those that cost most are left out, at most half.
+        """
+        index = torch.cat([torch.arange(first, device=kept.device), kept])
+        half = torch.zeros(len(kept), device=kept.device, requires_grad=True)
+        for part in self.parts:
+            drawn = _those(part[0], index)
+            with torch.enable_grad():
+                logits = torch.cat([drawn.opacity_logits[:, :first], half.expand(len(drawn.means), -1)], 1)
+                self._errors(replace(drawn, opacity_logits=logits), part).backward()
+        assert half.grad is not None
+        cost = 4 * half.grad  # dE / dlogit = o (1 - o) dE / do
+        order = cost.argsort(descending=True, stable=True)
+        saved = cost[order].clamp_min(0).cumsum(0)
+        drop = order[: min(int((saved < excess).sum()) + 1, len(order) // 2)]
+        stays = torch.ones_like(cost, dtype=torch.bool)
+        stays[drop] = False
+        return kept[stays]
+
+    def _errors(self, gaussians: Gaussians, part: tuple[Gaussians, Cameras, Tensor]) -> Tensor:
+        _, cameras, truth = part
+        white = torch.ones(3, device=truth.device)
+        drawn = rasterize(gaussians, cameras, white, backend=self.backend).color
+        return (drawn.reshape(truth.shape) - truth).square().flatten(1).mean(1).sum()
+
+
+def _those(moved: Gaussians, index: Tensor | None) -> Gaussians:  # (B, N, ...) -> (B, M, ...)
+    """Of moved Gaussians those that an index names; what all moments share stays shared."""
+    if index is None:
+        return moved
+    return moved.map(lambda t: t[0][index].expand(len(t), *t[0][index].shape) if t.stride(0) == 0 else t[:, index])
+
+
 def driving_error(scene: Scene4D, video: DrivingVideo, fronts: Sequence[FrontCamera], backend: str) -> float:
     """Mean squared error of the driving view, on white, summed over frames."""
-    return sum(float(_frame_error(scene, video, fronts, backend, t)) for t in range(scene.frames))
-
-
-def _frame_error(scene: Scene4D, video: DrivingVideo, fronts: Sequence[FrontCamera], backend: str, frame: int) -> Tensor:
-    white = torch.ones(3, device=scene.gaussians.device)
-    mask = video.masks[frame, ..., None]
-    truth = video.frames[frame] * mask + 1 - mask
-    camera = fronts[frame if len(fronts) > 1 else 0].cropped(video.crop, video.resolution).to(white)
-    drawn = rasterize(scene.at(float(scene.taus[frame])), camera, white, backend=backend).color
-    return (drawn.reshape(truth.shape) - truth).square().mean()
+    return DrivingView(scene, video, fronts, backend).error()
 
 
 @torch.no_grad()
-def share_through(scene: Scene4D, *, size: int = 256, backend: str = "auto") -> float:
-    """The share of light from behind the surface, mean over moments of the clip, views and pixels of the object.
-
-    Pixels at outlines do not count, see :func:`within`.
-    """
+def surface_views(scene: Scene4D, size: int = 256) -> list[tuple[float, Cameras, Tensor]]:
+    """Moments of the clip, cameras around the object there, and its surface's depth as they see it, (C, size, size)."""
     assert scene.surface is not None
-    surface = scene.surface.to("cpu")
+    device = scene.gaussians.device
+    surface = scene.surface.to(device if mesh_backend.available(device) else "cpu")
     moments = scene.taus[:: max(1, -(-scene.frames // _MOMENTS))]
-    places = carry(scene, scene.surface.vertices, moments.to(scene.gaussians.device)).cpu()
+    places = carry(scene, surface.vertices, moments.to(device)).to(surface.vertices)
     low, high = places.flatten(0, 1).aminmax(dim=0)
     reach = max(float((high - low).norm()), 1e-6)
     found = []
-    for tau, vertices in zip(moments.tolist(), places):
-        centre = (vertices.amin(0) + vertices.amax(0)) / 2
-        cameras = around(centre, reach, size)
+    for tau, vertices in zip(moments.tolist(), places, strict=True):
+        cameras = around((vertices.amin(0) + vertices.amax(0)).cpu() / 2, reach, size)
         depth = render_mesh(replace(surface, vertices=vertices), cameras, supersample=1).depth
-        through = shown_through(scene.at(tau), cameras, depth, backend=backend).cpu()
+        found.append((tau, cameras, depth.to(device)))
+    return found
+
+
+@torch.no_grad()
+def share_through(
+    scene: Scene4D, views: Sequence[tuple[float, Cameras, Tensor]] | None = None, *, backend: str = "auto"
+) -> float:
+    """The share of light from behind the surface, mean over moments of the clip, views and pixels of the object.
+
+    Pixels at outlines do not count, see :func:`within`.
+
+    Args:
+        views: of the surface, see :func:`surface_views`; None = that of the scene.
+    """
+    found = []
+    for tau, cameras, depth in surface_views(scene) if views is None else views:
+        through = shown_through(scene.at(tau), cameras, depth, backend=backend)
         found.append(through[within(depth, 2)])
     every = torch.cat(found)
     return float(every.mean()) if len(every) else 0.0
@@ -267,10 +310,10 @@ def _inward(gaussians: Gaussians, surface: Mesh) -> tuple[Tensor, Tensor, Tensor
     axis = gaussians.log_scales.argmin(-1)
     turns = quaternion_to_matrix(F.normalize(gaussians.quats, dim=-1))
     normal = turns.gather(-1, axis[:, None, None].expand(-1, 3, 1))[..., 0]
-    mesh = surface.to("cpu")
+    mesh = surface.to(normal.device if mesh_backend.available(normal.device) else "cpu")
     low, high = mesh.vertices.aminmax(dim=0)
     reach = max(float((high - low).norm()), 1e-6)
-    cameras = around((low + high) / 2, reach, 256, 18)
+    cameras = around((low + high).cpu() / 2, reach, 256, 18)
     depth = render_mesh(mesh, cameras, supersample=1).depth.to(normal)
     seen = ~hidden_behind(gaussians.means, cameras, depth, 0.01)  # (C, N)
     pose = cameras.world_to_camera.to(normal)
@@ -286,7 +329,8 @@ def _opposite(points: Tensor, inward: Tensor) -> Tensor:  # (N, 3), (N, 3) -> (N
     from scipy.spatial import KDTree
 
     places = points.cpu().double().numpy()
-    distance, index = KDTree(places).query(places, k=min(_NEAR, len(places)))
+    tree: Any = KDTree(places)
+    distance, index = tree.query(places, k=min(_NEAR, len(places)), workers=torch.get_num_threads())
     near = torch.from_numpy(np.reshape(index, (len(places), -1))).to(points.device)
     away = torch.from_numpy(np.reshape(distance, (len(places), -1))).to(points)
     faces = (inward[near] * inward[:, None]).sum(-1) < -0.3

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..files import InputError
 from ..priors.convert import read_pickle
 from ..priors.models import find, missing
+from .window_ssim import ssim
 
 log = logging.getLogger(__name__)
 
@@ -103,20 +104,11 @@ class SSIMDistance(nn.Module):
     """1 - SSIM over 7x7 windows, averaged over two scales: what stands in for LPIPS without its weights."""
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:  # (B, H, W, 3) in [0, 1], twice -> scalar
-        x, y = a.movedim(-1, 1), b.movedim(-1, 1)
-        full = _ssim(x, y)
-        return 1 - (full + _ssim(F.avg_pool2d(x, 2), F.avg_pool2d(y, 2))) / 2
+        return 1 - (ssim(a, b) + ssim(_halved(a), _halved(b))) / 2
 
 
-def _ssim(x: Tensor, y: Tensor) -> Tensor:
-    def pool(t: Tensor) -> Tensor:
-        if t.is_cuda:  # columns, then rows, colour by colour: a third of the time there
-            return F.avg_pool2d(F.avg_pool2d(t.contiguous(), (7, 1), 1), (1, 7), 1)
-        return F.avg_pool2d(t, 7, 1)
-
-    mx, my = pool(x), pool(y)
-    vx, vy, cov = pool(x * x) - mx * mx, pool(y * y) - my * my, pool(x * y) - mx * my
-    return ((2 * mx * my + 1e-4) * (2 * cov + 9e-4) / ((mx * mx + my * my + 1e-4) * (vx + vy + 9e-4))).mean()
+def _halved(pictures: Tensor) -> Tensor:  # (B, H, W, 3) -> (B, H // 2, W // 2, 3)
+    return F.avg_pool2d(pictures.movedim(-1, 1), 2).movedim(1, -1)
 
 
 def load_lpips(network: str) -> LPIPS:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..render.nvrtc.compiler import CompilerError, load, why_not
-
-log = logging.getLogger(__name__)
+from ..render.nvrtc.compiler import compiles, load
 
 SOURCE = Path(__file__).with_name("images.cu")
 #: As in the source: pixels along a block's side, and levels of its pyramid.
@@ -22,18 +18,7 @@ SIDE, LEVELS = 16, 5
 
 def available(device: torch.device) -> bool:
     """Whether the kernels run on a device."""
-    return device.type == "cuda" and _compiles(torch.cuda.current_device() if device.index is None else device.index)
-
-
-@cache
-def _compiles(index: int) -> bool:
-    device = torch.device("cuda", index)
-    try:
-        load(SOURCE, device)
-    except CompilerError as error:
-        log.info("image losses: computed by PyTorch's own kernels, %s", why_not(device) or error)
-        return False
-    return True
+    return compiles(SOURCE, device)
 
 
 def pyramid_loss(

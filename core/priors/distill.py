@@ -24,6 +24,7 @@ from ..files import InputError
 from ..schedules import Weight, constant, linear
 from ..transfer import on, sent
 from .base import Condition, Prior, Role, Viewpoints
+from .graphs import give_way
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -297,15 +298,17 @@ def in_batches(function: Callable[[slice], T], count: int, size: int, what: str)
     while start < count:
         try:
             result = function(slice(start, start + size))
-        except torch.cuda.OutOfMemoryError:
-            if size == 1:
-                raise
-            size = -(-size // 2)
-            torch.cuda.empty_cache()
-            log.warning("%s: the card's memory does not hold the batch, going on with %d at once", what, size)
+        except torch.cuda.OutOfMemoryError as error:
+            full = error.with_traceback(None)  # which keeps what the batch had made
+        else:
+            yield result
+            start += size
             continue
-        yield result
-        start += size
+        if size == 1:
+            raise full
+        size = -(-size // 2)
+        give_way()
+        log.warning("%s: the card's memory does not hold the batch, going on with %d at once", what, size)
 
 
 class _WithGradient(torch.autograd.Function):

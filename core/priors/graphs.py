@@ -6,9 +6,11 @@ be captured goes on as it was.
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ log = logging.getLogger(__name__)
 #: Samples a batch up to which launches, not arithmetic, bound a pass: of a network of published size, and of a small one, which
 #: has fewer parameters than these.
 SMALL, SMALL_OF_SMALL, FEW = 32, 512, 50_000_000
-#: Bytes of a card that can spare what a captured pass of a network of published size keeps.
+#: Bytes of a card, as far as this process may use it, that can spare what a captured pass of a network of published size keeps.
 ROOMY = 20 * 2**30
 #: Shapes that are kept captured, each with the memory of its activations.
 KEPT = 8
@@ -46,11 +48,17 @@ class _Pass:
 
 
 class Graphs:
-    """Captured passes of one network by the shapes of their inputs."""
+    """Captured passes of one network by the shapes of their inputs.
+
+    Attributes:
+        scarce: memory ran out: networks of published size are no longer captured.
+    """
 
     def __init__(self) -> None:
         self.passes: dict[Any, Any] = {}
+        self.scarce = False
         self._sizes: dict[int, int] = {}
+        _every.add(self)
 
     def small(self, module: nn.Module) -> bool:
         """Whether a network has so few parameters that launches bound it."""
@@ -65,7 +73,7 @@ class Graphs:
             return False
         if self.small(module):
             return count <= SMALL_OF_SMALL
-        return count <= SMALL and torch.cuda.get_device_properties(device).total_memory > ROOMY
+        return count <= SMALL and not self.scarce and usable_memory(device) > ROOMY
 
     @torch.no_grad()
     def __call__(self, module: nn.Module, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -108,6 +116,24 @@ class Graphs:
                 log.info("a pass of %s is not captured: %s", type(module).__name__, str(error).splitlines()[0])
                 self.passes[key] = function
         return self.passes[key](pictures)
+
+
+_every: WeakSet[Graphs] = WeakSet()
+
+
+def give_way() -> None:
+    """Gives back what captured passes keep, and all memory that is held without use: where a card's does not suffice."""
+    for graphs in _every:
+        graphs.passes.clear()
+        graphs.scarce = True
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def usable_memory(device: torch.device) -> float:
+    """Bytes of a card that this process may use."""
+    share = getattr(torch.cuda, "get_per_process_memory_fraction", None)  # PyTorch 2.8
+    return torch.cuda.get_device_properties(device).total_memory * (1.0 if share is None else share(device))
 
 
 class _Plain(_Pass):

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..render.nvrtc.compiler import CompilerError, load, why_not
+from ..render.nvrtc.compiler import compiles, load
 
 log = logging.getLogger(__name__)
 
@@ -36,20 +36,7 @@ VECTOR = 16
 
 def available(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the kernels run on a device for activations of a type."""
-    if device.type != "cuda" or dtype not in KINDS:
-        return False
-    return _compiles(torch.cuda.current_device() if device.index is None else device.index, dtype)
-
-
-@cache
-def _compiles(index: int, dtype: torch.dtype) -> bool:
-    device = torch.device("cuda", index)
-    try:
-        load(SOURCE, device, _options(dtype, VECTOR // dtype.itemsize))
-    except CompilerError as error:
-        log.info("group norms: by PyTorch's own kernels, %s", why_not(device) or error)
-        return False
-    return True
+    return dtype in KINDS and compiles(SOURCE, device, _options(dtype, VECTOR // dtype.itemsize))
 
 
 def group_norm(

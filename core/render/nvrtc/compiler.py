@@ -451,6 +451,24 @@ def why_not(device: torch.device | str) -> str:
     return _problem(torch.cuda.current_device() if device.index is None else device.index)
 
 
+def compiles(source: Path, device: torch.device, options: tuple[str, ...] = ()) -> bool:
+    """Whether the kernels of a source run on a device; else the log says once why PyTorch's own do its work."""
+    if device.type != "cuda":
+        return False
+    return _compiles(source, torch.cuda.current_device() if device.index is None else device.index, options)
+
+
+@cache
+def _compiles(source: Path, index: int, options: tuple[str, ...]) -> bool:
+    device = torch.device("cuda", index)
+    try:
+        load(source, device, options)
+    except CompilerError as error:
+        log.info("%s: by PyTorch's own kernels, %s", source.stem, why_not(device) or error)
+        return False
+    return True
+
+
 @cache
 def _problem(index: int) -> str:
     try:

@@ -1,7 +1,8 @@
 // The mesh renderer. What it computes: see mesh.py; the formulas: see mesh_numba.py, of which this is the parallel form.
 //
 //   project_vertices  one thread a (camera, vertex)
-//   fill              one thread a (camera, face), large faces by their warp or block: the nearest face of each sample
+//   fill              one thread a (camera, face), large faces by their warp or block: the nearest face of each sample;
+//                     of a few faces only some a block, so that all of the card draws them
 //   shade             one thread a pixel: its visible samples are shaded and averaged
 //
 // A sample's key is the bits of 1 / z above the face's inverted index, so that the largest key is the nearest face and, among
@@ -241,12 +242,14 @@ extern "C" __global__ void __launch_bounds__(FILLERS) fill(
     const long long* levels, int depth, const float* cutoffs, int mipmaps,
     const float* poses, const float* Ks, int samples, float near, int count, int face_count,
     int width, int height,  // in samples
+    int own_faces,          // of a block, at most one a thread
     const float4* screens,
     u64* keys               // (C, height, width) of zeros
 ) {
     __shared__ int queue[FILLERS * 2];
     __shared__ int queued;
-    int camera = blockIdx.y, face = blockIdx.x * FILLERS + threadIdx.x, lane = threadIdx.x & 31;
+    int camera = blockIdx.y, face = blockIdx.x * own_faces + threadIdx.x, lane = threadIdx.x & 31;
+    bool drawn = threadIdx.x < own_faces && face < face_count;
     Surface s = {vertices, faces, normals, uvs, vertex_light, face_light, face_texture, face_texels, texels, table, levels, depth};
     View view = view_of(poses, Ks, camera, samples);
     const float4* screen = screens + (long long)camera * count;
@@ -256,7 +259,7 @@ extern "C" __global__ void __launch_bounds__(FILLERS) fill(
     for (int part = 0; part < 2; part++) {
         Triangle t;
         t.wide = t.high = 0;
-        if (face < face_count) t = part_of(s, screen, face, part, view, near, width, height);
+        if (drawn) t = part_of(s, screen, face, part, view, near, width, height);
         int size = t.wide * t.high;
         if (size > 0 && size <= SMALL) fill_samples(t, s, view, face, cutoffs[face], mipmaps, 0, 1, width, own);
         if (size > LARGE) queue[atomicAdd(&queued, 1)] = 2 * face + part;

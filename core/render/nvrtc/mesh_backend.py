@@ -16,6 +16,8 @@ from .backend import tested
 
 SOURCE = "mesh.cu"
 _SAMPLES = 1 << 25  # drawn at once; a sample's key has 8 bytes
+_THREADS = 256  # a block, as in the source
+_FEWEST, _BLOCKS = 8, 2048  # faces a block where they are few, and blocks that keep a large card busy
 _surfaces: WeakKeyDictionary[Mesh, list[Tensor | None]] = WeakKeyDictionary()
 
 
@@ -62,9 +64,10 @@ def render(
         keys = torch.zeros(views, rows, columns, dtype=torch.int64, device=device)
         lens = poses[part], K[part], supersample
         module.launch("project_vertices", (-(-len(vertices) // 256), views), (256,), (vertices, len(vertices), *lens, screen))
-        faces = (-(-len(mesh.faces) // 256), views)
-        shape = (near, len(vertices), len(mesh.faces), columns, rows, screen, keys)
-        module.launch("fill", faces, (256,), (vertices, *surface, depth_levels, cutoffs, mipmaps, *lens, *shape))
+        own = min(_THREADS, max(_FEWEST, len(mesh.faces) * views // _BLOCKS))
+        shape = (near, len(vertices), len(mesh.faces), columns, rows, own, screen, keys)
+        blocks = (-(-len(mesh.faces) // own), views)
+        module.launch("fill", blocks, (_THREADS,), (vertices, *surface, depth_levels, cutoffs, mipmaps, *lens, *shape))
         behind = None if background is None else background[part].contiguous()
         pictures = (color[part], alpha[part], depth[part], normal[part])
         shading = (vertices, *surface, depth_levels, mipmaps, *lens, width, height, keys, behind, *pictures)
