@@ -7,7 +7,7 @@ activations to rows of channels and back; its SiLU, and the sums around a residu
 from __future__ import annotations
 
 import logging
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
