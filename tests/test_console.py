@@ -37,7 +37,7 @@ def on_a_terminal(script: str, **place: str) -> str:
     """What a script writes to a terminal, standard output and error together."""
     pty = pytest.importorskip("pty", reason="no pseudo-terminals here")
     ours, theirs = pty.openpty()
-    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30", "PYTHONPATH": ""} | place
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"} | place
     with subprocess.Popen(
         [sys.executable, "-c", script], stdout=theirs, stderr=theirs, stdin=theirs, env=environment
     ) as process:
