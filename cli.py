@@ -367,6 +367,13 @@ def models(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def doctor(args: argparse.Namespace, console: Console) -> int:
+    from .core.runs.doctor import lines
+
+    console.result("\n".join(lines()))
+    return 0
+
+
 def _settings(args: argparse.Namespace) -> Any:
     from .core.runs.session import Settings
 
@@ -678,6 +685,7 @@ wan-1.3b, whichever is here), --image-model (sd21-base; none = without) and, wit
     made.add_argument(
         "name", nargs="?", metavar="NAME|PATH", help="get: name in the list, or OWNER/NAME on the Hub; convert: file or folder"
     )
+    command("doctor", doctor, "what this machine uses for what, and what would make it faster or better")
     return parser
 
 

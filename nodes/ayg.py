@@ -393,7 +393,7 @@ class Anchor4DTextToGaussians(io.ComfyNode):
             chosen = config.static if item is None else config.given
             where = host.device_for(device, renderer)
             inputs = item, chosen, config.detail, seed
-            with host.checkpoint("text", *inputs) as path, host_prior.loaded(chosen.objectives, device):
+            with host.checkpoint("text", *inputs) as path, host_prior.loaded(chosen.objectives, device, where):
                 common: dict[str, Any] = {"seed": seed, "device": where, "backend": renderer}
                 start = stages.fit_static(None, item, config.front, replace(chosen, objectives=()), **common)
                 report = host.Report(note=fitting.estimate(None, start, chosen, mesh=item, backend=renderer))
@@ -456,7 +456,8 @@ class Anchor4DTextMotion(io.ComfyNode):
             ).to(host.device_for(device, renderer))  # fmt: skip
             motion = replace(config.motion, objectives=tuple(objectives), schedule=_with(config.motion, steps))
             fitting.say_objectives(motion.objectives, "the object stays still")
-            with _kept("text-motion", still, motion, seed) as path, host_prior.loaded(motion.objectives, device):
+            where = still.gaussians.device
+            with _kept("text-motion", still, motion, seed) as path, host_prior.loaded(motion.objectives, device, where):
                 cost = fitting.estimate(None, still, motion, backend=renderer)
                 moving = stages.fit_motion(
                     None, still, motion, seed=seed, backend=renderer, progress=host.Report(note=cost).fit, checkpoint=path
@@ -523,7 +524,8 @@ class Anchor4DExtendMotion(io.ComfyNode):
             fitting.say_objectives(motion.objectives, "the object stays where the motion left it")
             given = scene.to(host.device_for(device, renderer))
             label = f"extend-{'closed' if close_loop else 'open'}"
-            with _kept(label, given, motion, seed, seam) as path, host_prior.loaded(motion.objectives, device):
+            where = given.gaussians.device
+            with _kept(label, given, motion, seed, seam) as path, host_prior.loaded(motion.objectives, device, where):
                 longer = ayg.extend(
                     given, motion, seam=seam, closed=close_loop, seed=seed, backend=renderer, progress=host.Report().fit,
                     checkpoint=path,

@@ -160,8 +160,8 @@ class Anchor4DFitGaussians(io.ComfyNode):
             if preset != "preview":
                 fitting.say_objectives(config.objectives, "Gaussians as sampled on the mesh, unfitted")
             video = driving_video.to(host.device_for(device, renderer))
-            inputs = video, alignment.mesh, alignment.front, config, seed
-            with host.checkpoint("object", *inputs) as path, host_prior.loaded(config.objectives, device):
+            inputs, where = (video, alignment.mesh, alignment.front, config, seed), video.frames.device
+            with host.checkpoint("object", *inputs) as path, host_prior.loaded(config.objectives, device, where):
                 start = stages.fit_static(video, alignment.mesh, alignment.front, replace(config, objectives=()), seed=seed)
                 cost = fitting.estimate(video, start, config, mesh=alignment.mesh, backend=renderer)
                 scene = stages.fit_static(
@@ -318,7 +318,7 @@ class Anchor4DMotionAlignment(io.ComfyNode):
             video, still = driving_video.to(where), scene.to(where)
             mesh = None if alignment is None else alignment.mesh
             inputs = video, still.gaussians.tensors(), still.field, list(cameras), config, mesh, seed
-            with host.checkpoint("motion", *inputs) as path, host_prior.loaded(config.objectives, device):
+            with host.checkpoint("motion", *inputs) as path, host_prior.loaded(config.objectives, device, where):
                 cost = ""
                 if config.following is None:
                     cost = fitting.estimate(video, still, config, mesh=mesh, fronts=cameras, backend=renderer)
@@ -395,11 +395,12 @@ class Anchor4DMotionPreview(io.ComfyNode):
             config = method_config("pla4d", "preview", without=() if motion_prior else ("motion-prior",))
             static = replace(config.static, gaussians=gaussians or config.static.gaussians)
             video = driving_video.to(host.device_for(device, renderer))
-            still = scene or stages.fit_static(video, alignment.mesh, alignment.front, static)
-            moving = stages.fit_motion(
-                video, replace(still, field=None).to(video.frames.device), config.motion, mesh=alignment.mesh, backend=renderer,
-                progress=host.Report().fit,
-            )  # fmt: skip
+            with host_prior.loaded((), device, video.frames.device):
+                still = scene or stages.fit_static(video, alignment.mesh, alignment.front, static)
+                moving = stages.fit_motion(
+                    video, replace(still, field=None).to(video.frames.device), config.motion, mesh=alignment.mesh,
+                    backend=renderer, progress=host.Report().fit,
+                )  # fmt: skip
             moving = fitting.finished(moving)
             if line := fitting.verdict(driving_video, alignment, moving):
                 host.say(line)

@@ -464,16 +464,25 @@ def place(choice: str) -> torch.device | None:
     return torch.device(resolve_device(choice.replace("gpu", "cuda")))
 
 
+#: Bytes of a card that a fit takes at most beside its priors; with less it moves its frames in slices (docs/memory.md).
+FIT_BYTES = 4 << 30
+
+
 @contextmanager
-def loaded(objectives: Iterable[Any], device: str) -> Iterator[None]:
+def loaded(objectives: Iterable[Any], device: str, fit: torch.device | None = None) -> Iterator[None]:
     """The priors of a fit's objectives where they compute while it runs: the host's own as it sees fit, ours moved and back.
+
+    On a card the host's other models make room for the fit as well, and what the fit held is given back.
 
     Args:
         device: the node's own choice; only "cpu" keeps them there, since Gaussians drawn on the CPU are no reason to.
+        fit: where a fit itself computes, if there is one.
     """
     where = torch.device("cpu") if device == "cpu" else comfy.model_management.get_torch_device()
     priors = {id(prior): prior for prior in priors_in(list(objectives))}
     with ExitStack() as stack:
+        if fit is not None and fit.type == "cuda":
+            stack.callback(comfy.model_management.soft_empty_cache)
         for prior in priors.values():
             if isinstance(prior, HostPrior):
                 stack.enter_context(prior.loaded())
@@ -484,6 +493,8 @@ def loaded(objectives: Iterable[Any], device: str) -> Iterator[None]:
             comfy.model_management.free_memory(needed, own)
             stack.callback(prior.to, prior.device)
             prior.to(own)
+        if fit is not None and fit.type == "cuda":
+            comfy.model_management.free_memory(FIT_BYTES, fit)
         yield
 
 

@@ -29,8 +29,10 @@ from anchor4d.core.methods.stages import MethodConfig, MotionConfig, StaticConfi
 from anchor4d.core.objectives.front import ReferenceViewLoss
 from anchor4d.core.objectives.rigidity import Rigidity
 from anchor4d.core.priors import models as model_files
-from anchor4d.core.render import rasterize
+from anchor4d.core.render import rasterize, resolve_backend
+from anchor4d.core.runs import doctor as machine
 from anchor4d.core.runs.sample import write_sample
+from anchor4d.core.runs.session import prior_device
 from anchor4d.core.scene.scene import Scene4D
 from anchor4d.core.schedules import constant
 
@@ -654,6 +656,32 @@ def test_models_are_listed_with_the_place_of_each_file(capsys: pytest.CaptureFix
         assert str(model.found() or model.expected) in listed
         assert model.warning in listed
     assert "renderers here: " in listed
+
+
+# The machine
+
+
+def test_the_doctor_says_on_one_screen_what_computes_what(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor"]) == 0
+    said = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines() if "  " in line)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    assert said["Gaussians"].strip().startswith(f"drawn by {resolve_backend('auto', device)}")
+    assert torch.__version__ in said["programs"] and f"on {prior_device(device)};" in said["priors"]
+    assert ("none" in said["graphics card"]) == (device == "cpu")
+    assert len(said) == 10
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [("cpu", ("faster: Gaussians drawn 20 times faster", "better: backgrounds")), ("cuda", ("better: b",))],
+)
+def test_the_doctor_says_what_would_help(device: str, expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "problem", lambda name: "is not installed" if name in ("numba", "rembg") else "")
+    monkeypatch.setattr(machine, "resolve_backend", lambda name, place: "nvrtc" if device == "cuda" else "torch")
+    monkeypatch.setattr(machine, "find", lambda name: Path(name))
+    found = machine.advice(device)
+    assert len(found) == len(expected) and all(line.startswith(start) for line, start in zip(found, expected, strict=True))
+    assert all(f'"{sys.executable}" -m pip install ' in line for line in found)
 
 
 # Demo

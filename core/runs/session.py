@@ -215,8 +215,8 @@ def resolve_device(name: str) -> str:
 def prior_device(device: str, wanted: str = "auto", *, small: bool = False, what: str = "prior") -> str:
     """Where a prior or a generator computes beside a fit on ``device``.
 
-    A CUDA GPU where there is one, even if the fit itself stays on the CPU. Of several, the one with the most free memory,
-    another than the fit's where they have about as much; that is said in one line.
+    A CUDA GPU where there is one, even if the fit itself stays on the CPU; Apple's for all but small networks. Of several, the
+    one with the most free memory, another than the fit's where they have about as much; that is said in one line.
 
     Args:
         wanted: a device by name, in place of that choice.
@@ -229,7 +229,7 @@ def prior_device(device: str, wanted: str = "auto", *, small: bool = False, what
     if wanted != "auto":
         return resolve_device(wanted)
     if not torch.cuda.is_available():
-        return device
+        return "mps" if torch.backends.mps.is_available() and not small else device
     cards, fitted = torch.cuda.device_count(), torch.device(device)
     if cards == 1 or (small and fitted.type == "cuda"):
         return device if fitted.type == "cuda" else "cuda"

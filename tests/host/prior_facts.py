@@ -213,6 +213,21 @@ def clips(vae: Any, model: Any) -> dict[str, Any]:
     return facts
 
 
+def room() -> list[Any]:
+    """What the host is asked around a fit on a card, and around one on the CPU."""
+    said: list[Any] = []
+    kept = mm.free_memory, mm.soft_empty_cache
+    mm.free_memory = lambda needed, device, *_: said.append([needed, str(device)])
+    mm.soft_empty_cache = lambda *_: said.append("given back")
+    try:
+        for place in ("cuda:0", "cpu"):
+            with host_prior.loaded((), "auto", torch.device(place)):
+                said.append(f"a fit on {place}")
+    finally:
+        mm.free_memory, mm.soft_empty_cache = kept
+    return said
+
+
 def main() -> None:
     folder, load = Path(FOLDER), comfy.sd.load_diffusion_model
     folder_paths.add_model_folder_path("checkpoints", str(folder))
@@ -226,6 +241,7 @@ def main() -> None:
             vae, comfy.sd.load_diffusion_model(str(random_models.picture_unet(folder / "unet.safetensors")))
         )
         wan_vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(random_models.wan_vae(folder / "wan_vae.safetensors"))))
+        found["room"] = room()
         found["clips"] = clips(wan_vae, load(str(random_models.wan(folder / "wan.safetensors"))))
     sys.stdout.write(f"\n{json.dumps(found)}\n")
 

@@ -84,3 +84,7 @@ def test_what_is_missing_or_wrong_is_named(facts):
     assert "NaN" in facts["zero123"]["nan"]
     for what, told in (("image", "not conditioned on a picture"), ("text", "connect them there"), ("fps", "frame rates")):
         assert told in facts["pictures"][f"no {what}"]
+
+
+def test_a_fit_on_a_card_asks_the_host_for_room_and_gives_it_back(facts):
+    assert facts["room"] == [[4 << 30, "cuda:0"], "a fit on cuda:0", "given back", "a fit on cpu"]

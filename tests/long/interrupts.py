@@ -63,7 +63,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
     """Command lines by the names of their cases."""
     clip, mesh, scene = str(folder / "case" / "front"), str(folder / "big.glb"), str(folder / "scene.safetensors")
     item, film = str(folder / "case" / "mesh.glb"), str(folder / "film.gif")
-    made: dict[str, list[str]] = {"demo": ["demo"], "models-list": ["models", "list"]}
+    made: dict[str, list[str]] = {"demo": ["demo"], "models-list": ["models", "list"], "doctor": ["doctor"]}
     for method in ("pla4d", "align4d", "dg4d"):
         made[f"fit-{method}"] = ["fit", "--method", method, "--preset", "draft", "--video", clip, "--object", item]
     made["fit-stag4d"] = ["fit", "--method", "stag4d", "--preset", "draft", "--video", clip]
