@@ -5,10 +5,11 @@
 Each case runs at least twice. The first run measures its silences: the spans between one sign of life and the next, from its
 start to its end. A sign of life is what a command writes to its terminal, and a node's progress bar or line of text. The next
 is interrupted at a random moment, a command by Ctrl-C (SIGINT), a node by the host's own flag, and what is measured is how long
-it takes to end; one that ended before is run again. Of nodes, which look at that flag now and then, the longest span between two looks in the first run is measured as
-well: no interrupt takes longer. Spans are counted in wall time and in processor time of the process; the lesser of the two
-bounds what an idle machine would take. A silence may last 3 seconds, a reaction 2. Of what lasts longer, the Python stack is in
-the results. Prints one line a case, then one of JSON; exit code 1 where a case falls short.
+it takes to end; one that ended before is run again. Of nodes, which look at that flag now and then, the longest span between
+two looks in the first run is measured as well: no interrupt takes longer. Spans are counted in wall time and in processor time
+of the process; the lesser of the two bounds what an idle machine would take. A silence may last 3 seconds, a reaction 2. Of
+what lasts longer, the Python stack is in the results. Prints one line a case, then one of JSON; exit code 1 where a case falls
+short.
 
 Commands are processes of their own. Nodes run one after the other in a process as the host runs them, without its server: in
 inference mode, by the interpreter of a ComfyUI. Needs Linux.
