@@ -58,13 +58,14 @@ def program() -> int:
     """:func:`main` as a process: once it is interrupted, it ends without another word, and at once.
 
     Nothing is left to do then; the end of the interpreter, which gives back every tensor and module, takes up to two seconds.
+    A Ctrl-C during that end comes too late: the exit code is that of what was done.
     """
     hook = sys.unraisablehook
     sys.unraisablehook = lambda raised: None if raised.exc_type is KeyboardInterrupt else hook(raised)
     code = main()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if code == INTERRUPTED:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):  # a pipe that nobody reads any more
                 stream.flush()

@@ -32,7 +32,7 @@ from ..core.runs.demo import comparison_sheet, read_pictures
 from ..core.runs.folder import PAGE, REPORT, SCENE
 from ..core.runs.page import address, figure, loss_curves, verdict_line, write_page, write_panels
 from ..core.runs.page import table as html_table
-from ..core.runs.report import write_json
+from ..core.runs.report import read_json, write_json
 from ..core.runs.session import Settings, run_in_folder
 from ..core.scene.scene import Scene4D
 from ..core.scene.views import render_frames, scene_cameras
@@ -118,7 +118,7 @@ def _page(out: Path, rows: Sequence[dict[str, Any]], settings: Settings) -> list
         parts.append(f"<h2>{escape(row['case'])}</h2>{verdict_line(row.get('verdict'))}")
         if (folder / FILM).is_file():
             parts.append(figure(address(folder / FILM), f"from {row['side']} degrees, which the video never shows"))
-        terms = loss_curves({"": _read_json(folder / REPORT).get("losses", {})})
+        terms = loss_curves({"": read_json(folder / REPORT).get("losses", {})})
         parts += ["<details><summary>terms</summary>", *terms, "</details>"]
     return parts
 
@@ -130,7 +130,7 @@ def run_case(case: Path, out: Path, settings: Settings, console: Output, alone: 
     config = settings.plain()
     models = {role: prior.identity for role, prior in settings.models().items()}
     key = fingerprint(__version__, settings, config, models, *(["video alone"] if alone else []))
-    done = _read_json(out / SCORES)
+    done = read_json(out / SCORES)
     if done.get("key") == key:
         console.line(f"{name}: finished before")
         return done["row"]
@@ -219,14 +219,7 @@ def _resumable(out: Path, settings: Settings, config: Any) -> bool:
     """Whether ``out`` holds checkpoints or a scene of the same settings; those of other settings are begun anew."""
     for path in (out / "checkpoints" / "run.json", out / REPORT):
         if path.is_file():
-            there = _read_json(path)
+            there = read_json(path)
             ours = json.loads(json.dumps([asdict(settings), canonical(config)]))
             return [there.get("settings"), there.get("plan")] == ours
     return False
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .progress import pulse
+
 #: Packages that diffusers and transformers import on their own where they find them; a broken one would take them down.
 NEIGHBOURS = ("torchvision", "xformers", "flash_attn")
 
@@ -52,9 +54,12 @@ def problems(*names: str) -> str:
 
     Called before diffusers or transformers are used: broken packages beside them are put out of their way.
     """
-    for neighbour in NEIGHBOURS:
-        problem(neighbour)
-    found = {name: reason for name in names if (reason := problem(name))}
+    found = dict[str, str]()
+    for name in (*NEIGHBOURS, *names):  # an import takes a second or two
+        pulse()
+        if (reason := problem(name)) and name in names:
+            found[name] = reason
+    pulse()
     if not found:
         return ""
     return f"{'; '.join(f'{name} {reason}' for name, reason in found.items())}; run: pip install {' '.join(found)}"

@@ -390,6 +390,21 @@ def test_two_quick_interruptions_during_imports_end_in_one_line() -> None:
     assert error == "interrupted; run the same command to go on\n"
 
 
+LATE = """
+import atexit, os, signal, sys
+import anchor4d.cli as cli
+cli.main = lambda: 0
+atexit.register(os.kill, os.getpid(), signal.SIGINT)
+sys.exit(cli.program())
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a process cannot send itself Ctrl-C alone on Windows")
+def test_an_interruption_after_the_work_changes_nothing() -> None:
+    done = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_second_run_in_the_same_folder_is_refused(case: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     with only_process(out):

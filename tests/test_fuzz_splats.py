@@ -21,10 +21,12 @@ from typing import Any
 import pytest
 import torch
 from test_edit import EDITS
+from test_edit import KINDS as MOVING
 from test_edit import scene as moving_scene
 from test_splat_kinds import columns, gaussians, ply
 
 from anchor4d.core.cameras import Crop
+from anchor4d.core.deformation import FIELDS, Articulated, ClipChain, ControlNodes, DeformationField, TimeGatedMLP
 from anchor4d.core.files import InputError
 from anchor4d.core.fit.checkpoint import load_checkpoint, save_checkpoint
 from anchor4d.core.io import tsog
@@ -48,7 +50,31 @@ WORDS = [b"\0" * 4, b"\xff" * 4, struct.pack("<I", 1 << 31), struct.pack("<f", f
 
 
 def scene(kind: str) -> Scene4D:
-    made = EDITS["merge"](EDITS["close loop"](moving_scene("mlp"))) if kind == "parts" else moving_scene(kind)
+    """A scene moved by a field of a kind; "edited" is wrapped in every way in which an edit wraps one."""
+    if kind == "edited":
+        made = moving_scene("mlp")
+        for name in ("retime", "close loop", "follow", "opacity", "merge"):
+            made = EDITS[name](made)
+    else:
+        made = moving_scene(kind if kind in MOVING else "control-nodes")
+    if kind == "articulated":
+        nodes = made.field
+        assert isinstance(nodes, ControlNodes)
+        sizes = {
+            "nodes": len(nodes.node_positions),
+            "points": len(made.gaussians),
+            "edges": len(nodes.pairs),
+            "keys": nodes.keys,
+        }
+        field = Articulated(**sizes, parents=[-1, 0, 1], names=["root", "arm", "hand"])
+        field.joint_weights[:] = torch.eye(3)[torch.arange(sizes["nodes"]) % 3]
+        for name in ("node_positions", "bind_index", "bind_weight", "pairs"):
+            getattr(field, name).copy_(getattr(nodes, name))
+        made = replace(made, field=field)
+    elif kind == "clip-chain":
+        made = replace(made, field=ClipChain([scene(k).field for k in ("mlp", "time-gated-mlp")], closed=True))  # pyright: ignore
+    elif kind == "time-gated-mlp":
+        made = replace(made, field=TimeGatedMLP.around(made.gaussians, width=16, depth=2))
     return replace(made, crop=Crop(0, 0, 64, 64, 64))
 
 
@@ -101,7 +127,7 @@ def shiny_stream(folder: Path) -> bytes:
     return file.getvalue()
 
 
-SCENES = ["control-nodes", "frames", "hexplane", "mlp", "parts"]
+SCENES = ["control-nodes", "frames", "hexplane", "mlp", "time-gated-mlp", "articulated", "clip-chain", "edited"]
 #: Kinds of file: the ending, and what makes a sound one.
 KINDS: dict[str, tuple[str, Callable[[Path], bytes]]] = {
     "ply": (".ply", lambda folder: ply(columns(gaussians(1)))),
@@ -131,6 +157,13 @@ KINDS: dict[str, tuple[str, Callable[[Path], bytes]]] = {
     "scene of timed": (".safetensors", timed_scene),
     **{f"scene of {kind}": (".safetensors", lambda folder, kind=kind: saved(kind, folder)) for kind in SCENES},
 }
+
+
+def test_a_field_of_every_kind_is_spoilt() -> None:
+    known = {type(part).name for kind in SCENES for part in scene(kind).field.modules() if isinstance(part, DeformationField)}
+    assert known | {type(timed().field).name} == {
+        name for name, kind in FIELDS.items() if kind.__module__.startswith("anchor4d")
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -267,7 +300,7 @@ def _scene_tensors(data: bytes, draw: random.Random) -> bytes:
     entry, (start, end) = dict(header[name]), header[name]["data_offsets"]
     way = draw.randrange(4)
     if way == 0:
-        entry["dtype"] = {4: "I32", 8: "F64", 1: "I8"}.get(int(entry["dtype"][1:]) // 8, "F32")
+        entry["dtype"] = {"F32": "I32", "I64": "F64", "BOOL": "I8"}.get(entry["dtype"], "F32")
     elif way == 1 and len(entry["shape"]) > 1:
         entry["shape"] = draw.choice([entry["shape"][::-1], [1, *entry["shape"]], [entry["shape"][0] * entry["shape"][1]]])
     elif way == 2 and end - start >= 8:

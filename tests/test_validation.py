@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import tracemalloc
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from test_edit import EDITS, KINDS, scene
 from torch import Tensor
 
+from anchor4d import cli
 from anchor4d.core.deformation import ClosedLoop, DeformationField, loaded_field
 from anchor4d.core.files import InputError
 from anchor4d.core.fit.checkpoint import load_checkpoint, save_checkpoint
@@ -109,6 +111,21 @@ def test_fields_within_fields_end(tmp_path: Path) -> None:
     for _ in range(200):
         deep = {"type": "faded", "inner": deep, "knots": [[0.0, 1.0]]}
     assert "nested without end" in refused(spoilt(tmp_path / "a.safetensors", lambda header, _: header.update(field=deep)))
+
+
+def test_whoever_reads_json_expects_it_nested_without_end() -> None:
+    """Where a reader of JSON catches what is none, it catches what is nested too deep."""
+    root, found, wrong = Path(cli.__file__).parent, 0, []
+    for path in (p for room in ("core", "nodes", "bench") for p in sorted((root / room).rglob("*.py"))):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Try) or "json.loads(" not in "".join(map(ast.unparse, node.body)):
+                continue
+            caught = {name.id for handler in node.handlers for name in ast.walk(handler) if isinstance(name, ast.Name)}
+            if "ValueError" in caught:
+                found += 1
+                if not caught & {"RecursionError", "RuntimeError"}:
+                    wrong.append(f"{path.relative_to(root)}:{node.lineno}")
+    assert found > 10 and wrong == []
 
 
 def put(name: str, at: tuple[int, ...], value: float) -> Callable[[Header, Tensors], None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import torch
@@ -242,6 +243,8 @@ def loaded_field(config: dict[str, Any], tensors: dict[str, Tensor], count: int)
 _LARGEST = 1e30
 #: Fields within fields, and numbers in a description, that no scene of ours comes near.
 _MAX_DEPTH, _MAX_NUMBER = 64, 2**31
+#: What JSON makes of an argument, by its annotation.
+_KINDS = {"bool": (bool,), "int": (int,), "float": (int, float), "str": (str,)}
 
 
 def _check_description(config: Any, tensors: int) -> None:
@@ -257,6 +260,10 @@ def _check_description(config: Any, tensors: int) -> None:
             for name in cls.layered if cls is not None else ():
                 if value.get(name, 0) > tensors:
                     raise ValueError(f"the {kind} field: {name} {value[name]}, but only {tensors} tensors")
+            for name, argument in signature(cls).parameters.items() if cls is not None else ():
+                kinds = _KINDS.get(argument.annotation)
+                if kinds is not None and name in value and type(value[name]) not in kinds:
+                    raise ValueError(f"the {kind} field: {name} is no {argument.annotation}")
             queue += [(member, depth + 1) for member in value.values()]
         elif isinstance(value, list):
             queue += [(member, depth + 1) for member in value]

@@ -16,6 +16,7 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from ..mesh import Mesh
+from ..progress import pulse
 
 #: Crossing from one connected component to a touching one counts this many times its length.
 BRIDGE_COST = 2.0
@@ -43,6 +44,7 @@ class SurfaceGraph:
         chosen = [int(((self.points - centre) ** 2).sum(1).argmax())]
         distance = np.full(len(self.points), np.inf)
         while True:
+            pulse()
             reach = distance.max()
             near = dijkstra(self.edges, indices=chosen[-1], limit=reach if np.isfinite(reach) else np.inf)
             distance = np.minimum(distance, near)
@@ -116,6 +118,7 @@ def _bridged(points: np.ndarray, edges: np.ndarray, lengths: np.ndarray, compone
         nearest = np.full((len(labels), len(labels)), np.inf)
         pairs: dict[tuple[int, int], tuple[int, int]] = {}
         for a in range(len(labels)):
+            pulse()
             for b in range(a + 1, len(labels)):
                 distance, index = trees[b].query(points[members[a]])
                 i = int(distance.argmin())
@@ -166,10 +169,12 @@ def spaced_binding(
     )
     limit = 6 * spacing
     distance = graph.distances(nodes, limit)  # (M, V)
+    pulse()
     near, gap = graph.nearest(points.detach().cpu().double().numpy(), component)
     k = min(k, len(nodes) - 1)
     order, chosen = np.empty((len(near), k + 1), np.int64), np.empty((len(near), k + 1))
     for start in range(0, len(near), _CHUNK):
+        pulse()
         part = slice(start, start + _CHUNK)
         # Rows whose nodes all lie beyond the limit fall back to straight distance, shifted behind every geodesic one.
         to_nodes = distance[:, near[part]].T + gap[part, None]  # (N, M)

@@ -49,8 +49,9 @@ class TimeGatedMLP(DeformationField):
         lr: float = 2e-4,
     ) -> None:
         super().__init__()
+        x, y, z = map(float, centre)
         self.arguments: dict[str, Any] = dict(
-            centre=[float(c) for c in centre],
+            centre=[x, y, z],
             extent=extent,
             bands=bands,
             depth=depth,
@@ -59,7 +60,7 @@ class TimeGatedMLP(DeformationField):
             gate=gate,
             lr=lr,
         )
-        self.centre, self.extent, self.bands, self.limit, self.gate, self.lr = tuple(centre), extent, bands, limit, gate, lr
+        self.centre, self.extent, self.bands, self.limit, self.gate, self.lr = (x, y, z), extent, bands, limit, gate, lr
         layers: list[nn.Module] = [nn.Linear(4 * 2 * bands, width)]
         for _ in range(depth - 1):
             layers += [nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, width)]

@@ -493,7 +493,7 @@ def read_list(folder: Path) -> dict[str, dict[str, Any]]:
     try:
         made = json.loads((folder / LIST).read_text(encoding="utf-8"))
         return {what: entry for what, entry in made.items() if {"key", "file"} <= entry.keys()}
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return {}
 
 

@@ -305,6 +305,7 @@ def _packed(quats: np.ndarray) -> np.ndarray:  # (N, 4) wxyz, unit -> (N, 4) uin
 
 
 def picture(values: np.ndarray, width: int) -> bytes:  # (N, 3 or 4) -> a lossless WebP
+    pulse()
     height = -(-len(values) // width)
     pixels = np.full((height * width, 4), 255, np.uint8)
     pixels[: len(values), : values.shape[1]] = values

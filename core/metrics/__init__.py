@@ -141,7 +141,7 @@ def read_case(case: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         return {**data, "test_azimuths": [*data["test_azimuths"]], "name": str(data["name"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: not a readable case description ({error}), choose a case folder") from None
 
 

@@ -19,6 +19,7 @@ from torch import nn
 
 from ..files import InputError
 from ..packages import problem
+from ..progress import pulse
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Module = TypeVar("Module", bound=nn.Module)
@@ -203,6 +204,7 @@ class Checkpoint:
         Raises:
             InputError: where the weights are not exactly those that the class and the configuration call for.
         """
+        pulse()
         files, variant = self.weights(sub)
         config, where, loader = self.numbers(sub), self.folder / sub, getattr(cls, "from_pretrained", None)
         architectures = config.get("architectures")

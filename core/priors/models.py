@@ -205,7 +205,7 @@ def folders_for(role: str) -> list[str]:
 def _roles_of(index: Path) -> list[str]:
     try:
         named = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return []
     return _registry()["pipelines"].get(named, []) if isinstance(named, str) else []
 

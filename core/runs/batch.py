@@ -247,7 +247,7 @@ def _copied_record(to: str, name: str) -> Record:
     system, root = _place(to)
     try:
         return json.loads(system.cat_file(f"{root}/{name}/{RECORD}"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
 
 

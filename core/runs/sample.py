@@ -91,12 +91,12 @@ def sample_case(frames: int = FRAMES, size: int = 256, camera: FrontCamera = CAM
     meshes = sample_meshes(frames)
     azimuths = (0, *TEST_AZIMUTHS)
     cameras = camera.cameras(torch.tensor(azimuths, dtype=torch.float32)).resized(size, size)
-    pictures = []
-    for mesh in meshes:
+    pictures = torch.empty(len(azimuths), frames, size, size, 4)
+    for mesh, out in zip(meshes, pictures.unbind(1), strict=True):
         render = render_mesh(mesh, cameras, supersample=3)
-        pictures.append(torch.cat([render.color / render.alpha[..., None].clamp_min(1e-6), render.alpha[..., None]], -1))
-    stacked = torch.stack(pictures, 1).clamp(0, 1)  # (view, T, size, size, 4)
-    return meshes, {"front" if a == 0 else str(a): stacked[k] for k, a in enumerate(azimuths)}
+        out[..., :3] = (render.color / render.alpha[..., None].clamp_min(1e-6)).clamp_(0, 1)
+        out[..., 3] = render.alpha.clamp(0, 1)
+    return meshes, {"front" if a == 0 else str(a): pictures[k] for k, a in enumerate(azimuths)}
 
 
 def sample_scene(count: int = 8000, frames: int = FRAMES) -> Scene4D:

@@ -147,7 +147,7 @@ class Anchors:
                 header = json.loads((handle.metadata() or {})["anchor4d-anchors"])
                 images = handle.get_tensor("images")
             return Anchors(images, tuple(header["elevations"]), float(header["distance"]), float(header["fovy"]))
-        except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
             raise InputError(f"{Path(path)}: not a readable file of anchors ({error}); sample them again") from None
 
 

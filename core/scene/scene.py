@@ -168,6 +168,7 @@ def _described(header: dict[str, Any], tensors: dict[str, Tensor]) -> Scene4D:
     field = None
     if header["field"] is not None:
         field = loaded_field(header["field"], _part(tensors, "field."), len(gaussians))
+        validation.motion(field, gaussians)
     surface = header.get("surface")
     if surface is not None:
         parts = validation.surface_tensors(_part(tensors, "surface."))

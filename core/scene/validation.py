@@ -9,15 +9,20 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..cameras import Crop, FrontCamera
+from ..deformation import DeformationField
 from ..gaussians import Gaussians
 
 #: Frames of a clip, frames a second, pixels of a side, world units: beyond, a number is a mistake or an attack.
 MAX_FRAMES, MAX_FPS, MAX_SIDE, MAX_EXTENT = 100_000, 10_000.0, 65_536, 1e9
 #: Gaussians whose logarithmic scale or opacity logit is infinite are as good as this.
 _ENDLESS = 1e30
+
+#: Gaussians that a field is tried with.
+_TRIED = 1000
 
 _SHAPES = {"means": (3,), "quats": (4,), "log_scales": (3,), "opacity_logits": ()}
 #: Tensors of a surface: shape after the first dimension, and whether they are numbers with a point.
@@ -130,6 +135,19 @@ def surface_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     if missing := [f"texture{i}" for i in range(pictures) if f"texture{i}" not in tensors]:
         raise ValueError(f"the surface lacks {missing[0]}")
     return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+
+
+@torch.no_grad()
+def motion(field: DeformationField, gaussians: Gaussians) -> None:
+    """Moves the Gaussians, or some of them where the field moves any: finite weights too may lead to infinity.
+
+    Raises:
+        ValueError: where it does.
+    """
+    some = gaussians if field.fixed_count else gaussians.map(lambda x: x[:: max(len(x) // _TRIED, 1)])
+    moved = field(some, torch.tensor([0.0, 0.5, 1.0]))
+    if wrong := [name for name, value in moved.tensors().items() if not bool(value.isfinite().all())]:
+        raise ValueError(f"the {field.name} field moves {wrong[0]} to infinity or NaN")
 
 
 def _floats(tensor: Tensor, name: str, shape: tuple[int, ...]) -> None:

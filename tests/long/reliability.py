@@ -60,6 +60,8 @@ SCENE = "scene.safetensors"
 #: What a run leaves that says when or how it was made, or is encoded on threads.
 TOLD = ("report.json", "report.html", "preview.mp4")
 METHODS = ("pla4d", "pla4d-v4", "align4d", "dg4d", "stag4d", "stag4d-code", "ayg")
+#: Methods that ask no prior at the sizes here.
+ALONE = ("pla4d", "pla4d-v4")
 #: Packages without which a job's models cannot be made.
 NEEDS = {"ayg": ("diffusers", "transformers")}
 #: Every format, and a sequence in a .zip, with what the path ends with.
@@ -108,26 +110,26 @@ def tiny_stag4d(config: MethodConfig) -> MethodConfig:
 
 def jobs_of(names: list[str], folder: Path, device: str) -> dict[str, Job]:
     """Each job as a function of where it writes and whether it resumes; the inputs are those of :func:`prepare`."""
-    from tests.test_align4d import tiny as tiny_align4d
     from tests.test_cli import tiny as tiny_pla4d
 
     case = folder / "case"
     smaller = folder / "zero123"  # than the one that comes with the pack, where the packages to make it are here
     prior = None
-    if any(name in METHODS for name in names):
+    if any(name in METHODS and name not in ALONE for name in names):
         prior = load_prior(smaller if smaller.exists() else "tiny", device=device)
     made: dict[str, Job] = {}
 
     def from_video(method: str, out: Path, resume: bool) -> None:
-        assert prior is not None
-        if method == "align4d":
+        if method in ALONE:
+            config = pla4d.v4(tiny_pla4d(16)) if method == "pla4d-v4" else tiny_pla4d(16)
+        elif method == "align4d":
+            from tests.test_align4d import tiny as tiny_align4d
+
             config = shortened(tiny_align4d(prior))
-        elif method.startswith("stag4d"):
-            config = tiny_stag4d(stag4d.preset("draft", prior, prior, method=method))
         elif method == "dg4d":
             config = shortened(dg4d.preset("draft", prior))
         else:
-            config = pla4d.v4(tiny_pla4d(16)) if method == "pla4d-v4" else tiny_pla4d(16)
+            config = tiny_stag4d(stag4d.preset("draft", prior, prior, method=method))
         item = None if method.startswith("stag4d") else case / "mesh.glb"
         settings = Settings(method, "draft", yaw=0.0, device=device, prior="tiny")
         run_in_folder(case / "front", item, out, settings, config=config, resume=resume, progress=silent)
@@ -154,7 +156,7 @@ def jobs_of(names: list[str], folder: Path, device: str) -> dict[str, Job]:
 def prepare(names: list[str], folder: Path, out: Path, resume: bool) -> None:
     """The jobs' inputs. A job too: the process that forks must not have drawn or computed on threads, which forks lack."""
     write_sample(folder / "case", 3, 64)
-    if not any(problem(name) for name in ("diffusers", "transformers")):
+    if any(name in METHODS and name not in ALONE for name in names) and not any(map(problem, NEEDS["ayg"])):
         import tiny_models
 
         tiny_models.write_zero123(folder / "zero123")
