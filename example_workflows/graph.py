@@ -31,6 +31,8 @@ SHOWN = {
     "Anchor4DSample": 300, "Anchor4DPrepareVideo": 300, "Anchor4DLoadVideo": 320, "Anchor4DLoadMesh": 40,
     "Anchor4DTemporalAnchors": 300, "Anchor4DPlayScene": 560, "Anchor4DScore": 120, "Anchor4DTextToGaussians": 330,
     "Anchor4DTextMotion": 330, "Anchor4DExtendMotion": 330, "Anchor4DImageToGaussians": 300, "Anchor4DInflateObject": 320,
+    "Anchor4DPLA4DObjectives3D": 80, "Anchor4DPLA4DObjectives4D": 130, "Anchor4DAlign4DObjectives": 130,
+    "Anchor4DSTAG4DObjectives": 130, "Anchor4DLoadPrior": 60, "Anchor4DSaveScene": 50,
     "SaveVideo": 330, "LoadImage": 320, "KSampler": 60, "Preview3D": 420,
 }  # fmt: skip
 WIDTH = {"MarkdownNote": 400, "Anchor4DPlayScene": 600, "Preview3D": 460, "PrimitiveNode": 400}

@@ -134,8 +134,11 @@ def test_tracking_goes_on_from_the_neighbour_with_momentum(gaussians: Gaussians)
     with torch.no_grad():
         field.translations[1] = 0.1
         field.translations[2] = 0.3
+        field.log_scales[1], field.log_scales[2] = 0.1, -0.4
     field.continue_motion(3, 2, 1, 0.5)
     torch.testing.assert_close(field.translations[3], torch.full_like(field.translations[3], 0.4))
+    # Sizes go on too, towards rest and without momentum, so that frames after frames that shrink do not end in dots.
+    torch.testing.assert_close(field.log_scales[3], torch.full_like(field.log_scales[3], -0.32))
     with pytest.raises(ValueError, match="cannot be tracked frame by frame"):
         make("mlp", gaussians).continue_motion(3, 2, 1, 0.5)
 

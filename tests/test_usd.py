@@ -177,6 +177,33 @@ def test_another_reader_sees_the_same_splats(tmp_path: Path, usd: Any, scene: Sc
     assert torch.allclose(turned, axes, atol=1e-5)
 
 
+def test_nukes_masks_find_the_splats(tmp_path: Path, usd: Any, scene: Scene4D) -> None:
+    """The recipes of docs/other-programs.md: SplatRender's mask names a type, OpenUSD's own in 17.1, another in 17.0, for which
+    the text of a .usda is changed. The second keeps every attribute and sample."""
+    from pxr import UsdVol
+
+    write_usd(tmp_path / "walk.usda", scene)
+    stage = usd.Stage.Open(str(tmp_path / "walk.usda"))
+    of_type = [str(prim.GetPath()) for prim in stage.Traverse() if prim.IsA(UsdVol.ParticleField3DGaussianSplat)]
+    assert of_type == [SPLATS]
+    text = (tmp_path / "walk.usda").read_text("utf-8")
+    assert text.count("ParticleField3DGaussianSplat") == 1
+    (tmp_path / "old.usda").write_text(text.replace("ParticleField3DGaussianSplat", "ParticleField_3DGaussianSplat"), "utf-8")
+    renamed = usd.Stage.Open(str(tmp_path / "old.usda"))
+    assert [str(p.GetPath()) for p in renamed.Traverse() if p.GetTypeName() == "ParticleField_3DGaussianSplat"] == [SPLATS]
+    assert renamed.GetTimeCodesPerSecond() == stage.GetTimeCodesPerSecond()
+    ours, theirs = (each.GetPrimAtPath(SPLATS) for each in (stage, renamed))
+    held = [each for each in ours.GetAttributes() if each.HasAuthoredValue()]
+    names = {each.GetName() for each in held}
+    assert {"positions", "orientations", "scales", "opacities", "radiance:sphericalHarmonicsCoefficients"} <= names
+    for each in held:
+        other = theirs.GetAttribute(each.GetName())
+        assert other.GetTypeName() == each.GetTypeName() and other.GetTimeSamples() == each.GetTimeSamples(), each.GetName()
+        for time in each.GetTimeSamples() or [usd.TimeCode.Default()]:
+            assert other.Get(time) == each.Get(time), each.GetName()
+    assert len(theirs.GetAttribute("positions").GetTimeSamples()) == FRAMES
+
+
 def test_what_cannot_be_written_is_refused(tmp_path: Path, usd: Any, scene: Scene4D) -> None:
     with pytest.raises(InputError, match=r"ends in \.usdc"):
         write_usd(tmp_path / "scene.obj", scene)

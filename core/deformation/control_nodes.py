@@ -26,6 +26,10 @@ from .skeleton import matrix_to_rotation_vector
 from .stretch import Planes, stretched
 
 
+#: Share of its Gaussians' change in size with which a node begins the next frame, where frames are tracked one by one.
+KEPT_SIZE = 0.8
+
+
 class NodeField(DeformationField):
     """A field whose nodes on the surface move rigidly, and whose Gaussians move by the blend of their nodes' motions.
 
@@ -416,8 +420,11 @@ class ControlNodes(NodeField):
 
     @torch.no_grad()
     def continue_motion(self, frame: int, source: int, before: int, momentum: float) -> None:
-        for parameter in (self.translations, self.rotations, self.log_scales):
+        for parameter in (self.translations, self.rotations):
             parameter[frame] = parameter[source] + momentum * (parameter[source] - parameter[before])
+        # Pictures hardly tell a Gaussian of less than a pixel from a smaller one: sizes that went on from frame to frame would
+        # run away, and the surface fall apart into dots where it is drawn larger than it was fitted.
+        self.log_scales[frame] = KEPT_SIZE * self.log_scales[source]
 
 
 def _sparse(rows: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:

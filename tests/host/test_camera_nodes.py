@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import ndimage
 
 from anchor4d.core.io import write_splat_sequence
 from anchor4d.core.runs.sample import sample_scene
@@ -114,6 +115,73 @@ def test_the_graph_of_the_hosts_cameras_splats_and_meshes(host: Any) -> None:
     turned = torch.stack([first[:, 2], first[:, 1], -first[:, 0]], -1)
     candidates = [0.7 * turned * torch.tensor([s, 1, s]) + torch.tensor([0.8, 0, 0]) for s in (1, -1)]
     assert min(float((copy - c).abs().max()) for c in candidates) < 1e-3
+
+
+def test_a_texture_baked_of_our_pictures(host: Any) -> None:
+    """Scene at Time to Mesh, Unwrap Mesh, Render Scene from an orbit of ours, Bake Texture From Views with the same cameras (its
+    stand-in where the host has none), Apply Texture to Mesh: the mesh shows the scene from between the cameras by the host's
+    Render Mesh, and comes back into ours with its texture."""
+    known = set(host.get("/object_info"))
+    if absent := {"UnwrapMesh", "RenderMesh", "ApplyTextureToMesh"} - known:
+        pytest.skip(f"this ComfyUI has no {', '.join(sorted(absent))}")
+    sample_scene(20000, 6).save(host.folder / "output" / "3d" / "baked.safetensors")
+    prompt: dict[str, Any] = {}
+
+    def add(key: str, kind: str, **inputs: Any) -> list[Any]:
+        prompt[key] = {"class_type": kind, "inputs": {k.replace("__", "."): v for k, v in inputs.items()}}
+        return [key, 0]
+
+    def orbit(key: str, azimuth: float, count: int) -> list[Any]:
+        path = add(
+            key, "Anchor4DOrbitTrajectory", azimuth=azimuth, sweep=360.0, elevation=10.0, distance=1.6, easing="none", time=0.5,
+            batch=count,
+        )  # fmt: skip
+        return [path[0], 1]
+
+    def ours(key: str, cameras: list[Any], size: int) -> list[Any]:
+        return add(
+            key, "Anchor4DRenderScene", scene=scene, shot="orbit", shot__time=0.5, shot__azimuth=0.0, shot__sweep=0.0,
+            shot__frames=1, framing="object", size=size, background="white", elevation=0.0, camera_info=cameras,
+        )  # fmt: skip
+
+    scene = add("scene", "Anchor4DLoadScene", file="3d/baked.safetensors [output]", path="")
+    mesh = add("mesh", "Anchor4DSceneToMesh", scene=scene, time=0.5)
+    flat = add("flat", "UnwrapMesh", mesh=mesh, segmenter="pec", resolution=384, padding=2, weld_distance=0.0)
+    around = orbit("around", 0.0, 8)
+    bare = {"mesh": flat, "images": ours("pictures", around, 512), "camera_info": around, "resolution": 384, "blend_exponent": 4.0}
+    if "BakeTextureFromViews" in known:
+        texture = add("bake", "BakeTextureFromViews", **bare, fill_unseen=True)
+    else:
+        texture = add("bake", "TextureFromViews", **bare)
+    textured = add("textured", "ApplyTextureToMesh", mesh=flat, base_color=texture)
+    between = orbit("between", 22.5, 1)
+    theirs = add(
+        "theirs", "RenderMesh", mesh=textured, mode="texture", width=256, height=256, background="#ffffff", camera_info=between
+    )
+    back = add(
+        "back", "Anchor4DRenderObject", mesh=textured, azimuth=22.5, elevation=10.0, distance=2.5, field_of_view=40.0, size=256
+    )
+    plain = add(
+        "plain", "Anchor4DRenderObject", mesh=mesh, azimuth=22.5, elevation=10.0, distance=2.5, field_of_view=40.0, size=256
+    )
+    for key, made in (("ours", ours("scene's", between, 256)), ("theirs", theirs), ("back", back), ("plain", plain)):
+        add(f"save {key}", "SaveImage", images=made, filename_prefix=f"baked {key}")
+    outcome = host.run(prompt)
+    assert outcome.ended == "execution_success", outcome.detail
+
+    def picture(key: str) -> np.ndarray:
+        (file,) = (host.file(p) for p in outcome.outputs[f"save {key}"]["images"])
+        return np.asarray(Image.open(file).convert("RGB"), dtype=float) / 255
+
+    pictures = {key: picture(key) for key in ("ours", "theirs", "back", "plain")}
+    inside = {key: ndimage.binary_erosion((image < 0.98).any(-1), iterations=3) for key, image in pictures.items()}
+
+    def likeness(a: str, b: str) -> float:
+        return -10 * np.log10(((pictures[a] - pictures[b])[inside[a] & inside[b]] ** 2).mean())
+
+    # What is left is the Gaussians' blur.
+    found = likeness("ours", "theirs"), likeness("back", "plain")
+    assert min(found) > 20, found
 
 
 @pytest.mark.parametrize("wrong", ["orthographic"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,55 @@ def test_links_have_colours_numbers_words_and_pictures_room(host: Any, page: Any
     assert looks["words"][4] == "0"
     size = next(node["size"] for node in saved["nodes"] if node["type"] == "Anchor4DRenderScene")
     assert looks["height"] >= size[1]
+
+
+#: Template 6 with tiny models: without the one of several views, whose pictures have a fixed size. In place of files, paths.
+TINY_TEXT = """(models) => {
+  for (const node of [...app.graph._nodes]) {
+    const widget = (name) => node.widgets?.find((each) => each.name === name);
+    if (widget("path")?.value === "mvdream") app.graph.remove(node);
+    else if (widget("path")?.value in models) widget("path").value = models[widget("path").value];
+    if (widget("steps")) widget("steps").value = 4;
+    if (node.type === "Anchor4DTextTo4DScores" || node.type === "Anchor4DTextToGaussians") widget("frames").value = 4;
+  }
+}"""
+#: The player as it stands in the page: its frames' line, and how many of its pixels are not background.
+PLAYED = """() => {
+  const node = app.graph._nodes.find((each) => each.type === "Anchor4DPlayScene");
+  const root = node.widgets.find((widget) => widget.name === "player").element.shadowRoot;
+  return { time: root?.querySelector(".time")?.textContent ?? "", canvas: Boolean(root?.querySelector(".view canvas")) };
+}"""
+
+
+@pytest.mark.parametrize("vue", [False, True])
+def test_the_template_from_text_runs_in_the_page(host: Any, page: Any, tmp_path: Path, vue: bool):
+    pytest.importorskip("diffusers")
+    pytest.importorskip("transformers")
+    sys.path.insert(0, str(ROOT / "tests"))
+    import tiny_models
+    import tiny_videos
+
+    models = {
+        "sd21-base": str(tiny_models.write_stable_diffusion(tmp_path / "sd")),
+        "modelscope": str(tiny_videos.write_modelscope(tmp_path / "modelscope")),
+    }
+    failures: list[str] = []
+    page.on("pageerror", lambda error: failures.append(str(error)))
+    host.post("/settings", QUIET | {"Comfy.VueNodes.Enabled": vue})
+    page.reload(wait_until="domcontentloaded")
+    page.wait_for_function(READY)
+    page.wait_for_function("() => app.extensionManager?.workflow?.activeWorkflow?.isLoaded && app.graph._nodes.length")
+    template = page.request.get(f"{host.url}/api/workflow_templates/anchor4d/6_Align_Your_Gaussians.json")
+    page.evaluate("async (workflow) => { await app.loadGraphData(workflow); }", template.json())
+    page.evaluate(TINY_TEXT, models)
+    ended, detail = page.evaluate(RUN, 900)
+    assert ended == "execution_success", detail
+    page.wait_for_function(f"() => ({PLAYED})().canvas && / 6/.test(({PLAYED})().time)")
+    shown = page.evaluate(SHOWN)
+    said = {title: each["said"] for title, each in shown.items()}
+    assert "of 4" in said["Fit Motion to Text"] and "at work for" not in said["Fit Motion to Text"], said
+    page.screenshot(path=tmp_path / "page.png")
+    assert not failures
 
 
 def test_load_mesh_uploads_a_model(host: Any, page: Any, tmp_path: Path):

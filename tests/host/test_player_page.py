@@ -71,7 +71,7 @@ STATE = """(index) => {
     root: box(root.querySelector(".root")), canvas: Boolean(root.querySelector(".view canvas")),
     tools: [...root.querySelectorAll(".row > *")].filter((tool) => tool.offsetWidth && tool.className !== "space").map(box),
     pos: [...node.pos], count: app.graph._nodes.length,
-    ink: getComputedStyle(root.querySelector('[data-id="play"]')).color,
+    ink: getComputedStyle(root.querySelector('[data-id="play"]')).color, dark: place.hasAttribute("data-dark"),
     paper: getComputedStyle(root.querySelector(".root")).backgroundColor,
   };
 }"""
@@ -158,6 +158,27 @@ def check_layout(state: dict[str, Any]) -> None:
     assert (light + 0.05) / (dark + 0.05) >= 4.5
 
 
+#: Of nodes, colours and sizes those that the next test has not got.
+LOOKS = [
+    (False, 1.5, "dark"), (False, 1.0, "light"), (False, 1.5, "light"), (True, 1.0, "dark"), (True, 1.5, "dark"), (True, 1.0, "light")
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("vue", "scale", "palette"), LOOKS)
+def test_its_bar_can_be_read(
+    open_page: Callable[..., Any], scene_file: Path, tmp_path: Path, vue: bool, scale: float, palette: str
+):
+    page = open_page(vue, scale, palette)
+    page.evaluate(BUILD, [str(scene_file), 1, False])
+    assert page.evaluate(RUN, 600)[0] == "execution_success"
+    wait_until_it_plays(page, 0)
+    page.screenshot(path=tmp_path / "plays.png")
+    state = page.evaluate(STATE, 0)
+    check_layout(state)
+    assert state["dark"] == (palette == "dark")
+    assert not page.failures
+
+
 @pytest.mark.parametrize(
     ("vue", "scale", "palette"), [(False, 1.0, "dark"), (True, 1.5, "light")], ids=["classic", "vue at 150 %, light"]
 )
@@ -171,6 +192,7 @@ def test_it_plays_and_what_it_shows_comes_out(
     page.screenshot(path=tmp_path / "plays.png")
     state = page.evaluate(STATE, 0)
     check_layout(state)
+    assert state["dark"] == (palette == "dark")
     assert "/ 8" in state["time"]
     assert state["play"].startswith("Pause")
     assert not state["noted"]

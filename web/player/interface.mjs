@@ -211,7 +211,9 @@ export class Interface {
   }
 
   #theme() {
-    const given = getComputedStyle(this.element).getPropertyValue("--comfy-menu-bg").trim();
+    // ComfyUI's canvas nodes put their widgets into the page later: until then the page's own colours count.
+    const place = this.element.isConnected ? this.element : document.body;
+    const given = getComputedStyle(place).getPropertyValue("--comfy-menu-bg").trim();
     let dark = matchMedia("(prefers-color-scheme: dark)").matches;
     if (given) {
       const probe = make("span", { style: `color: ${given}` });

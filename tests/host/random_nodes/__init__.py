@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import comfy.sd
 import folder_paths
 import torch
+import torch.nn.functional as F
 from comfy_api.latest import io
 from server import PromptServer
 
@@ -70,6 +72,55 @@ class SeveralCameras:
         return ([a, b],)
 
 
+class TextureFromViews:
+    """The part of ComfyUI 0.46's Bake Texture From Views that its manual describes: pictures of a mesh, one a camera in their
+    order, onto its UV layout, weighed by the cosine of the view's angle to a power where the camera sees the surface. Outside a
+    chart the nearest texel's colour; what no view sees stays grey."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "tests", "bake", ("IMAGE",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "mesh": ("MESH",),
+                "images": ("IMAGE",),
+                "resolution": ("INT", {"default": 1024, "max": 8192}),
+                "blend_exponent": ("FLOAT", {"default": 4.0}),
+            },
+            "optional": {"camera_info": ("LOAD3D_CAMERA",)},
+        }
+
+    def bake(self, mesh: Any, images: torch.Tensor, resolution: int, blend_exponent: float, camera_info: Any) -> tuple[Any]:
+        from comfy_extras import nodes_mesh_postprocess as host
+        from scipy.ndimage import distance_transform_edt
+
+        vertices, faces, uvs = mesh.vertices[0].float(), mesh.faces[0].long(), mesh.uvs[0].float()
+        normals = torch.from_numpy(host._smooth_vertex_normals(vertices.numpy(), faces.numpy()))
+        face, weights, inside = host._rasterize_uv_barycentric(faces.numpy(), uvs.numpy(), resolution)
+        point, normal = (host._interp_vertex_attr(each, faces, face, weights, inside)[inside] for each in (vertices, normals))
+        triangles = vertices[faces]
+        tree = host._build_triangle_bvh(triangles)
+        colours, total = torch.zeros(len(point), 3), torch.full((len(point), 1), 1e-9)
+        for info, image in zip(camera_info, images, strict=True):
+            eye, target = (torch.tensor([info[key][axis] for axis in "xyz"]) for key in ("position", "target"))
+            forward, right, up = host._camera_basis(eye, target, torch.tensor([0.0, 1.0, 0.0]))
+            to = point - eye
+            depth = to @ forward
+            spread = depth * math.tan(math.radians(info["fov"]) / 2)
+            place = torch.stack([to @ right / spread * image.shape[0] / image.shape[1], -(to @ up) / spread], -1)
+            seen = F.grid_sample(image[None, ..., :3].permute(0, 3, 1, 2), place[None, None], align_corners=False)[0, :, 0].T
+            away = to.norm(dim=-1, keepdim=True)
+            first = host._closest_hit_rays_bvh(eye.expand_as(to), to / away, triangles, tree, tmin=1e-5, tmax=1e30)[0]
+            cosine = (-(to / away) * normal).sum(-1, keepdim=True).clamp(min=0)
+            weight = cosine**blend_exponent * (first[:, None] > away - 0.005)
+            colours, total = colours + weight * seen, total + weight
+        texture = torch.full((resolution, resolution, 3), 0.5)
+        texture[inside] = torch.where(total > 1e-6, colours / total, torch.tensor(0.5))
+        row, column = distance_transform_edt(~inside.numpy(), return_distances=False, return_indices=True)
+        return (texture[row, column][None],)
+
+
 #: A node as an earlier release might have had it: other ids of its inputs, and its outputs the other way round.
 FORMER = io.NodeReplace(
     new_node_id="Anchor4DRenderScene",
@@ -92,3 +143,4 @@ FORMER = io.NodeReplace(
 PromptServer.instance.node_replace_manager.register(FORMER)
 
 NODE_CLASS_MAPPINGS = {"RandomModel": RandomModel, "RandomText": RandomText, "SeveralCameras": SeveralCameras}
+NODE_CLASS_MAPPINGS["TextureFromViews"] = TextureFromViews
