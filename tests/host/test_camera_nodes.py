@@ -180,7 +180,7 @@ def test_a_texture_baked_of_our_pictures(host: Any) -> None:
         return np.asarray(Image.open(file).convert("RGB"), dtype=float) / 255
 
     pictures = {key: picture(key) for key in ("ours", "theirs", "back", "plain")}
-    inside = {key: ndimage.binary_erosion((image < 0.98).any(-1), iterations=3) for key, image in pictures.items()}
+    inside = {key: np.asarray(ndimage.binary_erosion((p < 0.98).any(-1), iterations=3), bool) for key, p in pictures.items()}
 
     def likeness(a: str, b: str) -> float:
         return -10 * np.log10(((pictures[a] - pictures[b])[inside[a] & inside[b]] ** 2).mean())
