@@ -91,6 +91,21 @@ def align4d(g: Graph, video: Output, mesh: Output, preset: Output, prior: str = 
     )["scene"]  # fmt: skip
 
 
+def dreamgaussian4d(g: Graph, video: Output, mesh: Output, preset: Output) -> Output:
+    """DreamGaussian4D, the baseline: from a fixed camera, Gaussians that match the model, video and prior at once."""
+    alignment = g.add("Anchor4DFixedCamera", ALIGN, driving_video=video, mesh=mesh, distance=1.5)["alignment"]
+    asked = g.add("Anchor4DLoadPrior", PRIORS, prior="tiny")["prior"]
+    match = g.add("Anchor4DMeshMatch", FIT, views=4, mask=0.3, perceptual=0.0)["objectives"]
+    scene = g.add(
+        "Anchor4DFitGaussians", FIT, driving_video=video, alignment=alignment, objectives=match, preset=preset, method="dg4d"
+    )["scene"]  # fmt: skip
+    terms = g.add("Anchor4DAlign4DObjectives", FIT, method="dg4d", prior=asked, preset=preset, column=True)["objectives"]
+    return g.add(
+        "Anchor4DMotionAlignment", FIT, driving_video=video, scene=scene, alignment=alignment, objectives=terms, preset=preset,
+        method="dg4d", column=True,
+    )["scene"]  # fmt: skip
+
+
 def view(g: Graph, scene: Output, video: Output | None = None, *, size: int = 512, film: bool = True) -> None:
     """The player, a film from all around, the scene as a file."""
     beside: dict[str, Any] = {} if video is None else {"video": video}
@@ -913,7 +928,10 @@ def blueprints() -> list[Blueprint]:
     group = f"{FIT}: its motion"
     terms = text_terms(four, group, motion, asked)
     four.gives("scene", four.add("Anchor4DTextMotion", group, scene=scene, objectives=terms, preset=preset)["scene"])
-    return [one, alone, two, three, four]
+    base = Blueprint("DreamGaussian4D (Video + 3D to 4D)", where, "Moves a 3D model as a video shows it, by DreamGaussian4D.")
+    video = prepared(base)
+    base.gives("scene", dreamgaussian4d(base, video, base.takes("mesh"), base.preset("draft")))
+    return [one, alone, two, base, three, four]
 
 
 def built(schema: dict[str, Any]) -> dict[Path, str]:

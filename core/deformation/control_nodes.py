@@ -25,7 +25,6 @@ from .graph import graph_from_mesh, graph_from_points, spaced_binding
 from .skeleton import matrix_to_rotation_vector
 from .stretch import Planes, stretched
 
-
 #: Share of its Gaussians' change in size with which a node begins the next frame, where frames are tracked one by one.
 KEPT_SIZE = 0.8
 

@@ -118,9 +118,9 @@ def test_the_graph_of_the_hosts_cameras_splats_and_meshes(host: Any) -> None:
 
 
 def test_a_texture_baked_of_our_pictures(host: Any) -> None:
-    """Scene at Time to Mesh, Unwrap Mesh, Render Scene from an orbit of ours, Bake Texture From Views with the same cameras (its
-    stand-in where the host has none), Apply Texture to Mesh: the mesh shows the scene from between the cameras by the host's
-    Render Mesh, and comes back into ours with its texture."""
+    """Scene at Time to Mesh, Unwrap Mesh, Render Scene from an orbit of ours, Bake Texture From Views with the same cameras
+    (its stand-in where the host has none), Apply Texture to Mesh: the mesh shows the scene from between the cameras by
+    the host's Render Mesh, and comes back into ours with its texture."""
     known = set(host.get("/object_info"))
     if absent := {"UnwrapMesh", "RenderMesh", "ApplyTextureToMesh"} - known:
         pytest.skip(f"this ComfyUI has no {', '.join(sorted(absent))}")
@@ -148,7 +148,13 @@ def test_a_texture_baked_of_our_pictures(host: Any) -> None:
     mesh = add("mesh", "Anchor4DSceneToMesh", scene=scene, time=0.5)
     flat = add("flat", "UnwrapMesh", mesh=mesh, segmenter="pec", resolution=384, padding=2, weld_distance=0.0)
     around = orbit("around", 0.0, 8)
-    bare = {"mesh": flat, "images": ours("pictures", around, 512), "camera_info": around, "resolution": 384, "blend_exponent": 4.0}
+    bare = {
+        "mesh": flat,
+        "images": ours("pictures", around, 512),
+        "camera_info": around,
+        "resolution": 384,
+        "blend_exponent": 4.0,
+    }
     if "BakeTextureFromViews" in known:
         texture = add("bake", "BakeTextureFromViews", **bare, fill_unseen=True)
     else:
@@ -174,7 +180,7 @@ def test_a_texture_baked_of_our_pictures(host: Any) -> None:
         return np.asarray(Image.open(file).convert("RGB"), dtype=float) / 255
 
     pictures = {key: picture(key) for key in ("ours", "theirs", "back", "plain")}
-    inside = {key: ndimage.binary_erosion((image < 0.98).any(-1), iterations=3) for key, image in pictures.items()}
+    inside = {key: np.asarray(ndimage.binary_erosion((p < 0.98).any(-1), iterations=3), bool) for key, p in pictures.items()}
 
     def likeness(a: str, b: str) -> float:
         return -10 * np.log10(((pictures[a] - pictures[b])[inside[a] & inside[b]] ** 2).mean())

@@ -203,9 +203,11 @@ TINY_TEXT = """(models) => {
     if (node.type === "Anchor4DTextTo4DScores" || node.type === "Anchor4DTextToGaussians") widget("frames").value = 4;
   }
 }"""
-#: The player as it stands in the page: its frames' line, and how many of its pixels are not background.
+#: Brings the player into sight, where it draws; its moment and number of frames, and whether it has a canvas.
 PLAYED = """() => {
   const node = app.graph._nodes.find((each) => each.type === "Anchor4DPlayScene");
+  Object.assign(app.canvas.ds, { scale: 1, offset: [300 - node.pos[0], 60 - node.pos[1]] });
+  app.canvas.setDirty(true, true);
   const root = node.widgets.find((widget) => widget.name === "player").element.shadowRoot;
   return { time: root?.querySelector(".time")?.textContent ?? "", canvas: Boolean(root?.querySelector(".view canvas")) };
 }"""
@@ -234,7 +236,7 @@ def test_the_template_from_text_runs_in_the_page(host: Any, page: Any, tmp_path:
     page.evaluate(TINY_TEXT, models)
     ended, detail = page.evaluate(RUN, 900)
     assert ended == "execution_success", detail
-    page.wait_for_function(f"() => ({PLAYED})().canvas && / 6/.test(({PLAYED})().time)")
+    page.wait_for_function(f"() => ({PLAYED})().canvas && / 6/.test(({PLAYED})().time)", timeout=60_000)
     shown = page.evaluate(SHOWN)
     said = {title: each["said"] for title, each in shown.items()}
     assert "of 4" in said["Fit Motion to Text"] and "at work for" not in said["Fit Motion to Text"], said

@@ -160,7 +160,8 @@ def check_layout(state: dict[str, Any]) -> None:
 
 #: Of nodes, colours and sizes those that the next test has not got.
 LOOKS = [
-    (False, 1.5, "dark"), (False, 1.0, "light"), (False, 1.5, "light"), (True, 1.0, "dark"), (True, 1.5, "dark"), (True, 1.0, "light")
+    (False, 1.5, "dark"), (False, 1.0, "light"), (False, 1.5, "light"), (True, 1.0, "dark"), (True, 1.5, "dark"),
+    (True, 1.0, "light"),
 ]  # fmt: skip
 
 

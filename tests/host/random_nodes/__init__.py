@@ -117,8 +117,8 @@ class TextureFromViews:
             colours, total = colours + weight * seen, total + weight
         texture = torch.full((resolution, resolution, 3), 0.5)
         texture[inside] = torch.where(total > 1e-6, colours / total, torch.tensor(0.5))
-        row, column = distance_transform_edt(~inside.numpy(), return_distances=False, return_indices=True)
-        return (texture[row, column][None],)
+        nearest: Any = distance_transform_edt(~inside.numpy(), return_distances=False, return_indices=True)
+        return (texture[tuple(nearest)][None],)
 
 
 #: A node as an earlier release might have had it: other ids of its inputs, and its outputs the other way round.
