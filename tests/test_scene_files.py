@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -198,3 +199,48 @@ def test_usd_stays_in_its_folder_and_damage_is_one_line(tmp_path: Path) -> None:
         with pytest.raises(InputError) as caught:
             load_mesh(tmp_path / name)
         assert name in str(caught.value) and "\n" not in str(caught.value)
+
+
+USD_MESH = """#usda 1.0
+def Mesh "m" {
+    int[] faceVertexCounts = %s
+    int[] faceVertexIndices = [0, 1, 2]
+    point3f[] points = [(0, 0, 0), (1, 0, 0), (0, 1, 0)]
+    %s
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("counts", "more", "message"),
+    [
+        ("[6, -3]", "", "vertices that do not exist"),
+        (
+            "[3]",
+            'color3f[] primvars:displayColor = [(1, 0, 0)] (interpolation = "faceVarying")\n'
+            "int[] primvars:displayColor:indices = [0, 5, -9]",
+            "too few",
+        ),
+        (
+            "[3]",
+            'def GeomSubset "s" {\nuniform token elementType = "face"\nuniform token familyName = "materialBind"\n'
+            "int[] indices = [99, -5]\n}",
+            "faces that do not exist",
+        ),
+    ],
+)
+def test_usd_meshes_that_refer_to_what_is_not_there(tmp_path: Path, counts: str, more: str, message: str) -> None:
+    modules("Usd")
+    (tmp_path / "a.usda").write_text(USD_MESH % (counts, more))
+    with pytest.raises(InputError, match=message):
+        load_mesh(tmp_path / "a.usda")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pipes among files")
+@pytest.mark.parametrize("way", ["(subLayers = [@./pipe.usda@])", 'def "a" (payload = @./pipe.usda@) {\n}'])
+def test_usd_opens_no_pipe(tmp_path: Path, way: str) -> None:
+    modules("Usd")
+    os.mkfifo(tmp_path / "pipe.usda")
+    (tmp_path / "a.usda").write_text(f"#usda 1.0\n{way}\n")
+    with pytest.raises(InputError, match="not a regular file"):
+        load_mesh(tmp_path / "a.usda")

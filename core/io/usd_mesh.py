@@ -44,20 +44,49 @@ def usd_parts(path: Path) -> tuple[list[Part], str]:
     pxr = _modules()
 
     try:
+        _check_layers(path, pxr)
         stage = pxr.Usd.Stage.Open(str(path))
-        for layer in stage.GetUsedLayers():
-            outer = Path(pxr.Ar.SplitPackageRelativePathOuter(layer.identifier)[0])
-            if not layer.anonymous and not outer.resolve().is_relative_to(path.parent.resolve()):
-                raise InputError(f"{path}: refers to {outer.name[:80]!r}, outside its folder; copy that file beside it")
-        return _Reader(path, stage).parts(), pxr.UsdGeom.GetStageUpAxis(stage).lower()
-    except (pxr.Tf.ErrorException, RuntimeError) as error:
+        found = _Reader(path, stage).parts(), pxr.UsdGeom.GetStageUpAxis(stage).lower()
+        for layer in stage.GetUsedLayers():  # those of value clips too, which are opened as they are asked
+            if not layer.anonymous:
+                _check_place(path, layer.identifier, pxr)
+        return found
+    except InputError:
+        raise
+    except (
+        pxr.Tf.ErrorException, RuntimeError, ValueError, TypeError, LookupError, AttributeError, OverflowError,
+    ) as error:  # fmt: skip
         log.debug("reading %s", path, exc_info=True)
         raise InputError(f"{path}: damaged or not a USD file, export it again") from error
 
 
+def _check_layers(path: Path, pxr: Any) -> None:
+    """Refuses a layer that refers to one outside the file's folder, or to a pipe or device, before that one is opened."""
+    seen, queue = set[str](), [str(path)]
+    while queue:
+        name = queue.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        outer = _check_place(path, name, pxr)
+        if not outer.exists():  # left out by USD, with a warning
+            continue
+        regular_size(outer, "USD layer")
+        if layer := pxr.Sdf.Layer.FindOrOpen(name):
+            queue += [layer.ComputeAbsolutePath(other) for other in layer.GetCompositionAssetDependencies()]
+
+
+def _check_place(path: Path, name: str, pxr: Any) -> Path:
+    """The file that a layer is or lies in; raises InputError where that is outside the folder of the file that is read."""
+    outer = Path(pxr.Ar.SplitPackageRelativePathOuter(name)[0])
+    if not outer.resolve().is_relative_to(path.parent.resolve()):
+        raise InputError(f"{path}: refers to {outer.name[:80]!r}, outside its folder; copy that file beside it")
+    return outer
+
+
 def _modules() -> Any:
     """The package pxr with the modules used here."""
-    for name in ("Ar", "Tf", "Usd", "UsdGeom", "UsdShade"):
+    for name in ("Ar", "Sdf", "Tf", "Usd", "UsdGeom", "UsdShade"):
         import_module(f"pxr.{name}")
     return import_module("pxr")
 
@@ -88,7 +117,11 @@ class _Reader:
         points = np.array(mesh.GetPointsAttr().Get(self.time) or np.zeros((0, 3)), np.float64).reshape(-1, 3)
         counts = np.array(mesh.GetFaceVertexCountsAttr().Get(self.time) or [], np.int64)
         index = np.array(mesh.GetFaceVertexIndicesAttr().Get(self.time) or [], np.int64)
-        if counts.sum() != len(index) or (len(index) and not 0 <= index.min() <= index.max() < len(points)):
+        if (
+            (counts < 0).any()
+            or counts.sum() != len(index)
+            or (len(index) and not 0 <= index.min() <= index.max() < len(points))
+        ):
             raise InputError(f"{self.path}: the faces of {prim.GetName()} refer to vertices that do not exist, export it again")
         if not len(index):
             return []
@@ -107,7 +140,10 @@ class _Reader:
         subsets = self.pxr.UsdShade.MaterialBindingAPI(prim).GetMaterialBindSubsets()
         owner = np.full(len(counts), -1)
         for k, subset in enumerate(subsets):
-            owner[np.array(subset.GetIndicesAttr().Get(self.time) or [], np.int64)] = k
+            chosen = np.array(subset.GetIndicesAttr().Get(self.time) or [], np.int64)
+            if len(chosen) and not 0 <= chosen.min() <= chosen.max() < len(counts):
+                raise InputError(f"{self.path}: a part of {prim.GetName()} has faces that do not exist, export it again")
+            owner[chosen] = k
         parts = []
         for k, bound in enumerate([prim, *(subset.GetPrim() for subset in subsets)], -1):
             own = triangles[owner[face] == k]
@@ -139,7 +175,7 @@ class _Reader:
         """Values (V, C) of a primvar and which of them each corner has, or None where it has none."""
         if not primvar or not primvar.HasValue():
             return None
-        values = np.array(primvar.ComputeFlattened(self.time), np.float64)
+        values = np.array(primvar.ComputeFlattened(self.time) or [], np.float64)
         values = values.reshape(len(values), -1)
         rows = {
             "constant": np.zeros_like(index),
