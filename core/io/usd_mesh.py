@@ -176,7 +176,6 @@ class _Reader:
         if not primvar or not primvar.HasValue():
             return None
         values = np.array(primvar.ComputeFlattened(self.time) or [], np.float64)
-        values = values.reshape(len(values), -1)
         rows = {
             "constant": np.zeros_like(index),
             "uniform": np.repeat(np.arange(len(counts)), counts),
@@ -186,7 +185,7 @@ class _Reader:
             raise InputError(
                 f"{self.path}: {prim.GetName()} has {len(values)} of {primvar.GetPrimvarName()}, too few, export it again"
             )
-        return values, rows
+        return values.reshape(len(values), -1), rows
 
     def _look(self, prim: Any) -> tuple[dict[str, Any], str]:
         """Colour or texture of the material that is bound to a prim, and the name of its texture coordinates."""
