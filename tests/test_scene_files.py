@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fuzzing import survives
 from gltf_files import CORNERS, POINTS, UVS, GltfFile, halves
 
 from anchor4d.core.cameras import orbit
@@ -244,3 +246,29 @@ def test_usd_opens_no_pipe(tmp_path: Path, way: str) -> None:
     (tmp_path / "a.usda").write_text(f"#usda 1.0\n{way}\n")
     with pytest.raises(InputError, match="not a regular file"):
         load_mesh(tmp_path / "a.usda")
+
+
+@pytest.mark.parametrize("suffix", [".usda", ".usdc", ".usdz", ".dae"])
+def test_spoilt_scenes_are_read_or_refused_in_one_line(tmp_path: Path, suffix: str) -> None:
+    if suffix != ".dae":
+        modules("Usd")
+    (tmp_path / "halves.png").write_bytes(halves())
+    whole = collada_file(tmp_path / "whole.dae") if suffix == ".dae" else usd_file(tmp_path / f"whole{suffix}")
+    survives(load_mesh, tmp_path / f"spoilt{suffix}", whole.read_bytes(), seed=7)
+
+
+def test_a_crate_that_promises_more_than_it_holds_is_refused_before_usd_makes_room(tmp_path: Path) -> None:
+    """Numbers of entries of each section, one after the other."""
+    modules("Usd")
+    (tmp_path / "halves.png").write_bytes(halves())
+    whole = usd_file(tmp_path / "whole.usdc").read_bytes()
+    (table,) = struct.unpack_from("<Q", whole, 16)
+    (sections,) = struct.unpack_from("<Q", whole, table)
+    for number in range(sections):
+        name, start, _ = struct.unpack_from("<16sQQ", whole, table + 8 + 32 * number)
+        data = bytearray(whole)
+        struct.pack_into("<Q", data, start, 1 << 33)
+        (tmp_path / "spoilt.usdc").write_bytes(data)
+        with pytest.raises(InputError, match="damaged or not a USD file") as caught:
+            load_mesh(tmp_path / "spoilt.usdc")
+        assert "fit" in str(caught.value.__cause__), name

@@ -8,9 +8,11 @@ in; UsdPreviewSurface's diffuse colour or texture, and displayColor. The up axis
 from __future__ import annotations
 
 import logging
+import struct
 from importlib import import_module
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -72,8 +74,66 @@ def _check_layers(path: Path, pxr: Any) -> None:
         if not outer.exists():  # left out by USD, with a warning
             continue
         regular_size(outer, "USD layer")
+        with open(outer, "rb") as file:
+            if pxr.Ar.IsPackageRelativePath(name):
+                with opened_zip(outer, str(path), "a USD scene") as archive:
+                    inner = pxr.Ar.SplitPackageRelativePathInner(name)[1]
+                    _check_crate(BytesIO(member(archive, archive.getinfo(inner), str(path))), path)
+            else:
+                _check_crate(file, path)
         if layer := pxr.Sdf.Layer.FindOrOpen(name):
             queue += [layer.ComputeAbsolutePath(other) for other in layer.GetCompositionAssetDependencies()]
+
+
+#: Numbers that begin a section of a crate and say how many entries it has; chunks of packed integers follow, each with its size.
+_COUNTS = {b"FIELDS": 1, b"FIELDSETS": 1, b"PATHS": 2, b"SPECS": 1}
+#: Packed integers take two bits and more, and LZ4 makes at most 255 bytes of one.
+_LZ4, _ENTRIES_PER_BYTE, _ENTRY_BYTES = 255, 4 * 255, 16
+
+
+def _check_crate(file: BinaryIO, path: Path) -> None:
+    """Refuses a binary layer (.usdc) that promises more than its bytes can hold: USD makes room for it before it reads on.
+
+    The layout is that of Pixar's crateFile.h: a table of sections, each of which begins with its numbers of entries.
+    """
+    total = file.seek(0, 2)
+
+    def numbers(at: int, count: int = 1) -> tuple[int, ...]:
+        if not 0 <= at <= total - 8 * count:
+            raise ValueError("an offset beyond the end")
+        file.seek(at)
+        return struct.unpack(f"<{count}Q", file.read(8 * count))
+
+    file.seek(0)
+    if file.read(8) != b"PXR-USDC":
+        return
+    version = tuple(file.read(3))
+    (table,) = numbers(16)
+    (sections,) = numbers(table)
+    for number in range(min(sections, total // 32 + 1)):
+        at = table + 8 + 32 * number
+        start, size = numbers(at + 16, 2)
+        file.seek(at)
+        name = file.read(16).rstrip(b"\0")
+        end = start + size
+        if end > total:
+            raise ValueError("a section beyond the end")
+        if name == b"TOKENS" and version >= (0, 4):
+            count, raw, packed = numbers(start, 3)
+            if packed > size or raw > _LZ4 * packed or count > raw:
+                raise ValueError("tokens that do not fit")
+        elif name in _COUNTS and version >= (0, 4):
+            counts, chunk = numbers(start, _COUNTS[name]), start + 8 * _COUNTS[name]
+            if max(counts) > size * _ENTRIES_PER_BYTE:
+                raise ValueError("entries that do not fit")
+            if max(counts) * _ENTRY_BYTES > limits().memory:
+                raise InputError(f"{path}: too many prims, reduce the mesh or raise {VARIABLES['memory'][0]}")
+            while chunk < end:
+                chunk += 8 + numbers(chunk)[0]
+            if chunk != end:
+                raise ValueError("integers that do not fit")
+        elif size and numbers(start)[0] > size:
+            raise ValueError("entries that do not fit")
 
 
 def _check_place(path: Path, name: str, pxr: Any) -> Path:
