@@ -85,7 +85,7 @@ def _check_layers(path: Path, pxr: Any) -> None:
             queue += [layer.ComputeAbsolutePath(other) for other in layer.GetCompositionAssetDependencies()]
 
 
-#: Numbers that begin a section of a crate and say how many entries it has; chunks of packed integers follow, each with its size.
+#: Numbers that begin a section of a crate and say how many entries it has; chunks of packed integers follow, with their sizes.
 _COUNTS = {b"FIELDS": 1, b"FIELDSETS": 1, b"PATHS": 2, b"SPECS": 1}
 #: Packed integers take two bits and more, and LZ4 makes at most 255 bytes of one.
 _LZ4, _ENTRIES_PER_BYTE, _ENTRY_BYTES = 255, 4 * 255, 16
