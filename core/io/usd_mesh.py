@@ -82,6 +82,11 @@ def _check_layers(path: Path, pxr: Any) -> None:
             else:
                 _check_crate(file, path)
         if layer := pxr.Sdf.Layer.FindOrOpen(name):
+            places = []
+            layer.Traverse(pxr.Sdf.Path.absoluteRootPath, places.append)
+            # USD ends the process where it follows a name to what is not there.
+            if not all(layer.GetObjectAtPath(p) for p in places if p.IsPrimPath() or p.IsPrimPropertyPath()):
+                raise ValueError("names of prims or properties that are not there")
             queue += [layer.ComputeAbsolutePath(other) for other in layer.GetCompositionAssetDependencies()]
 
 
