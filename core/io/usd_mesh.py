@@ -85,7 +85,7 @@ def _check_layers(path: Path, pxr: Any) -> None:
             places = []
             layer.Traverse(pxr.Sdf.Path.absoluteRootPath, places.append)
             # USD ends the process where it follows a name to what is not there.
-            if not all(layer.GetObjectAtPath(p) for p in places if p.IsPrimPath() or p.IsPrimPropertyPath()):
+            if not all(layer.GetObjectAtPath(p) for p in places if not p.ContainsTargetPath()):
                 raise ValueError("names of prims or properties that are not there")
             queue += [layer.ComputeAbsolutePath(other) for other in layer.GetCompositionAssetDependencies()]
 
