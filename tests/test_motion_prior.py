@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from anchor4d.core.cameras import Crop, FrontCamera
@@ -85,6 +87,12 @@ def test_files_that_are_no_motion_prior_are_refused(tmp_path: Path, small: Path)
         MotionPrior(tmp_path / "none.safetensors")
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(small.read_bytes()[:-7])
+    tensors = load_file(small)
+    next(iter(tensors.values())).view(-1)[0] = float("nan")
+    with safe_open(str(small), "pt") as file:
+        save_file(tensors, tmp_path / "nan.safetensors", file.metadata())
+    with pytest.raises(InputError, match=r"nan\.safetensors: damaged"):
+        MotionPrior(tmp_path / "nan.safetensors")(*question(3, 4), 1.5)
     with pytest.raises(InputError, match=r"cut\.safetensors: damaged"):
         MotionPrior(cut)(*question(3, 4), 1.5)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fuzzing import survives
 from gltf_files import CORNERS, POINTS, UVS, GltfFile, halves
 
 from anchor4d.core.cameras import orbit
@@ -198,3 +201,74 @@ def test_usd_stays_in_its_folder_and_damage_is_one_line(tmp_path: Path) -> None:
         with pytest.raises(InputError) as caught:
             load_mesh(tmp_path / name)
         assert name in str(caught.value) and "\n" not in str(caught.value)
+
+
+USD_MESH = """#usda 1.0
+def Mesh "m" {
+    int[] faceVertexCounts = %s
+    int[] faceVertexIndices = [0, 1, 2]
+    point3f[] points = [(0, 0, 0), (1, 0, 0), (0, 1, 0)]
+    %s
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("counts", "more", "message"),
+    [
+        ("[6, -3]", "", "vertices that do not exist"),
+        (
+            "[3]",
+            'color3f[] primvars:displayColor = [(1, 0, 0)] (interpolation = "faceVarying")\n'
+            "int[] primvars:displayColor:indices = [0, 5, -9]",
+            "too few",
+        ),
+        (
+            "[3]",
+            'def GeomSubset "s" {\nuniform token elementType = "face"\nuniform token familyName = "materialBind"\n'
+            "int[] indices = [99, -5]\n}",
+            "faces that do not exist",
+        ),
+    ],
+)
+def test_usd_meshes_that_refer_to_what_is_not_there(tmp_path: Path, counts: str, more: str, message: str) -> None:
+    modules("Usd")
+    (tmp_path / "a.usda").write_text(USD_MESH % (counts, more))
+    with pytest.raises(InputError, match=message):
+        load_mesh(tmp_path / "a.usda")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pipes among files")
+@pytest.mark.parametrize("way", ["(subLayers = [@./pipe.usda@])", 'def "a" (payload = @./pipe.usda@) {\n}'])
+def test_usd_opens_no_pipe(tmp_path: Path, way: str) -> None:
+    modules("Usd")
+    os.mkfifo(tmp_path / "pipe.usda")
+    (tmp_path / "a.usda").write_text(f"#usda 1.0\n{way}\n")
+    with pytest.raises(InputError, match="not a regular file"):
+        load_mesh(tmp_path / "a.usda")
+
+
+@pytest.mark.parametrize("suffix", [".usda", ".usdc", ".usdz", ".dae"])
+def test_spoilt_scenes_are_read_or_refused_in_one_line(tmp_path: Path, suffix: str) -> None:
+    if suffix != ".dae":
+        modules("Usd")
+    (tmp_path / "halves.png").write_bytes(halves())
+    whole = collada_file(tmp_path / "whole.dae") if suffix == ".dae" else usd_file(tmp_path / f"whole{suffix}")
+    survives(load_mesh, tmp_path / f"spoilt{suffix}", whole.read_bytes(), seed=7)
+
+
+def test_a_crate_that_promises_more_than_it_holds_is_refused_before_usd_makes_room(tmp_path: Path) -> None:
+    """Numbers of entries of each section, one after the other."""
+    modules("Usd")
+    (tmp_path / "halves.png").write_bytes(halves())
+    whole = usd_file(tmp_path / "whole.usdc").read_bytes()
+    (table,) = struct.unpack_from("<Q", whole, 16)
+    (sections,) = struct.unpack_from("<Q", whole, table)
+    for number in range(sections):
+        name, start, _ = struct.unpack_from("<16sQQ", whole, table + 8 + 32 * number)
+        data = bytearray(whole)
+        struct.pack_into("<Q", data, start, 1 << 33)
+        (tmp_path / "spoilt.usdc").write_bytes(data)
+        with pytest.raises(InputError, match="damaged or not a USD file") as caught:
+            load_mesh(tmp_path / "spoilt.usdc")
+        assert "fit" in str(caught.value.__cause__), name

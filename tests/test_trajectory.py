@@ -15,6 +15,10 @@ from anchor4d.core.scene.trajectory import Key, Trajectory, dolly_zoom, orbit, s
 FRONT = FrontCamera(fovy=40.0, distance=2.5, width=640, height=360, elevation=10.0)
 
 
+#: As the camera stands by itself.
+AHEAD = {"x": 0, "y": 0, "z": 0, "w": 1}
+
+
 def look(position: tuple[float, ...], target: tuple[float, ...] = (0, 0, 0), **more: Any) -> dict[str, Any]:
     """What Create Camera Info gives."""
     return {"position": dict(zip("xyz", position)), "target": dict(zip("xyz", target)), "fov": 40.0, "zoom": 1.0} | more
@@ -208,6 +212,9 @@ def test_json_round_trip(tmp_path: Path) -> None:
         ({"camera": look((0, 0, 1), fov=180.0)}, "key 2: the camera's"),
         ({"camera": look((0, 0, 1), cameraType="orthographic")}, "key 2: .*orthographic"),
         ({"camera": look((0, 0, 1), aspect=-1)}, "key 2: the camera's"),
+        ({"camera": look((0, 0, 1), quaternion=AHEAD) | {"target": 5}}, "key 2: the camera lacks"),
+        ({"camera": look((0, 0, 1), quaternion=AHEAD) | {"target": {"x": []}}}, "key 2: the camera lacks"),
+        ({"camera": look((0, 0, 1), quaternion=AHEAD) | {"target": {"x": "y"}}}, "key 2: "),
     ],
 )
 def test_bad_keys_are_named(change: dict[str, Any], message: str) -> None:

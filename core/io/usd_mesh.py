@@ -8,9 +8,11 @@ in; UsdPreviewSurface's diffuse colour or texture, and displayColor. The up axis
 from __future__ import annotations
 
 import logging
+import struct
 from importlib import import_module
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -44,20 +46,112 @@ def usd_parts(path: Path) -> tuple[list[Part], str]:
     pxr = _modules()
 
     try:
+        _check_layers(path, pxr)
         stage = pxr.Usd.Stage.Open(str(path))
-        for layer in stage.GetUsedLayers():
-            outer = Path(pxr.Ar.SplitPackageRelativePathOuter(layer.identifier)[0])
-            if not layer.anonymous and not outer.resolve().is_relative_to(path.parent.resolve()):
-                raise InputError(f"{path}: refers to {outer.name[:80]!r}, outside its folder; copy that file beside it")
-        return _Reader(path, stage).parts(), pxr.UsdGeom.GetStageUpAxis(stage).lower()
-    except (pxr.Tf.ErrorException, RuntimeError) as error:
+        found = _Reader(path, stage).parts(), pxr.UsdGeom.GetStageUpAxis(stage).lower()
+        for layer in stage.GetUsedLayers():  # those of value clips too, which are opened as they are asked
+            if not layer.anonymous:
+                _check_place(path, layer.identifier, pxr)
+        return found
+    except InputError:
+        raise
+    except (
+        pxr.Tf.ErrorException, RuntimeError, ValueError, TypeError, LookupError, AttributeError, OverflowError,
+    ) as error:  # fmt: skip
         log.debug("reading %s", path, exc_info=True)
         raise InputError(f"{path}: damaged or not a USD file, export it again") from error
 
 
+def _check_layers(path: Path, pxr: Any) -> None:
+    """Refuses a layer that refers to one outside the file's folder, or to a pipe or device, before that one is opened."""
+    seen, queue = set[str](), [str(path)]
+    while queue:
+        name = queue.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        outer = _check_place(path, name, pxr)
+        if not outer.exists():  # left out by USD, with a warning
+            continue
+        regular_size(outer, "USD layer")
+        with open(outer, "rb") as file:
+            if pxr.Ar.IsPackageRelativePath(name):
+                with opened_zip(outer, str(path), "a USD scene") as archive:
+                    inner = pxr.Ar.SplitPackageRelativePathInner(name)[1]
+                    _check_crate(BytesIO(member(archive, archive.getinfo(inner), str(path))), path)
+            else:
+                _check_crate(file, path)
+        if layer := pxr.Sdf.Layer.FindOrOpen(name):
+            places = []
+            layer.Traverse(pxr.Sdf.Path.absoluteRootPath, places.append)
+            # USD ends the process where it follows a name to what is not there.
+            if not all(layer.GetObjectAtPath(p) for p in places if not p.ContainsTargetPath()):
+                raise ValueError("names of prims or properties that are not there")
+            queue += [layer.ComputeAbsolutePath(other) for other in layer.GetCompositionAssetDependencies()]
+
+
+#: Numbers that begin a section of a crate and say how many entries it has; chunks of packed integers follow, with their sizes.
+_COUNTS = {b"FIELDS": 1, b"FIELDSETS": 1, b"PATHS": 2, b"SPECS": 1}
+#: Packed integers take two bits and more, and LZ4 makes at most 255 bytes of one.
+_LZ4, _ENTRIES_PER_BYTE, _ENTRY_BYTES = 255, 4 * 255, 16
+
+
+def _check_crate(file: BinaryIO, path: Path) -> None:
+    """Refuses a binary layer (.usdc) that promises more than its bytes can hold: USD makes room for it before it reads on.
+
+    The layout is that of Pixar's crateFile.h: a table of sections, each of which begins with its numbers of entries.
+    """
+    total = file.seek(0, 2)
+
+    def numbers(at: int, count: int = 1) -> tuple[int, ...]:
+        if not 0 <= at <= total - 8 * count:
+            raise ValueError("an offset beyond the end")
+        file.seek(at)
+        return struct.unpack(f"<{count}Q", file.read(8 * count))
+
+    file.seek(0)
+    if file.read(8) != b"PXR-USDC":
+        return
+    version = tuple(file.read(3))
+    (table,) = numbers(16)
+    (sections,) = numbers(table)
+    for number in range(min(sections, total // 32 + 1)):
+        at = table + 8 + 32 * number
+        start, size = numbers(at + 16, 2)
+        file.seek(at)
+        name = file.read(16).rstrip(b"\0")
+        end = start + size
+        if end > total:
+            raise ValueError("a section beyond the end")
+        if name == b"TOKENS" and version >= (0, 4):
+            count, raw, packed = numbers(start, 3)
+            if packed > size or raw > _LZ4 * packed or count > raw:
+                raise ValueError("tokens that do not fit")
+        elif name in _COUNTS and version >= (0, 4):
+            counts, chunk = numbers(start, _COUNTS[name]), start + 8 * _COUNTS[name]
+            if max(counts) > size * _ENTRIES_PER_BYTE:
+                raise ValueError("entries that do not fit")
+            if max(counts) * _ENTRY_BYTES > limits().memory:
+                raise InputError(f"{path}: too many prims, reduce the mesh or raise {VARIABLES['memory'][0]}")
+            while chunk < end:
+                chunk += 8 + numbers(chunk)[0]
+            if chunk != end:
+                raise ValueError("integers that do not fit")
+        elif size and numbers(start)[0] > size:
+            raise ValueError("entries that do not fit")
+
+
+def _check_place(path: Path, name: str, pxr: Any) -> Path:
+    """The file that a layer is or lies in; raises InputError where that is outside the folder of the file that is read."""
+    outer = Path(pxr.Ar.SplitPackageRelativePathOuter(name)[0])
+    if not outer.resolve().is_relative_to(path.parent.resolve()):
+        raise InputError(f"{path}: refers to {outer.name[:80]!r}, outside its folder; copy that file beside it")
+    return outer
+
+
 def _modules() -> Any:
     """The package pxr with the modules used here."""
-    for name in ("Ar", "Tf", "Usd", "UsdGeom", "UsdShade"):
+    for name in ("Ar", "Sdf", "Tf", "Usd", "UsdGeom", "UsdShade"):
         import_module(f"pxr.{name}")
     return import_module("pxr")
 
@@ -88,7 +182,11 @@ class _Reader:
         points = np.array(mesh.GetPointsAttr().Get(self.time) or np.zeros((0, 3)), np.float64).reshape(-1, 3)
         counts = np.array(mesh.GetFaceVertexCountsAttr().Get(self.time) or [], np.int64)
         index = np.array(mesh.GetFaceVertexIndicesAttr().Get(self.time) or [], np.int64)
-        if counts.sum() != len(index) or (len(index) and not 0 <= index.min() <= index.max() < len(points)):
+        if (
+            (counts < 0).any()
+            or counts.sum() != len(index)
+            or (len(index) and not 0 <= index.min() <= index.max() < len(points))
+        ):
             raise InputError(f"{self.path}: the faces of {prim.GetName()} refer to vertices that do not exist, export it again")
         if not len(index):
             return []
@@ -107,7 +205,10 @@ class _Reader:
         subsets = self.pxr.UsdShade.MaterialBindingAPI(prim).GetMaterialBindSubsets()
         owner = np.full(len(counts), -1)
         for k, subset in enumerate(subsets):
-            owner[np.array(subset.GetIndicesAttr().Get(self.time) or [], np.int64)] = k
+            chosen = np.array(subset.GetIndicesAttr().Get(self.time) or [], np.int64)
+            if len(chosen) and not 0 <= chosen.min() <= chosen.max() < len(counts):
+                raise InputError(f"{self.path}: a part of {prim.GetName()} has faces that do not exist, export it again")
+            owner[chosen] = k
         parts = []
         for k, bound in enumerate([prim, *(subset.GetPrim() for subset in subsets)], -1):
             own = triangles[owner[face] == k]
@@ -139,8 +240,7 @@ class _Reader:
         """Values (V, C) of a primvar and which of them each corner has, or None where it has none."""
         if not primvar or not primvar.HasValue():
             return None
-        values = np.array(primvar.ComputeFlattened(self.time), np.float64)
-        values = values.reshape(len(values), -1)
+        values = np.array(primvar.ComputeFlattened(self.time) or [], np.float64)
         rows = {
             "constant": np.zeros_like(index),
             "uniform": np.repeat(np.arange(len(counts)), counts),
@@ -150,7 +250,7 @@ class _Reader:
             raise InputError(
                 f"{self.path}: {prim.GetName()} has {len(values)} of {primvar.GetPrimvarName()}, too few, export it again"
             )
-        return values, rows
+        return values.reshape(len(values), -1), rows
 
     def _look(self, prim: Any) -> tuple[dict[str, Any], str]:
         """Colour or texture of the material that is bound to a prim, and the name of its texture coordinates."""

@@ -233,6 +233,8 @@ def _network(path: Path, changed: int) -> MotionTransformer:
         width, layers = (described[key] for key in ("width", "layers"))
         if not (0 < width <= 1024 and width % 32 == 0 and 0 < layers <= 64):
             raise ValueError("sizes")
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+            raise ValueError("numbers")
         with torch.device("meta"):
             network = MotionTransformer(width, layers)
         network.load_state_dict(tensors, assign=True)

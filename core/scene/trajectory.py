@@ -510,6 +510,7 @@ def _checked_camera(info: dict[str, Any], name: str) -> None:
             all(math.isfinite(share) for share in _principal(info))
             and 0 < float(info.get("aspect") or 1.0) < math.inf
             and math.hypot(*(float(turn.get(axis, 0.0)) for axis in "xyzw")) > 1e-6
+            and all(math.isfinite(float((info.get("target") or {}).get(axis, 0.0))) for axis in "xyz")
         )
     except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(f"{name}: the camera lacks or garbles a part ({error}), record it again") from None

@@ -168,8 +168,8 @@ def prepare(names: list[str], folder: Path, out: Path, resume: bool) -> None:
         write_folder(folder / "views", TINY)
         tiny_models.write_stable_diffusion(folder / "images")
         tiny_videos.write_modelscope(folder / "modelscope")
-    jobs_of(["pla4d"], folder, "cpu")["pla4d"](folder / "to-export", False)
-    (folder / "to-export" / SCENE).rename(folder / "exported.safetensors")
+    jobs_of(["pla4d"], folder, "cpu")["pla4d"](folder / "first-pla4d", False)
+    shutil.copy(folder / "first-pla4d" / SCENE, folder / "exported.safetensors")
 
 
 def export(scene: Path, name: str, out: Path, resume: bool) -> None:
@@ -372,6 +372,11 @@ def main(argv: list[str] | None = None) -> int:
             made = []
             for run in ("first", "second"):
                 out = folder / f"{run}-{job}"
+                if args.device == "cpu" and run == "first" and job == "pla4d":  # as prepared
+                    made.append(contents(out))
+                    continue
+                if run == "first":
+                    shutil.rmtree(out, ignore_errors=True)
                 child = starts[job](out, False)
                 since = time.monotonic()
                 if (failed := child.finish()) and job.startswith("export-") and "InputError" in failed:
