@@ -122,12 +122,13 @@ _spoken = _Spoken()
 @contextmanager
 def _beating() -> Iterator[None]:
     """Repeats in a node that is silent what it said last, and for how long it has been at work, from a thread of its own."""
-    began, ended, context = time.monotonic(), threading.Event(), get_executing_context()
+    began, ended, beaten, context = time.monotonic(), threading.Event(), threading.Event(), get_executing_context()
     _spoken.set("")
 
     def beat() -> None:
         while not ended.wait(0.5):
             if time.monotonic() - _spoken.at > SILENCE:
+                beaten.set()
                 waited = f"at work for {time.monotonic() - began:.0f} s"
                 _spoken.set()
                 _send(context, f"{_spoken.text}\n{waited}" if _spoken.text else waited)
@@ -139,6 +140,8 @@ def _beating() -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
+        if beaten.is_set():  # the line would stay, as if the node were still at work
+            _send(context, _spoken.text or f"took {time.monotonic() - began:.0f} s")
 
 
 class Report:
