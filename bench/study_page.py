@@ -63,6 +63,8 @@ def results(
             done = states[name]["state"] == "done"
             note = refused.get(name) or states[name].get("error", "")
             numbers = read_json(out / name / SCORES) if done else {}
+            if numbers and (processors := states[name].get("processor_seconds")) is not None:
+                numbers["processors"] = processors
             state = "done" if done else "left out" if name in refused else "failed"
             found.append(Result(case, variant.name, out / name, state, note, numbers))
     return found

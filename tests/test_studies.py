@@ -92,7 +92,7 @@ def test_every_study_runs(name: str, case: Path, tmp_path: Path) -> None:
     numbers = run_variant(study, variant, str(case), out, options, False, None)
     assert json.loads((out / "scores.json").read_text()).keys() == numbers.keys()
     assert all(math.isfinite(value) for value in numbers.values())
-    assert {*study.numbers} - {*numbers} <= {"card", "model"}
+    assert {*study.numbers} - {*numbers} <= {"card", "model", "processors"}  # the batch says the last
     assert (out / "report.html").is_file() and list((out / "side").glob("*.png"))
     result = Result("sample", variant.name, out, "done", "", numbers)
     table = study_page.write_study(study, tmp_path / "study", [result], options)
@@ -143,6 +143,9 @@ def test_the_command_runs_the_batch_goes_on_and_leaves_out_what_has_no_model(
     text = (out / "generators" / "study.html").read_text()
     assert "default-src 'none'" in text and "left out" in text and "data:image/jpeg" in text
     assert "true mesh" in (out / "generators" / "study.md").read_text()
+    run = json.loads((out / "generators" / "study.json").read_text())["runs"][0]["numbers"]
+    record = json.loads((out / "generators" / case.name / "true-film-true-mesh" / "job.json").read_text())
+    assert run["processors"] == record["processor_seconds"] > 0
     assert cli.main(argv) == 0
     assert "1 of 2 finished before" in capsys.readouterr().err
     assert cli.main([*argv[:-2], "no such row"]) == 2
