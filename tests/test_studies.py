@@ -76,6 +76,23 @@ def test_the_list_is_a_line_for_each(capsys: pytest.CaptureFixture[str]) -> None
     assert [line.split()[0] for line in lines] == list(STUDIES)
 
 
+def test_a_share_of_the_steps_densifies_as_often() -> None:
+    study = STUDIES["stag4d-modules"]
+    whole, less = (
+        plain_config(study, study.variants[0], options, settings_of(study, study.variants[0], options, False)).motion
+        for options in (replace(TINY, prior="tiny", steps=1.0), replace(TINY, prior="tiny", steps=0.1))
+    )
+    counts = [
+        sum(
+            step >= m.density.start and not step % m.density.every and step <= m.density.stop * m.schedule.steps
+            for step in range(m.schedule.steps)
+        )
+        for m in (whole, less)
+    ]
+    assert less.schedule.steps == whole.schedule.steps // 10
+    assert counts[0] > 5 and abs(counts[1] - counts[0]) <= 1
+
+
 # Runs
 
 
