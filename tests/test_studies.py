@@ -295,6 +295,14 @@ def test_rows_are_compared_case_by_case() -> None:
     assert cells[0] == ["", "cases", "unseen", "unseen against the first"] and cells[2] == ["b", "2", "15.00", "+0.00 ± 1.00"]
 
 
+def test_rows_are_compared_with_the_first_that_was_run() -> None:
+    study = replace(STUDIES["pla4d-modules"], variants=(Variant("a"), Variant("b"), Variant("c")))
+    rows = study_page.rows_of(study, [found("x", "b", unseen=11.0), found("x", "c", unseen=12.5)])
+    assert [row.variant.name for row in rows] == ["b", "c"]
+    assert math.isnan(rows[0].gain) and rows[1].gain == 1.5
+    assert study_page.cells_of(study, rows)[2] == ["c", "12.50", "+1.50"]
+
+
 def test_repetitions_have_a_spread_and_two_factors_a_square() -> None:
     study = replace(STUDIES["seeds"], variants=tuple(Variant(f"seed {s}", cell=(f"r{s // 2}", f"c{s % 2}")) for s in range(4)))
     rows = study_page.rows_of(study, [found("x", f"seed {s}", unseen=float(s)) for s in range(4)])
