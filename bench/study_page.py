@@ -63,6 +63,8 @@ def results(
             done = states[name]["state"] == "done"
             note = refused.get(name) or states[name].get("error", "")
             numbers = read_json(out / name / SCORES) if done else {}
+            if numbers and (processors := states[name].get("processor_seconds")) is not None:
+                numbers["processors"] = processors
             state = "done" if done else "left out" if name in refused else "failed"
             found.append(Result(case, variant.name, out / name, state, note, numbers))
     return found
@@ -70,7 +72,7 @@ def results(
 
 @dataclass(frozen=True)
 class Row:
-    """A variant's means over its cases, and how it compares with the first variant, case by case."""
+    """A variant's means over its cases, and how it compares with the first that has numbers, case by case."""
 
     variant: Variant
     cases: int
@@ -83,7 +85,7 @@ class Row:
 def rows_of(study: Study, found: Sequence[Result]) -> list[Row]:
     """The table's rows, for those variants that have numbers; errors are standard errors of means."""
     by = {variant.name: {r.case: r for r in found if r.variant == variant.name and r.numbers} for variant in study.variants}
-    first = next(iter(by.values()))
+    first = next((mine for mine in by.values() if mine), {})  # of those that were run
     rows: list[Row] = []
     for variant in study.variants:
         mine = by[variant.name]
@@ -100,7 +102,7 @@ def rows_of(study: Study, found: Sequence[Result]) -> list[Row]:
             for c in mine
             if c in first and None not in (mine[c].numbers.get(key), first[c].numbers.get(key))
         ]
-        gain = float(np.mean(apart)) if apart and variant is not study.variants[0] else math.nan
+        gain = float(np.mean(apart)) if apart and mine is not first else math.nan
         rows.append(Row(variant, len(mine), means, errors, gain, _error(apart)))
     return rows
 

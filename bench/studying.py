@@ -238,6 +238,9 @@ def smaller(config: MethodConfig, size: int, share: float, gaussians: int = 0) -
         one = of.one_by_one and max(1, round(share * of.one_by_one))
         return replace(of, steps=max(1, round(share * of.steps)), one_by_one=one, resolutions=sizes)
 
+    def densified(of: Any) -> Any:  # unscaled, a short run would end before its first change
+        return of and replace(of, every=max(1, round(share * of.every)), start=round(share * of.start))
+
     static, motion = config.static, config.motion
     passes = {name: schedule(getattr(motion, name)) for name in ("schedule", "tracking", "lift", "fine", "refine")}
     given, anchors = config.with_object, config.anchors
@@ -246,9 +249,10 @@ def smaller(config: MethodConfig, size: int, share: float, gaussians: int = 0) -
             anchors, steps=max(1, round(share * anchors.steps)), plus_steps=max(1, round(share * anchors.plus_steps))
         )  # fmt: skip
     changed = replace(
-        config, motion=replace(motion, **passes),
+        config, motion=replace(motion, **passes, density=densified(motion.density)),
         static=replace(
-            static, schedule=schedule(static.schedule), gaussians=min(static.gaussians, gaussians or static.gaussians)
+            static, schedule=schedule(static.schedule), density=densified(static.density),
+            gaussians=min(static.gaussians, gaussians or static.gaussians),
         ),
         resolution=min(config.resolution, size or config.resolution), anchors=anchors,
     )  # fmt: skip

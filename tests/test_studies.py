@@ -76,6 +76,23 @@ def test_the_list_is_a_line_for_each(capsys: pytest.CaptureFixture[str]) -> None
     assert [line.split()[0] for line in lines] == list(STUDIES)
 
 
+def test_a_share_of_the_steps_densifies_as_often() -> None:
+    study = STUDIES["stag4d-modules"]
+    whole, less = (
+        plain_config(study, study.variants[0], options, settings_of(study, study.variants[0], options, False)).motion
+        for options in (replace(TINY, prior="tiny", steps=1.0), replace(TINY, prior="tiny", steps=0.1))
+    )
+    counts = [
+        sum(
+            step >= m.density.start and not step % m.density.every and step <= m.density.stop * m.schedule.steps
+            for step in range(m.schedule.steps)
+        )
+        for m in (whole, less)
+    ]
+    assert less.schedule.steps == whole.schedule.steps // 10
+    assert counts[0] > 5 and abs(counts[1] - counts[0]) <= 1
+
+
 # Runs
 
 
@@ -92,7 +109,7 @@ def test_every_study_runs(name: str, case: Path, tmp_path: Path) -> None:
     numbers = run_variant(study, variant, str(case), out, options, False, None)
     assert json.loads((out / "scores.json").read_text()).keys() == numbers.keys()
     assert all(math.isfinite(value) for value in numbers.values())
-    assert {*study.numbers} - {*numbers} <= {"card", "model"}
+    assert {*study.numbers} - {*numbers} <= {"card", "model", "processors"}  # the batch says the last
     assert (out / "report.html").is_file() and list((out / "side").glob("*.png"))
     result = Result("sample", variant.name, out, "done", "", numbers)
     table = study_page.write_study(study, tmp_path / "study", [result], options)
@@ -143,6 +160,9 @@ def test_the_command_runs_the_batch_goes_on_and_leaves_out_what_has_no_model(
     text = (out / "generators" / "study.html").read_text()
     assert "default-src 'none'" in text and "left out" in text and "data:image/jpeg" in text
     assert "true mesh" in (out / "generators" / "study.md").read_text()
+    run = json.loads((out / "generators" / "study.json").read_text())["runs"][0]["numbers"]
+    record = json.loads((out / "generators" / case.name / "true-film-true-mesh" / "job.json").read_text())
+    assert run["processors"] == record["processor_seconds"] > 0
     assert cli.main(argv) == 0
     assert "1 of 2 finished before" in capsys.readouterr().err
     assert cli.main([*argv[:-2], "no such row"]) == 2
@@ -273,6 +293,14 @@ def test_rows_are_compared_case_by_case() -> None:
     assert a.errors["unseen"] == pytest.approx(5.0) and math.isnan(a.gain) and math.isnan(c.gain)
     cells = study_page.cells_of(study, [a, b, c])
     assert cells[0] == ["", "cases", "unseen", "unseen against the first"] and cells[2] == ["b", "2", "15.00", "+0.00 ± 1.00"]
+
+
+def test_rows_are_compared_with_the_first_that_was_run() -> None:
+    study = replace(STUDIES["pla4d-modules"], variants=(Variant("a"), Variant("b"), Variant("c")))
+    rows = study_page.rows_of(study, [found("x", "b", unseen=11.0), found("x", "c", unseen=12.5)])
+    assert [row.variant.name for row in rows] == ["b", "c"]
+    assert math.isnan(rows[0].gain) and rows[1].gain == 1.5
+    assert study_page.cells_of(study, rows)[2] == ["c", "12.50", "+1.50"]
 
 
 def test_repetitions_have_a_spread_and_two_factors_a_square() -> None:

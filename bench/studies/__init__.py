@@ -149,6 +149,7 @@ NUMBERS = {
     "object": Number("object s", "{:.2f}", "seconds of the static object"),
     "moving": Number("motion s", "{:.2f}", "seconds of all passes over the clip"),
     "seconds": Number("s", "{:.1f}", "seconds of the whole run, without its scores"),
+    "processors": Number("CPU s", "{:.0f}", "seconds of processors, of the run and its scores"),
     "memory": Number("MB", "{:.0f}", "most memory of the process"),
     "card": Number("card MB", "{:.0f}", "most memory on the card"),
     "moved": Number("moved", "{:.4f}", "root mean square way about the centre, object sizes"),

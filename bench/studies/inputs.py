@@ -144,6 +144,7 @@ study(
     paper="None: all cut out by rembg.",
     limits="On white, as background removal leaves them: a grown outline takes white along. Real faults come and go with the "
     "pose; holes and flicker here are drawn anew for each frame.",
+    numbers=("front", "unseen", "gain", "motion", "iou", "overlap", "size", "seconds"),
     variants=(
         Variant("as they are"),
         *(

@@ -136,8 +136,9 @@ study(
     question="What does each module cost in time and memory?",
     paper="Align4D, Table V, V100: DreamGaussian4D 15 min and 15.6 GB, Align4D 25 min and 19.4 GB; VAOD 0.15 s and 2.7 GB, "
     "MAOD 12 s and 4.5 GB.",
-    limits="The prior decides: the bundled one is small. Times are of a machine that other runs share unless --workers 1.",
-    numbers=("align", "object", "moving", "seconds", "memory", "card", "unseen"),
+    limits="The prior decides: the bundled one is small. Times are of a machine that other runs share unless --workers 1; "
+    "seconds of processors hardly change by it, and know nothing of a card.",
+    numbers=("align", "object", "moving", "seconds", "processors", "memory", "card", "unseen"),
     drawn=("seconds", "memory"),
     variants=(
         Variant("DreamGaussian4D", settings={"method": "dg4d"}),
