@@ -259,8 +259,7 @@ def test_objects_are_composed_where_they_are(
     assert made.report["depths"][1] == pytest.approx(3.5 / 2.5, rel=0.05)
     assert [(c["front"], c["behind"]) for c in made.report["covers"]] == [(1, 2)]
     found = score(made.scene, clip)
-    assert found.front > 16 and found.sides > 13.5 and found.sized == pytest.approx(1.0, abs=0.05)
-    assert found.placed < 0.25  # 0.17 to 0.21: cameras found at 64 pixels differ from machine to machine
+    assert found.front > 16 and found.sides > 13.5 and found.placed < 0.2 and found.sized == pytest.approx(1.0, abs=0.05)
     level = score(compose(true_scenes(clip, videos, aligned), videos, ground="no").scene, clip)
     assert found.sides > level.sides + 1 and found.placed < level.placed / 3
     start = made.scene.at(0.0).means

@@ -100,7 +100,9 @@ def test_a_run_goes_on_with_another_number_of_threads(case: Path, tmp_path: Path
 
     with threads(1):
         whole = fit(tmp_path / "one")
+    with threads(3):
+        assert fit(tmp_path / "three") == whole
     with threads(3), pytest.raises(Stop):
-        fit(tmp_path / "cut", stop=6)
-    with threads(8):
+        fit(tmp_path / "cut", stop=4)
+    with threads(1):
         assert fit(tmp_path / "cut", resume=True) == whole
