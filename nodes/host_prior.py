@@ -480,8 +480,9 @@ def loaded(objectives: Iterable[Any], device: str, fit: torch.device | None = No
     """
     where = torch.device("cpu") if device == "cpu" else comfy.model_management.get_torch_device()
     priors = {id(prior): prior for prior in priors_in(list(objectives))}
+    card = fit if fit is not None and fit.type == "cuda" else None
     with ExitStack() as stack:
-        if fit is not None and fit.type == "cuda":
+        if card is not None:
             stack.callback(comfy.model_management.soft_empty_cache)
         for prior in priors.values():
             if isinstance(prior, HostPrior):
@@ -493,8 +494,8 @@ def loaded(objectives: Iterable[Any], device: str, fit: torch.device | None = No
             comfy.model_management.free_memory(needed, own)
             stack.callback(prior.to, prior.device)
             prior.to(own)
-        if fit is not None and fit.type == "cuda":
-            comfy.model_management.free_memory(FIT_BYTES, fit)
+        if card is not None:
+            comfy.model_management.free_memory(FIT_BYTES, card)
         yield
 
 

@@ -260,18 +260,13 @@ def surface_views(scene: Scene4D, size: int = 256) -> list[tuple[float, Cameras,
 
 
 @torch.no_grad()
-def share_through(
-    scene: Scene4D, views: Sequence[tuple[float, Cameras, Tensor]] | None = None, *, backend: str = "auto"
-) -> float:
+def share_through(scene: Scene4D, *, backend: str = "auto") -> float:
     """The share of light from behind the surface, mean over moments of the clip, views and pixels of the object.
 
     Pixels at outlines do not count, see :func:`within`.
-
-    Args:
-        views: of the surface, see :func:`surface_views`; None = that of the scene.
     """
     found = []
-    for tau, cameras, depth in surface_views(scene) if views is None else views:
+    for tau, cameras, depth in surface_views(scene):
         through = shown_through(scene.at(tau), cameras, depth, backend=backend)
         found.append(through[within(depth, 2)])
     every = torch.cat(found)

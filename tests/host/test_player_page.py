@@ -158,6 +158,17 @@ def check_layout(state: dict[str, Any]) -> None:
     assert (light + 0.05) / (dark + 0.05) >= 4.5
 
 
+def played(page: Any, scene_file: Path, palette: str) -> dict[str, Any]:
+    """The state of a player whose graph has run, once it plays: laid out, and in the page's colours."""
+    page.evaluate(BUILD, [str(scene_file), 1, False])
+    assert page.evaluate(RUN, 600)[0] == "execution_success"
+    wait_until_it_plays(page, 0)
+    state = page.evaluate(STATE, 0)
+    check_layout(state)
+    assert state["dark"] == (palette == "dark")
+    return state
+
+
 #: Of nodes, colours and sizes those that the next test has not got.
 LOOKS = [
     (False, 1.5, "dark"), (False, 1.0, "light"), (False, 1.5, "light"), (True, 1.0, "dark"), (True, 1.5, "dark"),
@@ -170,13 +181,8 @@ def test_its_bar_can_be_read(
     open_page: Callable[..., Any], scene_file: Path, tmp_path: Path, vue: bool, scale: float, palette: str
 ):
     page = open_page(vue, scale, palette)
-    page.evaluate(BUILD, [str(scene_file), 1, False])
-    assert page.evaluate(RUN, 600)[0] == "execution_success"
-    wait_until_it_plays(page, 0)
+    played(page, scene_file, palette)
     page.screenshot(path=tmp_path / "plays.png")
-    state = page.evaluate(STATE, 0)
-    check_layout(state)
-    assert state["dark"] == (palette == "dark")
     assert not page.failures
 
 
@@ -187,13 +193,8 @@ def test_it_plays_and_what_it_shows_comes_out(
     served: Any, open_page: Callable[..., Any], scene_file: Path, tmp_path: Path, vue: bool, scale: float, palette: str
 ):
     page = open_page(vue, scale, palette)
-    page.evaluate(BUILD, [str(scene_file), 1, False])
-    assert page.evaluate(RUN, 600)[0] == "execution_success"
-    wait_until_it_plays(page, 0)
+    state = played(page, scene_file, palette)
     page.screenshot(path=tmp_path / "plays.png")
-    state = page.evaluate(STATE, 0)
-    check_layout(state)
-    assert state["dark"] == (palette == "dark")
     assert "/ 8" in state["time"]
     assert state["play"].startswith("Pause")
     assert not state["noted"]
