@@ -687,16 +687,23 @@ def test_the_doctor_says_on_one_screen_what_computes_what(capsys: pytest.Capture
 
 
 @pytest.mark.parametrize(
-    ("device", "expected"),
-    [("cpu", ("faster: Gaussians drawn 20 times faster", "better: backgrounds")), ("cuda", ("better: b",))],
+    ("device", "driver", "expected"),
+    [
+        ("cpu", False, ("faster: Gaussians drawn 20 times faster", "better: backgrounds")),
+        ("cpu", True, ("faster: an NVIDIA driver is here", "faster: Gaussians drawn 20 times faster", "better: backgrounds")),
+        ("cuda", True, ("better: b",)),
+    ],
 )
-def test_the_doctor_says_what_would_help(device: str, expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_doctor_says_what_would_help(
+    device: str, driver: bool, expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "_driver", lambda: driver)
     monkeypatch.setattr(machine, "problem", lambda name: "is not installed" if name in ("numba", "rembg") else "")
     monkeypatch.setattr(machine, "resolve_backend", lambda name, place: "nvrtc" if device == "cuda" else "torch")
     monkeypatch.setattr(machine, "find", lambda name: Path(name))
     found = machine.advice(device)
     assert len(found) == len(expected) and all(line.startswith(start) for line, start in zip(found, expected, strict=True))
-    assert all(f'"{sys.executable}" -m pip install ' in line for line in found)
+    assert all(f'"{sys.executable}" -m pip install ' in line for line in found if "driver" not in line)
 
 
 # Demo
