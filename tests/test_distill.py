@@ -401,11 +401,16 @@ def test_batches_are_halved_where_memory_does_not_hold_them(caplog: pytest.LogCa
             raise torch.cuda.OutOfMemoryError
         return sum(range(7)[rows])
 
-    assert sum(in_batches(sums, 7, 7, "prior")) == sum(range(7))
+    room: dict[str, int] = {}
+    assert sum(in_batches(sums, 7, 7, "prior", room, "asked")) == sum(range(7))
     assert [(rows.start, rows.stop) for rows in asked] == [(0, 7), (0, 4), (0, 2), (2, 4), (4, 6), (6, 8)]
     assert [record.message.rpartition(" with ")[2] for record in caplog.records] == ["4 at once", "2 at once"]
+    # What memory held is known from then on, of what was done with it.
+    asked.clear()
+    assert sum(in_batches(sums, 7, 7, "prior", room, "asked")) == sum(range(7)) and room == {"asked": 2}
+    assert [(rows.start, rows.stop) for rows in asked] == [(0, 2), (2, 4), (4, 6), (6, 8)]
     with pytest.raises(torch.cuda.OutOfMemoryError):
-        list(in_batches(lambda rows: sums(slice(0, 3)), 1, 1, "prior"))
+        list(in_batches(lambda rows: sums(slice(0, 3)), 1, 1, "prior", room, "condition"))
 
 
 def test_resampling_by_products_is_resampling() -> None:

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -180,7 +180,9 @@ class Distillation:
             plain = amplified(pull, 1 / self.amplification) if self.amplification > 0 else pull
             return (plain if self.normalise else pull).square().sum()
 
-        for square in in_batches(distil, count, self._batch(images, len(questions)), f"prior {prior.name}"):
+        size = self._batch(images, len(questions))
+        key = ("asked", len(questions), prior.resolution, prior.pictures)
+        for square in in_batches(distil, count, size, f"prior {prior.name}", prior.room, key):
             squares = squares + square
         squares = torch.as_tensor(squares)
         ones = torch.ones((), device=squares.device)
@@ -196,7 +198,8 @@ class Distillation:
         with on(self.prior.device):
             size = self._batch(pictures[:, None], 0)
             ask = self.prior.condition
-            parts = list(in_batches(lambda rows: ask(image=pictures[rows]), len(pictures), size, self.prior.name))
+            room, what = self.prior.room, self.prior.name
+            parts = list(in_batches(lambda rows: ask(image=pictures[rows]), len(pictures), size, what, room, "condition"))
         return parts[0] if len(parts) == 1 else Condition.cat(parts)
 
     def _batch(self, images: Tensor, questions: int) -> int:  # (B, V, H, W, 3)
@@ -292,9 +295,15 @@ def _encode_in_one_order(prior: Prior, pictures: Tensor) -> Tensor:
         return prior.encode(pictures)
 
 
-def in_batches(function: Callable[[slice], T], count: int, size: int, what: str) -> Iterator[T]:
-    """A function of each batch of rows; where a card's memory does not hold one, halves of it, and so on to the end."""
-    start = 0
+def in_batches(
+    function: Callable[[slice], T], count: int, size: int, what: str, room: dict[Any, int], key: Any
+) -> Iterator[T]:
+    """A function of each batch of rows; where a card's memory does not hold one, halves of it, and so on to the end.
+
+    Args:
+        room: rows that memory held, by ``key``, where it once did not hold more: later calls begin with as many.
+    """
+    start, size = 0, min(size, room.get(key, size))
     while start < count:
         try:
             result = function(slice(start, start + size))
@@ -306,7 +315,7 @@ def in_batches(function: Callable[[slice], T], count: int, size: int, what: str)
             continue
         if size == 1:
             raise full
-        size = -(-size // 2)
+        size = room[key] = -(-size // 2)
         give_way()
         log.warning("%s: the card's memory does not hold the batch, going on with %d at once", what, size)
 
