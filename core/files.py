@@ -99,6 +99,22 @@ def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], meta
         temporary.write_bytes(save(owned, metadata=metadata))
 
 
+def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A safetensors file's tensors and metadata, in memory of their own.
+
+    The file's own may begin anywhere: what PyTorch computes from there has other last bits than from where it puts memory
+    itself, so that a run that goes on would differ from one that did not stop. And Windows replaces no file that is in use.
+
+    Raises:
+        SafetensorError: for a file that is damaged or something else.
+        OSError: for one that cannot be read.
+    """
+    from safetensors import safe_open
+
+    with safe_open(str(path), framework="pt", device="cpu") as handle:
+        return {key: handle.get_tensor(key).clone() for key in handle.keys()}, handle.metadata() or {}
+
+
 def _flush(path: Path) -> None:
     """Everything written to a file, or to the files of a folder, is on the disk."""
     for file in path.rglob("*") if path.is_dir() else (path,):

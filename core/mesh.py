@@ -454,7 +454,8 @@ def cleaned_mesh(
         arrays["normals"] = np.where(length > 1e-12, np.nan_to_num(arrays["normals"]) / np.maximum(length, 1e-12), 0)
 
     def tensor(values: np.ndarray | None) -> Tensor | None:
-        return None if values is None else torch.from_numpy(np.ascontiguousarray(values[used], np.float32))
+        # Copied: where memory does not begin at a multiple of 64 bytes, as PyTorch's does, MKL's products have other last bits.
+        return None if values is None else torch.tensor(values[used], dtype=torch.float32)
 
     return Mesh(
         **{k: tensor(v) for k, v in arrays.items()},  # type: ignore[arg-type]

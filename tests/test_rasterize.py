@@ -307,6 +307,17 @@ def test_same_bits_every_time(setup):
         assert torch.equal(a, b)
 
 
+@pytest.mark.skipif("numba" not in available_backends("cpu"), reason="numba is not installed")
+def test_gradients_lie_where_pytorch_puts_memory():
+    """At multiples of 64 bytes: MKL's products of what lies elsewhere have other last bits, from process to process."""
+    for count in range(31, 61):
+        scene, statistics = prepared(random_scene(count), "cpu", torch.float32), ScreenStatistics()
+        render = rasterize(scene, orbit([0.0, 90.0], width=32, height=32), backend="numba", statistics=statistics)
+        grads = torch.autograd.grad(render.color.sum(), (scene.means, scene.opacity_logits, scene.sh))
+        assert statistics.gradient is not None
+        assert not [x for x in (*grads, statistics.gradient) if x.untyped_storage().data_ptr() % 64], count
+
+
 def test_gradients_are_those_of_finite_differences():
     scene, cameras = prepared(random_scene(12, seed=2), "cpu", torch.float64), uneven_cameras()
     slopes = gradients(rasterize(scene, cameras, backend="torch"), scene)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from anchor4d.core.files import InputError, atomic_path, write_tensors
+from anchor4d.core.files import InputError, atomic_path, read_tensors, write_tensors
 from anchor4d.core.io.export import FORMATS
 from anchor4d.core.priors import models
 from anchor4d.core.priors.checkpoints import Checkpoint
@@ -198,3 +198,13 @@ def test_paths_within_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert not node_paths.is_within(path, [inside])
     monkeypatch.setenv("ANCHOR4D_ALLOWED_PATHS", os.pathsep.join([str(outside), " "]))
     assert node_paths.named_folders() == [outside]
+
+
+def test_tensors_are_read_to_where_pytorch_puts_memory(tmp_path: Path) -> None:
+    """At multiples of 64 bytes, as those of a run that did not stop: other places give other last bits."""
+    made = {f"part {i}": torch.arange(7.0 + i) for i in range(9)}
+    write_tensors(tmp_path / "a.safetensors", made, {"of": "a run"})
+    tensors, metadata = read_tensors(tmp_path / "a.safetensors")
+    assert metadata == {"of": "a run"} and tensors.keys() == made.keys()
+    assert all(torch.equal(tensors[name], made[name]) for name in made)
+    assert not [name for name, tensor in tensors.items() if tensor.data_ptr() % 64]

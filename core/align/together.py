@@ -85,9 +85,7 @@ def align_together(
         error = item.error
         for stage, (resolution, scale) in enumerate(STAGES, 1):
             fine = 3 if stage == len(STAGES) else 2
-            pose, error = refine(
-                item.mesh, target, pose, FREE, resolution=resolution, scale=scale, supersample=fine, fovy=fovy
-            )
+            pose, error = refine(item.mesh, target, pose, FREE, resolution=resolution, scale=scale, supersample=fine, fovy=fovy)
         front = replace(pose_front(pose, target.crop, True), fovy=fovy)
         numbers = {name: getattr(front, name) for name in ("fovy", "distance", "extent", "cx", "cy", "elevation")}
         overlap = silhouette_overlap(item.mesh, front, target)

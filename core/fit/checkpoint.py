@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..files import InputError, write_tensors
+from ..files import InputError, read_tensors, write_tensors
 
 #: What every header says, and as what.
 FIELDS = {"stage": str, "key": str, "step": int, "losses": dict}
@@ -26,12 +26,11 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
     Raises:
         InputError: for a damaged or foreign file.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(str(path), framework="pt", device="cpu") as handle:
-            header = json.loads((handle.metadata() or {})["anchor4d-checkpoint"])
-            tensors = {key: handle.get_tensor(key) for key in handle.keys()}
+        tensors, metadata = read_tensors(path)
+        header = json.loads(metadata["anchor4d-checkpoint"])
         for name, kind in FIELDS.items():
             if not isinstance(header[name], kind):
                 raise ValueError(f"{name} is a {type(header[name]).__name__}")

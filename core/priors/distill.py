@@ -295,9 +295,7 @@ def _encode_in_one_order(prior: Prior, pictures: Tensor) -> Tensor:
         return prior.encode(pictures)
 
 
-def in_batches(
-    function: Callable[[slice], T], count: int, size: int, what: str, room: dict[Any, int], key: Any
-) -> Iterator[T]:
+def in_batches(function: Callable[[slice], T], count: int, size: int, what: str, room: dict[Any, int], key: Any) -> Iterator[T]:
     """A function of each batch of rows; where a card's memory does not hold one, halves of it, and so on to the end.
 
     Args:

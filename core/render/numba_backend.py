@@ -125,18 +125,19 @@ class _Draw(torch.autograd.Function):
         incoming = [p[:0] if g is None else g.contiguous().numpy() for p, g in zip(pictures, grads, strict=True)]
         means, quats, scales, opacities, _, colors = (x.numpy() for x in tensors)
         views, count = len(rows), colors.shape[1]
-        result = [np.zeros_like(x) for x in (means, quats, scales, opacities, colors)]
-        screen = np.zeros((views, count) if statistics is not None else (0, 0), np.float32)
+        # By PyTorch, whose memory begins at multiples of 64 bytes: elsewhere MKL's products have other last bits.
+        result = [torch.zeros_like(x) for i, x in enumerate(tensors) if i != 4]
+        screen = torch.zeros((views, count) if statistics is not None else (0, 0))
         groups, most = _groups(saved[1][:: max(count, 1)])
         partial = own.array("partial", np.float32, most * 16)
         with numba_support.LOCK:
             _run(
                 "backward", 2 * len(groups) - 2, means, quats, scales, opacities, rows, items, width, height, *_lanes(), groups,
-                *saved, *pictures, *incoming, partial, *result, screen,
+                *saved, *pictures, *incoming, partial, *(x.numpy() for x in result), screen.numpy(),
             )  # fmt: skip
         if statistics is not None:
-            statistics.gradient = torch.from_numpy(screen)
-        d_means, d_quats, d_scales, d_logits, d_colors = map(torch.from_numpy, result)
+            statistics.gradient = screen
+        d_means, d_quats, d_scales, d_logits, d_colors = result
         by_attribute = (x[..., :count].transpose(1, 2) for x in (d_means, d_quats, d_scales))
         return (*by_attribute, d_logits[:, :count], d_colors, None, None, None)
 

@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..cameras import Cameras, orbit
-from ..files import InputError, write_tensors
+from ..files import InputError, read_tensors, write_tensors
 from ..identity import canonical, fingerprint
 
 #: Zero123++ v1.1's six views, which STAG4D's anchors are: degrees above the horizon.
@@ -140,13 +140,12 @@ class Anchors:
         Raises:
             InputError: for a missing, damaged or foreign file.
         """
-        from safetensors import SafetensorError, safe_open
+        from safetensors import SafetensorError
 
         try:
-            with safe_open(str(path), framework="pt", device="cpu") as handle:
-                header = json.loads((handle.metadata() or {})["anchor4d-anchors"])
-                images = handle.get_tensor("images")
-            return Anchors(images, tuple(header["elevations"]), float(header["distance"]), float(header["fovy"]))
+            tensors, metadata = read_tensors(path)
+            header = json.loads(metadata["anchor4d-anchors"])
+            return Anchors(tensors["images"], tuple(header["elevations"]), float(header["distance"]), float(header["fovy"]))
         except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
             raise InputError(f"{Path(path)}: not a readable file of anchors ({error}); sample them again") from None
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..cameras import Crop, FrontCamera
 from ..deformation import DeformationField, loaded_field
-from ..files import InputError, write_tensors
+from ..files import InputError, read_tensors, write_tensors
 from ..gaussians import Gaussians
 from ..mesh import Mesh, mesh_from_tensors, mesh_to_tensors
 from ..progress import pulse
@@ -150,12 +150,11 @@ class Scene4D:
 
 def _opened(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A scene file's tensors and header."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(str(path), framework="pt", device="cpu") as handle:
-            header = json.loads((handle.metadata() or {}).get("anchor4d", "{}"))
-            tensors = {key: handle.get_tensor(key) for key in handle.keys()}
+        tensors, metadata = read_tensors(path)
+        header = json.loads(metadata.get("anchor4d", "{}"))
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: not a readable scene file, it is damaged, cut short or of another kind ({reason})") from None
