@@ -129,6 +129,8 @@ def fit(args: argparse.Namespace, console: Console) -> int:
     if args.up != "y" and args.object is None:
         raise InputError(f"--up {args.up}: turns the object of --object, give one or leave it out")
     _check_unused(args, method.follows)
+    if args.preset is None:
+        args.preset = _usual_preset(args, method.needs_object and not several, console)
     if method.follows == "text":
         _check_text(args)
     elif all(getattr(args, name) is None for name in ("prompt", "image", "video", "object")):
@@ -375,6 +377,16 @@ def doctor(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _usual_preset(args: argparse.Namespace, needs_object: bool, console: Console) -> str:
+    """ "standard", or a quick look where the object has to be guessed from a film and no graphics card helps."""
+    from .core.runs.session import resolve_device
+
+    if not needs_object or args.object is not None or args.video is None or resolve_device(args.device) != "cpu":
+        return "standard"
+    console.note("preset draft: the object is made of the first frame, on the processor; --preset standard is sharper and slower")
+    return "draft"
+
+
 def _settings(args: argparse.Namespace) -> Any:
     from .core.runs.session import Settings
 
@@ -507,6 +519,7 @@ def parser() -> _Parser:
     made = command("fit", fit, "make a moving object from a video and a 3D model, or from a text, a picture or any of these")
     made.set_defaults(again="run the same command with --resume to go on")
     _method(made, renderers)
+    made.set_defaults(preset=None)
     made.add_argument("--video", metavar="DIR|FILE", help="driving video: a folder of pictures, a film or an animated picture")
     made.add_argument(
         "--object",
@@ -734,7 +747,8 @@ def _method(made: argparse.ArgumentParser, renderers: Sequence[str]) -> None:
         choices=constant_of("core/methods/registry.py", "PRESETS"),
         default="standard",
         help="preview: pla4d, seconds, by tracking alone; draft: a quick look; standard: the best results here; paper: the "
-        "paper's own settings; with --resume a preview is where the next one starts (default: %(default)s)",
+        "paper's own settings; with --resume a preview is where the next one starts; fit without a graphics card drafts what it "
+        "makes of a video alone (default: standard)",
     )
     made.add_argument("--seed", type=SEED, default=0, help="of every random choice (default: %(default)s)")
     where = "auto|cpu|cuda|cuda:N|mps"

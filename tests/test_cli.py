@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,22 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
 def fit_arguments(case: Path, out: Path) -> list[str]:
     inputs = ["--video", str(case / "front"), "--object", str(case / "mesh.glb")]
     return ["fit", *inputs, "--preset", "draft", "--yaw", "0", "--out", str(out)]
+
+
+@pytest.mark.usefixtures("tiny_draft")
+def test_a_video_alone_is_drafted_on_a_processor(
+    case: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = ["fit", "--video", str(case / "front"), "--device", "cpu", "--prior", "none"]
+    assert cli.main([*alone, "--out", str(tmp_path / "alone")]) == 0
+    assert "preset draft: the object is made of the first frame" in capsys.readouterr().err
+    assert json.loads((tmp_path / "alone" / "report.json").read_text())["settings"]["preset"] == "draft"
+    # What is asked for is done, and with an object, or a card, the preset is standard.
+    monkeypatch.setitem(pla4d._OURS, "standard", lambda refinement: replace(tiny(), name="standard"))  # pyright: ignore
+    for more in (["--preset", "standard"], ["--object", str(case / "mesh.glb"), "--yaw", "0"]):
+        assert cli.main([*alone, *more, "--out", str(tmp_path / more[0])]) == 0
+        assert "preset draft" not in capsys.readouterr().err
+        assert json.loads((tmp_path / more[0] / "report.json").read_text())["settings"]["preset"] == "standard"
 
 
 # Help
@@ -334,7 +351,7 @@ def test_help_shows_each_method_and_default(capsys: pytest.CaptureFixture[str]) 
     for method in cli.method_summaries():
         assert re.search(rf"^  {method} +\w.{{20}}", shown, re.MULTILINE), method
     for default in ("pla4d", "standard", "auto", "0"):
-        assert f"(default: {default})" in shown
+        assert f"(default: {default})" in " ".join(shown.split())
 
 
 TWICE = """
