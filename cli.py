@@ -383,7 +383,7 @@ def _usual_preset(args: argparse.Namespace, needs_object: bool, console: Console
 
     if not needs_object or args.object is not None or args.video is None or resolve_device(args.device) != "cpu":
         return "standard"
-    console.note("preset draft: the object is made of the first frame, on the processor; --preset standard is sharper and slower")
+    console.note("preset draft: the object is made of the first frame, without a graphics card; --preset standard is sharper")
     return "draft"
 
 
@@ -747,8 +747,8 @@ def _method(made: argparse.ArgumentParser, renderers: Sequence[str]) -> None:
         choices=constant_of("core/methods/registry.py", "PRESETS"),
         default="standard",
         help="preview: pla4d, seconds, by tracking alone; draft: a quick look; standard: the best results here; paper: the "
-        "paper's own settings; with --resume a preview is where the next one starts; fit without a graphics card drafts what it "
-        "makes of a video alone (default: standard)",
+        "paper's own settings; with --resume a preview is where the next one starts; without a graphics card fit drafts what "
+        "it makes of a video alone (default: standard)",
     )
     made.add_argument("--seed", type=SEED, default=0, help="of every random choice (default: %(default)s)")
     where = "auto|cpu|cuda|cuda:N|mps"
