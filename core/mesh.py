@@ -6,6 +6,7 @@ defines it; vertex colours and factors are stored sRGB-encoded here, like every 
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from .files import InputError
 from .identity import canonical
 from .pictures import PictureBudget, decode_texture, encode_picture
 from .progress import pulse
+from .skin import JointTree, Skin
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,7 @@ class Mesh:
         face_color: base colour factor RGBA, sRGB-encoded.
         face_alpha_cutoff: surface points of smaller alpha are holes; 0 ignores alpha.
         name: for messages.
+        skin: the rig that the mesh came with, or None.
     """
 
     vertices: Tensor  # (V, 3) float32
@@ -64,6 +67,7 @@ class Mesh:
     face_color: Tensor = None  # type: ignore[assignment]  # (F, 4); white
     face_alpha_cutoff: Tensor = None  # type: ignore[assignment]  # (F,); 0
     name: str = "mesh"
+    skin: Skin | None = None
 
     def __post_init__(self) -> None:
         count, device = len(self.faces), self.vertices.device
@@ -83,6 +87,8 @@ class Mesh:
             value = getattr(self, name)
             if value is not None and tuple(value.shape) != shape:
                 raise ValueError(f"mesh: {name} has shape {tuple(value.shape)}, expected {shape}")
+        if self.skin is not None and len(self.skin.joints) != vertices:
+            raise ValueError(f"mesh: a skin of {len(self.skin.joints)} vertices, not {vertices}")
 
     @property
     def has_color(self) -> bool:
@@ -95,7 +101,8 @@ class Mesh:
     def to(self, device: torch.device | str) -> Mesh:
         """The mesh with its tensors on ``device``."""
         moved = {f.name: v.to(device) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
-        return replace(self, **moved, textures=tuple(t.to(device) for t in self.textures))
+        skin = None if self.skin is None else self.skin.to(device)
+        return replace(self, **moved, textures=tuple(t.to(device) for t in self.textures), skin=skin)
 
     def transformed(self, matrix: Tensor) -> Mesh:  # (4, 4)
         """Moved by an affine map; a mirroring one also turns the faces' winding."""
@@ -111,6 +118,7 @@ class Mesh:
             vertices=self.vertices @ linear.T + matrix[:3, 3],
             normals=normals,
             faces=self.faces.flip(-1) if mirrored else self.faces,
+            skin=None if self.skin is None else self.skin.transformed(matrix),
         )
 
     def normalized(self) -> tuple[Mesh, Tensor]:
@@ -428,6 +436,7 @@ def cleaned_mesh(
     face_alpha_cutoff: np.ndarray,  # (F,)
     textures: tuple[Tensor, ...],
     name: str,
+    follows: tuple[JointTree, np.ndarray, np.ndarray] | None = None,  # joints and weights (V, K)
 ) -> Mesh:
     """A mesh without degenerate faces and unused vertices.
 
@@ -465,6 +474,7 @@ def cleaned_mesh(
         face_color=torch.from_numpy(face_color[solid].astype(np.float32)),
         face_alpha_cutoff=torch.from_numpy(face_alpha_cutoff[solid].astype(np.float32)),
         name=name,
+        skin=None if follows is None else follows[0].skin(follows[1][used], follows[2][used], name),
     )
 
 
@@ -560,6 +570,13 @@ def mesh_to_tensors(mesh: Mesh) -> dict[str, Tensor]:
         tensors["face_material"] = member.int()
     optional = {"normals": mesh.normals, "uvs": mesh.uvs, "vertex_colors": mesh.vertex_colors}
     tensors |= {key: value for key, value in optional.items() if value is not None}
+    if (skin := mesh.skin) is not None:
+        described = json.dumps({"names": skin.names, "parents": skin.parents}).encode()
+        tensors |= {f"skin.{f.name}": v for f in fields(skin) if isinstance(v := getattr(skin, f.name), Tensor)}
+        tensors |= {
+            "skin.joints": skin.joints.to(torch.int16),
+            "skin.tree": torch.frombuffer(bytearray(described), dtype=torch.uint8),
+        }
     files = {f"texture{i}": encode_picture(texture) for i, texture in enumerate(mesh.textures)}
     return tensors | {key: torch.frombuffer(bytearray(data), dtype=torch.uint8) for key, data in files.items()}
 
@@ -596,12 +613,31 @@ def mesh_from_tensors(tensors: dict[str, Tensor], name: str = "mesh") -> Mesh:
         face_color=material[:, 1:5].contiguous(),
         face_alpha_cutoff=material[:, 5].contiguous(),
         name=name,
+        skin=_skin_from_tensors({k.removeprefix("skin."): v for k, v in tensors.items() if k.startswith("skin.")}),
     )
+
+
+def _skin_from_tensors(tensors: dict[str, Tensor]) -> Skin | None:
+    if not tensors:
+        return None
+    tree = json.loads(bytes(tensors.pop("tree").numpy()))
+    parents, names = tuple(map(int, tree["parents"])), tuple(map(str, tree["names"]))
+    joints = tensors.pop("joints").long()
+    if not all(bool(t.isfinite().all()) for t in tensors.values()):
+        raise ValueError("a skin with values that are not numbers")
+    skin = Skin(parents, names, joints=joints, **{name: tensors[name] for name in ("places", "quats", "frame", "weights")})
+    if bool((skin.quats.norm(dim=-1) < 0.5).any()):
+        raise ValueError("a skin whose joints have no rotation")
+    if joints.numel() and not 0 <= int(joints.min()) <= int(joints.max()) < len(skin):
+        raise ValueError("a skin whose vertices follow joints that do not exist")
+    if bool((skin.weights < 0).any()) or bool((skin.weights.sum(-1) - 1).abs().max() > 1e-3):
+        raise ValueError("a skin of weights that are no shares")
+    return skin
 
 
 @canonical.register
 def _(value: Mesh) -> Any:
-    return {name: canonical(part) for name, part in vars(value).items() if isinstance(part, (Tensor, tuple))}
+    return {name: canonical(part) for name, part in vars(value).items() if isinstance(part, (Tensor, tuple, Skin))}
 
 
 def __getattr__(name: str) -> Any:

@@ -24,6 +24,7 @@ from ..core.io.gltf import Gltf
 from ..core.io.gltf_parts import gltf_parts
 from ..core.io.meshes import write_glb
 from ..core.io.parts import joined
+from ..core.io.rig import write_rigged_mesh
 from ..core.mesh import Mesh
 from ..core.render.mesh import render_mesh
 from .motion_clips import checked_out, pose
@@ -76,7 +77,7 @@ def span(gltf: Gltf, index: int) -> tuple[float, float]:
 
 
 def write_case(folder: Path, meshes: Sequence[Mesh], *, fps: float, size: int, fovy: float = FOVY, **about: str) -> None:
-    """A case from an object's meshes, one a frame: films from the front and the sides, the first mesh, what they are.
+    """A case from an object's meshes, one a frame: films from all sides, the first mesh with its rig, what they are.
 
     Args:
         folder: its name is the case's.
@@ -97,7 +98,7 @@ def write_case(folder: Path, meshes: Sequence[Mesh], *, fps: float, size: int, f
     for view, film in zip(("front", *(f"views/{a}" for a in AZIMUTHS)), films, strict=True):
         (folder / view).parent.mkdir(parents=True, exist_ok=True)
         write_frames(folder / view, film)
-    write_glb(folder / "mesh.glb", meshes[0])
+    (write_glb if meshes[0].skin is None else write_rigged_mesh)(folder / "mesh.glb", meshes[0])
     described = {
         "name": folder.name, "frames": len(meshes), "fps": fps, "image_size": size, "test_azimuths": list(AZIMUTHS),
         "camera": {"fovy_degrees": fovy, "distance": distance, "elevation": 0, "azimuth": 0}, **about,

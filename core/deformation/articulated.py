@@ -21,7 +21,9 @@ class Articulated(NodeField):
     """Nodes that follow the rigid parts of a skeleton: its joints' turns at each key time move everything.
 
     Hinges turn about one axis, other joints any way; the root, and joints that slide, are shifted too. Where joints are, and
-    the axes of hinges, are parameters as well: the video corrects what tracking found. Key 0 is the object at rest.
+    the axes of hinges, are parameters as well: the video corrects what tracking found. Those of a rig that the object came with
+    stay where they are, and a joint of it that no node follows keeps to its parent. A node may follow several joints, by linear
+    blend skinning. Key 0 is the object at rest.
 
     Use :meth:`of`; the constructor only makes an unplaced field of given sizes.
 
@@ -31,6 +33,7 @@ class Articulated(NodeField):
         names: of the joints.
         lr: learning rate of turns, radians; shifts take a fifth of it in world units, places and axes a tenth.
         smooth_time: how far a step spreads over time, see :class:`Group`.
+        given: the joints are those of a rig that the object came with.
 
     Raises:
         ValueError: for parents that are no tree.
@@ -55,6 +58,7 @@ class Articulated(NodeField):
         spacing: float = 0.05,
         lr: float = 1e-2,
         smooth_time: float = 1.0,
+        given: bool = False,
     ) -> None:
         super().__init__()
         joints = len(parents)
@@ -64,9 +68,10 @@ class Articulated(NodeField):
         self.arguments: dict[str, Any] = dict(
             nodes=nodes, points=points, edges=edges, keys=keys, parents=[int(p) for p in parents],
             names=[str(n) for n in names], neighbours=neighbours, loop=loop, spacing=spacing, lr=lr, smooth_time=smooth_time,
+            given=given,
         )  # fmt: skip
         self.keys, self.loop, self.anchored, self.spacing = keys, loop, True, spacing
-        self.lr, self.smooth_time = lr, smooth_time
+        self.lr, self.smooth_time, self.given = lr, smooth_time, given
         self.turns = nn.Parameter(torch.zeros(keys, joints, 3))  # rotation vectors against the parent, radians
         self.shifts = nn.Parameter(torch.zeros(keys, joints, 3))  # in the parent's frame
         self.places = nn.Parameter(torch.zeros(joints, 3))  # of the joints at rest
@@ -79,7 +84,7 @@ class Articulated(NodeField):
     @staticmethod
     @torch.no_grad()
     def of(field: NodeField, motion: Motion, **settings: Any) -> Articulated:
-        """The nodes of another field on a skeleton that was found from their motion at the field's key times.
+        """The nodes of another field on a skeleton that moves as they do at the field's key times.
 
         Args:
             settings: of the constructor.
@@ -91,7 +96,7 @@ class Articulated(NodeField):
         )  # fmt: skip
         for name in ("node_positions", "bind_index", "bind_weight", "pairs"):
             getattr(made, name).copy_(getattr(field, name))
-        made.joint_weights.copy_(F.one_hot(motion.label, len(skeleton)))
+        made.joint_weights.copy_(F.one_hot(motion.label, len(skeleton)) if motion.shares is None else motion.shares)
         made.places.copy_(skeleton.places)
         made.axes.copy_(skeleton.axes)
         made.hinged.copy_(skeleton.axes.norm(dim=-1, keepdim=True) > 0)
@@ -116,14 +121,24 @@ class Articulated(NodeField):
         axis = F.normalize(self.axes, dim=-1)
         about = (turns * axis).sum(-1, keepdim=True) * axis
         turns = torch.where(self.hinged, about, turns)
+        if self.given:
+            followed = (self.joint_weights > 0).any(0)
+            followed[0] = True
+            turns = torch.where(followed[:, None], turns, 0.0)
         return rotation_vector_to_quaternion(turns), torch.where(self.sliding, shifts, 0.0)
 
     def node_motion(self, tau: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         rotations, at = posed(self.arguments["parents"], self.places, *self.joints(tau))
-        quats = self.joint_weights @ rotations
-        offsets = at - (quaternion_to_matrix(rotations) @ self.places[:, :, None])[..., 0]  # (B, J, 3)
-        positions = (quaternion_to_matrix(quats) @ self.node_positions[:, :, None])[..., 0] + self.joint_weights @ offsets
-        return positions, quats, torch.zeros_like(positions), None
+        matrices = quaternion_to_matrix(rotations)
+        offsets = at - (matrices @ self.places[:, :, None])[..., 0]  # (B, J, 3)
+        weights = self.joint_weights
+        motions = weights @ torch.cat([matrices, offsets[..., None]], -1).flatten(2)  # (B, M, 12)
+        motions = motions.unflatten(-1, (3, 4))
+        positions = (motions[..., :3] @ self.node_positions[:, :, None])[..., 0] + motions[..., 3]
+        # A turn has two quaternions: those that are blended take the sign of the joint's that a node follows most.
+        first = rotations[:, weights.argmax(-1)].detach()
+        signs = torch.where(first @ rotations.detach().mT < 0, -weights, weights)  # (B, M, J)
+        return positions, F.normalize(signs @ rotations, dim=-1), torch.zeros_like(positions), None
 
     def check(self, count: int) -> None:
         super().check(count)
@@ -137,6 +152,6 @@ class Articulated(NodeField):
             return torch.einsum("st,tm...->sm...", time, x) if whole_clip else x
 
         groups = [Group("turns", self.turns, self.lr, smooth), Group("shifts", self.shifts, self.lr / 5, smooth)]
-        if whole_clip:
+        if whole_clip and not self.given:
             groups += [Group("places", self.places, self.lr / 10), Group("axes", self.axes, self.lr / 10)]
         return groups

@@ -111,6 +111,7 @@ class Motion:
         turns, shifts: at each frame, see :meth:`Skeleton.pose`.
         label: the joint whose part each of the points follows that it was found from.
         error: root mean square distance of those points from where the parts take them, in lengths of the object.
+        shares: by which they follow the joints, where not one joint alone.
     """
 
     skeleton: Skeleton
@@ -118,6 +119,7 @@ class Motion:
     shifts: Tensor  # (T, J, 3)
     label: Tensor  # (M,) int64
     error: float
+    shares: Tensor | None = None  # (M, J)
 
 
 @torch.no_grad()

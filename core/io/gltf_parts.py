@@ -1,9 +1,10 @@
 """The surface that a glTF 2.0 file shows: its scene in the resting pose, every primitive of triangles in the world frame.
 
-Read here: triangles, strips and fans; skins of any number of joints a vertex; morph targets at their default weights; instances
-(EXT_mesh_gpu_instancing); quantised, sparse and normalised arrays; Draco and meshopt, with their packages; base colour textures
-with their sampler's wrapping and KHR_texture_transform, factors and vertex colours. What an unlit picture does not show
-(KHR_materials_*, lights, VRM, physics, names, sounds) is left aside. What is left out of the surface is logged.
+Read here: triangles, strips and fans; skins of any number of joints a vertex, whose joints are kept (:mod:`.gltf_rig`); morph
+targets at their default weights; instances (EXT_mesh_gpu_instancing); quantised, sparse and normalised arrays; Draco and
+meshopt, with their packages; base colour textures with their sampler's wrapping and KHR_texture_transform, factors and vertex
+colours. What an unlit picture does not show (KHR_materials_*, lights, VRM, physics, names, sounds) is left aside. What is left
+out of the surface is logged.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ..files import InputError
 from ..mesh import encoded_array
 from ..reading import VARIABLES
 from .gltf import Entry, Gltf, decoder, trs_matrices, unit
+from .gltf_rig import JointNodes, joint_nodes
 from .parts import CLAMP, MIRROR, REPEAT, Part
 
 log = logging.getLogger(__name__)
@@ -53,18 +55,19 @@ def gltf_parts(gltf: Gltf) -> list[Part]:
     """
     placed = list(gltf.placed())
     matrices = {index: matrix for index, _, matrix in placed}
-    shown: dict[tuple[int, tuple[float, ...]], list[tuple[Entry, np.ndarray]]] = {}
-    for _, node, matrix in placed:
+    rig = joint_nodes(gltf, placed)
+    shown: dict[tuple[int, tuple[float, ...]], list[tuple[int, Entry, np.ndarray]]] = {}
+    for index, node, matrix in placed:
         if "mesh" in node:
             mesh = node.whole("mesh")
             weights = tuple(node.number_list("weights") or gltf.item("meshes", mesh).number_list("weights"))
-            shown.setdefault((mesh, weights), []).append((node, matrix))
+            shown.setdefault((mesh, weights), []).append((index, node, matrix))
     parts: list[Part] = []
     left_out: Counter[str] = Counter()
     totals = {"vertices": 0, "faces": 0}
     for (mesh, weights), nodes in shown.items():
-        copies = [(node, _copies(gltf, node, matrix)) for node, matrix in nodes]
-        count = sum(len(m) for _, m in copies)
+        copies = [(index, node, _copies(gltf, node, matrix)) for index, node, matrix in nodes]
+        count = sum(len(m) for _, _, m in copies)
         if count > gltf.limits.nodes:
             most = f"{gltf.limits.nodes:,}, reduce them or raise {VARIABLES['nodes'][0]}"
             raise InputError(f"{gltf.path}: {count:,} copies of a part, more than {most}")
@@ -77,13 +80,13 @@ def gltf_parts(gltf: Gltf) -> list[Part]:
                 left_out["primitives without a triangle"] += 1
                 continue
             rigid = []
-            for node, placing in copies:
+            for index, node, placing in copies:
                 if "skin" in node and shape.joints is not None:
-                    parts.append(_skinned(gltf, shape, node.whole("skin"), matrices))
+                    parts.append(_skinned(gltf, shape, node.whole("skin"), matrices, rig))
                 else:
-                    rigid.append(placing)
+                    rigid.append((index, placing))
             if rigid:
-                parts.append(_moved(shape, np.concatenate(rigid)))
+                parts.append(_moved(shape, rigid, rig))
     for what, count in left_out.items():
         log.warning("%s: left out %d %s", gltf.path, count, what)
     return parts
@@ -244,8 +247,9 @@ def _copies(gltf: Gltf, node: Entry, matrix: np.ndarray) -> np.ndarray:  # (4, 4
     return matrix @ trs_matrices(*rows)
 
 
-def _moved(shape: _Shape, matrices: np.ndarray) -> Part:  # (K, 4, 4)
-    """All copies of a primitive as one part."""
+def _moved(shape: _Shape, copies: list[tuple[int, np.ndarray]], rig: JointNodes | None) -> Part:  # (K, 4, 4) each
+    """All copies of a primitive, by their nodes, as one part, which follows the joints of a rig that the nodes hang from."""
+    matrices = np.concatenate([placing for _, placing in copies])
     linear, count = matrices[:, :3, :3], len(matrices)
     faces = shape.faces.astype(np.int64) + (np.arange(count) * len(shape.vertices))[:, None, None]
     mirrored = np.linalg.det(linear) < 0
@@ -254,6 +258,9 @@ def _moved(shape: _Shape, matrices: np.ndarray) -> Part:  # (K, 4, 4)
     rows: dict[str, Any] = {
         key: np.tile(value, (count, 1)) for key, value in shape.look.items() if key in ("uvs", "vertex_colors")
     }
+    if rig is not None:
+        joints = np.concatenate([np.full((len(m) * len(shape.vertices), 1), rig.nearest[node]) for node, m in copies])
+        rows |= {"tree": rig.tree, "joints": joints, "weights": np.ones(joints.shape)}
     return Part(
         vertices=(shape.vertices @ linear.swapaxes(1, 2) + matrices[:, None, :3, 3]).reshape(-1, 3),
         faces=faces.reshape(-1, 3),
@@ -269,19 +276,23 @@ def _normals_by(linear: np.ndarray) -> np.ndarray:  # (..., 3, 3)
     return adjugate * np.where(np.linalg.det(linear) < 0, -1.0, 1.0)[..., None, None]
 
 
-def _skinned(gltf: Gltf, shape: _Shape, index: int, matrices: dict[int, np.ndarray]) -> Part:
+def _skinned(gltf: Gltf, shape: _Shape, index: int, matrices: dict[int, np.ndarray], rig: JointNodes | None) -> Part:
     """A skinned primitive in its resting pose: each vertex moved by the weighted mean of its joints' matrices (3.7.3.3)."""
     skin = gltf.item("skins", index)
     joints = skin.indices("joints")
     if absent := [joint for joint in joints if joint not in matrices]:
         raise gltf.damaged(f"{skin.place} has joint {absent[0]}, which is not in the scene")
-    world = np.stack([matrices[joint] for joint in joints]) if joints else np.zeros((0, 4, 4))
+    if rig is None or not joints:
+        raise gltf.damaged(f"{skin.place} has no joints")
+    world = np.stack([matrices[joint] for joint in joints])
     if "inverseBindMatrices" in skin:
         inverse = gltf.floats(skin.whole("inverseBindMatrices"), "MAT4").reshape(-1, 4, 4).swapaxes(1, 2)
         if len(inverse) < len(joints):
             raise gltf.damaged(f"{skin.place} has {len(inverse)} inverseBindMatrices for {len(joints)} joints")
         world = world @ inverse[: len(joints)]
     assert shape.joints is not None and shape.weights is not None
+    numbers = np.array([rig.number[joint] for joint in joints], np.int64)
+    follow, shares = np.empty(shape.joints.shape, np.int64), np.empty(shape.joints.shape)
     vertices, normals = np.empty_like(shape.vertices), None if shape.normals is None else np.empty_like(shape.normals)
     mirrored = 0
     for start in range(0, len(vertices), _CHUNK):
@@ -291,8 +302,9 @@ def _skinned(gltf: Gltf, shape: _Shape, index: int, matrices: dict[int, np.ndarr
         weights[:, :1] += total == 0  # nothing said: the first joint moves it
         weights /= weights.sum(-1, keepdims=True)
         chosen = np.where(weights > 0, shape.joints[rows], 0)
-        if not len(joints) or int(chosen.max()) >= len(joints):
+        if int(chosen.max()) >= len(joints):
             raise gltf.damaged(f"a vertex follows joint {int(chosen.max())} of {len(joints)} in {skin.place}")
+        follow[rows], shares[rows] = numbers[chosen], weights
         moving = np.zeros((len(weights), 4, 4))
         for k in range(weights.shape[1]):
             moving += weights[:, k, None, None] * world[chosen[:, k]]
@@ -301,7 +313,9 @@ def _skinned(gltf: Gltf, shape: _Shape, index: int, matrices: dict[int, np.ndarr
         if normals is not None and shape.normals is not None:
             normals[rows] = (shape.normals[rows, None] @ _normals_by(moving[:, :3, :3]))[:, 0]
     faces = shape.faces[:, ::-1] if mirrored > len(vertices) / 2 else shape.faces
-    return Part(vertices=vertices, faces=faces, normals=normals, **shape.look)
+    return Part(
+        vertices=vertices, faces=faces, normals=normals, **shape.look, tree=rig.tree, joints=follow, weights=shares,
+    )  # fmt: skip
 
 
 # --- the look -----------------------------------------------------------------------------------------------------------

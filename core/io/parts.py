@@ -16,6 +16,7 @@ from ..files import InputError
 from ..mesh import Mesh, cleaned_mesh
 from ..pictures import decode_texture
 from ..reading import beside
+from ..skin import JointTree
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,9 @@ class Part:
     image: Image.Image | None = None
     wrap: tuple[str, str] = (REPEAT, REPEAT)  # along u and v
     alpha_cutoff: float = 0.0
+    tree: JointTree | None = None  # the same of all parts of a file
+    joints: np.ndarray | None = None  # (V, K) of the tree, where there is one
+    weights: np.ndarray | None = None  # (V, K) that sum to 1
 
 
 def joined(parts: Sequence[Part], path: Path) -> Mesh:
@@ -68,7 +72,7 @@ def joined(parts: Sequence[Part], path: Path) -> Mesh:
         "vertex_colors": vertex_rows("vertex_colors", 4, 1),
     }
     faces = np.concatenate([p.faces.astype(np.int64) + offset for p, offset in zip(parts, offsets)])
-    arrays["vertices"] = _brought_near(arrays["vertices"], faces, path)
+    arrays["vertices"], moved = _brought_near(arrays["vertices"], faces, path)
     textures: dict[tuple[int, str, str], Tensor] = {}
     kinds = [(id(p.image), *p.wrap) for p in parts]
     for kind, part in zip(kinds, parts):
@@ -91,22 +95,39 @@ def joined(parts: Sequence[Part], path: Path) -> Mesh:
         np.repeat([p.alpha_cutoff for p in parts], lengths),
         tuple(textures.values()),
         str(path),
+        _follows(parts, moved),
     )
 
 
-def _brought_near(vertices: np.ndarray | None, faces: np.ndarray, path: Path) -> np.ndarray:  # (V, 3), (F, 3)
-    """Vertices around the origin where they lie so far away that float32 would round them: surveys, parts of cities."""
+def _follows(parts: Sequence[Part], moved: np.ndarray) -> tuple[JointTree, np.ndarray, np.ndarray] | None:
+    """The joints of a file, and which of them its vertices follow, (V, K), by which shares."""
+    tree = parts[0].tree
+    if tree is None:
+        return None
+    most = max(part.joints.shape[1] for part in parts if part.joints is not None)
+
+    def wide(values: np.ndarray | None) -> np.ndarray:
+        assert values is not None
+        return np.pad(values, ((0, 0), (0, most - values.shape[1])))
+
+    return tree.moved(moved), np.concatenate([wide(p.joints) for p in parts]), np.concatenate([wide(p.weights) for p in parts])
+
+
+def _brought_near(
+    vertices: np.ndarray | None, faces: np.ndarray, path: Path
+) -> tuple[np.ndarray, np.ndarray]:  # (V, 3), (F, 3) -> (V, 3), (3,)
+    """Vertices, and what they were moved by: to the origin from where float32 would round them, as surveys lie."""
     assert vertices is not None
     if not len(vertices) or not np.isfinite(vertices).all() or faces.min() < 0 or faces.max() >= len(vertices):
-        return vertices  # refused, or without consequence, when the mesh is cleaned
+        return vertices, np.zeros(3)  # refused, or without consequence, when the mesh is cleaned
     used = np.zeros(len(vertices), bool)
     used[faces] = True
     low, high = vertices[used].min(0), vertices[used].max(0)
     middle, side = (low + high) / 2, float((high - low).max())
     if not np.abs(middle).max() > _FAR * side or side == 0:
-        return vertices
+        return vertices, np.zeros(3)
     log.info("%s: lies %.6g from the origin, %.3g across; moved to the origin", path, float(np.linalg.norm(middle)), side)
-    return vertices - middle
+    return vertices - middle, -middle
 
 
 def _unwrapped(picture: Tensor, uvs: np.ndarray, own: list[slice], axis: int, wrap: str, path: Path) -> Tensor:

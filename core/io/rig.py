@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ..cameras import quaternion_to_matrix
+from ..cameras import quaternion_multiply, quaternion_to_matrix
+from ..deformation import Skeleton
 from ..files import atomic_path
-from ..scene.rig import Rig, rig_scene
+from ..mesh import Mesh
+from ..scene.rig import Rig, rig_scene, strongest_of
 from ..scene.scene import Scene4D
 from ..scene.views import FrameProgress
+from ..skin import Skin, rotations_of, unique
 from .gltf import Glb
 from .gltf_mesh import Materials, mesh_primitive
 
@@ -26,8 +31,10 @@ def write_skinned_glb(
 ) -> Rig:
     """Write the scene's surface as a skin with its skeleton's motion, and return it.
 
-    Joints are nodes, at rest without rotation; inverse bind matrices take the world to them. One animation turns every joint,
-    linearly from frame to frame, around to frame 0 where the clip loops, and moves the root and joints that slide.
+    Joints are nodes, at rest without rotation; inverse bind matrices take the world to them. Joints of a rig that the object
+    came with have its names and rotations at rest, and hang from a node ``rig`` that stands for what they hung from: the
+    animation is then, channel for channel, one of the rig itself. It turns every joint, linearly from frame to frame, around to
+    frame 0 where the clip loops, and moves the root and joints that slide.
     ``scenes[0].extras.skin`` says how far the skin strays from the scene's own motion, in lengths of the object.
 
     Args:
@@ -40,24 +47,12 @@ def write_skinned_glb(
     rig = rig_scene(scene, frames=frames, progress=progress)
     skeleton, count = rig.skeleton, len(rig.turns)
     glb = Glb()
-    used = Materials(glb, rig.mesh, True)
-    kind = np.uint8 if len(skeleton) <= 256 else np.uint16
-    follows = {"JOINTS_0": _joints(rig).astype(kind), "WEIGHTS_0": rig.weights.numpy().astype(np.float32)}
-    primitives = [mesh_primitive(glb, rig.mesh, part, used, rig.mesh.vertices[None], more=follows) for part in used.parts()]
-    body = glb.add("meshes", {"name": "surface", "primitives": primitives})
-    offsets = _offsets(rig)
-    nodes = [glb.add("nodes", {"name": skeleton.names[j], "translation": offsets[j].tolist()}) for j in range(len(skeleton))]
-    for joint, parent in enumerate(skeleton.parents):
-        if parent >= 0:
-            glb.header["nodes"][nodes[parent]].setdefault("children", []).append(nodes[joint])
-    inverse = np.tile(np.eye(4, dtype=np.float32).reshape(-1), (len(skeleton), 1))
-    inverse[:, 12:15] = -skeleton.places.numpy()
-    skin = glb.add("skins", {"inverseBindMatrices": glb.array(inverse), "joints": nodes, "skeleton": nodes[0]})
-    skinned = glb.add("nodes", {"name": "object", "mesh": body, "skin": skin})
+    bones = _Bones.of(rig.skeleton, rig.skin)
+    nodes, shown = _add_skinned(glb, rig.mesh, skeleton, bones, rig.joints, rig.weights)
     fps = scene.fps * count / scene.frames
     strays = {"joints": len(skeleton), "rms_error": rig.error, "max_error": rig.worst}
     extras = {"fps": fps, "loop": scene.loop, "frames": count, "skin": strays}
-    glb.add("scenes", {"nodes": [skinned, nodes[0]], "extras": extras})
+    glb.add("scenes", {"nodes": shown, "extras": extras})
     glb.header["scene"] = 0
     if count > 1:
         around = [*range(count), *([0] if scene.loop else [])]
@@ -71,12 +66,100 @@ def write_skinned_glb(
             channels.append({"sampler": len(samplers) - 1, "target": {"node": nodes[joint], "path": path}})
 
         for joint in range(len(skeleton)):
-            animate(joint, "rotation", rig.turns[:, joint, [1, 2, 3, 0]])  # glTF: xyzw
+            animate(joint, "rotation", bones.turned(rig.turns)[:, joint, [1, 2, 3, 0]])  # glTF: xyzw
             if skeleton.slides[joint]:
-                animate(joint, "translation", offsets[joint] + rig.shifts[:, joint])
+                animate(joint, "translation", bones.placed(_offsets(skeleton) + rig.shifts)[:, joint])
         glb.add("animations", {"name": "motion", "samplers": samplers, "channels": channels})
     glb.write(path)
     return rig
+
+
+def write_rigged_mesh(path: str | os.PathLike[str], mesh: Mesh) -> None:
+    """Write a mesh at rest with its rig, of four joints a vertex; colours are unlit.
+
+    Raises:
+        ValueError: for a mesh without a rig.
+        InputError: beyond the size of a file.
+    """
+    if mesh.skin is None:
+        raise ValueError("rig: the mesh has none")
+    mesh, glb = mesh.to("cpu"), Glb()
+    assert mesh.skin is not None
+    skin = mesh.skin
+    skeleton = Skeleton(skin.parents, skin.places, torch.zeros(len(skin), 3), (False,) * len(skin), skin.names)
+    _, shown = _add_skinned(glb, mesh, skeleton, _Bones.of(skeleton, skin), *strongest_of(skin))
+    glb.add("scenes", {"nodes": shown})
+    glb.header["scene"] = 0
+    glb.write(path)
+
+
+@dataclass(frozen=True)
+class _Bones:
+    """How joints lie in a file at rest: each in its parent's frame, of rotations and one scale.
+
+    Args:
+        frame: of what the root hangs from, (4, 4).
+        quats: of the joints in the world, (J, 4); above: of what each hangs from.
+        scale: of the frame, and so of all.
+        start: where the root's offset is counted from, (3,).
+    """
+
+    frame: Tensor
+    quats: Tensor
+    above: Tensor
+    scale: float
+    start: Tensor
+
+    @staticmethod
+    def of(skeleton: Skeleton, skin: Skin | None) -> _Bones:
+        frame, quats = torch.eye(4), torch.tensor([1.0, 0, 0, 0]).expand(len(skeleton), 4)
+        if skin is not None:
+            quats, linear = skin.quats, skin.frame[:3, :3].double()
+            scale = float(torch.linalg.det(linear).clamp_min(0)) ** (1 / 3)
+            if scale > 0 and float((linear.T @ linear / scale**2 - torch.eye(3)).abs().max()) < 1e-3:  # else no rig hangs so
+                frame = skin.frame
+        linear = frame[:3, :3]
+        parents = [quats[p] if p >= 0 else rotations_of(linear[None])[0] for p in skeleton.parents]
+        return _Bones(frame, quats, torch.stack(parents), float(torch.linalg.det(linear)) ** (1 / 3), frame[:3, 3])
+
+    def turned(self, turns: Tensor) -> Tensor:  # (..., J, 4) against the parents, in the world's axes -> in the parents'
+        return quaternion_multiply(quaternion_multiply(self.above * torch.tensor([1.0, -1, -1, -1]), turns), self.quats)
+
+    def placed(self, offsets: Tensor) -> Tensor:  # (..., J, 3) from the parents -> in the parents' frames
+        offsets = torch.cat([offsets[..., :1, :] - self.start, offsets[..., 1:, :]], -2)
+        return (quaternion_to_matrix(self.above).mT @ offsets[..., None])[..., 0] / self.scale
+
+    def inverses(self, places: Tensor) -> np.ndarray:  # (J, 3) -> (J, 16), column by column
+        back = quaternion_to_matrix(self.quats).mT / self.scale
+        matrices = torch.eye(4).repeat(len(places), 1, 1)
+        matrices[:, :3, :3], matrices[:, :3, 3] = back, -(back @ places[:, :, None])[..., 0]
+        return matrices.mT.reshape(-1, 16).numpy().astype(np.float32)
+
+
+def _add_skinned(
+    glb: Glb, mesh: Mesh, skeleton: Skeleton, bones: _Bones, joints: Tensor, weights: Tensor
+) -> tuple[list[int], list[int]]:
+    """A mesh at rest on its joints; the joints' nodes, and those that the scene shows."""
+    used = Materials(glb, mesh, True)
+    kind = np.uint8 if len(skeleton) <= 256 else np.uint16
+    follow = torch.where(weights > 0, joints, 0).numpy()  # validators want 0 where the weight is 0
+    follows = {"JOINTS_0": follow.astype(kind), "WEIGHTS_0": weights.numpy().astype(np.float32)}
+    primitives = [mesh_primitive(glb, mesh, part, used, mesh.vertices[None], more=follows) for part in used.parts()]
+    body = glb.add("meshes", {"name": "surface", "primitives": primitives})
+    still = bones.turned(torch.tensor([1.0, 0, 0, 0]).expand(len(skeleton), 4))[:, [1, 2, 3, 0]]
+    nodes = []
+    for name, place, turn in zip(skeleton.names, bones.placed(_offsets(skeleton)), still):
+        node = {"name": name, "translation": place.tolist()}
+        nodes.append(glb.add("nodes", node if float(turn[3]) == 1 else node | {"rotation": F.normalize(turn, dim=0).tolist()}))
+    for joint, parent in enumerate(skeleton.parents):
+        if parent >= 0:
+            glb.header["nodes"][nodes[parent]].setdefault("children", []).append(nodes[joint])
+    top = nodes[0]
+    if not torch.equal(bones.frame, torch.eye(4)):
+        top = glb.add("nodes", {"name": "rig", "matrix": bones.frame.T.reshape(-1).tolist(), "children": [nodes[0]]})
+    inverse = glb.array(bones.inverses(skeleton.places))
+    skin = glb.add("skins", {"inverseBindMatrices": inverse, "joints": nodes, "skeleton": nodes[0]})
+    return nodes, [glb.add("nodes", {"name": "object", "mesh": body, "skin": skin}), top]
 
 
 def write_bvh(
@@ -92,12 +175,15 @@ def write_bvh(
         frames: the clip is spread over so many, its own where None.
         progress: called with the frames done and all of them.
 
+    Names have no spaces, as readers divide lines by them.
+
     Raises:
         InputError: as :func:`~..scene.rig.rig_scene` does.
     """
     rig = rig_scene(scene, frames=frames, progress=progress)
+    names = unique(["_".join(name.split()) for name in rig.skeleton.names])
     skeleton, count = rig.skeleton, len(rig.turns)
-    offsets, ends = BVH_SCALE * _offsets(rig), BVH_SCALE * _ends(rig)
+    offsets, ends = BVH_SCALE * _offsets(skeleton), BVH_SCALE * _ends(rig)
     children: list[list[int]] = [[] for _ in skeleton.parents]
     for joint, parent in enumerate(skeleton.parents):
         if parent >= 0:
@@ -108,7 +194,7 @@ def write_bvh(
     def describe(joint: int, depth: int) -> None:
         order.append(joint)
         tab = "\t" * depth
-        lines.extend([f"{tab}{'JOINT' if depth else 'ROOT'} {skeleton.names[joint]}", f"{tab}{{"])
+        lines.extend([f"{tab}{'JOINT' if depth else 'ROOT'} {names[joint]}", f"{tab}{{"])
         lines.append(f"{tab}\tOFFSET {_row(offsets[joint])}")
         turns = "Zrotation Xrotation Yrotation"
         moves = f"6 Xposition Yposition Zposition {turns}" if skeleton.slides[joint] else f"3 {turns}"
@@ -127,7 +213,7 @@ def write_bvh(
     columns = [x for joint in order for x in ([at[:, joint]] if skeleton.slides[joint] else []) + [angles[:, joint]]]
     lines += [_row(row) for row in torch.cat(columns, -1)]
     with atomic_path(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="ascii")
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return rig
 
 
@@ -139,14 +225,9 @@ def euler_zxy(matrices: Tensor) -> Tensor:  # (T, ..., 3, 3) -> (T, ..., 3) degr
     return torch.from_numpy(np.degrees(np.unwrap(torch.stack([z, x, y], -1).double().numpy(), axis=0)))
 
 
-def _joints(rig: Rig) -> np.ndarray:  # (V, 4)
-    """Joints by vertex; 0 where the weight is 0, as validators want it."""
-    return torch.where(rig.weights > 0, rig.joints, 0).numpy()
-
-
-def _offsets(rig: Rig) -> Tensor:  # (J, 3)
+def _offsets(skeleton: Skeleton) -> Tensor:  # (J, 3)
     """Of joints from their parents at rest; the root's from the origin."""
-    places, parents = rig.skeleton.places, rig.skeleton.parents
+    places, parents = skeleton.places, skeleton.parents
     return torch.stack([places[j] - (places[p] if p >= 0 else 0) for j, p in enumerate(parents)])
 
 

@@ -552,7 +552,11 @@ def fit_motion(
             state = replace(state, field=state.field.stretching())
         rival = None
         if config.joints and video is not None and stage == label + "3D to 4D":
-            rival = structure.articulated(state, inputs.taus)
+            shape = mesh if isinstance(mesh, Mesh) else scene.surface
+            if shape is not None and shape.skin is not None:
+                rival = structure.rigged(state, scene, shape, video, inputs.fronts, backend)
+            else:
+                rival = structure.articulated(state, inputs.taus)
         state = taken(state, stage, part)
         if rival is not None and video is not None:
             rival = taken(rival, f"{stage}, joints", part)

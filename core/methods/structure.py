@@ -1,4 +1,4 @@
-"""Whether an object is rigid parts on joints: a rival of the free motion, between which the video chooses."""
+"""Whether an object is parts on joints, found or its own rig's: a rival of the free motion, between which the video chooses."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from torch import Tensor
 from ..cameras import FrontCamera
 from ..deformation.articulated import Articulated
 from ..deformation.control_nodes import NodeField
+from ..deformation.rigged import rig_motion, shares_on_surface
 from ..deformation.skeleton import find_skeleton
 from ..fit.loop import FitState
+from ..mesh import Mesh
 from ..scene.scene import Scene4D
 from ..video import DrivingVideo
 from .backing import driving_error
+from .caution import certainty
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +45,42 @@ def articulated(state: FitState, taus: Tensor) -> FitState | None:
         positions, quats = field.motion_of_handles(taus.to(field.node_positions.device))
     motion = find_skeleton(field.node_positions, positions, field.pairs, quats, tolerance=TOLERANCE)
     log.debug("structure: %d joints, error %.3g", len(motion.skeleton), motion.error)
+    return _rival(state, Articulated.of(field, motion))
+
+
+def rigged(
+    state: FitState, scene: Scene4D, mesh: Mesh, video: DrivingVideo, fronts: Sequence[FrontCamera], backend: str = "auto"
+) -> FitState | None:
+    """The state with what has been tracked so far moving as the rig that the object came with; None for fields without nodes.
+
+    Args:
+        state: behind the passes that follow the object.
+        scene: the object at rest, with its camera.
+        mesh: the object, with its rig, in the scene's frame.
+        video: on the scene's device.
+        fronts: the driving video's camera, or one a frame.
+    """
+    field = state.field
+    if mesh.skin is None or not isinstance(field, NodeField) or isinstance(field, Articulated) or field.keys != scene.frames:
+        return None
+    sure = certainty(replace(scene, gaussians=state.gaussians, field=field), video, fronts, None, backend)
+    with torch.no_grad():
+        positions, quats = field.motion_of_handles(scene.taus.to(field.node_positions.device))
+        shares = shares_on_surface(mesh, field.node_positions)
+    motion = rig_motion(mesh.skin, shares, field.node_positions, positions, quats, None if sure is None else sure.seen)
+    assert motion.shares is not None
+    log.info(
+        "structure: %d of the rig's %d joints move parts of their own, which stray from what was tracked by %.2g of the "
+        "object's size; the others keep to their parents",
+        int((motion.shares > 0).any(0).sum()), len(motion.skeleton), motion.error,
+    )  # fmt: skip
+    return _rival(state, Articulated.of(field, motion, given=True))
+
+
+def _rival(state: FitState, field: Articulated) -> FitState:
     # A rival's memory is not touched by another's pass.
     memory = {id: {k: v.clone() for k, v in kept.items()} for id, kept in state.memory.items()}
-    return FitState(state.gaussians, Articulated.of(field, motion), {}, memory)
+    return FitState(state.gaussians, field, {}, memory)
 
 
 @torch.no_grad()

@@ -1,8 +1,9 @@
 """A scene's moving surface as a skin on a skeleton: what animation programs work with.
 
 Linear blend skinning: vertex v goes to ``sum_j w_vj (R_j (v - c_j) + p_j)``. The skeleton is the field's own where it is
-articulated, else found from the motion (:mod:`..deformation.skeleton`); weights and turns are then fitted to the surface as the
-scene moves it, in turns (after Le and Deng 2012, with the joints held together).
+articulated, with the weights of the rig where the object came with one. Else it is found from the motion
+(:mod:`..deformation.skeleton`); weights and turns are then fitted to the surface as the scene moves it, in turns (after Le and
+Deng 2012, with the joints held together).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ..deformation.skeleton import PARTS, Skeleton, find_skeleton, posed
 from ..files import InputError
 from ..mesh import Mesh
 from ..progress import pulse
+from ..skin import Skin
 from .scene import Scene4D, frame_times
 from .surface import carry, scene_surface
 from .views import FrameProgress
@@ -48,6 +50,7 @@ class Rig:
         turns, shifts: of the joints at each frame, see :meth:`~..deformation.skeleton.Skeleton.pose`.
         error, worst: root mean square and largest distance of vertices over all frames from where the scene takes them, in
             lengths of the object.
+        skin: the rig that the object came with, where the skeleton is its.
     """
 
     mesh: Mesh
@@ -58,6 +61,7 @@ class Rig:
     shifts: Tensor  # (T, J, 3)
     error: float
     worst: float
+    skin: Skin | None = None
 
     def moved(self, rows: slice = slice(None)) -> Tensor:  # (T, V, 3)
         """The vertices of some rows at each frame."""
@@ -99,9 +103,12 @@ def rig_scene(scene: Scene4D, *, frames: int | None = None, parts: int = PARTS, 
         found = find_skeleton(chosen, at_nodes, pairs, most=parts)
         skeleton, turns, shifts = found.skeleton, found.turns, found.shifts
         at_node = F.one_hot(found.label, len(skeleton)).float()
-    weights = torch.einsum("vk,vkj->vj", share, at_node[index])
-    joints, weights = _strongest(weights, skeleton)
-    rig = Rig(mesh, skeleton, joints, weights, turns, shifts, 0.0, 0.0)
+    skin = mesh.skin if own and mesh.skin is not None and mesh.skin.names == skeleton.names else None
+    if skin is None:
+        joints, weights = _strongest(torch.einsum("vk,vkj->vj", share, at_node[index]), skeleton)
+    else:
+        joints, weights = strongest_of(skin)
+    rig = Rig(mesh, skeleton, joints, weights, turns, shifts, 0.0, 0.0, skin)
     if not own:
         for _ in range(_ROUNDS):
             rig = _turned(rig, places)
@@ -119,6 +126,12 @@ def _motions(skeleton: Skeleton, turns: Tensor, shifts: Tensor) -> Tensor:  # (T
     quats, at = skeleton.pose(turns, shifts)
     matrices = quaternion_to_matrix(quats)
     return torch.cat([matrices, (at - (matrices @ skeleton.places[:, :, None])[..., 0])[..., None]], -1)
+
+
+def strongest_of(skin: Skin) -> tuple[Tensor, Tensor]:  # (V, 4), (V, 4)
+    """The joints that each vertex follows most, by shares that sum to 1."""
+    weights, order = F.pad(skin.weights, (0, INFLUENCES)).topk(INFLUENCES, dim=-1)
+    return F.pad(skin.joints, (0, INFLUENCES)).gather(1, order), weights / weights.sum(-1, keepdim=True)
 
 
 def _strongest(weights: Tensor, skeleton: Skeleton) -> tuple[Tensor, Tensor]:  # (V, J) -> (V, 4), (V, 4)

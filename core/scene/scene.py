@@ -93,6 +93,8 @@ class Scene4D:
             owned += self.field.state_dict().values()
         if self.surface is not None:
             owned += [v for v in vars(self.surface).values() if isinstance(v, Tensor)] + list(self.surface.textures)
+            if self.surface.skin is not None:
+                owned += [v for v in vars(self.surface.skin).values() if isinstance(v, Tensor)]
         return owned
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -25,10 +25,12 @@ _ENDLESS = 1e30
 _TRIED = 1000
 
 _SHAPES = {"means": (3,), "quats": (4,), "log_scales": (3,), "opacity_logits": ()}
-#: Tensors of a surface: shape after the first dimension, and whether they are numbers with a point.
+#: Tensors of a surface: shape after the first dimension, None = any, and whether they are numbers with a point.
 _SURFACE = {
     "vertices": ((3,), True), "faces": ((3,), False), "materials": ((6,), True), "face_material": ((), False),
     "normals": ((3,), True), "uvs": ((2,), True), "vertex_colors": ((4,), True),
+    "skin.tree": ((), False), "skin.places": ((3,), True), "skin.quats": ((4,), True), "skin.frame": ((4,), True),
+    "skin.joints": ((None,), False), "skin.weights": ((None,), True),
 }  # fmt: skip
 
 
@@ -130,7 +132,8 @@ def surface_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         else:
             shape, point = _SURFACE[name]
             whole = not tensor.is_floating_point() and not tensor.is_complex()
-            if tensor.dim() != 1 + len(shape) or tuple(tensor.shape[1:]) != shape or whole is point:
+            fits = tensor.dim() == 1 + len(shape) and all(n in (None, own) for n, own in zip(shape, tensor.shape[1:]))
+            if not fits or whole is point:
                 raise ValueError(f"the surface's {name} is {tensor.dtype} of shape {tuple(tensor.shape)}")
     if missing := [f"texture{i}" for i in range(pictures) if f"texture{i}" not in tensors]:
         raise ValueError(f"the surface lacks {missing[0]}")
