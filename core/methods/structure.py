@@ -27,6 +27,10 @@ log = logging.getLogger(__name__)
 TOLERANCE = 0.015
 #: Share of the driving view's error at rest up to which rigid parts are kept.
 EXPLAINED = 0.18
+#: How much more error than a free motion an object's own rig may leave in the driving view and be kept.
+RIGGED = 1.2
+#: Learning rate of a rig's turns, radians: where joints are is known, so that they may turn faster than found ones.
+RIG_LR = 3e-2
 #: Pixels that rivals are compared at.
 SIZE = 128
 
@@ -74,7 +78,7 @@ def rigged(
         "object's size; the others keep to their parents",
         int((motion.shares > 0).any(0).sum()), len(motion.skeleton), motion.error,
     )  # fmt: skip
-    return _rival(state, Articulated.of(field, motion, given=True))
+    return _rival(state, Articulated.of(field, motion, given=True, lr=RIG_LR))
 
 
 def _rival(state: FitState, field: Articulated) -> FitState:
@@ -88,10 +92,11 @@ def chosen(
     free: FitState, rival: FitState, scene: Scene4D, video: DrivingVideo, fronts: Sequence[FrontCamera], share: float,
     backend: str = "auto",
 ) -> FitState:  # fmt: skip
-    """The rigid parts, where they explain what the video shows of the motion; else the free motion.
+    """The parts on joints, where they explain what the video shows of the motion; else the free motion.
 
-    They do where the squared error of the driving view is at most a share of what the object at rest leaves. A free motion
-    always follows the view better, as it bends; what it makes of the sides unseen is worse (docs/pla4d.md).
+    Found parts do where the squared error of the driving view is at most a share of what the object at rest leaves. A free
+    motion always follows the view better, as it bends; what it makes of the sides unseen is worse. The object's own rig is kept
+    where it follows the view nearly as well as the free motion, within :data:`RIGGED` (docs/pla4d.md).
 
     Args:
         scene: the object at rest, with its camera.
@@ -104,9 +109,12 @@ def chosen(
         return driving_error(replace(scene, gaussians=state.gaussians, field=state.field), small, fronts, backend)
 
     still, own, bent = error(FitState(rival.gaussians)), error(rival), error(free)
-    kept = own <= share * still
+    given = isinstance(rival.field, Articulated) and rival.field.given
+    what = "its rig" if given else "rigid parts on joints"
+    kept = own <= (RIGGED * bent if given else share * still)
     log.info(
-        "structure: rigid parts on joints leave %.0f %% of the driving view's error at rest, a free motion %.0f %%; %s kept",
-        100 * own / max(still, 1e-12), 100 * bent / max(still, 1e-12), "rigid parts are" if kept else "the free motion is",
+        "structure: %s leave%s %.0f %% of the driving view's error at rest, a free motion %.0f %%; %s kept",
+        what, "s" if given else "", 100 * own / max(still, 1e-12), 100 * bent / max(still, 1e-12),
+        f"{what} {'is' if given else 'are'}" if kept else "the free motion is",
     )  # fmt: skip
     return rival if kept else free
