@@ -291,6 +291,7 @@ def _skinned(gltf: Gltf, shape: _Shape, index: int, matrices: dict[int, np.ndarr
             raise gltf.damaged(f"{skin.place} has {len(inverse)} inverseBindMatrices for {len(joints)} joints")
         world = world @ inverse[: len(joints)]
     assert shape.joints is not None and shape.weights is not None
+    gltf.take(shape.joints.size * 48, skin.place)
     numbers = np.array([rig.number[joint] for joint in joints], np.int64)
     follow, shares = np.empty(shape.joints.shape, np.int64), np.empty(shape.joints.shape)
     vertices, normals = np.empty_like(shape.vertices), None if shape.normals is None else np.empty_like(shape.normals)

@@ -45,8 +45,8 @@ def load_mesh(path: str | os.PathLike[str], up: str = "y") -> Mesh:
     """A mesh file of one of :data:`SUFFIXES` with all its parts joined, as its world frame has it.
 
     .dae takes the package pycollada, USD usd-core. Node transforms are applied, faces without area and unused vertices
-    dropped. A glTF material of alpha mode BLEND is cut at 0.5, as there is no order to blend in. A mesh that lies far from the
-    origin (surveys) is moved there.
+    dropped. A glTF file's rig is kept (:attr:`.Mesh.skin`), its clips are not. A glTF material of alpha mode BLEND is cut at
+    0.5, as there is no order to blend in. A mesh that lies far from the origin (surveys) is moved there.
 
     Args:
         up: the file's axis that points up: "y", "z", "x", or one of these with a minus. Blender's and most CAD programs' is
