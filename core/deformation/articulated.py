@@ -34,6 +34,7 @@ class Articulated(NodeField):
         lr: learning rate of turns, radians; shifts take a fifth of it in world units, places and axes a tenth.
         smooth_time: how far a step spreads over time, see :class:`Group`.
         given: the joints are those of a rig that the object came with.
+        stretch: covariances follow the surface where it stretches, as it does between joints.
 
     Raises:
         ValueError: for parents that are no tree.
@@ -59,6 +60,7 @@ class Articulated(NodeField):
         lr: float = 1e-2,
         smooth_time: float = 1.0,
         given: bool = False,
+        stretch: bool = False,
     ) -> None:
         super().__init__()
         joints = len(parents)
@@ -68,10 +70,10 @@ class Articulated(NodeField):
         self.arguments: dict[str, Any] = dict(
             nodes=nodes, points=points, edges=edges, keys=keys, parents=[int(p) for p in parents],
             names=[str(n) for n in names], neighbours=neighbours, loop=loop, spacing=spacing, lr=lr, smooth_time=smooth_time,
-            given=given,
+            given=given, stretch=stretch,
         )  # fmt: skip
         self.keys, self.loop, self.anchored, self.spacing = keys, loop, True, spacing
-        self.lr, self.smooth_time, self.given = lr, smooth_time, given
+        self.lr, self.smooth_time, self.given, self.stretch = lr, smooth_time, given, stretch
         self.turns = nn.Parameter(torch.zeros(keys, joints, 3))  # rotation vectors against the parent, radians
         self.shifts = nn.Parameter(torch.zeros(keys, joints, 3))  # in the parent's frame
         self.places = nn.Parameter(torch.zeros(joints, 3))  # of the joints at rest
@@ -139,6 +141,13 @@ class Articulated(NodeField):
         first = rotations[:, weights.argmax(-1)].detach()
         signs = torch.where(first @ rotations.detach().mT < 0, -weights, weights)  # (B, M, J)
         return positions, F.normalize(signs @ rotations, dim=-1), torch.zeros_like(positions), None
+
+    def stretching(self) -> Articulated:
+        if not self.given:  # rigid parts do not
+            return self
+        field = Articulated(**{**self.arguments, "stretch": True}).to(self.pairs.device)
+        field.load_state_dict(self.state_dict())
+        return field
 
     def check(self, count: int) -> None:
         super().check(count)
