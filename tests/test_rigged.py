@@ -481,3 +481,5 @@ def test_fields_of_found_parts_are_as_before() -> None:
     field = Articulated(4, 4, 4, 3, [-1, 0], ["root", "joint01"])
     assert not field.given and {g.name for g in field.parameter_groups()} == {"turns", "shifts", "places", "axes"}
     assert {g.name for g in Articulated(4, 4, 4, 3, [-1], ["root"], given=True).parameter_groups()} == {"turns", "shifts"}
+    assert field.stretching() is field
+    assert Articulated(4, 4, 4, 3, [-1], ["root"], given=True).stretching().stretch

@@ -28,7 +28,7 @@ TOLERANCE = 0.015
 #: Share of the driving view's error at rest up to which rigid parts are kept.
 EXPLAINED = 0.18
 #: How much more error than a free motion an object's own rig may leave in the driving view and be kept.
-RIGGED = 1.2
+RIGGED = 1.1
 #: Learning rate of a rig's turns, radians: where joints are is known, so that they may turn faster than found ones.
 RIG_LR = 3e-2
 #: Pixels that rivals are compared at.
