@@ -144,11 +144,12 @@ class JointTree:
         return Skin(
             parents=tuple(-1 if joint == root else int(rank[parents[joint]]) for joint in stay),
             names=unique([self.names[joint] for joint in stay]),
-            places=torch.from_numpy(matrices[:, :3, 3].astype(np.float32)),
-            quats=rotations_of(torch.from_numpy(matrices[:, :3, :3])).float(),
-            frame=torch.from_numpy(above.astype(np.float32)),
-            joints=torch.from_numpy(number[joints]),
-            weights=torch.from_numpy(weights.astype(np.float32)),
+            # Copied, as :func:`.mesh.cleaned_mesh` does.
+            places=torch.tensor(matrices[:, :3, 3], dtype=torch.float32),
+            quats=rotations_of(torch.tensor(matrices[:, :3, :3])).float(),
+            frame=torch.tensor(above, dtype=torch.float32),
+            joints=torch.tensor(number[joints]),
+            weights=torch.tensor(weights, dtype=torch.float32),
         )
 
 
