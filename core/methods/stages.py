@@ -100,7 +100,8 @@ class MotionConfig:
             number of them; or None.
         rates: learning rates of the Gaussians in place of :data:`~..fit.loop.GAUSSIAN_LR`.
         joints: the pass over all frames is taken with the object as rigid parts on joints too, and those are kept where they
-            leave at most this share of the driving view's error at rest, see :func:`.structure.chosen`; 0 tries none.
+            leave at most this share of the driving view's error at rest, see :func:`.structure.chosen`; 0 tries none. Of an
+            object with a rig the joints are the rig's, kept by a rule of their own.
     """
 
     field: str
