@@ -19,6 +19,7 @@ from ..core.io import side_by_side
 from ..core.methods import stages
 from ..core.methods.caution import certainty_line
 from ..core.methods.registry import METHODS, method_config
+from ..core.methods.structure import WITHIN
 from ..core.scene.scene import Scene4D
 from ..core.scene.views import DEFAULT_FRONT, driving_cameras, render_frames
 from ..core.video import DrivingVideo
@@ -261,6 +262,14 @@ class Anchor4DMotionAlignment(io.ComfyNode):
                     tooltip="From Asynchronous Optimisation: where both are trained, motion and Gaussians take turns. Nothing "
                     "connected = both at once.",
                 ),
+                widgets.switch(
+                    "joints",
+                    False,
+                    "On = the motion is also tried as rigid parts on joints, of a rigged model as its own joints, and kept so "
+                    "where the video allows it: machines, doors, rigged characters. Takes longer; control nodes only.",
+                    optional=True,
+                    folded=True,
+                ),
             ],
             outputs=[host.Scene.Output("scene", tooltip="The moving object.")],
             has_intermediate_output=True,
@@ -285,6 +294,7 @@ class Anchor4DMotionAlignment(io.ComfyNode):
         method: str = "pla4d",
         train: str = "preset",
         turns: tuple[int, int] = (0, 0),
+        joints: bool = False,
         alignment: FocalAlignment | None = None,
         cameras: Sequence[FrontCamera] = (),
         objectives: Terms = (),
@@ -311,6 +321,7 @@ class Anchor4DMotionAlignment(io.ComfyNode):
                 density=None if deformation.FIELDS[chosen].fixed_count else config.density,
                 fields=_with_nodes(config.fields, control_nodes),
                 objectives=tuple(objectives),
+                joints=WITHIN if joints else config.joints,
             )
             if config.following is None:
                 fitting.say_objectives(config.objectives, "the object stays still")

@@ -388,10 +388,12 @@ def test_a_rig_that_does_not_follow_the_video_is_not_kept(
     rival = structure.rigged(bare, still, _surface(still), video, [FRONT])  # tracked at rest: it stays there
     assert rival is not None and isinstance(rival.field, Articulated) and float(rival.field.turns.detach().abs().max()) < 1e-4
     caplog.set_level("INFO")
-    assert structure.chosen(FitState(fitted.gaussians, fitted.field), rival, still, video, [FRONT], 0.5) is not rival
+    assert (
+        structure.chosen(FitState(fitted.gaussians, fitted.field), rival, still, video, [FRONT], structure.WITHIN) is not rival
+    )
     assert "its rig leaves 100 %" in caplog.text and "the free motion is kept" in caplog.text
     kept = FitState(fitted.gaussians, fitted.field)
-    assert structure.chosen(bare, kept, still, video, [FRONT], 0.5) is kept
+    assert structure.chosen(bare, kept, still, video, [FRONT], structure.WITHIN) is kept
 
 
 def _surface(scene: Scene4D) -> Mesh:

@@ -28,7 +28,7 @@ from .following import Following
 from .plan import MethodRun
 from .registry import PRESETS, Choice, ModelRole, method
 from .stages import MethodConfig, MotionConfig, StaticConfig
-from .structure import EXPLAINED
+from .structure import WITHIN
 
 PRIOR = ModelRole("prior", own=("zero123-xl",), fallback="tiny", unless="refinement")
 
@@ -210,7 +210,7 @@ def _preview(prior: MotionPrior | None) -> MethodConfig:
 def _more(config: MethodConfig, plus: Collection[str]) -> MethodConfig:
     """The configuration with parts of :data:`MORE`; colours and opacities change over time at control nodes."""
     if "joints" in plus:
-        config = replace(config, motion=replace(config.motion, joints=EXPLAINED))
+        config = replace(config, motion=replace(config.motion, joints=WITHIN))
     added = {name: True for name, part in (("color", "appearance"), ("opacity", "presence")) if part in plus}
     if not added:
         return config

@@ -99,9 +99,9 @@ class MotionConfig:
         density: clone, split and prune in the pass over all frames, where the Gaussians are trained and the field moves any
             number of them; or None.
         rates: learning rates of the Gaussians in place of :data:`~..fit.loop.GAUSSIAN_LR`.
-        joints: the pass over all frames is taken with the object as rigid parts on joints too, and those are kept where they
-            leave at most this share of the driving view's error at rest, see :func:`.structure.chosen`; 0 tries none. Of an
-            object with a rig the joints are the rig's, kept by a rule of their own.
+        joints: the pass over all frames is taken with the object as rigid parts on joints too, of an object with a rig on the
+            rig's, and those are kept where they leave at most this many times the free motion's error in the driving view,
+            see :func:`.structure.chosen`; 0 tries none.
     """
 
     field: str

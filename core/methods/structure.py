@@ -25,10 +25,8 @@ log = logging.getLogger(__name__)
 
 #: Error, in lengths of the object, that is not worth another part: tracking bends what is rigid by about as much.
 TOLERANCE = 0.015
-#: Share of the driving view's error at rest up to which rigid parts are kept.
-EXPLAINED = 0.18
-#: How much more error than a free motion an object's own rig may leave in the driving view and be kept.
-RIGGED = 1.1
+#: How much of the error that a free motion leaves in the driving view parts on joints may leave and be kept.
+WITHIN = 1.1
 #: Learning rate of a rig's turns, radians: where joints are is known, so that they may turn faster than found ones.
 RIG_LR = 3e-2
 #: Pixels that rivals are compared at.
@@ -89,19 +87,18 @@ def _rival(state: FitState, field: Articulated) -> FitState:
 
 @torch.no_grad()
 def chosen(
-    free: FitState, rival: FitState, scene: Scene4D, video: DrivingVideo, fronts: Sequence[FrontCamera], share: float,
+    free: FitState, rival: FitState, scene: Scene4D, video: DrivingVideo, fronts: Sequence[FrontCamera], within: float,
     backend: str = "auto",
 ) -> FitState:  # fmt: skip
-    """The parts on joints, where they explain what the video shows of the motion; else the free motion.
+    """The parts on joints, where they follow the video nearly as well as the free motion, which bends; else that one.
 
-    Found parts do where the squared error of the driving view is at most a share of what the object at rest leaves. A free
-    motion always follows the view better, as it bends; what it makes of the sides unseen is worse. The object's own rig is kept
-    where it follows the view nearly as well as the free motion, within :data:`RIGGED` (docs/pla4d.md).
+    A motion with so much fewer unknowns that explains the same view is the likelier one of the sides unseen (docs/pla4d.md).
 
     Args:
         scene: the object at rest, with its camera.
         video: on the scene's device.
         fronts: the driving video's camera, or one a frame.
+        within: how many times the free motion's squared error of the driving view they may leave.
     """
     small = video.resized(min(SIZE, video.resolution))
 
@@ -111,7 +108,7 @@ def chosen(
     still, own, bent = error(FitState(rival.gaussians)), error(rival), error(free)
     given = isinstance(rival.field, Articulated) and rival.field.given
     what = "its rig" if given else "rigid parts on joints"
-    kept = own <= (RIGGED * bent if given else share * still)
+    kept = own <= within * bent
     log.info(
         "structure: %s leave%s %.0f %% of the driving view's error at rest, a free motion %.0f %%; %s kept",
         what, "s" if given else "", 100 * own / max(still, 1e-12), 100 * bent / max(still, 1e-12),

@@ -167,6 +167,22 @@ def test_a_prior_from_a_folder_refines(host: Any, comfyui: Any, monkeypatch: pyt
     assert outcome.detail["exception_message"].strip().startswith("Load Prior: /no/such/prior: no such file or folder")
 
 
+def test_motion_is_tried_on_joints(host: Any):
+    """With the switch on, rigid parts on joints are followed beside the free motion, and the console says which is kept."""
+    clip_and_mesh(host)
+    prompt = host.workflow("2_your_video_and_3D_model")
+    host.only(prompt, "Anchor4DLoadVideo")[1]["video"] = "clip"
+    host.only(prompt, "Anchor4DLoadMesh")[1]["mesh"] = "3d/creature.glb"
+    shown = ("Anchor4DExportScene", "Anchor4DPlayScene", "Anchor4DRenderScene", "SaveVideo")
+    prompt = {k: v for k, v in prompt.items() if v["class_type"] not in shown}
+    host.only(prompt, "Anchor4DMotionAlignment")[1]["joints"] = True
+    before = host.log.count("structure: rigid parts on joints leave")
+    outcome = host.run(prompt)
+    assert outcome.ended == "execution_success", outcome.detail
+    assert host.log.count("structure: rigid parts on joints leave") == before + 1
+    assert any("3D to 4D, joints" in text for text in outcome.texts)
+
+
 def test_a_film_and_a_mesh_by_the_hosts_own_models(host: Any):
     """Text to 4D with a small random Wan 2.2 and Hunyuan3D; the film is noise, so its outline comes from the sample."""
     prompt = host.workflow("text_to_4d_wan_hunyuan3d")
