@@ -129,8 +129,6 @@ def fit(args: argparse.Namespace, console: Console) -> int:
     if args.up != "y" and args.object is None:
         raise InputError(f"--up {args.up}: turns the object of --object, give one or leave it out")
     _check_unused(args, method.follows)
-    if args.preset is None:
-        args.preset = _usual_preset(args, method.needs_object and not several, console)
     if method.follows == "text":
         _check_text(args)
     elif all(getattr(args, name) is None for name in ("prompt", "image", "video", "object")):
@@ -151,6 +149,8 @@ def fit(args: argparse.Namespace, console: Console) -> int:
     check_method(args.background, source=args.video or "fit")
     signals = SignalFiles(args.depth, args.depth_kind, args.depth_span, args.tracks, args.flow or "", tuple(args.view))
     signals.check()
+    if args.preset is None:
+        args.preset = _usual_preset(args, method.needs_object and not several, console)
     settings, watch = _settings(args), console.watch(args.out)
     video, item, fps = args.video, args.object, args.fps
     links = {link: name for link in ("image", "video", "object", "views") if (name := getattr(args, f"{link}_model"))}

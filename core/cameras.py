@@ -417,6 +417,13 @@ def quaternion_to_matrix(quats: Tensor) -> Tensor:  # (..., 4) wxyz -> (..., 3, 
     return torch.stack(rows, -1).unflatten(-1, (3, 3))
 
 
+def nearest_rotation(linear: Tensor) -> Tensor:  # (..., 3, 3) -> (..., 3, 3)
+    """The rotation nearest to a linear map; of a covariance, the best rigid fit's (Kabsch 1976)."""
+    u, _, vt = torch.linalg.svd(linear)
+    sign = torch.where(torch.linalg.det(u @ vt) < 0, -1.0, 1.0).to(u)
+    return torch.cat([u[..., :2], u[..., 2:] * sign[..., None, None]], -1) @ vt
+
+
 def matrix_to_quaternion(matrix: Tensor) -> Tensor:  # (..., 3, 3) -> (..., 4) wxyz
     """Quaternions wxyz with w >= 0 of rotation matrices, through the largest component for accuracy."""
     m = matrix

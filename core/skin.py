@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .cameras import matrix_to_quaternion, quaternion_to_matrix
+from .cameras import matrix_to_quaternion, nearest_rotation, quaternion_to_matrix
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +167,4 @@ def unique(names: Sequence[str]) -> tuple[str, ...]:
 
 def rotations_of(linear: Tensor) -> Tensor:  # (N, 3, 3) -> (N, 4) wxyz
     """The nearest rotations of linear maps, scales and shear left out."""
-    u, _, vt = torch.linalg.svd(linear)
-    sign = torch.where(torch.linalg.det(u @ vt) < 0, -1.0, 1.0).to(u)
-    u = torch.cat([u[..., :2], u[..., 2:] * sign[:, None, None]], -1)
-    return matrix_to_quaternion(u @ vt)
+    return matrix_to_quaternion(nearest_rotation(linear))

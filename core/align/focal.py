@@ -179,10 +179,9 @@ def robust_search(
     pose = poses[int(errors.argmin())]
     free = (EXTENT, DISTANCE, RIGHT, DOWN, ELEVATION) if solve_elevation else (EXTENT, DISTANCE, RIGHT, DOWN)
     error = float(errors.min())
-    for k, (resolution, scale) in enumerate(STAGES):
+    for k, (resolution, scale, samples) in enumerate(STAGES):
         tell(0.65 + 0.1 * k, overlay(mesh, pose_front(pose, target.crop, target.shared), target) if progress else None)
-        last = k == len(STAGES) - 1
-        pose, error = refine(mesh, target, pose, free, resolution=resolution, scale=scale, supersample=3 if last else 2)
+        pose, error = refine(mesh, target, pose, free, resolution=resolution, scale=scale, supersample=samples)
     front = pose_front(pose, target.crop, target.shared)
     return front, AlignmentCurve("Robust alignment", "distance", poses[:, DISTANCE].exp(), errors, front.distance), error
 

@@ -57,7 +57,7 @@ def detect_yaw(
     trials, errors_there = locate(mesh, target, trials)
     nearest = errors_there.reshape(len(best), -1).argmin(1)
     turned, error = list(trials.reshape(len(best), -1, 6)[torch.arange(len(best)), nearest]), math.inf
-    for k, (resolution, scale) in enumerate(STAGES[:2]):
+    for k, (resolution, scale, _) in enumerate(STAGES[:2]):
         if progress:
             progress((k + 1) / 3)
         held, held_error = refine(mesh, target, held, free[:4], resolution=resolution, scale=scale, iterations=8)

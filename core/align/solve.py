@@ -29,9 +29,9 @@ DISTANCES = (0.9, 8.0)
 #: factor of e away must lower the log error by the second. With an exact mesh the error's dip is far deeper than that.
 DISTANCE_PRIOR = (2.0, 0.6)
 
-#: Coarse to fine: pixels across the object's window, and the residual (premultiplied RGBA in [0, 1]) beyond which a pixel
-#: counts as not explained.
-STAGES = ((64, 0.5), (128, 0.3), (256, 0.1))
+#: Coarse to fine: pixels across the object's window, the residual (premultiplied RGBA in [0, 1]) beyond which a pixel counts
+#: as not explained, and samples on a pixel's side.
+STAGES = ((64, 0.5, 2), (128, 0.3, 2), (256, 0.1, 3))
 
 #: Of the Gauss-Newton steps tried side by side, relative to the diagonal.
 DAMPINGS = (0.0, 1.0, 20.0)

@@ -83,9 +83,10 @@ def align_together(
     for k, (item, target, pose) in enumerate(zip(found, targets, poses)):
         tell(0.9 + 0.1 * k / count, None)
         error = item.error
-        for stage, (resolution, scale) in enumerate(STAGES, 1):
-            fine = 3 if stage == len(STAGES) else 2
-            pose, error = refine(item.mesh, target, pose, FREE, resolution=resolution, scale=scale, supersample=fine, fovy=fovy)
+        for resolution, scale, samples in STAGES:
+            pose, error = refine(
+                item.mesh, target, pose, FREE, resolution=resolution, scale=scale, supersample=samples, fovy=fovy
+            )
         front = replace(pose_front(pose, target.crop, True), fovy=fovy)
         numbers = {name: getattr(front, name) for name in ("fovy", "distance", "extent", "cx", "cy", "elevation")}
         overlap = silhouette_overlap(item.mesh, front, target)
@@ -105,7 +106,7 @@ def _shared_fovy(
         fovy = 2 * math.degrees(math.atan(math.exp(lens)))
         total = strength * (lens - math.log(usual)) ** 2
         for mesh, target, pose in zip(meshes, targets, poses):
-            resolution, scale = STAGES[1]
+            resolution, scale, _ = STAGES[1]
             _, error = refine(
                 mesh, target, pose, FREE, resolution=resolution, scale=scale, iterations=5, supersample=3, fovy=fovy
             )

@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..cameras import quaternion_to_matrix
 from ..optimiser import Group
 from .base import register_field
 from .control_nodes import NodeField, rotation_vector_to_quaternion
-from .skeleton import Motion, Skeleton, posed, quaternion_to_rotation_vector, unwound
+from .skeleton import Motion, Skeleton, blended, motions_of, posed, quaternion_to_rotation_vector, unwound
 
 
 @register_field
@@ -131,23 +130,15 @@ class Articulated(NodeField):
 
     def node_motion(self, tau: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         rotations, at = posed(self.arguments["parents"], self.places, *self.joints(tau))
-        matrices = quaternion_to_matrix(rotations)
-        offsets = at - (matrices @ self.places[:, :, None])[..., 0]  # (B, J, 3)
         weights = self.joint_weights
-        motions = weights @ torch.cat([matrices, offsets[..., None]], -1).flatten(2)  # (B, M, 12)
-        motions = motions.unflatten(-1, (3, 4))
-        positions = (motions[..., :3] @ self.node_positions[:, :, None])[..., 0] + motions[..., 3]
+        positions = blended(motions_of(rotations, at, self.places), weights, self.node_positions)
         # A turn has two quaternions: those that are blended take the sign of the joint's that a node follows most.
         first = rotations[:, weights.argmax(-1)].detach()
         signs = torch.where(first @ rotations.detach().mT < 0, -weights, weights)  # (B, M, J)
         return positions, F.normalize(signs @ rotations, dim=-1), torch.zeros_like(positions), None
 
-    def stretching(self) -> Articulated:
-        if not self.given:  # rigid parts do not
-            return self
-        field = Articulated(**{**self.arguments, "stretch": True}).to(self.pairs.device)
-        field.load_state_dict(self.state_dict())
-        return field
+    def stretching(self) -> NodeField:
+        return super().stretching() if self.given else self  # rigid parts do not stretch
 
     def check(self, count: int) -> None:
         super().check(count)

@@ -54,6 +54,11 @@ class NodeField(DeformationField):
     bind_weight: Tensor  # (N, K)
     pairs: Tensor  # (E, 2)
 
+    def stretching(self) -> NodeField:
+        field = type(self)(**{**self.arguments, "stretch": True}).to(self.pairs.device)
+        field.load_state_dict(self.state_dict())
+        return field
+
     def _bind(self, nodes: int, points: int, edges: int, neighbours: int) -> None:
         """Room for the nodes and what is bound to them."""
         self.register_buffer("node_positions", torch.zeros(nodes, 3))
@@ -374,11 +379,6 @@ class ControlNodes(NodeField):
 
     def node_colors(self, tau: Tensor) -> Tensor | None:
         return None if self.colors is None else self._keyed(self.colors, self.key_weights(tau))
-
-    def stretching(self) -> ControlNodes:
-        field = ControlNodes(**{**self.arguments, "stretch": True}).to(self.pairs.device)
-        field.load_state_dict(self.state_dict())
-        return field
 
     def parameter_groups(self, whole_clip: bool = True, smoothing: float = 1.0) -> list[Group]:
         space, time = self._smoothing(smoothing)

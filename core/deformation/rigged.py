@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from scipy.spatial import KDTree
 from torch import Tensor
 
-from ..cameras import quaternion_multiply, quaternion_to_matrix
+from ..cameras import nearest_rotation, quaternion_multiply, quaternion_to_matrix
 from ..mesh import Mesh, sample_surface
 from ..skin import Skin
 from .control_nodes import rotation_vector_to_quaternion
-from .skeleton import Motion, Skeleton, matrices_to_quaternions, posed
+from .skeleton import Motion, Skeleton, blended, matrices_to_quaternions, motions_of
 
 #: Points that are spread over a surface to look up the shares where one lies.
 _SPREAD = 40_000
@@ -127,9 +127,7 @@ def _fitted(
             products = away[..., :, None] * centred[..., None, :] + ball * surface
             reach = (own * (centred.square().sum(-1).mean(0) + 3 * ball)).sum()
             covariance = (weights[..., None, None] * products).sum(1) + _KEEP * reach * near
-            u, _, vt = torch.linalg.svd(covariance)
-            sign = torch.where(torch.linalg.det(u @ vt) < 0, -1.0, 1.0).to(u)
-            rotation = torch.cat([u[..., :2], u[..., 2:] * sign[:, None, None]], -1) @ vt
+            rotation = nearest_rotation(covariance)
             if skeleton.slides[joint]:
                 place = target + (rotation @ (places[joint] - pivot)[..., None])[..., 0]
         world.append(rotation)
@@ -170,8 +168,4 @@ def _refined(
 
 def _skinned(skeleton: Skeleton, shares: Tensor, rest: Tensor, turns: Tensor, shifts: Tensor) -> Tensor:  # -> (T, M, 3)
     """Points where linear blend skinning takes them."""
-    quats, at = posed(skeleton.parents, skeleton.places, turns, shifts)
-    matrices = quaternion_to_matrix(quats)
-    offsets = at - (matrices @ skeleton.places[:, :, None])[..., 0]
-    blend = (shares @ torch.cat([matrices, offsets[..., None]], -1).flatten(2)).unflatten(-1, (3, 4))
-    return (blend[..., :3] @ rest[:, :, None])[..., 0] + blend[..., 3]
+    return blended(motions_of(*skeleton.pose(turns, shifts), skeleton.places), shares, rest)

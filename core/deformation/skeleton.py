@@ -381,6 +381,23 @@ def moved_by(
     return (quaternion_to_matrix(quats)[:, label] @ offset[:, :, None])[..., 0] + at[:, label]
 
 
+def motions_of(quats: Tensor, at: Tensor, places: Tensor) -> Tensor:  # (B, J, 4), (B, J, 3), (J, 3) -> (B, J, 3, 4)
+    """What joints do to points of the world: x goes to ``R x + o``.
+
+    Args:
+        quats, at: see :meth:`Skeleton.pose`.
+        places: of the joints at rest.
+    """
+    matrices = quaternion_to_matrix(quats)
+    return torch.cat([matrices, (at - (matrices @ places[:, :, None])[..., 0])[..., None]], -1)
+
+
+def blended(motions: Tensor, weights: Tensor, points: Tensor) -> Tensor:  # (B, J, 3, 4), (M, J), (M, 3) -> (B, M, 3)
+    """Points where the shares of several motions take them: linear blend skinning."""
+    own = (weights @ motions.flatten(2)).unflatten(-1, (3, 4))
+    return (own[..., :3] @ points[:, :, None])[..., 0] + own[..., 3]
+
+
 def _borders(points: np.ndarray, label: np.ndarray, edges: np.ndarray, count: int) -> dict[tuple[int, int], np.ndarray]:
     """Where neighbouring parts meet; parts that nothing joins to the rest meet it where it is nearest."""
     meeting: dict[tuple[int, int], list[np.ndarray]] = {}

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..files import InputError
+from ..files import InputError, read_tensors
 from ..identity import canonical, file_identity
 
 BUNDLED = Path(__file__).parent / "motion.safetensors"
@@ -224,12 +224,12 @@ def _network(path: Path, changed: int) -> MotionTransformer:
     Raises:
         InputError: for one that is damaged or something else.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(str(path), framework="pt", device="cpu") as file:
-            described = json.loads((file.metadata() or {}).get("motion prior", "null"))
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}
+        found, metadata = read_tensors(path)
+        described = json.loads(metadata.get("motion prior", "null"))
+        tensors = {name: tensor.float() for name, tensor in found.items()}
         width, layers = (described[key] for key in ("width", "layers"))
         if not (0 < width <= 1024 and width % 32 == 0 and 0 < layers <= 64):
             raise ValueError("sizes")

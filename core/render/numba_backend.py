@@ -126,7 +126,7 @@ class _Draw(torch.autograd.Function):
         means, quats, scales, opacities, _, colors = (x.numpy() for x in tensors)
         views, count = len(rows), colors.shape[1]
         # By PyTorch, whose memory begins at multiples of 64 bytes: elsewhere MKL's products have other last bits.
-        result = [torch.zeros_like(x) for i, x in enumerate(tensors) if i != 4]
+        result = [torch.zeros_like(x) for x in (*tensors[:4], tensors[5])]
         screen = torch.zeros((views, count) if statistics is not None else (0, 0))
         groups, most = _groups(saved[1][:: max(count, 1)])
         partial = own.array("partial", np.float32, most * 16)

@@ -19,7 +19,7 @@ from ..cameras import quaternion_multiply, quaternion_to_matrix
 from ..deformation.articulated import Articulated
 from ..deformation.control_nodes import rotation_vector_to_quaternion
 from ..deformation.graph import graph_from_mesh, spaced_binding
-from ..deformation.skeleton import PARTS, Skeleton, find_skeleton, posed
+from ..deformation.skeleton import PARTS, Skeleton, find_skeleton, motions_of, posed
 from ..files import InputError
 from ..mesh import Mesh
 from ..progress import pulse
@@ -123,9 +123,7 @@ def rig_scene(scene: Scene4D, *, frames: int | None = None, parts: int = PARTS, 
 
 def _motions(skeleton: Skeleton, turns: Tensor, shifts: Tensor) -> Tensor:  # (T, J, 3, 4)
     """What each joint does to points of the world."""
-    quats, at = skeleton.pose(turns, shifts)
-    matrices = quaternion_to_matrix(quats)
-    return torch.cat([matrices, (at - (matrices @ skeleton.places[:, :, None])[..., 0])[..., None]], -1)
+    return motions_of(*skeleton.pose(turns, shifts), skeleton.places)
 
 
 def strongest_of(skin: Skin) -> tuple[Tensor, Tensor]:  # (V, 4), (V, 4)
