@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from anchor4d.core.align import align_camera
+from anchor4d.core.deformation import FIELDS
 from anchor4d.core.deformation.control_nodes import ControlNodes
 from anchor4d.core.gaussians import from_points
 from anchor4d.core.identity import fingerprint
@@ -20,6 +21,7 @@ from anchor4d.core.methods.stages import MethodConfig
 from anchor4d.core.optimiser import one_thread
 from anchor4d.core.runs.sample import write_sample
 from anchor4d.core.runs.session import Settings, run_in_folder
+from anchor4d.core.scene.scene import Scene4D
 from tests.test_cli import tiny
 
 #: More than any machine of ours has cores: PyTorch shares the work among so many all the same.
@@ -79,6 +81,25 @@ def test_control_nodes_smooth_their_steps_alike() -> None:
 
 class Stop(Exception):
     """Stands for a user who interrupts."""
+
+
+@pytest.mark.parametrize("name", ["control-nodes", "hexplane", "mlp", "time-gated-mlp"])
+def test_gradients_of_fields(name: str) -> None:
+    """Sums over all Gaussians and frames; those of a LayerNorm's weights PyTorch shares out by threads."""
+    gaussians = from_points(torch.rand(3000, 3, generator=torch.Generator().manual_seed(0)) - 0.5, torch.ones(3000, 3))
+    scene = Scene4D(gaussians, None, frames=9)
+    made = set()
+    for count in THREADS:
+        with threads(count):
+            torch.manual_seed(0)
+            field = FIELDS.named(name).build(scene)
+            for parameter in field.parameters():
+                torch.nn.init.normal_(parameter, 0.1, 0.1)
+            moved = field(gaussians, scene.taus).means
+            pulls = torch.randn(moved.shape, generator=torch.Generator().manual_seed(1))
+            (moved * pulls).sum().backward()
+            made.add(fingerprint(moved.detach(), *(p.grad for p in field.parameters() if p.grad is not None)))
+    assert len(made) == 1
 
 
 def test_a_run_goes_on_with_another_number_of_threads(case: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..gaussians import Gaussians
@@ -63,8 +64,8 @@ class TimeGatedMLP(DeformationField):
         self.centre, self.extent, self.bands, self.limit, self.gate, self.lr = (x, y, z), extent, bands, limit, gate, lr
         layers: list[nn.Module] = [nn.Linear(4 * 2 * bands, width)]
         for _ in range(depth - 1):
-            layers += [nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, width)]
-        self.layers = nn.Sequential(*layers, nn.LayerNorm(width), nn.ReLU(), zero_linear(width, 3))
+            layers += [_Norm(width), nn.ReLU(), nn.Linear(width, width)]
+        self.layers = nn.Sequential(*layers, _Norm(width), nn.ReLU(), zero_linear(width, 3))
 
     @classmethod
     def build(cls, scene: StaticScene, mesh: Mesh | None = None, **settings: Any) -> Self:
@@ -100,6 +101,15 @@ class TimeGatedMLP(DeformationField):
 
     def parameter_groups(self, whole_clip: bool = True, smoothing: float = 1.0) -> list[Group]:
         return [Group(name, parameter, self.lr) for name, parameter in self.named_parameters()]
+
+
+class _Norm(nn.LayerNorm):
+    """LayerNorm whose gradients are the same on any number of threads, which those of its weights on a CPU are not."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.is_cuda:
+            return super().forward(input)
+        return torch.addcmul(self.bias, F.layer_norm(input, self.normalized_shape, eps=self.eps), self.weight)
 
 
 def _encoded(x: Tensor, bands: int) -> Tensor:  # (..., D) -> (..., 2 D bands)

@@ -14,9 +14,10 @@ from numba import float32, int32, njit, prange, uintp
 
 from .numba_support import cache_folder
 
-# Not "nnan" and "ninf": comparisons with the projections of points at the camera's plane must stay false.
+# Not "nnan" and "ninf": comparisons with the projections of points at the camera's plane must stay false. Only what is called
+# from Python is kept on disk: code that is put together from pieces which other processes have compiled need not give the same
+# last bits as code that is compiled whole.
 _JIT = {
-    "cache": cache_folder() is not None,
     "nogil": True,
     "error_model": "numpy",
     "fastmath": {"contract", "arcp", "nsz", "afn"},
@@ -354,7 +355,7 @@ def _draw_band(
             normal[y, x, 0], normal[y, x, 1], normal[y, x, 2] = mx * size, my * size, mz * size
 
 
-@njit(parallel=True, **_JIT)
+@njit(parallel=True, cache=cache_folder() is not None, **_JIT)
 def draw(
     vertices,  # (V, 3)
     normals,  # (V, 3) or (0, 3)
