@@ -318,6 +318,16 @@ def test_needles_are_judged_by_their_scales_and_in_the_released_code_by_logarith
     assert float(AnisotropyRegulariser(constant(1.0), logarithmic=True)(large)) == pytest.approx(4 * (30 - 7.5), rel=1e-5)
 
 
+def test_needles_of_next_to_no_size_have_gradients(video: DrivingVideo) -> None:
+    """A field shrinks Gaussians to 1e-38, whose square is 0."""
+    logs = torch.tensor([[-86.0, -86.0, -82.0]]).repeat(4, 1).requires_grad_()
+    step = step_of(replace(random_gaussians(4, torch.Generator().manual_seed(0)), log_scales=logs), video)
+    loss = AnisotropyRegulariser(constant(1.0))(step)
+    loss.backward()
+    assert loss.item() == pytest.approx(math.exp(4) - 7.5, rel=1e-4)
+    assert logs.grad is not None and logs.grad.abs().max() == pytest.approx(math.exp(4) / 4, rel=1e-4)
+
+
 # Densification
 
 

@@ -36,6 +36,9 @@ STAGES = ((64, 0.5, 2), (128, 0.3, 2), (256, 0.1, 3))
 #: Of the Gauss-Newton steps tried side by side, relative to the diagonal.
 DAMPINGS = (0.0, 1.0, 20.0)
 
+#: Digits behind the point of a camera's degrees, pixels and distance.
+DIGITS = 7
+
 #: Room around the foreground in which a pose may go wrong visibly, in parts of its longer side.
 MARGIN = 0.1
 
@@ -189,16 +192,19 @@ class View:
 
 
 def pose_front(pose: Tensor, crop: Crop, shared: bool = False) -> FrontCamera:  # (6,)
-    """A pose as the driving video's camera; its azimuth is left to the mesh. For ``shared`` see :class:`Target`."""
+    """A pose as the driving video's camera; its azimuth is left to the mesh. For ``shared`` see :class:`Target`.
+
+    To :data:`DIGITS` behind the point: the last bits that a linear solver gives depend on more than on what it is given.
+    """
     extent, distance = math.exp(pose[EXTENT]), math.exp(pose[DISTANCE])
     return FrontCamera(
-        fovy=2 * math.degrees(math.atan(extent / distance)),
-        distance=distance,
+        fovy=round(2 * math.degrees(math.atan(extent / distance)), DIGITS),
+        distance=round(distance, DIGITS),
         width=crop.width,
         height=crop.height,
-        cx=crop.width / 2 + float(pose[RIGHT]) * crop.height,
-        cy=crop.height / 2 + float(pose[DOWN]) * crop.height,
-        elevation=math.degrees(pose[ELEVATION]),
+        cx=round(crop.width / 2 + float(pose[RIGHT]) * crop.height, DIGITS),
+        cy=round(crop.height / 2 + float(pose[DOWN]) * crop.height, DIGITS),
+        elevation=round(math.degrees(pose[ELEVATION]), DIGITS),
         px=crop.width / 2 if shared else None,
         py=crop.height / 2 if shared else None,
     )

@@ -57,7 +57,9 @@ class AnisotropyRegulariser(Objective):
     logarithmic: bool = False
 
     def loss(self, step: FitStep) -> Tensor:
-        scales = step.gaussians.log_scales if self.logarithmic else step.gaussians.scales
-        beyond = (scales.amax(-1) / scales.amin(-1)).clamp_min(self.ratio).mean() - self.ratio
-        count = scales.shape[-2] if self.logarithmic else 1
-        return count * beyond
+        logs = step.gaussians.log_scales
+        longest, shortest = logs.amax(-1), logs.amin(-1)
+        # Of the scales themselves, the quotient's gradient has no value where they are next to nothing.
+        quotient = longest / shortest if self.logarithmic else (longest - shortest).exp()
+        beyond = quotient.clamp_min(self.ratio).mean() - self.ratio
+        return (logs.shape[-2] if self.logarithmic else 1) * beyond
