@@ -182,6 +182,7 @@ def fit(args: argparse.Namespace, console: Console) -> int:
             progress=watch,
         )
         settings = settings if made.yaw is None else replace(settings, yaw=made.yaw)
+        settings = settings.of_guessed_depth() if made.inflated else settings
         video, item, fps = made.video, made.object, made.fps if fps is None else fps
     done = run_in_folder(
         video,

@@ -127,6 +127,8 @@ def run_case(case: Path, out: Path, settings: Settings, console: Output, alone: 
     """One case's row of the table; its scene, renders, ``scores.json`` and ``sheet.png`` are left in ``out``."""
     described = read_case(case)
     name, azimuths = described["name"], [str(azimuth) for azimuth in described["test_azimuths"]]
+    if alone:
+        settings = replace(settings, yaw=0.0).of_guessed_depth()
     config = settings.plain()
     models = {role: prior.identity for role, prior in settings.models().items()}
     key = fingerprint(__version__, settings, config, models, *(["video alone"] if alone else []))
@@ -138,7 +140,6 @@ def run_case(case: Path, out: Path, settings: Settings, console: Output, alone: 
     if alone:
         needs = METHODS.named(settings.method).needs_object
         item = complete(out, video=case / "front", links=Links(object=INFLATE), make_object=needs).object
-        settings = replace(settings, yaw=0.0)
     run_in_folder(
         case / "front",
         item,

@@ -37,6 +37,7 @@ from anchor4d.core.io.meshes import load_mesh, write_glb
 from anchor4d.core.io.objects import load_object
 from anchor4d.core.io.video import load_video, read_picture
 from anchor4d.core.mesh import Mesh
+from anchor4d.core.runs.session import Settings
 from anchor4d.core.scene.object3d import SplatObject
 
 PROMPT = "a bear"
@@ -403,7 +404,9 @@ def test_a_video_alone_is_inflated_where_no_model_is_here(
     with caplog.at_level("INFO"):
         made = complete(tmp_path / "out", video=inputs["video"])
     assert (made.video, made.yaw, [step.by for step in made.steps]) == (inputs["video"], 0.0, ["inflate"])
-    assert "models get lgm" in caplog.text
+    assert "models get lgm" in caplog.text and made.inflated
+    settings = Settings("pla4d", "draft")
+    assert settings.of_guessed_depth().without == ("depth-motion",) and Settings("align4d").of_guessed_depth().without == ()
     mesh = load_object(str(made.object))
     assert isinstance(mesh, Mesh) and mesh.has_color
     assert [step.reused for step in complete(tmp_path / "out", video=inputs["video"]).steps] == [True]

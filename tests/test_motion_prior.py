@@ -20,7 +20,7 @@ from anchor4d.core.methods.registry import method_config
 from anchor4d.core.methods.stages import motion_passes
 from anchor4d.core.objectives.base import FitStep
 from anchor4d.core.objectives.front import ReferenceViewLoss
-from anchor4d.core.objectives.motion_prior import MotionPriorPull, followed, in_picture, visible
+from anchor4d.core.objectives.motion_prior import MotionPriorPull, extent, followed, in_picture, visible
 from anchor4d.core.priors.motion import BUNDLED, MotionPrior, MotionTransformer, save_motion_prior
 from anchor4d.core.scene.scene import Scene4D, frame_times
 from anchor4d.core.schedules import constant
@@ -175,6 +175,19 @@ def test_what_the_prior_doubts_is_left_alone(gaussians: Gaussians, small: Path) 
     assert float(shy(step_of(gaussians, field)).detach()) < 1e-4 * float(bold(step_of(gaussians, field)).detach())
 
 
+def test_an_object_of_guessed_depth_stays_in_its_depth(gaussians: Gaussians, small: Path) -> None:
+    field = nodes(gaussians)
+    with torch.no_grad():
+        field.translations[1:, :, 0] = 0.05
+        field.translations[1:, :, 2] = 0.2
+    pull = MotionPriorPull(constant(1.0), prior=MotionPrior(small), trust=1e-4, hold=0.0, flat=True)
+    step = step_of(gaussians, field)
+    moved = pull(step)
+    (gradient,) = torch.autograd.grad(moved, field.translations)
+    assert moved.item() == pytest.approx(0.2**2 * (FRAMES - 1) / FRAMES / float(extent(field.node_positions)) ** 2, rel=0.02)
+    assert bool((gradient[1:, :, 2] > 0).all())
+
+
 def test_asking_takes_nothing_from_the_others_gradients(gaussians: Gaussians, small: Path) -> None:
     field = nodes(gaussians)
     front, pull = ReferenceViewLoss(constant(1.0)), MotionPriorPull(prior=MotionPrior(small))
@@ -203,6 +216,8 @@ def test_it_lifts_the_motion_behind_following_and_fades_in_every_pass() -> None:
     assert pull.weight(0.0) == 3 * pull.weight(1.0) > 0
     without = method_config("pla4d", "standard", without=("motion-prior",)).motion
     assert "lift" not in dict(motion_passes(without, 16))
+    flat = method_config("pla4d", "standard", without=("depth-motion",)).motion
+    assert [o.flat for o in flat.objectives if isinstance(o, MotionPriorPull)] == [True]
     assert not any(isinstance(o, MotionPriorPull) for o in pla4d.preset("paper").motion.objectives)
 
 

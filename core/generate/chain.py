@@ -104,6 +104,7 @@ class Made:
         fps: of a video that was made; None for a given one.
         yaw: degrees to turn the object about +Y, known where the video was made from a drawing of it.
         steps: what was made, in order.
+        inflated: the object is an inflated outline, whose depth is a guess.
     """
 
     video: Path
@@ -111,6 +112,7 @@ class Made:
     fps: float | None = None
     yaw: float | None = None
     steps: tuple[Step, ...] = ()
+    inflated: bool = False
 
 
 def complete(
@@ -223,7 +225,9 @@ def complete(
                 log.info(INFLATED)
     made_fps = made["video"]["fps"] if video is None else None
     inflated = any(task.kind == INFLATE for task in tasks)  # shows its front to +Z
-    return Made(paths["video"], paths.get("object"), made_fps, turn if drawn else 0.0 if inflated else None, tuple(steps))
+    return Made(
+        paths["video"], paths.get("object"), made_fps, turn if drawn else 0.0 if inflated else None, tuple(steps), inflated
+    )
 
 
 # The plan

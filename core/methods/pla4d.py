@@ -26,7 +26,7 @@ from ..scene.scene import Scene4D
 from ..schedules import constant, linear
 from .following import Following
 from .plan import MethodRun
-from .registry import PRESETS, Choice, ModelRole, method
+from .registry import DEPTH_MOTION, PRESETS, Choice, ModelRole, method
 from .stages import MethodConfig, MotionConfig, StaticConfig
 from .structure import WITHIN
 
@@ -42,8 +42,9 @@ REFINEMENT_TIME = Annealed(0.6, 0.4)
 
 
 #: Parts that can be left out: those of the paper's ablations (focal alignment, Eq. 4; the mesh's sides, Eq. 9; all that follows
-#: the video's motion, Eq. 10; reference refinement, Eq. 11), and what our presets have for depth and unseen sides.
-PARTS = ("focal", "gs-mesh", "motion", "refinement", "motion-prior")
+#: the video's motion, Eq. 10; reference refinement, Eq. 11), and what our presets have for depth and unseen sides, of which
+#: the motion in depth alone where the object's depth is a guess.
+PARTS = ("focal", "gs-mesh", "motion", "refinement", "motion-prior", DEPTH_MOTION)
 #: Parts that can be added: colours that change over time; opacities, so that parts appear and vanish; the object as rigid parts
 #: on joints, where the video allows it.
 MORE = ("appearance", "presence", "joints")
@@ -81,7 +82,7 @@ def preset(name: str, prior: Prior | None = None, without: Collection[str] = ())
 
 
 def _less(config: MethodConfig, without: Collection[str]) -> MethodConfig:
-    """Without focal alignment (a fixed camera in its place), the mesh's sides, or all that follows the video."""
+    """Without focal alignment (a fixed camera in its place), the mesh's sides, all motion, or motion in depth."""
     dropped: tuple[type[Objective], ...] = ()
     if "gs-mesh" in without:
         dropped += (MeshMatch,)
@@ -89,6 +90,8 @@ def _less(config: MethodConfig, without: Collection[str]) -> MethodConfig:
     if "motion" in without:
         kept = made.motion.changed(lambda o: None if isinstance(o, (ReferenceViewLoss, MotionPriorPull)) else o)
         made = replace(made, motion=replace(kept, following=None))
+    if DEPTH_MOTION in without:
+        made = made.changed(lambda o: replace(o, flat=True) if isinstance(o, MotionPriorPull) else o)
     return replace(made, camera="fixed") if "focal" in without else made
 
 

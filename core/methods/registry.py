@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from .plan import MethodRun
     from .stages import Config
 
+#: A part that is left out where the object's depth is a guess: its motion in depth.
+DEPTH_MOTION = "depth-motion"
 #: From the fastest on; "preview" is tracking alone, which not every method has.
 PRESETS = ("preview", "draft", "standard", "paper")
 FITTED = PRESETS[1:]

@@ -30,6 +30,7 @@ class MotionPriorPull(Objective):
         trust: the doubt at which the pull is half of its full strength, in lengths of the object.
         hold: pull of seen points to where they were in the picture when the prior was asked, relative to depth's; it stands
             in for the video in a pass that does not look at it.
+        flat: nothing moves in depth, whatever the prior says: where the object's shape is a guess, so is what it says.
     """
 
     name: ClassVar[str] = "motion prior"
@@ -40,6 +41,7 @@ class MotionPriorPull(Objective):
     every: int = 100
     trust: float = 0.5
     hold: float = 1.0
+    flat: bool = False
 
     def loss(self, step: FitStep) -> Tensor:
         whole = len(step.taus) == len(step.times)
@@ -66,6 +68,8 @@ class MotionPriorPull(Objective):
         seen = visible(step, where)
         moved, doubt = self.prior(rest, offsets, seen.float(), step.fronts[0].distance / size)
         sure = 1 / (1 + (doubt / self.trust).square())
+        if self.flat:
+            moved[..., 2], sure[..., 1] = 0.0, 1.0
         held = seen[..., None]
         expected = torch.cat([torch.where(held, offsets, moved[..., :2]), moved[..., 2:]], -1) + rest
         pull = torch.cat([torch.where(held, self.hold, sure[..., :1]).expand(-1, -1, 2), sure[..., 1:]], -1)

@@ -24,7 +24,7 @@ from ..io.objects import load_object
 from ..io.signals import SignalFiles, read_signals
 from ..io.video import Percent, Reading, load_video
 from ..methods.plan import Clock, MethodRun, check_objects
-from ..methods.registry import METHODS, Choice, Method, ModelRole
+from ..methods.registry import DEPTH_MOTION, METHODS, Choice, Method, ModelRole
 from ..methods.verdict import judge
 from ..priors.base import Prior
 from ..priors.models import COMMAND, find, model_named
@@ -142,6 +142,13 @@ class Settings:
         """What the settings choose of the method; by default with all the models that they name."""
         named = [name for name in ROLES if getattr(self, name) != "none"] if models is None else models
         return Choice(self.preset, self.without, self.plus, prompt, frozenset(named))
+
+    def of_guessed_depth(self) -> Settings:
+        """The same for an object whose depth is a guess: nothing moves in depth, where the method can leave that out."""
+        if DEPTH_MOTION not in self.of.without or DEPTH_MOTION in self.without:
+            return self
+        log.info("the object's depth is a guess: nothing moves in depth; give it by --object for its motion in depth as well")
+        return replace(self, without=(*self.without, DEPTH_MOTION))
 
     def plain(self, prompt: str = "") -> Any:
         """The method's own settings as plain data, its models named by their roles; of resolved settings."""
