@@ -372,10 +372,10 @@ def test_the_dynamic_stage_recovers_the_motion() -> None:
 def test_an_object_drifts_under_a_score_that_does_not_see_where_it_is() -> None:
     """The drift is a random walk, which last bits turn elsewhere: means over four seeds."""
     adrift = replace(QUICK, steps=120, blind=True, clips=2, times=(0.98, 0.5), lr_final=1.0)
-    runs = [(replace(adrift, seed=seed)(), replace(adrift, seed=seed, stay=0.3)()) for seed in range(4)]
+    runs = [(replace(adrift, seed=seed)(), replace(adrift, seed=seed, stay=0.6)()) for seed in range(4)]
     alone, held = ({key: sum(r[key] for r in side) / len(side) for key in side[0]} for side in zip(*runs, strict=True))
-    assert alone["centre"] > 2 * alone["centre of truth"]
-    assert held["centre"] < 0.35 * alone["centre"] and held["path"] < 0.45 * alone["path"]
+    assert alone["centre"] > 2.5 * alone["centre of truth"]
+    assert held["centre"] < 0.3 * alone["centre"] and held["path"] < 0.3 * alone["path"]
     assert held["motion"] > alone["motion"] + 0.5
 
 

@@ -407,6 +407,8 @@ def test_a_video_alone_is_inflated_where_no_model_is_here(
     assert "models get lgm" in caplog.text and made.inflated
     settings = Settings("pla4d", "draft")
     assert settings.of_guessed_depth().without == ("depth-motion",) and Settings("align4d").of_guessed_depth().without == ()
+    for nothing in (replace(settings, preset="paper"), replace(settings, preset="preview"), settings.of_guessed_depth()):
+        assert nothing.of_guessed_depth() is nothing
     mesh = load_object(str(made.object))
     assert isinstance(mesh, Mesh) and mesh.has_color
     assert [step.reused for step in complete(tmp_path / "out", video=inputs["video"]).steps] == [True]

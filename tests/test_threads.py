@@ -78,10 +78,6 @@ def test_control_nodes_smooth_their_steps_alike() -> None:
     assert len(made) == 1
 
 
-class Stop(Exception):
-    """Stands for a user who interrupts."""
-
-
 def test_gradients_of_norms() -> None:
     """Sums over all Gaussians and frames, which PyTorch shares out by threads for the weights of its own LayerNorm."""
     gaussians = from_points(torch.rand(3000, 3, generator=torch.Generator().manual_seed(0)) - 0.5, torch.ones(3000, 3))
@@ -95,6 +91,10 @@ def test_gradients_of_norms() -> None:
             made.add(fingerprint(norm.weight.grad, norm.bias.grad))
     assert len(made) == 1
     torch.testing.assert_close(norm(x), torch.nn.functional.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias))
+
+
+class Stop(Exception):
+    """Stands for a user who interrupts."""
 
 
 def test_a_run_goes_on_with_another_number_of_threads(case: Path, tmp_path: Path) -> None:

@@ -225,9 +225,8 @@ def complete(
                 log.info(INFLATED)
     made_fps = made["video"]["fps"] if video is None else None
     inflated = any(task.kind == INFLATE for task in tasks)  # shows its front to +Z
-    return Made(
-        paths["video"], paths.get("object"), made_fps, turn if drawn else 0.0 if inflated else None, tuple(steps), inflated
-    )
+    facing = turn if drawn else 0.0 if inflated else None
+    return Made(paths["video"], paths.get("object"), made_fps, facing, tuple(steps), inflated)
 
 
 # The plan

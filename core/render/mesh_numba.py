@@ -15,8 +15,7 @@ from numba import float32, int32, njit, prange, uintp
 from .numba_support import cache_folder
 
 # Not "nnan" and "ninf": comparisons with the projections of points at the camera's plane must stay false. Only what is called
-# from Python is kept on disk: code that is put together from pieces which other processes have compiled need not give the same
-# last bits as code that is compiled whole.
+# from Python is kept on disk, compiled whole, as of the rasteriser's kernels.
 _JIT = {
     "nogil": True,
     "error_model": "numpy",

@@ -144,11 +144,14 @@ class Settings:
         return Choice(self.preset, self.without, self.plus, prompt, frozenset(named))
 
     def of_guessed_depth(self) -> Settings:
-        """The same for an object whose depth is a guess: nothing moves in depth, where the method can leave that out."""
-        if DEPTH_MOTION not in self.of.without or DEPTH_MOTION in self.without:
+        """The same for an object whose depth is a guess: nothing moves in depth, where the preset can leave that out."""
+        if DEPTH_MOTION not in self.of.without:
+            return self
+        flat = replace(self, without=(*self.without, DEPTH_MOTION))
+        if fingerprint(flat.plain()) == fingerprint(self.plain()):  # left out already, or never there
             return self
         log.info("the object's depth is a guess: nothing moves in depth; give it by --object for its motion in depth as well")
-        return replace(self, without=(*self.without, DEPTH_MOTION))
+        return flat
 
     def plain(self, prompt: str = "") -> Any:
         """The method's own settings as plain data, its models named by their roles; of resolved settings."""
