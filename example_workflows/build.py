@@ -48,9 +48,10 @@ def load_video(g: Graph, group: str = PREPARE, frames: int = 24) -> Node:
 
 
 def pla4d(
-    g: Graph, video: Output, mesh: Output, preset: Output, prior: Output | None = None, yaw: float | None = None
-) -> Output:
-    """PLA4D from a video and an object: its camera, its two fits. With ``yaw`` its front is known."""
+    g: Graph, video: Output, mesh: Output, preset: Output, prior: Output | None = None, yaw: float | None = None,
+    depth: bool = True,
+) -> Output:  # fmt: skip
+    """PLA4D from a video and an object: its camera, its two fits. With ``yaw`` its front is known; ``depth``: it moves there."""
     front: dict[str, Any] = {} if yaw is None else {"front": "degrees", "front__yaw": yaw}
     alignment = g.add("Anchor4DFocalAlignment", ALIGN, driving_video=video, mesh=mesh, **front)["alignment"]
     terms = g.add("Anchor4DPLA4DObjectives3D", FIT, preset=preset)["objectives"]
@@ -58,6 +59,7 @@ def pla4d(
         "Anchor4DFitGaussians", FIT, driving_video=video, alignment=alignment, objectives=terms, preset=preset
     )["scene"]  # fmt: skip
     more: dict[str, Any] = {} if prior is None else {"prior": prior}
+    more |= {} if depth else {"depth": False}
     terms = g.add("Anchor4DPLA4DObjectives4D", FIT, preset=preset, column=True, **more)["objectives"]
     return g.add(
         "Anchor4DMotionAlignment", FIT, driving_video=video, scene=scene, alignment=alignment, objectives=terms, preset=preset
@@ -277,6 +279,8 @@ No 3D model and no downloads: *Inflate Object* makes a closed object from the ou
 
 Sides and back are guesses. For a real object plug a MESH, SPLAT or 3D file of the first frame (Trellis 2, Hunyuan3D, TripoSplat, ...) into *Focal Alignment* in place of *Inflate Object*; *docs/workflows* holds graphs that do.
 
+**depth** in *PLA4D Objectives (3D to 4D)* is off: a guessed shape moves in the picture alone. Switch it on with an object whose shape is known.
+
 **Preset**: try *draft* first, then *standard*.
 """,
     )
@@ -284,7 +288,7 @@ Sides and back are guesses. For a real object plug a MESH, SPLAT or 3D file of t
     loaded = load_video(g)
     video = loaded["driving_video"]
     mesh = g.add("Anchor4DInflateObject", PREPARE, driving_video=video, column=True)["mesh"]
-    scene = pla4d(g, video, mesh, preset, yaw=0.0)
+    scene = pla4d(g, video, mesh, preset, yaw=0.0, depth=False)
     view(g, scene, video)
     export(g, scene)
     return g
@@ -820,7 +824,7 @@ For a 3D model of the first frame in place of the inflated outline, plug it into
     preset = g.preset("draft")
     video = load_video(g)["driving_video"]
     mesh = g.add("Anchor4DInflateObject", PREPARE, driving_video=video, column=True)["mesh"]
-    scene = pla4d(g, video, mesh, preset, yaw=0.0)
+    scene = pla4d(g, video, mesh, preset, yaw=0.0, depth=False)
     alignment = next(node for node in g.nodes if node.kind == "Anchor4DFocalAlignment")["alignment"]
     g.add(
         "Anchor4DSaveQuadruplet", VIEW, scene=scene, driving_video=video, alignment=alignment, text="", set_folder="x4d",
@@ -908,7 +912,7 @@ def blueprints() -> list[Blueprint]:
     alone = Blueprint("PLA4D (Video to 4D)", where, "Moves an object that is inflated from the video's first frame, by PLA4D.")
     video = prepared(alone)
     mesh = alone.add("Anchor4DInflateObject", PREPARE, driving_video=video, column=True)["mesh"]
-    alone.gives("scene", pla4d(alone, video, mesh, alone.preset("draft"), yaw=0.0))
+    alone.gives("scene", pla4d(alone, video, mesh, alone.preset("draft"), yaw=0.0, depth=False))
     two = Blueprint("Align4D (Video + 3D to 4D)", where, "Moves a 3D model or splats as a video shows it, by Align4D.")
     video = prepared(two)
     two.gives("scene", align4d(two, video, two.takes("mesh"), two.preset("draft"), yaw=None))

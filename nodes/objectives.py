@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..core.align.distance import ObjectDistance
 from ..core.methods import align4d, dg4d, pla4d
-from ..core.methods.registry import METHODS, method_config
+from ..core.methods.registry import DEPTH_MOTION, METHODS, method_config
 from ..core.objectives.base import Objective
 from ..core.objectives.first_frame import FirstFrame
 from ..core.objectives.front import ReferenceViewLoss
@@ -198,6 +198,17 @@ class Anchor4DRigidity(io.ComfyNode):
         return io.NodeOutput((*objectives, Rigidity(widgets.ramp(weight, end_weight), rotation=rotation, joints=joints)))
 
 
+def _depth() -> io.Input:
+    """Whether the object moves in depth."""
+    return widgets.switch(
+        "depth",
+        True,
+        "The object moves in depth too, as the motion prior expects. Off = it moves in the picture alone: for an object whose "
+        "depth is a guess, from Inflate Object.",
+        optional=True,
+    )
+
+
 class Anchor4DMotionPrior(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -227,15 +238,23 @@ class Anchor4DMotionPrior(io.ComfyNode):
                     "Steps after which it is asked again. Fewer = it follows the fit more closely.",
                     folded=True,
                 ),
+                _depth(),
             ],
             outputs=[widgets.objectives_output()],
         )
 
     @classmethod
     def execute(
-        cls, weight: float, end_weight: float = 20.0, trust: float = 0.5, every: int = 100, objectives: Terms = ()
+        cls,
+        weight: float,
+        end_weight: float = 20.0,
+        trust: float = 0.5,
+        every: int = 100,
+        objectives: Terms = (),
+        depth: bool = True,
     ) -> io.NodeOutput:
-        return io.NodeOutput((*objectives, MotionPriorPull(widgets.ramp(weight, end_weight), every=every, trust=trust)))
+        pull = MotionPriorPull(widgets.ramp(weight, end_weight), every=every, trust=trust, flat=not depth)
+        return io.NodeOutput((*objectives, pull))
 
 
 class Anchor4DSmoothness(io.ComfyNode):
@@ -495,13 +514,15 @@ class Anchor4DPLA4DObjectives4D(io.ComfyNode):
                     tooltip="An image-conditioned diffusion model, from Load Prior: adds Reference Refinement, which "
                     "closes tearing artefacts on the sides that the video does not show. Nothing connected = none.",
                 ),
+                _depth(),
             ],
             outputs=[widgets.objectives_output()],
         )
 
     @classmethod
-    def execute(cls, preset: str, objectives: Terms = (), prior: Prior | None = None) -> io.NodeOutput:
-        return chain(pla4d.preset(preset, prior).motion.objectives, objectives)
+    def execute(cls, preset: str, objectives: Terms = (), prior: Prior | None = None, depth: bool = True) -> io.NodeOutput:
+        without = () if depth else (DEPTH_MOTION,)
+        return chain(pla4d.preset(preset, prior, without).motion.objectives, objectives)
 
 
 #: Methods that distil views of every frame without drawing anchors of them.

@@ -17,6 +17,7 @@ from ..core.methods.signals import DEPTH, TRACKS
 from ..core.objectives.depth import DepthMatch
 from ..core.objectives.side_view import SideViewLoss
 from ..core.objectives.tracks import TrackMatch
+from ..core.schedules import scaled
 from ..core.signals import DEPTH_KINDS, DEPTH_SPANS, DepthMaps, SideView
 from ..core.video import DrivingVideo
 from . import host, widgets
@@ -79,8 +80,10 @@ class Anchor4DDepthSignal(io.ComfyNode):
             placed = place_depth(maps, driving_video, alignment.front, _object(alignment))
             about = placed.report["correlation"]
             seen = "" if about is None else f", correlation {abs(about):.2f} with the object in the first frame"
-            host.say(f"{'inverse depth' if placed.inverse else 'depth'}{seen}")
-            term = DepthMatch(widgets.ramp(weight, end_weight), placed.maps, placed.inverse, placed.affine)
+            counts = f", counts {placed.trust:.0%}" if placed.trust < 0.9 else ""
+            host.say(f"{'inverse depth' if placed.inverse else 'depth'}{seen}{counts}")
+            ramp = scaled(widgets.ramp(weight, end_weight), placed.trust)
+            term = DepthMatch(ramp, placed.maps, placed.inverse, placed.affine)
             return io.NodeOutput((*objectives, term))
 
 

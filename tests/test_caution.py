@@ -37,6 +37,10 @@ def test_shares_add_up_by_region() -> None:
     line = certainty_line(found)
     assert "38% a guess" in line and "bottom right" in line
     assert "bottom right" in "".join(certainty_table(found)) and certainty_table(None) == []
+    # Where nothing was moved in depth, nothing of it is said to be known.
+    flat = found | {"flat": True}
+    assert "nothing moves in depth" in certainty_line(flat) and "depth is known" not in certainty_line(flat)
+    assert "nothing was moved" in "".join(certainty_table(flat)) and "nothing was moved" not in "".join(certainty_table(found))
 
 
 def test_unseen_motion_without_a_prior_is_a_guess() -> None:

@@ -24,6 +24,7 @@ from anchor4d.core.io.tracks import load_objects, masks_of, moved, objects_of, p
 from anchor4d.core.methods import pla4d
 from anchor4d.core.methods.stages import align, gaussians_on_mesh
 from anchor4d.core.objectives.front import ReferenceViewLoss
+from anchor4d.core.objectives.motion_prior import MotionPriorPull
 from anchor4d.core.scene.compose import compose
 from anchor4d.core.scene.scene import Scene4D
 from anchor4d.core.scene.sequence import scene_from_gaussians
@@ -330,7 +331,9 @@ def test_the_command_fits_and_composes(
 ) -> None:
     from test_cli import tiny
 
-    monkeypatch.setitem(pla4d._OURS, "draft", lambda refinement: tiny())  # pyright: ignore[reportPrivateUsage]
+    config = tiny()
+    pulled = replace(config, motion=replace(config.motion, objectives=(*config.motion.objectives, MotionPriorPull())))
+    monkeypatch.setitem(pla4d._OURS, "draft", lambda refinement: pulled)  # pyright: ignore[reportPrivateUsage]
     film, labels, models = write_crossing(tmp_path / "case", clip)
     out = tmp_path / "out"
     common = ["--video", str(film), "--masks", str(labels[0]), "--preset", "draft", "--frames", "3", "--device", "cpu"]
@@ -340,6 +343,9 @@ def test_the_command_fits_and_composes(
     assert len(report["objects"]) == 2 and report["composition"]["by"] in ("ground", "equal depth")
     assert {p.name for p in out.iterdir()} >= {"scene.safetensors", "report.json", "report.html", "preview.mp4", "objects"}
     assert (out / "objects" / "2" / "made" / "object.glb").is_file() and not (out / "objects" / "1" / "made").exists()
+    # What was inflated does not move in depth, what was given does.
+    sure = [json.loads((out / "objects" / k / "report.json").read_text())["certainty"] for k in "12"]
+    assert "flat" not in sure[0] and sure[1]["flat"]
     scene = Scene4D.load(out / "scene.safetensors")
     assert scene.frames == 3 and scene.front is not None and scene.front.px == SIZE / 2
     parts = [Scene4D.load(out / "objects" / k / "scene.safetensors") for k in "12"]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from test_cli import refused, tiny
 from torch import Tensor
@@ -181,6 +182,21 @@ def test_depth_is_placed_by_the_first_frame_s_object(walk: Walk, kind: str) -> N
     assert placed.affine[1] == pytest.approx(FRONT.distance**2 / 3, rel=0.05)
     straight = place_depth(DepthMaps(walk.depth), walk.video, FRONT, walk.aligned.mesh)
     assert not straight.inverse and straight.affine == pytest.approx((1.0, 0.0), abs=0.05)
+    assert straight.trust > 0.98
+
+
+def test_depth_counts_by_how_well_it_knows_the_first_frame(walk: Walk) -> None:
+    """Grain averages out and costs no trust; what is wrong over a part of the object does."""
+    generator = torch.Generator().manual_seed(0)
+    height, width = walk.depth.shape[1:]
+    grain = 0.05 * torch.randn(walk.depth.shape, generator=generator)
+    bumps = (
+        0.12 * F.interpolate(torch.randn(len(walk.depth), 1, 6, 6, generator=generator), (height, width), mode="bicubic")[:, 0]
+    )
+    trust = [
+        place_depth(DepthMaps(walk.depth + error), walk.video, FRONT, walk.aligned.mesh).trust for error in (0, grain, bumps)
+    ]
+    assert trust[0] > 0.98 and trust[1] > 0.85 and 0.05 < trust[2] < 0.6
 
 
 def test_scale_and_shift_are_robust_and_never_upside_down() -> None:
@@ -367,6 +383,23 @@ def test_bad_signals_are_refused_in_a_line(walk: Walk) -> None:
     wide = replace(walk.film(0.0), masks=bar)
     with pytest.raises(InputError, match=r"the object's outline covers .* of the film's"):
         place_view(SideView(wide, 90.0), video, front, mesh)
+
+
+def test_a_case_is_compared_with_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from anchor4d.bench.signals import DEPTH, compare, true_depth
+
+    monkeypatch.setitem(pla4d._OURS, "draft", lambda refinement: tiny(3))  # pyright: ignore[reportPrivateUsage]
+    camera = replace(CAMERA, width=48, height=48, cx=121 * 48 / 256, cy=133.5 * 48 / 256)
+    for name in ("with", "without"):
+        write_sample(tmp_path / "cases" / name, 3, 48)
+    meshes, _ = sample_case(3, 48)
+    np.savez(tmp_path / "cases" / "with" / DEPTH, depth=true_depth(meshes, camera, 48).values.numpy())
+    text = compare(out=tmp_path / "out", cases=tmp_path / "cases")
+    assert "| side film, noisy |" in text and "| depth, true (1 cases) |" in text
+    rows = json.loads((tmp_path / "out" / "signals.json").read_text())
+    assert "depth, true" in rows["with"] and "depth, true" not in rows["without"]
+    assert rows["with"]["depth, true"]["signals"]["depth"]["correlation"] < -0.7
+    assert rows["with"]["video alone"]["motion"] == pytest.approx(rows["without"]["video alone"]["motion"])
 
 
 def test_the_command_line_takes_signals(

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from anchor4d.core.cameras import orbit
 from anchor4d.core.deformation import ControlNodes, DeformationMLP, FrameField, HexPlane
 from anchor4d.core.files import InputError
 from anchor4d.core.gaussians import Gaussians, from_points, random_gaussians
@@ -21,6 +22,7 @@ from anchor4d.core.io.video import load_video
 from anchor4d.core.mesh import Mesh
 from anchor4d.core.methods import pla4d, stages
 from anchor4d.core.methods.stages import gaussians_on_mesh
+from anchor4d.core.render import rasterize
 from anchor4d.core.runs.sample import CAMERA, sample_meshes, sample_scene, write_sample
 from anchor4d.core.scene.scene import Scene4D
 from anchor4d.core.scene.surface import carry, extract_surface, scene_surface, surface_at, vertex_colors, vertex_normals
@@ -184,6 +186,29 @@ def moving() -> tuple[Scene4D, torch.Tensor]:
     assert scene.field is not None
     scene.field.requires_grad_(False)
     return scene, torch.stack([mesh.vertices for mesh in sample_meshes(6)])
+
+
+def box(centre: tuple[float, float, float], half: tuple[float, float, float]) -> tuple[torch.Tensor, torch.Tensor]:
+    corners = torch.tensor([[x, y, z] for x in (-1.0, 1.0) for y in (-1.0, 1.0) for z in (-1.0, 1.0)])
+    quads = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]
+    faces = torch.tensor([t for a, b, c, d in quads for t in ((a, b, c), (a, c, d))])
+    return corners * torch.tensor(half) + torch.tensor(centre), faces
+
+
+def test_a_wire_is_as_thin_as_it_is_and_whole() -> None:
+    """A body of 0.6 with an aerial a hundredth as thick, on which discs as wide as those of the body would be balls."""
+    (body, faces), (aerial, others) = box((0, -0.2, 0), (0.3, 0.2, 0.2)), box((0, 0.25, 0), (0.004, 0.25, 0.004))
+    made, on = gaussians_on_mesh(Mesh(torch.cat([body, aerial]), torch.cat([faces, others + len(body)])), 1500)
+    scales, rod = made.log_scales.exp(), on >= len(faces)
+    across = scales.sort(-1).values[:, 1]  # of the three, the middle one
+    assert float(across[~rod].median()) > 0.015 > 0.006 > float(across[rod].median())
+    # Of what is flat, discs are as they were.
+    assert int((scales[~rod, 0] != scales[~rod, 1]).sum()) <= 0.01 * len(made)
+    for azimuth in (0.0, 45.0, 90.0):
+        alpha = rasterize(made, orbit(azimuth, 0.0, 2.0, 40.0, 256, 256)).alpha.reshape(256, 256)
+        above = alpha[45:110]  # of the aerial, 1.4 pixels wide before a pixel's own blur; as discs it was 9
+        assert 1.4 < float(above.sum(1).mean()) < 4.5
+        assert float(above.amax(1).min()) > 0.8
 
 
 def test_vertices_follow_the_true_motion(moving: tuple[Scene4D, torch.Tensor]) -> None:

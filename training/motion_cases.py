@@ -89,15 +89,18 @@ def write_case(folder: Path, meshes: Sequence[Mesh], *, fps: float, size: int, f
     distance = reach / math.sin(math.radians(fovy / 2)) * 1.03
     cameras = orbit([0.0, *AZIMUTHS], 0.0, distance, fovy, size, size)
     films: list[list[torch.Tensor]] = [[] for _ in range(len(AZIMUTHS) + 1)]
+    depths = []
     for mesh in meshes:
         drawn = render_mesh(mesh, cameras, torch.zeros(3))
         color = drawn.color / drawn.alpha[..., None].clamp_min(1e-4)
         for film, picture in zip(films, torch.cat([color.clamp(0, 1), drawn.alpha[..., None]], -1), strict=True):
             film.append(picture)
+        depths.append(torch.where(drawn.depth[0] > 0, 1 / drawn.depth[0].clamp_min(1e-6), torch.nan).half().numpy())
     folder.mkdir(parents=True, exist_ok=True)
     for view, film in zip(("front", *(f"views/{a}" for a in AZIMUTHS)), films, strict=True):
         (folder / view).parent.mkdir(parents=True, exist_ok=True)
         write_frames(folder / view, film)
+    np.savez_compressed(folder / "depth.npz", allow_pickle=False, depth=np.stack(depths))
     (write_glb if meshes[0].skin is None else write_rigged_mesh)(folder / "mesh.glb", meshes[0])
     described = {
         "name": folder.name, "frames": len(meshes), "fps": fps, "image_size": size, "test_azimuths": list(AZIMUTHS),

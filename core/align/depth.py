@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..cameras import FrontCamera
@@ -25,6 +26,9 @@ OUTLYING = 0.3
 ROUNDS = 5
 #: Correlation below which a scale is taken back.
 FAINT = 0.25
+#: Error in the first frame, in units of the object's longest side, at which depth counts half. Only what stays over a sixteenth
+#: of the picture counts as one: finer grain averages out.
+BELIEVED, COARSE = 0.05, 16
 #: Pixels that the first frame's depth and the object must have in common, and a correlation below which depth is doubtful.
 SHARED, DOUBTFUL = 16, 0.3
 
@@ -37,12 +41,14 @@ class PlacedDepth:
         maps: through the driving video's crop.
         inverse: whether they grow towards the camera.
         affine: scale and shift for all frames, see :func:`comparable`; None where each frame has its own.
+        trust: how much they count, 0 to 1, by how well they know the first frame, whose depth is known.
         report: what a report says of them.
     """
 
     maps: DepthMaps
     inverse: bool
     affine: tuple[float, float] | None
+    trust: float
     report: dict[str, Any]
 
 
@@ -68,7 +74,7 @@ def place_depth(maps: DepthMaps, video: DrivingVideo, front: FrontCamera, item: 
         raise InputError(f"{maps.source}: says nothing of the object in frame {frame}, give depth of the video's own pictures")
     if item is None:
         inverse = maps.kind != "depth"
-        return PlacedDepth(maps, inverse, None, {"inverse": inverse, "span": "frame", "correlation": None})
+        return PlacedDepth(maps, inverse, None, 1.0, {"inverse": inverse, "span": "frame", "correlation": None})
     drawn = render_object(item, front.cropped(video.crop, video.resolution))
     inside = (maps.values[0].isfinite() & masks[0] & (drawn.alpha[0] > 0.99)).float()
     if int(inside.sum()) < SHARED:
@@ -90,13 +96,25 @@ def place_depth(maps: DepthMaps, video: DrivingVideo, front: FrontCamera, item: 
             maps.source,
             correlation,
         )
-    affine = None
-    if maps.span == "clip":
-        goal = comparable(depth, front.distance, inverse)
-        scale, shift = fitted(given[None], goal[None], inside[None])
-        affine = float(scale[0]), float(shift[0])
+    goal = comparable(depth, front.distance, inverse)
+    scale, shift = (float(x[0]) for x in fitted(given[None], goal[None], inside[None]))
+    error = _coarse((scale * given + shift - goal) * inside, inside)
+    trust = 1 / (1 + (error / BELIEVED) ** 2)
+    affine = (scale, shift) if maps.span == "clip" else None
     log.info("%s: %s, correlation %.2f", maps.source, "inverse depth" if inverse else "depth", correlation)
-    return PlacedDepth(maps, inverse, affine, {"inverse": inverse, "span": maps.span, "correlation": correlation})
+    if trust < 0.5:
+        log.info(
+            "%s: off by %.2f of the object's length in the first frame, so it counts %.0f%%", maps.source, error, 100 * trust
+        )
+    found = {"inverse": inverse, "span": maps.span, "correlation": correlation, "error": error, "trust": trust}
+    return PlacedDepth(maps, inverse, affine, trust, found)
+
+
+def _coarse(residual: Tensor, inside: Tensor) -> float:  # (H, W) each
+    """The root mean square of a residual, 0 outside, averaged over a sixteenth of the picture."""
+    side = 2 * (residual.shape[-1] // (2 * COARSE)) + 1
+    total, area = (F.avg_pool2d(x[None, None], side, 1, side // 2)[0, 0] for x in (residual, inside))
+    return float(((total / area.clamp_min(1e-6)).square() * inside).sum().div(inside.sum()).sqrt())
 
 
 def _correlation(a: Tensor, b: Tensor, weight: Tensor) -> float | None:  # (H, W) each

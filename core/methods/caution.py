@@ -77,6 +77,8 @@ def certainty_line(report: Mapping[str, Any]) -> str:
     worst = max(report["regions"], key=lambda region: region["guess"] * region["of"])
     line = f"motion: {report['seen']:.0%} seen, {report['prior']:.0%} known by the motion prior, {report['guess']:.0%} a guess"
     most = f", most of it {worst['region']}" if report["guess"] > 0.1 else ""
+    if report.get("flat"):
+        return f"{line}{most}; nothing moves in depth"
     return f"{line}{most}; of what is seen, depth is known of {report['depth']:.0%}"
 
 

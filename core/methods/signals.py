@@ -46,7 +46,7 @@ def with_signals(
     loss = next((o for o in config.motion.objectives if isinstance(o, ReferenceViewLoss)), ReferenceViewLoss())
     if signals.depth is not None:
         depth = place_depth(signals.depth, video, front, item)
-        terms.append(DepthMatch(scaled(loss.weight, DEPTH), depth.maps, depth.inverse, depth.affine))
+        terms.append(DepthMatch(scaled(loss.weight, DEPTH * depth.trust), depth.maps, depth.inverse, depth.affine))
         report["depth"] = {"source": signals.depth.source, **depth.report}
     frame = len(video) // 2 if config.static.frame == "middle" else 0
     tracks = [tracks.on_object(video, frame) for tracks in signals.tracks]

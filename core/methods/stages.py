@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..align import FocalAlignment, align_camera, align_together, color_from_frame
 from ..align.distance import LENS, Meaning, ModelDistance, align_distance, align_model_distance, fixed_camera, visual_distance
-from ..cameras import FrontCamera
+from ..cameras import FrontCamera, matrix_to_quaternion
 from ..deformation import FIELDS, ControlNodes, DeformationField
 from ..files import InputError
 from ..fit.density import DensityControl
@@ -31,7 +31,7 @@ from ..gaussians import Gaussians, from_points, neighbour_distances, random_gaus
 from ..generate.anchors import sample_anchors
 from ..generate.sampling import StepProgress
 from ..identity import fingerprint
-from ..mesh import Mesh, sample_evenly
+from ..mesh import Mesh, sample_evenly, sample_surface
 from ..objectives.base import Objective
 from ..objectives.motion_prior import MotionPriorPull
 from ..priors.base import Prior, Role
@@ -364,17 +364,48 @@ def without_object(video: DrivingVideo, *, distance: float, points: int, seed: i
     return FocalAlignment(front, ball, 0.0, [], 0.0, report)
 
 
+#: Points of the surface for each Gaussian, and the spread of those around it, relative to its width, below which it lies on
+#: something thinner than itself.
+AROUND, WIRE = 4, 0.5
+
+
 def gaussians_on_mesh(mesh: Mesh, count: int, seed: int = 0) -> tuple[Gaussians, Tensor]:
     """Flat Gaussians on the surface, coloured from the texture, and the face that each lies on, (N,).
 
     Each is a disc across the surface normal, about as wide as its neighbours are apart, evenly spread so that gaps are small,
-    and nearly opaque.
+    and nearly opaque. On what is thinner than that, a wire or a leg of an insect, it is drawn out along it instead.
     """
     generator = torch.Generator().manual_seed(seed)
     samples = sample_evenly(mesh, count, generator)
     normals = F.normalize(samples.normals, dim=-1)
     width = neighbour_distances(samples.points, 6).mean(-1).clamp_min(1e-4)
-    return _discs(samples.points, samples.colors, normals, 0.55 * width, 0.97), samples.face
+    discs = _discs(samples.points, samples.colors, normals, 0.55 * width, 0.97)
+    return _along_wires(discs, mesh, generator), samples.face
+
+
+def _along_wires(discs: Gaussians, mesh: Mesh, generator: torch.Generator) -> Gaussians:
+    """Discs that reach beyond the surface around them take its axes: long along it, across it as thin as it is."""
+    from scipy.spatial import KDTree
+
+    centres, width = discs.means.double(), discs.log_scales[:, 0].exp().double()
+    surface = sample_surface(mesh, AROUND * len(discs), generator).points.double()
+    away, index = KDTree(surface.numpy()).query(centres.numpy(), k=6 * AROUND)
+    offsets = surface[torch.from_numpy(index)] - centres[:, None]  # (N, K, 3)
+    near = torch.from_numpy(away) < 2 * width[:, None]
+    found = near.sum(1).clamp_min(1)[:, None, None]
+    spread = torch.einsum("nki,nkj,nk->nij", offsets, offsets, near.double()) / found
+    variance, axes = torch.linalg.eigh(spread)  # smallest first
+    reach = variance.clamp_min(0).sqrt()
+    # Of a flat surface the spread within two widths is one width, at its border too.
+    thin = (reach[:, 1] < WIRE * width) & (reach[:, 2] > 0)
+    if not bool(thin.any()):
+        return discs
+    axes = torch.where(torch.linalg.det(axes)[:, None, None] < 0, -axes, axes)[thin]
+    scales = torch.maximum(torch.minimum(reach, width[:, None]), 0.04 * width[:, None])[thin]
+    scales[:, 2] = width[thin]
+    quats, log_scales = discs.quats.clone(), discs.log_scales.clone()
+    quats[thin], log_scales[thin] = matrix_to_quaternion(axes.float()), scales.log().float()
+    return replace(discs, quats=quats, log_scales=log_scales)
 
 
 def _discs(points: Tensor, colors: Tensor, normals: Tensor, width: Tensor, opacity: float) -> Gaussians:
@@ -567,9 +598,10 @@ def fit_motion(
     made = replace(scene, gaussians=state.gaussians, field=state.field, meta={**scene.meta, "losses": losses}, surface=surface)
     if video is None:
         return made
-    prior = next((o.prior for o in config.objectives if isinstance(o, MotionPriorPull)), None)
-    if (sure := certainty(made, video, inputs.fronts, prior, backend)) is not None:
-        made = replace(made, meta={**made.meta, "certainty": sure.report()})
+    pull = next((o for o in config.objectives if isinstance(o, MotionPriorPull)), None)
+    if (sure := certainty(made, video, inputs.fronts, None if pull is None else pull.prior, backend)) is not None:
+        held = {"flat": True} if pull is not None and pull.flat else {}
+        made = replace(made, meta={**made.meta, "certainty": sure.report() | held})
         log.info("%s", certainty_line(made.meta["certainty"]))
     if reveal:
         made = revealed(made, video, inputs.fronts, backend)

@@ -295,6 +295,8 @@ def certainty_table(found: Mapping[str, Any] | None) -> list[str]:
     heads = ("seen", "prior", "guess", "depth")
     rows = [(r["region"], *(f"{r[key]:.0%}" for key in heads)) for r in [{"region": "whole", **found}, *found["regions"]]]
     says = "Shares of the object and the clip. Depth: of what is seen, the part whose motion in depth the motion prior knows."
+    if found.get("flat"):
+        says += " The object's depth is a guess, so nothing was moved there."
     named = ["in the driving view", "seen", "known by the prior", "a guess", "depth known"]
     return ["<h2>Where the motion is a guess</h2>", f"<p>{says}</p>", table(named, rows)]
 

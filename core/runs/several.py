@@ -16,7 +16,7 @@ from torch import Tensor
 from ... import __version__
 from ..align import FocalAlignment, align_together
 from ..files import InputError
-from ..generate.chain import Links, complete
+from ..generate.chain import Links, Made, complete
 from ..identity import canonical, file_identity, fingerprint
 from ..io import write_png
 from ..io.objects import load_object
@@ -101,17 +101,21 @@ def run_objects(
         raise InputError(f"{video}: {len(videos)} objects by its masks and {len(objects)} given, give one each (auto = made)")
     identity = [file_identity(video), [file_identity(mask) for mask in masks], size, part]
     videos = [replace(each, identity=fingerprint(identity, k)) for k, each in enumerate(videos)]
-    given, yaws = [], []
+    given, yaws, own = [], [], []
     for k, each in enumerate(videos):
-        path, yaw = (objects[k] if objects else None), settings.yaw
+        path, yaw, mine = (objects[k] if objects else None), settings.yaw, settings
         if path is None:
-            path, yaw = _made(each, video, out / OBJECTS / str(k + 1), settings, links, prompt, resume, progress), 0.0
+            made = _made(each, video, out / OBJECTS / str(k + 1), settings, links, prompt, resume, progress)
+            path, yaw = made.object, 0.0
+            mine = settings.of_guessed_depth() if made.inflated else settings
+            assert path is not None
         given.append(load_object(path, settings.up if objects and objects[k] is not None else "y"))
         yaws.append(yaw)
+        own.append(mine)
     models = settings.models()
-    own = replace(settings, prior_device="auto")
+    kept = [replace(mine, prior_device="auto") for mine in own]
     key = fingerprint(
-        {"settings": own, "config": plain, "models": models, "video": identity, "objects": given}, asdict(placing), __version__
+        {"settings": kept, "config": plain, "models": models, "video": identity, "objects": given}, asdict(placing), __version__
     )
     clock = Clock(progress)
 
@@ -121,15 +125,15 @@ def run_objects(
         alignments = [colored(aligned, each) for aligned, each in zip(alignments, videos)]
         clock.stop("align cameras")
         scenes, reports = [], []
-        for k, (each, item, aligned) in enumerate(zip(videos, given, alignments), 1):
+        for k, (each, item, aligned, mine) in enumerate(zip(videos, given, alignments, own), 1):
             log.info("object %d of %d: %s", k, len(videos), item.name)
             scene, report = _one(
                 out / OBJECTS / str(k),
                 each,
                 item,
                 aligned,
-                settings,
-                plain.bound(models),
+                mine,
+                mine.plain().bound(models),
                 fingerprint(key, k),
                 resume,
                 _labelled(progress, k),
@@ -173,13 +177,13 @@ def _made(
     prompt: str,
     resume: bool,
     progress: Progress | None,
-) -> Path:
+) -> Made:
     """An object made of its part of the first frame."""
     picture = torch.cat([part.frames[0], part.masks[0][..., None]], -1)
     out.mkdir(parents=True, exist_ok=True)
     path = out / "first.png"
     write_png(path, picture)
-    made = complete(
+    return complete(
         out,
         prompt=prompt or None,
         image=path,
@@ -190,8 +194,6 @@ def _made(
         progress=progress,
         device=prior_device(settings.device, settings.prior_device, what="generators"),
     )
-    assert made.object is not None
-    return made.object
 
 
 def _one(
