@@ -28,7 +28,7 @@ ROUNDS = 5
 FAINT = 0.25
 #: Error in the first frame, in units of the object's longest side, at which depth counts half. Only what stays over a sixteenth
 #: of the picture counts as one: finer grain averages out.
-BELIEVED, COARSE = 0.05, 16
+BELIEVED, COARSE = 0.025, 16
 #: Pixels that the first frame's depth and the object must have in common, and a correlation below which depth is doubtful.
 SHARED, DOUBTFUL = 16, 0.3
 
