@@ -389,11 +389,11 @@ def _along_wires(discs: Gaussians, mesh: Mesh, generator: torch.Generator) -> Ga
 
     centres, width = discs.means.double(), discs.log_scales[:, 0].exp().double()
     surface = sample_surface(mesh, AROUND * len(discs), generator).points.double()
-    away, index = KDTree(surface.numpy()).query(centres.numpy(), k=6 * AROUND)
-    offsets = surface[torch.from_numpy(index)] - centres[:, None]  # (N, K, 3)
+    away, index = KDTree(surface.numpy()).query(centres.numpy(), k=min(6 * AROUND, len(surface)))
     near = torch.from_numpy(away) < 2 * width[:, None]
-    found = near.sum(1).clamp_min(1)[:, None, None]
-    spread = torch.einsum("nki,nkj,nk->nij", offsets, offsets, near.double()) / found
+    offsets = (surface[torch.from_numpy(index)] - centres[:, None]) * near[..., None]  # (N, K, 3)
+    # Not as a matrix product, whose last bits are the processor's.
+    spread = (offsets[..., :, None] * offsets[..., None, :]).sum(1) / near.sum(1).clamp_min(1)[:, None, None]
     variance, axes = torch.linalg.eigh(spread)  # smallest first
     reach = variance.clamp_min(0).sqrt()
     # Of a flat surface the spread within two widths is one width, at its border too.
